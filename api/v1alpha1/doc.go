@@ -1,0 +1,9 @@
+// Package v1alpha1 holds the Kubernetes API of sidestep: the Intercept, which is the one record of who
+// receives which traffic of which workload.
+//
+// +kubebuilder:object:generate=true
+// +groupName=sidestep.dev
+package v1alpha1
+
+//go:generate go tool controller-gen object paths=.
+//go:generate go tool controller-gen crd paths=. output:crd:dir=../../deploy/chart/crds

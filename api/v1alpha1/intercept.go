@@ -1,0 +1,266 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Intercept asks that traffic of one port of one workload goes to the laptop of one developer: every
+// connection (mechanism tcp) or the HTTP requests that match (mechanism http). It is created, and deleted, by
+// the developer's own account, so RBAC decides who may intercept what; the manager only writes its status.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:path=intercepts,singular=intercept,shortName=icept,categories=sidestep
+// +kubebuilder:printcolumn:name="Workload",type=string,JSONPath=`.spec.workload.name`
+// +kubebuilder:printcolumn:name="Port",type=string,JSONPath=`.status.port`
+// +kubebuilder:printcolumn:name="Holder",type=string,JSONPath=`.spec.client.holder`
+// +kubebuilder:printcolumn:name="Intercepting",type=string,JSONPath=`.status.intercepting`
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="Pods",type=string,JSONPath=`.status.coverage`
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Intercept struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +required
+	Spec   InterceptSpec   `json:"spec"`
+	Status InterceptStatus `json:"status,omitempty"`
+}
+
+// InterceptList is a list of Intercepts.
+//
+// +kubebuilder:object:root=true
+type InterceptList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Intercept `json:"items"`
+}
+
+// Mechanism says what is taken: whole connections or single requests.
+//
+// +kubebuilder:validation:Enum=tcp;http
+type Mechanism string
+
+// The mechanisms.
+const (
+	MechanismTCP  Mechanism = "tcp"
+	MechanismHTTP Mechanism = "http"
+)
+
+// InterceptSpec is what the developer asks for. Nothing in it can change after creation except the service, the
+// port, the container and the destination: that is how an intercept moves to another port without a gap.
+//
+// +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
+// +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
+type InterceptSpec struct {
+	// Name is what the developer calls the intercept; unique per client.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// Workload is the owner of the pods, in the namespace of the Intercept.
+	Workload WorkloadReference `json:"workload"`
+
+	// Service selects the service when several select the workload's pods.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Service string `json:"service,omitempty"`
+
+	// Port is a service port by name or number, or a container port where the workload has no service. It may be
+	// left out when there is just one.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Port string `json:"port,omitempty"`
+
+	// Container names the container whose environment and ports are meant, when it cannot be told from the port.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Container string `json:"container,omitempty"`
+
+	// Mechanism is tcp (every connection) or http (matching requests).
+	Mechanism Mechanism `json:"mechanism"`
+
+	// HTTP narrows mechanism http; when it is absent or empty every HTTP request matches.
+	// +optional
+	HTTP *HTTPMatch `json:"http,omitempty"`
+
+	// Existing says what becomes of connections that were open before the intercept.
+	// +kubebuilder:validation:Enum=auto;idle;all;none
+	// +kubebuilder:default=auto
+	// +optional
+	Existing string `json:"existing,omitempty"`
+
+	// Client is who holds the intercept.
+	Client ClientReference `json:"client"`
+
+	// Destination is where the laptop delivers, for the reader's information.
+	// +optional
+	Destination Destination `json:"destination,omitempty"`
+}
+
+// WorkloadReference names a workload in the Intercept's own namespace.
+type WorkloadReference struct {
+	// +kubebuilder:validation:Enum=Deployment;ReplicaSet;StatefulSet
+	Kind string `json:"kind"`
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+}
+
+// HTTPMatch lists conditions that must all hold for a request to match.
+type HTTPMatch struct {
+	// Headers must all be matched; a header that a request carries several times matches by any of its values.
+	// +optional
+	// +kubebuilder:validation:MaxItems=16
+	Headers []HeaderMatch `json:"headers,omitempty"`
+	// Path is compared with the request's path, without its query.
+	// +optional
+	Path *PathMatch `json:"path,omitempty"`
+}
+
+// HeaderMatch compares one header field by exact value or by regular expression.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.value) != has(self.regex)",message="give either value or regex, and not both"
+type HeaderMatch struct {
+	// Name is compared without regard to case (RFC 9110 §5.1).
+	// +kubebuilder:validation:Pattern=`^[!#$%&'*+.^_|~0-9A-Za-z\x60-]+$`
+	// +kubebuilder:validation:MaxLength=256
+	Name string `json:"name"`
+	// Value must be equal, byte for byte.
+	// +optional
+	// +kubebuilder:validation:MaxLength=4096
+	Value *string `json:"value,omitempty"`
+	// Regex is an RE2 expression that must match the whole value.
+	// +optional
+	// +kubebuilder:validation:MaxLength=4096
+	Regex *string `json:"regex,omitempty"`
+}
+
+// PathMatch compares the path in exactly one way.
+//
+// +kubebuilder:validation:XValidation:rule="[has(self.equal), has(self.prefix), has(self.regex)].filter(x, x).size() == 1",message="give exactly one of equal, prefix and regex"
+type PathMatch struct {
+	// +optional
+	// +kubebuilder:validation:MaxLength=4096
+	Equal *string `json:"equal,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=4096
+	Prefix *string `json:"prefix,omitempty"`
+	// Regex is an RE2 expression that must match the whole path.
+	// +optional
+	// +kubebuilder:validation:MaxLength=4096
+	Regex *string `json:"regex,omitempty"`
+}
+
+// ClientReference identifies the session that holds an intercept.
+type ClientReference struct {
+	// Session is the UUID of the client's session.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`
+	Session string `json:"session"`
+	// Holder is user@host, to tell people whose intercept this is. It proves nothing.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=320
+	Holder string `json:"holder"`
+	// KeyHash is the hex SHA-256 of the session key. Only a client that shows the key to the manager receives the
+	// traffic.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{64}$`
+	KeyHash string `json:"keyHash"`
+}
+
+// Destination is a local address on the laptop.
+type Destination struct {
+	// +optional
+	Address string `json:"address,omitempty"`
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+}
+
+// State sums up an intercept for people; conditions say it for programs.
+type State string
+
+// The states of an intercept.
+const (
+	// StatePending: being resolved, or not every ready pod is steering yet.
+	StatePending State = "PENDING"
+	// StateActive: every ready pod steers and a probe through each came back.
+	StateActive State = "ACTIVE"
+	// StateNoPods: accepted, and there is no ready pod at the moment.
+	StateNoPods State = "NO_PODS"
+	// StateDisconnected: the laptop is away; its requests go to the app meanwhile.
+	StateDisconnected State = "DISCONNECTED"
+	// StateConflict: another intercept holds the same requests.
+	StateConflict State = "CONFLICT"
+	// StateInvalid: the workload, service or port cannot be resolved, or a rule is wrong.
+	StateInvalid State = "INVALID"
+	// StateFailed: a ready pod cannot be steered; the message says why.
+	StateFailed State = "FAILED"
+)
+
+// Condition types of an intercept.
+const (
+	// ConditionResolved: workload, service and port were found.
+	ConditionResolved = "Resolved"
+	// ConditionAccepted: no other intercept holds the same requests.
+	ConditionAccepted = "Accepted"
+	// ConditionConnected: the holder's laptop is connected to the manager.
+	ConditionConnected = "Connected"
+	// ConditionReady: every ready pod steers to the holder.
+	ConditionReady = "Ready"
+)
+
+// InterceptStatus is what the manager found and did.
+type InterceptStatus struct {
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// +optional
+	State State `json:"state,omitempty"`
+	// Message says in one sentence why State is not ACTIVE.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Service is the service that was resolved; empty when the workload has none.
+	// +optional
+	Service string `json:"service,omitempty"`
+	// Port is the resolved port as people write it: the service port's name, else its number.
+	// +optional
+	Port string `json:"port,omitempty"`
+	// ServicePort is the resolved service port's number; 0 without a service.
+	// +optional
+	ServicePort int32 `json:"servicePort,omitempty"`
+	// Container is the container that has the port.
+	// +optional
+	Container string `json:"container,omitempty"`
+	// Intercepting describes the rule in one line.
+	// +optional
+	Intercepting string `json:"intercepting,omitempty"`
+	// Coverage is steering pods / ready pods, as in "2/2".
+	// +optional
+	Coverage string `json:"coverage,omitempty"`
+	// Pods lists every ready pod, and those that cannot be steered with their reason.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Pods []PodStatus `json:"pods,omitempty"`
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// PodStatus is the state of one pod of the workload.
+type PodStatus struct {
+	Name string `json:"name"`
+	// +optional
+	Node string `json:"node,omitempty"`
+	// Port is the container port that is steered, in this pod.
+	// +optional
+	Port int32 `json:"port,omitempty"`
+	// Steering: the datapath is in place and a probe through it came back.
+	Steering bool `json:"steering"`
+	// Message says why not.
+	// +optional
+	Message string `json:"message,omitempty"`
+}
