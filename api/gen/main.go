@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -37,6 +38,27 @@ func run() error {
 	protoc.Stdout, protoc.Stderr = os.Stdout, os.Stderr
 	if err := protoc.Run(); err != nil {
 		return fmt.Errorf("protoc: %w (Debian: apt-get install protobuf-compiler)", err)
+	}
+	return dropProtocVersion()
+}
+
+var protocVersion = regexp.MustCompile(`(?m)^// [-\t ]*protoc +v.*\n`)
+
+// dropProtocVersion removes protoc's own version from the headers of the generated files: it does not shape the code (the pinned plugins
+// do), and would make a file look stale on a distribution with another protoc.
+func dropProtocVersion() error {
+	generated, err := filepath.Glob("api/*/*.pb.go")
+	if err != nil {
+		return err
+	}
+	for _, path := range generated {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, protocVersion.ReplaceAll(text, nil), 0o644); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,0 +1,76 @@
+# The two commands that matter: `make demo` and `make test`. Both install what they need (Debian, root) and start from nothing.
+
+SHELL   := /bin/bash
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+BIN     := bin
+LDFLAGS := -s -w -X sidestep.dev/sidestep/internal/version.Version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+CLUSTER := $(BIN)/cluster
+
+.DEFAULT_GOAL := help
+.PHONY: help build images generate check-generated lint fmt test test-unit test-e2e demo bench cluster-up cluster-down clean deps deps-build
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## the three programs, statically linked, into bin/
+	@mkdir -p $(BIN)
+	$(GOBUILD) -o $(BIN)/ ./cmd/...
+
+$(CLUSTER): FORCE
+	@mkdir -p $(BIN)
+	@go build -C tests/cluster -o ../../$(CLUSTER) .
+FORCE:
+
+$(BIN)/apps: FORCE
+	@mkdir -p $(BIN)
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/apps ./tests/apps
+
+images: build $(BIN)/apps ## container images of the programs and of the sample apps, into build/images
+	go run ./deploy/images --out build/images --tag $(VERSION) --apps $(if $(IMAGE_REGISTRY),--push $(IMAGE_REGISTRY))
+
+deps: ## Debian packages that the tests and the demo use, if they are missing
+	@tests/deps.sh run
+
+deps-build: ## Debian packages that regenerating code uses, if they are missing
+	@tests/deps.sh generate
+
+generate: deps-build ## regenerate protobuf, CRD, deepcopy and BPF code
+	go generate ./api/... ./bpf/...
+
+check-generated: generate ## fail if generated code is not what its sources give
+	@git diff --exit-code --stat -- api bpf deploy/chart/crds || { echo "generated code is stale: run make generate and commit the result"; exit 1; }
+
+lint: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
+	go vet ./...
+	go vet -tags e2e ./tests/e2e/...
+	go tool staticcheck ./...
+	go vet -C tests/cluster ./...
+
+fmt: ## gofmt everything
+	gofmt -w $$(git ls-files '*.go')
+
+test: deps check-generated lint test-unit test-e2e ## everything that CI runs
+
+test-unit: ## unit tests and tests in network namespaces (root)
+	go test -p 2 -timeout 15m ./...
+	go test -C tests/cluster -timeout 5m ./...
+
+test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes: $$KUBECONFIG, or the local one
+	SIDESTEP_IMAGE_TAG=$(VERSION) go test -tags e2e -count=1 -timeout 40m -v ./tests/e2e
+
+demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts at work
+	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/demo
+
+bench: deps build ## figures, each against direct in the same run
+	go test -run '^$$' -bench . -benchtime 3s ./tests/bench/...
+
+cluster-up: deps $(CLUSTER) ## the local Kubernetes
+	$(CLUSTER) up
+
+cluster-down: $(CLUSTER) ## remove the local Kubernetes without a trace
+	$(CLUSTER) down
+
+clean: ## remove what was built
+	rm -rf $(BIN) build

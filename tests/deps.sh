@@ -1,0 +1,23 @@
+#!/bin/sh
+# Installs the Debian packages that are missing. `run`: for tests and demo; `generate`: for regenerating code.
+set -eu
+case "${1:-}" in
+run)      want="curl:curl h2load:nghttp2-client ip:iproute2 gcc:gcc git:git" ;;
+generate) want="clang-19:clang-19 llvm-strip-19:llvm-19 protoc:protobuf-compiler /usr/include/bpf/bpf_helpers.h:libbpf-dev /usr/include/linux/bpf.h:linux-libc-dev" ;;
+*) echo "usage: $0 run|generate" >&2; exit 2 ;;
+esac
+missing=
+for pair in $want; do
+	have=${pair%%:*} package=${pair##*:}
+	case "$have" in
+	/*) [ -e "$have" ] || missing="$missing $package" ;;
+	*) command -v "$have" >/dev/null || missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+command -v apt-get >/dev/null || { echo "please install:$missing" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "please run as root, or install:$missing" >&2; exit 1; }
+echo "installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends $missing >/dev/null
