@@ -1,0 +1,66 @@
+// Package proxy serves the connections that were steered away from an app: it reads the head of each request, gives what
+// an intercept claims to the laptop that holds it, and everything else, byte for byte, to the app.
+//
+// Two rules decide every doubtful case. Whoever is not intercepted notices nothing: bytes pass unaltered, nothing is
+// added, and where a message could be read in two ways the whole connection becomes the app's, never to be parsed again.
+// Whatever breaks, the app gets its traffic: a request that the laptop cannot take goes to the app with all its bytes.
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// DefaultOpenTimeout is how long a laptop may take to connect to its local process before the app gets the request.
+const DefaultOpenTimeout = 2 * time.Second
+
+// AppDialer opens connections to the app, inside the pod's network namespace and from the pod's own address, so that they
+// are not steered again. client is who is being served, so that the app can be told; app is the address that the client
+// had connected to.
+type AppDialer interface {
+	DialApp(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, error)
+}
+
+// Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when there is no connection to
+// the manager.
+type Tunnels interface {
+	Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error)
+}
+
+// Config is what all targets of a node share.
+type Config struct {
+	Tunnels     Tunnels
+	Log         *slog.Logger          // default slog.Default()
+	OpenTimeout time.Duration         // default DefaultOpenTimeout
+	Metrics     prometheus.Registerer // may be nil
+}
+
+// Proxy serves steered connections.
+type Proxy struct {
+	cfg Config
+}
+
+// New makes a Proxy. It panics if its metrics are registered twice with one registerer.
+func New(cfg Config) *Proxy {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.OpenTimeout <= 0 {
+		cfg.OpenTimeout = DefaultOpenTimeout
+	}
+	return &Proxy{cfg: cfg}
+}
+
+// Serve serves one steered connection, whose local address is the app's and whose remote address is the client's. It
+// returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset. It never panics.
+func (p *Proxy) Serve(ctx context.Context, c *net.TCPConn, t *Target) {
+	defer c.Close()
+}
