@@ -1,0 +1,123 @@
+package layout
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+)
+
+// Intercept is what programs read about one intercept.
+type Intercept struct {
+	Name          string   `json:"name"`
+	Namespace     string   `json:"namespace"`
+	WorkloadKind  string   `json:"workload_kind"`
+	Workload      string   `json:"workload"`
+	State         string   `json:"state"`
+	Message       string   `json:"message,omitempty"`
+	Destination   string   `json:"destination,omitempty"`
+	Service       string   `json:"service,omitempty"`
+	ServicePortID string   `json:"service_port_id,omitempty"`
+	Mechanism     string   `json:"mechanism"`
+	Intercepting  string   `json:"intercepting"`
+	Conditions    []string `json:"conditions,omitempty"`
+	Headers       []string `json:"headers,omitempty"`
+	Client        string   `json:"client"`
+	Coverage      string   `json:"coverage,omitempty"`
+	Pods          []Pod    `json:"pods,omitempty"`
+}
+
+// Pod is one ready pod of an intercepted workload.
+type Pod struct {
+	Name     string `json:"name"`
+	Node     string `json:"node"`
+	Steering bool   `json:"steering"`
+	Message  string `json:"message,omitempty"`
+}
+
+// InterceptRecord is the record of an intercept.
+func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
+	r := Intercept{
+		Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
+		State: i.GetState(), Message: i.GetMessage(), Destination: i.GetDestination(), Service: i.GetService(),
+		ServicePortID: i.GetServicePort(), Mechanism: i.GetMechanism(), Intercepting: intercepting(i),
+		Conditions: i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),
+	}
+	for _, p := range i.GetPods() {
+		r.Pods = append(r.Pods, Pod{Name: p.GetName(), Node: p.GetNode(), Steering: p.GetSteering(), Message: p.GetMessage()})
+	}
+	return r
+}
+
+func interceptRecords(infos []*daemonpb.InterceptInfo) []Intercept {
+	records := make([]Intercept, 0, len(infos))
+	for _, i := range byName(infos) {
+		records = append(records, InterceptRecord(i))
+	}
+	return records
+}
+
+// byName returns the intercepts sorted by name, so that what is printed twice is the same twice.
+func byName(infos []*daemonpb.InterceptInfo) []*daemonpb.InterceptInfo {
+	return slices.SortedStableFunc(slices.Values(infos), func(a, b *daemonpb.InterceptInfo) int {
+		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetNamespace(), b.GetNamespace()))
+	})
+}
+
+func intercepting(i *daemonpb.InterceptInfo) string {
+	switch {
+	case i.GetMechanism() != "http":
+		return "all TCP connections"
+	case len(i.GetConditions()) == 0:
+		return "all HTTP requests"
+	default:
+		return "HTTP requests that match all of:"
+	}
+}
+
+// NewIntercept writes what `intercept` says about the intercept that it made.
+func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, p Paint) error {
+	if _, err := fmt.Fprintf(w, "Using %s %s\n", i.GetWorkloadKind(), i.GetWorkload()); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w, "intercepted"); err != nil {
+		return err
+	}
+	b := interceptBlock(i, p)
+	if headers := i.GetCurlHeaders(); len(headers) > 0 {
+		b.Add("Try it with", curl(headers))
+	}
+	_, err := b.WriteTo(w)
+	return err
+}
+
+func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
+	b := &Block{Indent: "    ", Hang: "      "}
+	b.Add("Intercept name", i.GetName())
+	state := p.state(i.GetState())
+	if i.GetMessage() != "" && i.GetState() != "ACTIVE" {
+		state += ": " + i.GetMessage()
+	}
+	b.Add("State", state)
+	b.Add("Workload kind", i.GetWorkloadKind())
+	b.Add("Destination", i.GetDestination())
+	b.Add("Service Port Identifier", i.GetServicePort())
+	b.Add("Intercepting", intercepting(i), i.GetConditions()...)
+	return b
+}
+
+func curl(headers []string) string {
+	words := []string{"curl"}
+	for _, h := range headers {
+		words = append(words, "-H", Quote(h))
+	}
+	return strings.Join(words, " ")
+}
+
+// Quote makes one word of s for a POSIX shell.
+func Quote(s string) string {
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

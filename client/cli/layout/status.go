@@ -1,0 +1,179 @@
+package layout
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+)
+
+// Status is what programs read about the daemons and the session.
+type Status struct {
+	RootDaemon     RootDaemon     `json:"root_daemon"`
+	UserDaemon     UserDaemon     `json:"user_daemon"`
+	TrafficManager TrafficManager `json:"traffic_manager"`
+}
+
+// RootDaemon would hold the laptop's network into the cluster.
+type RootDaemon struct {
+	Running bool `json:"running"`
+}
+
+// UserDaemon holds the session.
+type UserDaemon struct {
+	Running           bool        `json:"running"`
+	Version           string      `json:"version,omitempty"`
+	Executable        string      `json:"executable,omitempty"`
+	PID               int32       `json:"pid,omitempty"`
+	Status            string      `json:"status,omitempty"`
+	Error             string      `json:"error,omitempty"`
+	SessionID         string      `json:"session_id,omitempty"`
+	Client            string      `json:"client,omitempty"`
+	KubernetesServer  string      `json:"kubernetes_server,omitempty"`
+	KubernetesContext string      `json:"kubernetes_context,omitempty"`
+	Namespace         string      `json:"namespace,omitempty"`
+	ManagerNamespace  string      `json:"manager_namespace,omitempty"`
+	Intercepts        []Intercept `json:"intercepts"`
+}
+
+// TrafficManager is the other end of the session.
+type TrafficManager struct {
+	Connected bool   `json:"connected"`
+	Version   string `json:"version,omitempty"`
+}
+
+// StatusRecord is the record of a status; nil means that no user daemon runs.
+func StatusRecord(s *daemonpb.StatusInfo) Status {
+	var r Status
+	r.UserDaemon.Intercepts = []Intercept{}
+	if s == nil {
+		return r
+	}
+	d := s.GetDaemon()
+	r.UserDaemon = UserDaemon{
+		Running: true, Version: d.GetVersion(), Executable: d.GetExecutable(), PID: d.GetPid(), Status: state(s), Error: s.GetMessage(),
+		SessionID: s.GetSession(), Client: s.GetHolder(), KubernetesServer: s.GetKubernetesServer(), KubernetesContext: s.GetKubernetesContext(),
+		Namespace: s.GetNamespace(), ManagerNamespace: s.GetManagerNamespace(), Intercepts: interceptRecords(s.GetIntercepts()),
+	}
+	r.TrafficManager = TrafficManager{Connected: s.GetConnected()}
+	if s.GetConnected() {
+		r.TrafficManager.Version = s.GetManagerVersion()
+	}
+	return r
+}
+
+func state(s *daemonpb.StatusInfo) string {
+	switch {
+	case s.GetState() != "":
+		return s.GetState()
+	case s.GetConnected():
+		return "Connected"
+	default:
+		return "Not connected"
+	}
+}
+
+// StatusText writes the status for people.
+type StatusText struct {
+	Brand    string // Sidestep or Telepresence
+	Version  string // of the command line
+	Protocol int    // of the command line
+	Wide     bool   // a line for every pod
+	Paint    Paint
+}
+
+// Write writes the blocks of the root daemon, the user daemon and the traffic manager; s is nil when no user daemon runs.
+func (t StatusText) Write(w io.Writer, s *daemonpb.StatusInfo) error {
+	var text strings.Builder
+	fmt.Fprintf(&text, "Root Daemon: %s\n", t.Paint.Odd("Not running"))
+	if s == nil {
+		fmt.Fprintf(&text, "User Daemon: %s\n", t.Paint.Odd("Not running"))
+	} else {
+		fmt.Fprintf(&text, "User Daemon: %s\n", t.Paint.Good("Running"))
+		_, _ = t.daemonBlock(s).WriteTo(&text)
+	}
+	if s.GetConnected() {
+		fmt.Fprintf(&text, "Traffic Manager: %s\n", t.Paint.Good("Connected"))
+		b := &Block{Indent: "  ", Hang: "    "}
+		b.Add("Version", s.GetManagerVersion())
+		_, _ = b.WriteTo(&text)
+	} else {
+		fmt.Fprintf(&text, "Traffic Manager: %s\n", t.Paint.Odd("Not connected"))
+	}
+	_, err := io.WriteString(w, text.String())
+	return err
+}
+
+func (t StatusText) daemonBlock(s *daemonpb.StatusInfo) *Block {
+	b := &Block{Indent: "  ", Hang: "    "}
+	version := s.GetDaemon().GetVersion()
+	if version == t.Version {
+		// Only of its own version does the command line know the protocol.
+		version = fmt.Sprintf("%s (api %d)", version, t.Protocol)
+	}
+	b.Add("Version", version)
+	if t.Wide {
+		b.Add("Executable", s.GetDaemon().GetExecutable())
+		b.Add("Process", fmt.Sprint(s.GetDaemon().GetPid()))
+	}
+	st := state(s)
+	if s.GetConnected() {
+		b.Add("Status", t.Paint.Good(st))
+	} else {
+		b.Add("Status", t.Paint.Odd(st))
+	}
+	b.Add("Error", s.GetMessage())
+	if s.GetSession() == "" {
+		return b
+	}
+	b.Add("Kubernetes server", s.GetKubernetesServer())
+	b.Add("Kubernetes context", s.GetKubernetesContext())
+	b.Add("Namespace", s.GetNamespace())
+	b.Add("Manager namespace", s.GetManagerNamespace())
+	if t.Wide {
+		b.Add("Session", s.GetSession())
+		b.Add("Client", s.GetHolder())
+	}
+	b.Add(t.Brand+" proxy", "OFF (networking to the cluster is not enabled)")
+	b.Add("Intercepts", fmt.Sprintf("%d total", len(s.GetIntercepts())), t.interceptLines(s)...)
+	return b
+}
+
+func (t StatusText) interceptLines(s *daemonpb.StatusInfo) []string {
+	var lines []string
+	for _, i := range byName(s.GetIntercepts()) {
+		line := i.GetName() + ": " + i.GetHolder()
+		if i.GetState() != "ACTIVE" {
+			line += ", " + t.Paint.state(i.GetState())
+			if i.GetMessage() != "" {
+				line += ": " + i.GetMessage()
+			}
+		}
+		lines = append(lines, line)
+		if t.Wide {
+			lines = append(lines, t.wideLines(i)...)
+		}
+	}
+	return lines
+}
+
+func (t StatusText) wideLines(i *daemonpb.InterceptInfo) []string {
+	lines := []string{fmt.Sprintf("  %s %s.%s to %s, %s", i.GetWorkloadKind(), i.GetWorkload(), i.GetNamespace(), i.GetDestination(), intercepting(i))}
+	for _, c := range i.GetConditions() {
+		lines = append(lines, "    "+c)
+	}
+	for _, pod := range i.GetPods() {
+		line := fmt.Sprintf("  pod %s on %s: ", pod.GetName(), pod.GetNode())
+		switch {
+		case pod.GetSteering():
+			line += t.Paint.Good("steering")
+		case pod.GetMessage() != "":
+			line += t.Paint.Odd("not steering") + ": " + pod.GetMessage()
+		default:
+			line += t.Paint.Odd("not steering")
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
