@@ -43,3 +43,6 @@ func Session(cache string) string { return filepath.Join(cache, "session.json") 
 
 // Log is the daemon's log file, in the cache directory.
 func Log(cache string) string { return filepath.Join(cache, "logs", "daemon.log") }
+
+// Lock is the file beside the socket that the one daemon which may serve it holds locked.
+func Lock(socket string) string { return socket + ".lock" }

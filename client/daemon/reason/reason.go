@@ -29,8 +29,8 @@ const (
 	Forbidden = "FORBIDDEN"
 	// OtherCluster: the daemon has a session with another cluster.
 	OtherCluster = "OTHER_CLUSTER"
-	// NotConnected: the call needs a session and there is none.
-	NotConnected = "NOT_CONNECTED"
+	// NoSession: the call needs a session and there is none.
+	NoSession = "NO_SESSION"
 	// VersionSkew: client and manager do not speak the same protocol.
 	VersionSkew = "VERSION_SKEW"
 	// WorkloadNotFound: no workload has that name; metadata "similar" lists names like it, separated by commas.

@@ -1,4 +1,4 @@
-// Package socket is how the command line reaches the daemon.
+// Package socket is how the command line reaches the daemon, and what it knows of the daemon's files.
 package socket
 
 import (
@@ -8,7 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"syscall"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,18 +16,72 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/home"
 )
 
-// ErrNotRunning is returned by Dial when no daemon serves the socket.
-var ErrNotRunning = errors.New("the daemon is not running")
+// Path is where this user's daemon serves.
+func Path() (string, error) { return home.Socket(os.Getenv) }
 
-// Dial connects to the daemon that serves the socket and returns once it has accepted. The error is ErrNotRunning when there is none.
-func Dial(ctx context.Context, path string) (daemonpb.DaemonClient, io.Closer, error) {
+// LogFile is where this user's daemon logs.
+func LogFile() (string, error) {
+	cache, err := home.Cache(os.Getenv)
+	if err != nil {
+		return "", err
+	}
+	return home.Log(cache), nil
+}
+
+// Saved says whether a session is on disk, which a new daemon would resume.
+func Saved() bool {
+	cache, err := home.Cache(os.Getenv)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(home.Session(cache))
+	return err == nil
+}
+
+// Clean removes everything that a daemon leaves on disk. A daemon that runs is not touched, and writes again.
+func Clean() error {
+	path, err := Path()
+	if err != nil {
+		return err
+	}
+	cache, err := home.Cache(os.Getenv)
+	if err != nil {
+		return err
+	}
+	log := home.Log(cache)
+	logs, err := filepath.Glob(log + "*")
+	errs := []error{err}
+	for _, file := range append(logs, path, home.Lock(path), home.Session(cache)) {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	// Directories go when they are empty: $SIDESTEP_DAEMON_SOCKET and $XDG_CACHE_HOME may hold what is not ours.
+	for _, dir := range []string{filepath.Dir(log), cache, filepath.Dir(path)} {
+		if filepath.Base(dir) == "sidestep" || filepath.Base(dir) == "logs" {
+			_ = os.Remove(dir)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Dial connects to this user's daemon, as DialPath does.
+func Dial(ctx context.Context) (daemonpb.DaemonClient, io.Closer, error) {
+	path, err := Path()
+	if err != nil {
+		return nil, nil, err
+	}
+	return DialPath(ctx, path)
+}
+
+// DialPath connects to the daemon that serves the socket at path, and returns once the socket has accepted. When no daemon runs the
+// error is os.ErrNotExist or syscall.ECONNREFUSED.
+func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Closer, error) {
 	first, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, nil, fmt.Errorf("%w (%s)", ErrNotRunning, path)
-		}
 		return nil, nil, fmt.Errorf("connect to the daemon: %w", err)
 	}
 	firsts := make(chan net.Conn, 1)
@@ -44,7 +98,10 @@ func Dial(ctx context.Context, path string) (daemonpb.DaemonClient, io.Closer, e
 		grpc.WithContextDialer(dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithIdleTimeout(0),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second}, MinConnectTimeout: 5 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
 	)
 	if err != nil {
