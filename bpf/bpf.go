@@ -1,0 +1,103 @@
+// Package bpf holds the programs that run in the kernel, compiled, and what user space needs in order to load them. What is
+// attached where, and for how long, is decided elsewhere.
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel -type target_key -type target_value -type listener_slot -type outcome steer steer.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+
+// Steer is the steering program of one pod with its maps, loaded and not yet attached.
+type Steer = steerObjects
+
+// Outcome says why a connection to a target was, or was not, steered: the index into Steer.Outcomes.
+type Outcome = steerOutcome
+
+// All outcomes.
+const (
+	Steered     = steerOutcomeSTEERED
+	AgentSilent = steerOutcomeAGENT_SILENT
+	NoListener  = steerOutcomeNO_LISTENER
+	NotAssigned = steerOutcomeNOT_ASSIGNED
+)
+
+// The listeners' slots in Steer.Listeners.
+const (
+	Listener4 = steerListenerSlotLISTENER_IP4
+	Listener6 = steerListenerSlotLISTENER_IP6
+)
+
+// Target is the entry of Steer.Targets for one address and port of the pod.
+func Target(a netip.AddrPort) (steerTargetKey, steerTargetValue) {
+	key := steerTargetKey{Port: a.Port(), Protocol: unix.IPPROTO_TCP}
+	ip := a.Addr().Unmap()
+	wire := ip.As16()
+	for i := range key.Ip {
+		key.Ip[i] = binary.NativeEndian.Uint32(wire[4*i:])
+	}
+	if ip.Is4() {
+		return key, steerTargetValue{Slot: Listener4}
+	}
+	return key, steerTargetValue{Slot: Listener6}
+}
+
+// NewHeartbeat makes the map that all programs of an agent look into before they steer anything to it.
+func NewHeartbeat() (*ebpf.Map, error) {
+	spec, err := loadSteer()
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.NewMap(spec.Maps[steerMapHeartbeat])
+	if err != nil {
+		return nil, fmt.Errorf("create the heartbeat map: %w", explain(err))
+	}
+	return m, nil
+}
+
+// LoadSteer loads a program with maps of its own, except for the heartbeat.
+func LoadSteer(heartbeat *ebpf.Map) (*Steer, error) {
+	var objs Steer
+	err := loadSteerObjects(&objs, &ebpf.CollectionOptions{
+		MapReplacements: map[string]*ebpf.Map{steerMapHeartbeat: heartbeat},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the steering program: %w", explain(err))
+	}
+	return &objs, nil
+}
+
+// Supported says whether this kernel can steer, and if not, what it lacks.
+func Supported() error {
+	for _, probe := range []struct {
+		have  func() error
+		needs string
+	}{
+		{func() error { return features.HaveProgramType(ebpf.SkLookup) }, "steering needs Linux 5.9 (sk_lookup programs)"},
+		{func() error { return features.HaveProgramHelper(ebpf.SkLookup, asm.FnKtimeGetNs) }, "steering needs Linux 5.9 (sk_lookup with a clock)"},
+		{func() error { return features.HaveMapType(ebpf.SockMap) }, "steering needs a Linux built with CONFIG_BPF_STREAM_PARSER (sockmap)"},
+	} {
+		if err := probe.have(); errors.Is(err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("%s: %w", probe.needs, err)
+		} else if err != nil {
+			return fmt.Errorf("ask the kernel for what steering needs: %w", explain(err))
+		}
+	}
+	return nil
+}
+
+// explain adds what to do to the kernel's shortest answer.
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (the node agent needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN before Linux 5.8)", err)
+	}
+	return err
+}
