@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: GPL-2.0
 //
 // steer hands the new connections of a pod's intercepted ports to the node agent's listeners, which live in the pod's own
