@@ -1,0 +1,68 @@
+// Package debian installs what a node needs of the distribution: the container runtime, the CNI plugins and the tools
+// that kubelet and kube-proxy call.
+package debian
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// CNIPlugins is where the distribution puts the CNI plugins.
+const CNIPlugins = "/usr/lib/cni"
+
+// needed maps each file that must be there to the package that has it.
+var needed = map[string]string{
+	"containerd":                            "containerd",
+	"containerd-shim-runc-v2":               "containerd",
+	"ctr":                                   "containerd",
+	"runc":                                  "runc",
+	"iptables":                              "iptables",
+	"ip6tables":                             "iptables",
+	"conntrack":                             "conntrack",
+	"modprobe":                              "kmod",
+	"mount":                                 "mount",
+	filepath.Join(CNIPlugins, "ptp"):        "containernetworking-plugins",
+	filepath.Join(CNIPlugins, "host-local"): "containernetworking-plugins",
+	filepath.Join(CNIPlugins, "portmap"):    "containernetworking-plugins",
+	filepath.Join(CNIPlugins, "loopback"):   "containernetworking-plugins",
+}
+
+// Missing lists the packages to install.
+func Missing() []string {
+	packages := map[string]bool{}
+	for file, name := range needed {
+		if _, err := exec.LookPath(file); err != nil {
+			packages[name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(packages))
+}
+
+// Install installs packages.
+func Install(ctx context.Context, packages []string) error {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return fmt.Errorf("this is not a Debian: install %s by hand", strings.Join(packages, ", "))
+	}
+	if err := apt(ctx, "update"); err != nil {
+		return err
+	}
+	return apt(ctx, append([]string{"install", "--yes", "--no-install-recommends"}, packages...)...)
+}
+
+func apt(ctx context.Context, args ...string) error {
+	var output bytes.Buffer
+	command := exec.CommandContext(ctx, "apt-get", append([]string{"--quiet", "--option=DPkg::Lock::Timeout=120"}, args...)...)
+	command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	command.Stdout, command.Stderr = &output, &output
+	if err := command.Run(); err != nil {
+		return fmt.Errorf("apt-get %s: %w\n%s", args[0], err, output.String())
+	}
+	return nil
+}
