@@ -1,0 +1,187 @@
+// Package tunnel carries TCP connections over gRPC streams, one stream a connection: opening with an answer, raw bytes, half-close, reset and
+// back-pressure. Data is never copied between the socket's buffer and the transport.
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+)
+
+// Frame is tunnelpb.Frame with its data in the transport's own buffers. Whoever holds a Frame owns a reference to its data and gives it
+// back with Free.
+type Frame struct {
+	Kind tunnelpb.Frame_Kind
+	Data mem.BufferSlice
+}
+
+// Free gives the data back.
+func (f *Frame) Free() {
+	f.Data.Free()
+	f.Data = nil
+}
+
+// Codec encodes *Frame without copying its data, on the wire the same as tunnelpb.Frame, and every other message as protobuf.
+type Codec struct{}
+
+var _ encoding.CodecV2 = Codec{}
+
+// Name is that of the protobuf codec, since the bytes are protobuf.
+func (Codec) Name() string { return proto.Name }
+
+// Marshal gives a message's bytes; those of a Frame share its data.
+func (Codec) Marshal(v any) (mem.BufferSlice, error) {
+	f, ok := v.(*Frame)
+	if !ok {
+		return encoding.GetCodecV2(proto.Name).Marshal(v)
+	}
+	head := make([]byte, 0, 16)
+	if f.Kind != 0 {
+		head = append(head, tagKind)
+		head = binary.AppendUvarint(head, uint64(f.Kind))
+	}
+	if n := f.Data.Len(); n > 0 {
+		head = append(head, tagData)
+		head = binary.AppendUvarint(head, uint64(n))
+	}
+	out := make(mem.BufferSlice, 0, 1+len(f.Data))
+	out = append(out, mem.SliceBuffer(head))
+	f.Data.Ref()
+	return append(out, f.Data...), nil
+}
+
+// Unmarshal fills a message; a Frame keeps references to the bytes instead of copies.
+func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
+	f, ok := v.(*Frame)
+	if !ok {
+		return encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
+	}
+	f.Kind, f.Data = 0, nil
+	c := cursor{rest: data}
+	if err := f.decode(&c); err != nil {
+		f.Free()
+		return fmt.Errorf("decode tunnel frame: %w", err)
+	}
+	return nil
+}
+
+// The fields of Frame on the wire: number<<3 | wire type.
+const (
+	tagKind = 1<<3 | 0
+	tagData = 2<<3 | 2
+)
+
+var errMalformed = errors.New("malformed message")
+
+func (f *Frame) decode(c *cursor) error {
+	for !c.done() {
+		tag, err := c.uvarint()
+		if err != nil {
+			return err
+		}
+		if tag>>3 == 0 || tag>>3 > 1<<29-1 {
+			return errMalformed
+		}
+		switch {
+		case tag == tagKind:
+			kind, err := c.uvarint()
+			if err != nil {
+				return err
+			}
+			f.Kind = tunnelpb.Frame_Kind(int32(kind))
+		case tag == tagData:
+			n, err := c.uvarint()
+			if err != nil {
+				return err
+			}
+			f.Data.Free() // the last of several wins, as in protobuf
+			if f.Data, err = c.take(n, true); err != nil {
+				return err
+			}
+		default:
+			if err := c.skip(tag & 7); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// cursor reads through a BufferSlice.
+type cursor struct {
+	rest mem.BufferSlice
+	off  int // into rest[0]
+}
+
+func (c *cursor) done() bool {
+	for len(c.rest) > 0 && c.off == c.rest[0].Len() {
+		c.rest, c.off = c.rest[1:], 0
+	}
+	return len(c.rest) == 0
+}
+
+func (c *cursor) uvarint() (uint64, error) {
+	var x uint64
+	for shift := 0; shift < 64; shift += 7 {
+		if c.done() {
+			return 0, errMalformed
+		}
+		b := c.rest[0].ReadOnlyData()[c.off]
+		c.off++
+		if shift == 63 && b > 1 {
+			return 0, errMalformed
+		}
+		x |= uint64(b&0x7f) << shift
+		if b < 0x80 {
+			return x, nil
+		}
+	}
+	return 0, errMalformed
+}
+
+// take passes n bytes, and returns references to them if they are wanted.
+func (c *cursor) take(n uint64, want bool) (mem.BufferSlice, error) {
+	var out mem.BufferSlice
+	for n > 0 {
+		if c.done() {
+			out.Free()
+			return nil, errMalformed
+		}
+		size := min(n, uint64(c.rest[0].Len()-c.off))
+		if want {
+			out = append(out, c.rest[0].Slice(c.off, c.off+int(size)))
+		}
+		c.off += int(size)
+		n -= size
+	}
+	return out, nil
+}
+
+// skip passes a field that this version does not know.
+func (c *cursor) skip(wireType uint64) error {
+	n := uint64(0)
+	var err error
+	switch wireType {
+	case 0:
+		_, err = c.uvarint()
+		return err
+	case 1:
+		n = 8
+	case 2:
+		if n, err = c.uvarint(); err != nil {
+			return err
+		}
+	case 5:
+		n = 4
+	default: // groups are not used here
+		return errMalformed
+	}
+	_, err = c.take(n, false)
+	return err
+}
