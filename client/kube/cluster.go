@@ -1,0 +1,164 @@
+package kube
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/version"
+
+	"google.golang.org/grpc/codes"
+)
+
+// callTimeout bounds a call to the API server when the user gave no --request-timeout.
+const callTimeout = 15 * time.Second
+
+// Cluster is an API server, an account, and clients for them.
+type Cluster struct {
+	// Config has no timeout, so that it is good for watches and port-forwards; Call gives calls theirs.
+	Config *rest.Config
+	// Server is the API server's URL, as in the kubeconfig.
+	Server string
+	// Context is the kubeconfig's context; empty when there is none.
+	Context string
+	// Namespace is the context's, or "default".
+	Namespace string
+
+	timeout     time.Duration
+	fingerprint [sha256.Size]byte
+	once        sync.Once
+	client      client.WithWatch
+	clientErr   error
+}
+
+// Load reads the kubeconfig. It makes no call to the cluster.
+func (a Access) Load() (*Cluster, error) {
+	loader, overrides, err := a.loader()
+	if err != nil {
+		return nil, reason.New(codes.InvalidArgument, reason.NoCluster, "%v", err)
+	}
+	raw, err := loader.RawConfig()
+	if err != nil {
+		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster, "cannot read the kubeconfig: %v", err)
+	}
+	config, err := loader.ClientConfig()
+	if err != nil {
+		return nil, a.explainConfig(err, overrides.CurrentContext)
+	}
+	namespace, _, err := loader.Namespace()
+	if err != nil {
+		return nil, a.explainConfig(err, overrides.CurrentContext)
+	}
+	name := overrides.CurrentContext
+	if name == "" {
+		name = raw.CurrentContext
+	}
+	c := &Cluster{Config: config, Server: config.Host, Context: name, Namespace: namespace, timeout: config.Timeout}
+	c.fingerprint = fingerprint(config)
+	if c.timeout == 0 {
+		c.timeout = callTimeout
+	}
+	config.Timeout = 0
+	config.QPS, config.Burst = 50, 100
+	config.UserAgent = "sidestep/" + version.Version
+	config.WarningHandler = rest.NoWarnings{}
+	if config.ExecProvider != nil {
+		config.ExecProvider.StdinUnavailable = true
+		config.ExecProvider.StdinUnavailableMessage = "the daemon has no terminal: log in with kubectl first"
+	}
+	return c, nil
+}
+
+func (a Access) explainConfig(err error, contextName string) error {
+	switch {
+	case clientcmd.IsContextNotFound(err):
+		return reason.New(codes.FailedPrecondition, reason.NoCluster,
+			"the kubeconfig has no context %q — choose one of those that `kubectl config get-contexts` lists", contextName)
+	case clientcmd.IsEmptyConfig(err), errors.Is(err, rest.ErrNotInCluster):
+		return reason.New(codes.FailedPrecondition, reason.NoCluster,
+			"no Kubernetes cluster is configured — set KUBECONFIG, or give --kubeconfig or --context")
+	default:
+		return reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", err)
+	}
+}
+
+// fingerprint tells whether another reading of the kubeconfig gives the same access.
+func fingerprint(c *rest.Config) [sha256.Size]byte {
+	exec, proxy := "", ""
+	if c.ExecProvider != nil {
+		// Its String leaves out what is secret, and GoString too; the fields that matter are these.
+		exec = fmt.Sprint(c.ExecProvider.Command, c.ExecProvider.Args, c.ExecProvider.Env, c.ExecProvider.APIVersion)
+	}
+	if c.Proxy != nil {
+		if u, err := c.Proxy(nil); err == nil && u != nil {
+			proxy = u.String()
+		}
+	}
+	t := c.TLSClientConfig
+	return sha256.Sum256(fmt.Appendf(nil, "%q", []string{
+		c.Host, c.APIPath, c.Username, c.Password, c.BearerToken, c.BearerTokenFile, exec, proxy, c.Timeout.String(),
+		c.Impersonate.UserName, c.Impersonate.UID, fmt.Sprint(c.Impersonate.Groups), fmt.Sprint(c.Impersonate.Extra), fmt.Sprint(c.AuthProvider),
+		fmt.Sprint(t.Insecure), t.ServerName, t.CAFile, string(t.CAData), t.CertFile, string(t.CertData), t.KeyFile, string(t.KeyData),
+	}))
+}
+
+// Call bounds ctx by the time that a call may take.
+func (c *Cluster) Call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, c.timeout)
+}
+
+// Client reads and writes what the laptop deals with; it has no cache. Kinds are known without asking the API server.
+func (c *Cluster) Client() (client.WithWatch, error) {
+	c.once.Do(func() {
+		if c.client != nil {
+			return
+		}
+		if c.client, c.clientErr = client.NewWithWatch(c.Config, client.Options{Scheme: Scheme(), Mapper: mapper()}); c.clientErr != nil {
+			c.clientErr = reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", c.clientErr)
+		}
+	})
+	return c.client, c.clientErr
+}
+
+// WithClient is a Cluster that is reached through the given client.
+func WithClient(config *rest.Config, contextName, namespace string, cl client.WithWatch) *Cluster {
+	return &Cluster{Config: config, Server: config.Host, Context: contextName, Namespace: namespace, timeout: callTimeout, client: cl}
+}
+
+// Scheme has the kinds that the laptop deals with.
+func Scheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(s); err != nil {
+			panic(err) // a kind was registered twice
+		}
+	}
+	return s
+}
+
+func mapper() meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{corev1.SchemeGroupVersion, appsv1.SchemeGroupVersion, v1alpha1.GroupVersion})
+	for _, kind := range []string{"Pod", "Service", "ConfigMap"} {
+		m.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	}
+	m.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
+	for _, kind := range []string{"Deployment", "ReplicaSet", "StatefulSet"} {
+		m.Add(appsv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	}
+	m.Add(v1alpha1.GroupVersion.WithKind("Intercept"), meta.RESTScopeNamespace)
+	return m
+}
