@@ -1,10 +1,12 @@
 package machine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,17 +29,30 @@ func setUp(spec Spec) error {
 			return fmt.Errorf("make cgroup namespace: %w", err)
 		}
 	}
-	// Handles of directories whose paths the mounts below hide.
-	varDir, err := os.Open(spec.Var)
+	// Taken before the mounts below hide or remove the way to them.
+	varDir, err := openTree(spec.Var)
 	if err != nil {
-		return fmt.Errorf("open /var of the machine: %w", err)
+		return err
 	}
-	defer varDir.Close()
-	programs, err := os.Open(spec.Programs)
+	programs, err := openTree(spec.Programs)
 	if err != nil {
-		return fmt.Errorf("open programs: %w", err)
+		return err
 	}
-	defer programs.Close()
+	if err := fillVar(spec.Var); err != nil {
+		return err
+	}
+	// Cut off from this computer's mounts, then shared again within, as systemd has it on a real node: kubelet and
+	// containerd refuse HostToContainer mounts otherwise.
+	err = doAll([]mount{
+		{target: "/", flags: unix.MS_REC | unix.MS_PRIVATE},
+		{target: "/", flags: unix.MS_REC | unix.MS_SHARED},
+	})
+	if err != nil {
+		return err
+	}
+	if err := detachAll("/proc", "/sys", "/run", "/var"); err != nil {
+		return err
+	}
 	if err := mountKernel(hierarchies); err != nil {
 		return err
 	}
@@ -57,10 +72,6 @@ func setUp(spec Spec) error {
 func mountKernel(hierarchies []hierarchy) error {
 	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	steps := []mount{
-		// Cut off from this computer's mounts, then shared again within, as systemd has it on a real node: kubelet
-		// and containerd refuse HostToContainer mounts otherwise.
-		{target: "/", flags: unix.MS_REC | unix.MS_PRIVATE},
-		{target: "/", flags: unix.MS_REC | unix.MS_SHARED},
 		{source: "proc", target: "/proc", kind: "proc", flags: plain},
 		{source: "sysfs", target: "/sys", kind: "sysfs", flags: plain},
 		{source: "bpf", target: "/sys/fs/bpf", kind: "bpf", flags: plain, data: "mode=700"},
@@ -69,24 +80,83 @@ func mountKernel(hierarchies []hierarchy) error {
 }
 
 // mountOwn gives the machine a /var and /run of its own.
-func mountOwn(varDir, programs *os.File) error {
-	links := map[string]string{"run": "/run", "lock": "/run/lock"}
-	for _, dir := range []string{"lib", "log", "cache", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(varDir.Name(), dir), 0o755); err != nil {
+func mountOwn(varDir, programs int) error {
+	if err := moveTree(varDir, "/var"); err != nil {
+		return err
+	}
+	run := mount{source: "tmpfs", target: "/run", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=755"}
+	if err := run.do(); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/run/lock", ProgramsDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("fill /run: %w", err)
+		}
+	}
+	return moveTree(programs, ProgramsDir)
+}
+
+func fillVar(dir string) error {
+	for _, name := range []string{"lib", "log", "cache", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 			return fmt.Errorf("fill /var: %w", err)
 		}
 	}
-	for name, target := range links {
-		if err := os.Symlink(target, filepath.Join(varDir.Name(), name)); err != nil && !os.IsExist(err) {
+	for name, target := range map[string]string{"run": "/run", "lock": "/run/lock"} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil && !os.IsExist(err) {
 			return fmt.Errorf("fill /var: %w", err)
 		}
 	}
-	return doAll([]mount{
-		{source: "tmpfs", target: "/run", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=755"},
-		{source: handle(varDir), target: "/var", flags: unix.MS_BIND},
-		{target: "/run/lock", mkdir: true},
-		{source: handle(programs), target: ProgramsDir, flags: unix.MS_BIND, mkdir: true},
-	})
+	return nil
+}
+
+// detachAll removes this computer's mounts at and below directories that will show something else. Hidden but present they
+// would keep alive what they show: network namespaces, for one, that somebody else wants to be rid of.
+func detachAll(dirs ...string) error {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("read mounts: %w", err)
+	}
+	var targets []string
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		target := fields[4]
+		within := func(dir string) bool { return target == dir || strings.HasPrefix(target, dir+"/") }
+		if slices.ContainsFunc(dirs, within) {
+			targets = append(targets, target)
+		}
+	}
+	for _, target := range slices.Backward(targets) {
+		target = unescape.Replace(target)
+		err := unix.Unmount(target, unix.MNT_DETACH)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // gone with another, or hidden
+			return fmt.Errorf("detach %s: %w", target, err)
+		}
+	}
+	return nil
+}
+
+// unescape undoes what the kernel does to awkward characters in mountinfo.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// openTree makes a mount of a directory that is not anywhere yet.
+func openTree(dir string) (int, error) {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("take hold of %s: %w", dir, err)
+	}
+	return tree, nil
+}
+
+// moveTree puts such a mount in its place.
+func moveTree(tree int, target string) error {
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount %s: %w", target, err)
+	}
+	return unix.Close(tree)
 }
 
 // hideSysctls puts files in the place of the settings that kubelet insists on and that belong to the whole computer, so
@@ -131,9 +201,6 @@ func (m mount) do() error {
 			return fmt.Errorf("make mount point: %w", err)
 		}
 	}
-	if m.source == "" && m.flags == 0 {
-		return nil
-	}
 	if err := unix.Mount(m.source, m.target, m.kind, m.flags, m.data); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", m.kind, m.target, err)
 	}
@@ -148,6 +215,3 @@ func doAll(mounts []mount) error {
 	}
 	return nil
 }
-
-// handle is a path to an open file that no mount can hide.
-func handle(file *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(file.Fd())) }
