@@ -1,0 +1,122 @@
+// Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in the namespace that it was
+// made in, so only its creation needs a visit.
+package podnet
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ID names a network namespace for as long as it exists. Inodes are reused once it is gone.
+type ID struct {
+	Dev, Inode uint64
+}
+
+func idOf(st *syscall.Stat_t) ID { return ID{Dev: uint64(st.Dev), Inode: st.Ino} }
+
+// Namespace is an open network namespace. Holding it open, or any socket in it, keeps it alive after its pod is gone.
+type Namespace struct {
+	id         ID
+	file, home *os.File
+}
+
+// Open opens the namespace behind a path such as /proc/42/ns/net.
+func Open(path string) (*Namespace, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the pod's network namespace: %w", err)
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("identify the pod's network namespace: %w", err), file.Close())
+	}
+	// Only the goroutine of Do is ever elsewhere, and it keeps its thread to itself.
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the node agent's own network namespace: %w", err), file.Close())
+	}
+	return &Namespace{id: idOf(info.Sys().(*syscall.Stat_t)), file: file, home: home}, nil
+}
+
+// Inode is the number that the kernel shows for the namespace, net:[4026532345].
+func (n *Namespace) Inode() uint64 { return n.id.Inode }
+
+// ID returns what tells this namespace from the others.
+func (n *Namespace) ID() ID { return n.id }
+
+// Control calls fn with the file descriptor of the namespace, which stays open meanwhile.
+func (n *Namespace) Control(fn func(fd int) error) error { return control(n.file, fn) }
+
+func control(file *os.File, fn func(fd int) error) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	return cmp.Or(raw.Control(func(fd uintptr) { result = fn(int(fd)) }), result)
+}
+
+func enter(file *os.File) error {
+	return control(file, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) })
+}
+
+// Close lets go of the namespace. Sockets that were opened in it stay open.
+func (n *Namespace) Close() error { return errors.Join(n.file.Close(), n.home.Close()) }
+
+// Do runs fn on a thread that is in the namespace. fn must not start goroutines, which would run outside.
+func (n *Namespace) Do(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := enter(n.file); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter network namespace %d: %w", n.id.Inode, explain(err))
+			return
+		}
+		err := fn()
+		if back := enter(n.home); back != nil {
+			// The thread stays locked, and the runtime ends it together with this goroutine.
+			err = errors.Join(err, fmt.Errorf("leave network namespace %d: %w", n.id.Inode, back))
+		} else {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// Holds says whether an interface of the namespace has one of the addresses.
+func (n *Namespace) Holds(ips []netip.Addr) (bool, error) {
+	var has []net.Addr
+	err := n.Do(func() (err error) {
+		has, err = net.InterfaceAddrs()
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("list the addresses in network namespace %d: %w", n.id.Inode, err)
+	}
+	return slices.ContainsFunc(has, func(a net.Addr) bool {
+		prefix, ok := a.(*net.IPNet)
+		if !ok {
+			return false
+		}
+		ip, ok := netip.AddrFromSlice(prefix.IP)
+		return ok && slices.Contains(ips, ip.Unmap())
+	}), nil
+}
+
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (the node agent needs CAP_SYS_ADMIN)", err)
+	}
+	return err
+}

@@ -1,0 +1,163 @@
+package podnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listen opens a listener on a free port of ip in the namespace. It is plain TCP (Go's own listeners are MPTCP sockets, which
+// a sockmap refuses), of ip's family only, with the longest accept queue that the namespace allows.
+func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
+	fd, err := n.socket(ip)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "listener")
+	defer file.Close()
+	if ip.Is6() {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return nil, fmt.Errorf("restrict the listener on %s to IPv6: %w", ip, err)
+		}
+	}
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(ip, 0))); err != nil {
+		return nil, fmt.Errorf("bind a listener to %s: %w", ip, err)
+	}
+	// The kernel lowers this to net.core.somaxconn of the namespace.
+	if err := unix.Listen(fd, math.MaxInt32); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", ip, err)
+	}
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("adopt the listener on %s: %w", ip, err)
+	}
+	return l.(*net.TCPListener), nil
+}
+
+// Dial connects from an address of the namespace to an address of the same namespace. If bound is given, it learns the local
+// address before the peer can.
+func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
+	fd, err := n.socket(to.Addr())
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "connection") // it is non-blocking, and so joins the runtime's poller
+	defer file.Close()
+	if err := bind(fd, from, bound); err != nil {
+		return nil, err
+	}
+	if err := connect(ctx, file, to); err != nil {
+		return nil, fmt.Errorf("connect from %s to %s in the pod: %w", from, to, err)
+	}
+	c, err := net.FileConn(file)
+	if err != nil {
+		return nil, fmt.Errorf("adopt the connection to %s: %w", to, err)
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
+	family := unix.AF_INET6
+	if ip.Is4() {
+		family = unix.AF_INET
+	}
+	err = n.Do(func() (err error) {
+		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		return err
+	})
+	if err != nil {
+		return -1, fmt.Errorf("open a socket in the pod: %w", err)
+	}
+	return fd, nil
+}
+
+func bind(fd int, from netip.Addr, bound func(netip.AddrPort)) error {
+	// Both ends are in this namespace. On lo, and only there, the kernel lets a port be used again one second after its last
+	// connection (tcp_tw_reuse=2, the default); otherwise a busy pod would run out of ports within a minute. Without the right
+	// to do it (before Linux 5.7 it takes CAP_NET_RAW) the dial works as well.
+	_ = unix.BindToDevice(fd, "lo")
+	if bound == nil {
+		// The port is chosen at connect, where only the pair of addresses has to be free.
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+			return fmt.Errorf("defer the choice of a port: %w", err)
+		}
+	}
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))); err != nil {
+		return fmt.Errorf("bind to %s in the pod: %w", from, err)
+	}
+	if bound == nil {
+		return nil
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("ask for the local address: %w", err)
+	}
+	bound(addrPort(local))
+	return nil
+}
+
+func connect(ctx context.Context, file *os.File, to netip.AddrPort) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = file.SetDeadline(time.Unix(1, 0)) })()
+	var started bool
+	var result error
+	err = raw.Write(func(fd uintptr) bool {
+		if !started {
+			started = true
+			result = unix.Connect(int(fd), sockaddr(to))
+			return !errors.Is(result, unix.EINPROGRESS) && !errors.Is(result, unix.EINTR)
+		}
+		var done bool
+		done, result = connected(int(fd))
+		return done
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.Join(err, result)
+}
+
+// connected says whether a connect has ended, and how. A socket is reported writable once when it joins the poller, which
+// means nothing, so an absent error proves a connection only together with a peer.
+func connected(fd int) (bool, error) {
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return true, fmt.Errorf("ask for the result of connecting: %w", err)
+	}
+	switch errno := unix.Errno(code); errno {
+	case 0:
+		_, err := unix.Getpeername(fd)
+		return err == nil, nil
+	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
+		return false, nil
+	default:
+		return true, errno
+	}
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}

@@ -1,0 +1,156 @@
+// Package steer attaches the steering program to the network namespaces of pods, and lets go of them again.
+//
+// Every agent process loads a program and maps of its own for each pod; it never uses those of another process, whatever their
+// version. What outlives the process is one pinned link for each steered namespace:
+//
+//	<bpffs>/sidestep/<node>/<inode of the namespace>-<epoch of the owner>
+//
+// The epoch is the moment at which the owner started, so the names alone say who may do what. A younger agent takes a
+// namespace over by exchanging the link's program, which happens at once for all new connections, and renames the pin; the
+// older one sees that and keeps its hands off. The directory is changed under a lock, and exists only while something is pinned.
+package steer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/bpf"
+)
+
+// ErrSuperseded says that a younger agent has taken over this node, or at least this pod.
+var ErrSuperseded = errors.New("a newer node agent has taken over")
+
+// Node is one agent's share in the steering of a node.
+type Node struct {
+	bpffs, name string
+	log         *slog.Logger
+
+	mu        sync.Mutex
+	epoch     uint64    // 0 until opened
+	heartbeat *ebpf.Map // set together with epoch
+}
+
+// NewNode describes the node called name, whose pins are below bpffs. Nothing is done before Open, or the first Load.
+func NewNode(bpffs, name string, log *slog.Logger) *Node {
+	return &Node{bpffs: bpffs, name: name, log: log}
+}
+
+// Open prepares for steering: it asks the kernel for what is needed and mounts bpffs if nobody has. It may be called again
+// after it failed.
+func (n *Node) Open() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.epoch != 0 {
+		return nil
+	}
+	if err := bpf.Supported(); err != nil {
+		return err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("lift the limit on locked memory, which Linux before 5.11 counts maps against: %w", err)
+	}
+	if err := ensureBPFFS(n.bpffs, n.log); err != nil {
+		return err
+	}
+	now, err := clock(unix.CLOCK_BOOTTIME)
+	if err != nil {
+		return err
+	}
+	heartbeat, err := bpf.NewHeartbeat()
+	if err != nil {
+		return err
+	}
+	n.epoch, n.heartbeat = now, heartbeat
+	return n.beat()
+}
+
+// Beat tells the programs of this agent that it is alive. Without it they pass all connections to the app after 3 seconds.
+func (n *Node) Beat() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.epoch == 0 {
+		return nil
+	}
+	return n.beat()
+}
+
+func (n *Node) beat() error {
+	now, err := clock(unix.CLOCK_MONOTONIC)
+	if err != nil {
+		return err
+	}
+	if err := n.heartbeat.Put(uint32(0), binary.NativeEndian.AppendUint64(nil, now)); err != nil {
+		return fmt.Errorf("write the heartbeat: %w", err)
+	}
+	return nil
+}
+
+// Load loads a steering program with empty maps.
+func (n *Node) Load() (*Program, error) {
+	if err := n.Open(); err != nil {
+		return nil, err
+	}
+	objs, err := bpf.LoadSteer(n.heartbeat)
+	if err != nil {
+		return nil, err
+	}
+	return &Program{node: n, objs: objs}, nil
+}
+
+// Sweep removes what agents before this one have left, except for the namespaces that keep names, and the pins of namespaces
+// that are gone.
+func (n *Node) Sweep(keep func(inode uint64) bool) error {
+	return n.unload(func(p pin, gone bool) bool {
+		return gone || p.epoch < n.epoch && !keep(p.inode)
+	})
+}
+
+// Unload detaches everything but what a younger agent owns.
+func (n *Node) Unload() error {
+	return n.unload(func(p pin, _ bool) bool { return p.epoch <= n.epoch })
+}
+
+func (n *Node) unload(which func(p pin, gone bool) bool) error {
+	if err := n.Open(); err != nil {
+		return err
+	}
+	return inDirectory(n.dir(), false, func(pins []pin) error {
+		var errs []error
+		for _, p := range pins {
+			errs = append(errs, p.unloadIf(which))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// Close releases what Open took. Pins stay.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.epoch == 0 {
+		return nil
+	}
+	return n.heartbeat.Close()
+}
+
+func (n *Node) dir() string {
+	// bpffs refuses names with dots.
+	return filepath.Join(n.bpffs, root, strings.ReplaceAll(n.name, ".", "_"))
+}
+
+func clock(id int32) (uint64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(id, &ts); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	return uint64(ts.Nano()), nil
+}
