@@ -1,0 +1,119 @@
+// Package lab is the test bed that the demo and the end-to-end tests share: a real Kubernetes (the one of $KUBECONFIG, or the local one of
+// tests/cluster), the shop of tests/apps on it, sidestep's images where its nodes find them, and developers at their laptops.
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Lab is a running test bed.
+type Lab struct {
+	root  string // of the repository
+	local bool   // the cluster is the one of tests/cluster
+	admin string // kubeconfig of the cluster's administrator
+	tag   string // of the images
+	dir   string // for developers' homes and kubeconfigs
+	out   io.Writer
+}
+
+// Up brings everything up but sidestep itself, says on out what it does, and returns when the shop answers. $SIDESTEP_IMAGE_TAG names the
+// images, which `make images` must have built.
+func Up(ctx context.Context, out io.Writer) (*Lab, error) {
+	root, err := repository()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "sidestep-lab-")
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{root: root, admin: os.Getenv("KUBECONFIG"), tag: os.Getenv("SIDESTEP_IMAGE_TAG"), dir: dir, out: out}
+	if l.tag == "" {
+		return nil, errors.New("SIDESTEP_IMAGE_TAG is not set: run this through make")
+	}
+	if l.admin == "" {
+		l.local = true
+		if err := l.upLocal(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return l, l.upShop(ctx)
+}
+
+// upLocal starts the local cluster and gives its nodes the images.
+func (l *Lab) upLocal(ctx context.Context) error {
+	if err := l.run(ctx, l.bin("cluster"), "up"); err != nil {
+		return fmt.Errorf("bring the local cluster up: %w", err)
+	}
+	images, err := filepath.Glob(filepath.Join(l.root, "build/images/*.tar"))
+	if err != nil || len(images) == 0 {
+		return fmt.Errorf("no images in build/images (run make images): %v", err)
+	}
+	if err := l.run(ctx, l.bin("cluster"), append([]string{"load-image"}, images...)...); err != nil {
+		return fmt.Errorf("load images: %w", err)
+	}
+	config, err := l.output(ctx, l.bin("cluster"), "kubeconfig")
+	if err != nil {
+		return fmt.Errorf("get the administrator's kubeconfig: %w", err)
+	}
+	l.admin = filepath.Join(l.dir, "admin.kubeconfig")
+	return os.WriteFile(l.admin, []byte(config), 0o600)
+}
+
+// Close removes the lab's own files; the cluster stays, so that the next run is quick.
+func (l *Lab) Close() error { return os.RemoveAll(l.dir) }
+
+// Local says whether the cluster is the one of tests/cluster, whose nodes are namespaces of this machine.
+func (l *Lab) Local() bool { return l.local }
+
+// OnNode gives a command that runs in the network and mount namespaces of a node of the local cluster ("node1", "laptop").
+func (l *Lab) OnNode(ctx context.Context, node string, argv ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, l.bin("cluster"), append([]string{"exec", node, "--"}, argv...)...)
+}
+
+func (l *Lab) bin(name string) string { return filepath.Join(l.root, "bin", name) }
+
+func (l *Lab) run(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = l.out, l.out
+	return cmd.Run()
+}
+
+func (l *Lab) output(ctx context.Context, name string, args ...string) (string, error) {
+	return Output(exec.CommandContext(ctx, name, args...))
+}
+
+// Output runs a command and returns its standard output; the error holds the command line and its standard error.
+func Output(cmd *exec.Cmd) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, stderr.String())
+	}
+	return stdout.String(), nil
+}
+
+// repository finds the root of the repository from the working directory.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "tests/lab")); err == nil {
+			return dir, nil
+		}
+		if dir == "/" {
+			return "", errors.New("not inside the repository")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
