@@ -6,7 +6,7 @@ import (
 )
 
 // keptEvents is how many events of a sort a summary lists; all are counted.
-const keptEvents = 50
+const keptEvents = 20
 
 // Summary is the outcome of a load.
 type Summary struct {
