@@ -36,7 +36,7 @@ func loadedPrograms() ([]string, error) {
 	defer links.Close()
 	for links.Next() {
 		if info, err := links.Link.Info(); err == nil && info.NetNs() != nil {
-			found = append(found, fmt.Sprintf("link %d to netns %d", info.ID, info.NetNs().NetnsIno))
+			found = append(found, fmt.Sprintf("link %d to netns %d", info.ID, info.NetNs().NetnsInode))
 		}
 	}
 	return found, links.Err()
