@@ -1,0 +1,125 @@
+package cli
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// absentFlag is a flag of Telepresence that this version knows and cannot do. Its harmless values are accepted, so that scripts
+// that set them run.
+type absentFlag struct {
+	name, shorthand string
+	boolean         bool     // may be given without a value, which then is true
+	harmless        []string // values that change nothing
+	list            bool
+	what, instead   string
+}
+
+func addAbsentFlags(flags *pflag.FlagSet) []absentFlag {
+	off := []string{"false", ""}
+	const env = "the environment of the container cannot be imported"
+	const ingress = "leave it out and use --http-header"
+	absent := []absentFlag{
+		{name: "preview-url", shorthand: "u", boolean: true, harmless: off, what: "preview URLs are", instead: "leave --preview-url out and use --http-header"},
+		{name: "preview-url-banner", shorthand: "b", boolean: true, harmless: []string{"true", "false", ""}},
+		{name: "preview-url-add-request-headers", what: "preview URLs are", instead: ingress},
+		{name: "ingress-host", what: "preview URLs are", instead: ingress},
+		{name: "ingress-port", what: "preview URLs are", instead: ingress},
+		{name: "ingress-tls", boolean: true, harmless: off, what: "preview URLs are", instead: ingress},
+		{name: "ingress-l5", what: "preview URLs are", instead: ingress},
+		{name: "env-file", shorthand: "e", what: "--env-file is", instead: env},
+		{name: "env-json", shorthand: "j", what: "--env-json is", instead: env},
+		{name: "env-syntax", what: "--env-syntax is", instead: env},
+		{name: "mount", boolean: true, harmless: off, what: "--mount is", instead: "the container's volumes cannot be mounted; use --mount=false"},
+		{name: "local-mount-port", what: "--local-mount-port is", instead: "the container's volumes cannot be mounted"},
+		{name: "to-pod", list: true, what: "--to-pod is", instead: "leave it out"},
+		{name: "docker-run", boolean: true, harmless: off, what: "--docker-run is", instead: "run the container by yourself and intercept with --port"},
+		{name: "docker-build", what: "--docker-build is", instead: "build and run the container by yourself and intercept with --port"},
+		{name: "docker-build-opt", list: true, what: "--docker-build-opt is", instead: "leave it out"},
+		{name: "docker-debug", what: "--docker-debug is", instead: "run the container by yourself and intercept with --port"},
+		{name: "docker-mount", what: "--docker-mount is", instead: "the container's volumes cannot be mounted"},
+		{name: "replace", boolean: true, harmless: off, what: "--replace is", instead: "leave it out: the container keeps running beside the intercept"},
+		{name: "plaintext", boolean: true, harmless: off, what: "--plaintext is", instead: "leave it out: traffic arrives as it was sent"},
+		{name: "http-plaintext", boolean: true, harmless: off, what: "--http-plaintext is", instead: "leave it out: traffic arrives as it was sent"},
+		{name: "http-meta", list: true, what: "--http-meta is", instead: "leave it out"},
+		{name: "metadata", list: true, what: "--metadata is", instead: "leave it out"},
+		{name: "local-only", shorthand: "l", boolean: true, harmless: off, what: "--local-only is", instead: "nothing of the cluster's network is on this laptop"},
+		{name: "wait-message", what: "--wait-message is", instead: "leave it out"},
+		{name: "detailed-output", boolean: true, harmless: []string{"true", "false", ""}},
+		{name: "node-agent", boolean: true, harmless: []string{"true"}, what: "an intercept by sidecar is", instead: "leave --node-agent out: node agents are all there is"},
+	}
+	for _, a := range absent {
+		if a.list {
+			flags.StringArrayP(a.name, a.shorthand, nil, "")
+		} else {
+			flags.StringP(a.name, a.shorthand, "", "")
+		}
+		if a.boolean {
+			flags.Lookup(a.name).NoOptDefVal = "true"
+		}
+		_ = flags.MarkHidden(a.name)
+	}
+	return absent
+}
+
+// refuseUnavailable fails for the first flag that was set to something that this version cannot do.
+func (f *interceptFlags) refuseUnavailable(flags *pflag.FlagSet) error {
+	for _, a := range f.absent {
+		flag := flags.Lookup(a.name)
+		if !flag.Changed || a.accepts(flag.Value.String()) {
+			continue
+		}
+		return unavailable(a.what, a.instead)
+	}
+	return nil
+}
+
+func (a absentFlag) accepts(value string) bool {
+	if b, err := strconv.ParseBool(value); err == nil && a.boolean {
+		value = strconv.FormatBool(b)
+	}
+	for _, h := range a.harmless {
+		if value == h {
+			return true
+		}
+	}
+	return false
+}
+
+// absentCommands are the commands of Telepresence that this version knows and does not have.
+func absentCommands() []*cobra.Command {
+	var commands []*cobra.Command
+	for name, instead := range map[string]string{
+		"login":              "there is nothing to log in to: what you may do is decided by the cluster's RBAC",
+		"logout":             "there is nothing to log out of",
+		"license":            "there is nothing to license",
+		"dashboard":          "'status' and 'kubectl get intercepts -A' show what there is",
+		"preview":            "use 'intercept --http-header auto' and send the header",
+		"wiretap":            "only 'intercept' can be used",
+		"replace":            "use 'intercept'; the container keeps running beside it",
+		"ingest":             "neither environment nor volumes can be imported",
+		"revoke":             "delete the Intercept object with kubectl",
+		"curl":               "nothing of the cluster's network is on this laptop; use 'kubectl port-forward'",
+		"docker-run":         "run the container by yourself and use 'intercept'",
+		"gather-logs":        "the daemon's log is daemon.log in ~/.cache/sidestep/logs; the others are read with kubectl logs",
+		"loglevel":           "set the value logLevel with 'helm upgrade'",
+		"config":             "there is no configuration file",
+		"list-contexts":      "use 'kubectl config get-contexts'",
+		"list-namespaces":    "use 'kubectl get namespaces'",
+		"current-cluster-id": "use 'kubectl get namespace default -o jsonpath={.metadata.uid}'",
+		"genyaml":            "there are no sidecars and nothing needs to be generated",
+		"test-vpn":           "nothing of the cluster's network is on this laptop",
+	} {
+		commands = append(commands, &cobra.Command{
+			Use: name, Hidden: true, DisableFlagParsing: true, Short: "Not available in this version",
+			ValidArgsFunction: cobra.NoFileCompletions,
+			PersistentPreRunE: func(*cobra.Command, []string) error { return nil },
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return unavailable(cmd.Name()+" is", instead)
+			},
+		})
+	}
+	return commands
+}

@@ -1,0 +1,173 @@
+// Package install puts the traffic manager and the node agents into a cluster, with the Helm chart that the program carries, and
+// takes them out again.
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/spf13/pflag"
+	"helm.sh/helm/v3/pkg/action"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"helm.sh/helm/v3/pkg/cli/values"
+)
+
+const (
+	// releaseName is the name of the Helm release, and of what the chart makes.
+	releaseName = "sidestep"
+	// selector selects the chart's objects.
+	selector = "app.kubernetes.io/name=sidestep"
+	// dialPatience is how long a cluster may take to answer at all.
+	dialPatience = 10 * time.Second
+)
+
+// Options say which cluster and which namespace of it.
+type Options struct {
+	KubeFlags *pflag.FlagSet // kubectl's flags; those that were set count
+	Namespace string         // of the traffic manager
+	Chart     fs.FS          // the chart's files
+	Version   string         // of the images, unless the values say otherwise
+}
+
+// Settings say how it is installed or removed.
+type Settings struct {
+	Values          values.Options
+	CreateNamespace bool
+	NoHooks         bool
+	ReuseValues     bool // upgrade: keep the values of the release, and add to them
+	ResetValues     bool // upgrade: forget the values of the release
+	Wait            bool // until all pods are ready
+	Timeout         time.Duration
+	Progress        func(string) // called with each step; may be nil
+}
+
+func (s Settings) step(format string, args ...any) {
+	if s.Progress != nil {
+		s.Progress(fmt.Sprintf(format, args...))
+	}
+}
+
+// Cluster is a cluster in which the traffic manager is, or is to be.
+type Cluster struct {
+	namespace string
+	version   string
+	chart     fs.FS
+	server    string
+	kube      kubernetes.Interface
+	dynamic   dynamic.Interface
+	helm      func() (*action.Configuration, error)
+	poll      time.Duration
+	settle    time.Duration // for node agents to hear that an intercept has ended
+}
+
+// Reach prepares to talk to a cluster; nothing is sent yet.
+func Reach(o Options) (*Cluster, error) {
+	flags := configFlags(o)
+	config, err := flags.ToRESTConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the cluster: %w — check --kubeconfig and --context, or 'kubectl config view'", err)
+	}
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
+	}
+	dyn, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
+	}
+	return &Cluster{
+		namespace: o.Namespace, version: o.Version, chart: o.Chart, server: config.Host, kube: kube, dynamic: dyn,
+		poll: 500 * time.Millisecond, settle: 2 * time.Second,
+		helm: func() (*action.Configuration, error) {
+			helm := &action.Configuration{}
+			if err := helm.Init(flags, o.Namespace, "secret", func(string, ...any) {}); err != nil {
+				return nil, fmt.Errorf("prepare helm: %w", err)
+			}
+			return helm, nil
+		},
+	}, nil
+}
+
+// configFlags are kubectl's flags with the traffic manager's namespace as theirs.
+func configFlags(o Options) *genericclioptions.ConfigFlags {
+	config := genericclioptions.NewConfigFlags(true).WithDiscoveryBurst(300).WithDiscoveryQPS(50)
+	config.WrapConfigFn = func(c *rest.Config) *rest.Config {
+		c.WarningHandler = rest.NoWarnings{}
+		c.QPS, c.Burst = 50, 300
+		return c
+	}
+	set := pflag.NewFlagSet("", pflag.ContinueOnError)
+	config.AddFlags(set)
+	if o.KubeFlags != nil {
+		o.KubeFlags.VisitAll(func(f *pflag.Flag) {
+			target := set.Lookup(f.Name)
+			if !f.Changed || target == nil {
+				return
+			}
+			if list, ok := f.Value.(pflag.SliceValue); ok {
+				if to, ok := target.Value.(pflag.SliceValue); ok {
+					_ = to.Replace(list.GetSlice())
+				}
+				return
+			}
+			_ = target.Value.Set(f.Value.String())
+		})
+	}
+	config.Namespace = &o.Namespace
+	return config
+}
+
+// Server is the URL of the API server.
+func (c *Cluster) Server() string { return c.server }
+
+// answer returns an error that a person can act upon when the API server does not answer.
+func (c *Cluster) answer(ctx context.Context) error {
+	client := c.kube.Discovery().RESTClient()
+	if client == nil || client == (*rest.RESTClient)(nil) {
+		return nil // a test's
+	}
+	asked, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	err := client.Get().AbsPath("/version").Do(asked).Error()
+	switch {
+	case err == nil, apierrors.IsForbidden(err):
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the cluster at %s does not answer — check --context and your network", c.server)
+	case apierrors.IsUnauthorized(err):
+		return fmt.Errorf("the cluster at %s does not accept your credentials: %w — log in to it again", c.server, err)
+	default:
+		return fmt.Errorf("cannot reach the cluster at %s: %w — check --context and your network", c.server, err)
+	}
+}
+
+// until polls ask until it is true, an error, or the timeout is over; then err is context.DeadlineExceeded.
+func (c *Cluster) until(ctx context.Context, timeout time.Duration, ask func(context.Context) (bool, error)) error {
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	tick := time.NewTicker(c.poll)
+	defer tick.Stop()
+	for {
+		done, err := ask(bounded)
+		if done || (err != nil && bounded.Err() == nil) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-bounded.Done():
+			return bounded.Err()
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,87 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"helm.sh/helm/v3/pkg/chart"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+var (
+	crdResource       = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	interceptResource = v1alpha1.GroupVersion.WithResource("intercepts")
+)
+
+const (
+	interceptCRD   = "intercepts.sidestep.dev"
+	crdEstablished = time.Minute
+)
+
+// applyCRDs creates the chart's definitions or brings them up to date, which helm does at neither installation nor upgrade when
+// they exist. It returns the names of those that were not there.
+func (c *Cluster) applyCRDs(ctx context.Context, chrt *chart.Chart) (created []string, err error) {
+	for _, crd := range chrt.CRDObjects() {
+		wanted := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal(crd.File.Data, &wanted.Object); err != nil {
+			return created, fmt.Errorf("read %s of the chart: %w", crd.Filename, err)
+		}
+		isNew, err := c.applyCRD(ctx, wanted)
+		if err != nil {
+			return created, fmt.Errorf("create the definition %s: %w", wanted.GetName(), err)
+		}
+		if isNew {
+			created = append(created, wanted.GetName())
+		}
+		err = c.until(ctx, crdEstablished, func(ctx context.Context) (bool, error) { return c.established(ctx, wanted.GetName()) })
+		if errors.Is(err, context.DeadlineExceeded) {
+			return created, fmt.Errorf("the API server does not serve %s after %s", wanted.GetName(), crdEstablished)
+		}
+		if err != nil {
+			return created, err
+		}
+	}
+	return created, nil
+}
+
+func (c *Cluster) applyCRD(ctx context.Context, wanted *unstructured.Unstructured) (created bool, err error) {
+	crds := c.dynamic.Resource(crdResource)
+	for {
+		there, err := crds.Get(ctx, wanted.GetName(), metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			_, err = crds.Create(ctx, wanted, metav1.CreateOptions{})
+			created = err == nil
+		case err == nil:
+			next := wanted.DeepCopy()
+			next.SetResourceVersion(there.GetResourceVersion())
+			_, err = crds.Update(ctx, next, metav1.UpdateOptions{})
+		}
+		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+			continue // somebody changed it in between
+		}
+		return created, err
+	}
+}
+
+func (c *Cluster) established(ctx context.Context, name string) (bool, error) {
+	crd, err := c.dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return false, err
+	}
+	conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions")
+	for _, condition := range conditions {
+		if m, ok := condition.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
+			return true, nil
+		}
+	}
+	return false, nil
+}

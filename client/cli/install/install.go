@@ -1,0 +1,186 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"helm.sh/helm/v3/pkg/action"
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/cli"
+	"helm.sh/helm/v3/pkg/getter"
+	"helm.sh/helm/v3/pkg/release"
+	"helm.sh/helm/v3/pkg/storage/driver"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// undoPatience is how long is spent on removing a half-made installation.
+const undoPatience = 30 * time.Second
+
+// Install installs the chart. When it fails, or ctx ends, before all objects are made, those that are made are removed again. When
+// pods do not get ready in time they stay, to be looked at, and the error says what is wrong with them.
+func (c *Cluster) Install(ctx context.Context, s Settings) error {
+	chrt, helm, vals, err := c.prepare(ctx, s)
+	if err != nil {
+		return err
+	}
+	last, err := c.lastRelease(ctx, helm)
+	if err != nil {
+		return err
+	}
+	if last != nil {
+		if last.Info.Status == release.StatusDeployed {
+			return fmt.Errorf("the traffic manager %s is already installed in namespace %s — use 'helm upgrade' to change it",
+				last.Chart.Metadata.AppVersion, c.namespace)
+		}
+		s.step("removing what is left of an installation that was not finished")
+		if err := c.uninstallRelease(ctx, helm, s); err != nil {
+			return err
+		}
+	}
+	undo, err := c.create(ctx, s, helm, chrt, vals)
+	if err == nil && s.Wait {
+		err = c.waitReady(ctx, s)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	if undoErr := undo(context.WithoutCancel(ctx)); undoErr != nil {
+		return errors.Join(err, fmt.Errorf("and what had been made could not be removed: %w — use 'uninstall --everything'", undoErr))
+	}
+	return err
+}
+
+// create makes all objects and does not wait for pods. undo removes what it made, and only that.
+func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configuration, chrt *chart.Chart, vals map[string]any) (undo func(context.Context) error, err error) {
+	var madeNamespace, madeRelease bool
+	var madeCRDs []string
+	undo = func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, undoPatience)
+		defer cancel()
+		s := Settings{Timeout: undoPatience, NoHooks: true, Progress: s.Progress}
+		s.step("removing what was made")
+		var errs []error
+		if madeRelease {
+			errs = append(errs, c.uninstallRelease(ctx, helm, s))
+		}
+		for _, name := range madeCRDs {
+			errs = append(errs, c.removeCRD(ctx, s, name))
+		}
+		if madeNamespace {
+			errs = append(errs, c.removeNamespace(ctx, s))
+		}
+		return errors.Join(errs...)
+	}
+
+	s.step("creating namespace %s", c.namespace)
+	if madeNamespace, err = c.ensureNamespace(ctx, s.CreateNamespace); err != nil {
+		return undo, rights(err)
+	}
+	s.step("creating the definition of intercepts")
+	if madeCRDs, err = c.applyCRDs(ctx, chrt); err != nil {
+		return undo, rights(err)
+	}
+	s.step("installing the traffic manager")
+	install := action.NewInstall(helm)
+	install.ReleaseName, install.Namespace = releaseName, c.namespace
+	install.SkipCRDs, install.DisableHooks, install.Timeout = true, s.NoHooks, s.Timeout
+	madeRelease = true
+	if _, err = install.RunWithContext(ctx, chrt, vals); err != nil {
+		return undo, rights(fmt.Errorf("install the chart: %w", err))
+	}
+	return undo, nil
+}
+
+// Upgrade brings the installation to this program's version.
+func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
+	chrt, helm, vals, err := c.prepare(ctx, s)
+	if err != nil {
+		return err
+	}
+	last, err := c.lastRelease(ctx, helm)
+	if err != nil {
+		return err
+	}
+	if last == nil {
+		return c.notInstalled()
+	}
+	s.step("updating the definition of intercepts")
+	if _, err := c.applyCRDs(ctx, chrt); err != nil {
+		return rights(err)
+	}
+	s.step("upgrading the traffic manager")
+	upgrade := action.NewUpgrade(helm)
+	upgrade.Namespace, upgrade.SkipCRDs, upgrade.DisableHooks, upgrade.Timeout = c.namespace, true, s.NoHooks, s.Timeout
+	upgrade.ResetValues = s.ResetValues
+	// Not helm's ReuseValues, which would also keep the old chart's defaults and miss the new chart's.
+	upgrade.ResetThenReuseValues = s.ReuseValues
+	upgrade.MaxHistory = 10
+	if _, err := upgrade.RunWithContext(ctx, releaseName, chrt, vals); err != nil {
+		return rights(fmt.Errorf("upgrade the chart: %w", err))
+	}
+	if s.Wait {
+		return c.waitReady(ctx, s)
+	}
+	return nil
+}
+
+// prepare does all that can fail before anything is changed.
+func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *action.Configuration, map[string]any, error) {
+	chrt, err := load(c.chart, c.version)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	vals, err := s.Values.MergeValues(getter.All(cli.New()))
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("read the values: %w", err)
+	}
+	s.step("looking at the cluster")
+	if err := c.answer(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	helm, err := c.helm()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return chrt, helm, vals, nil
+}
+
+// lastRelease is the release that is there, in whatever state, or nil.
+func (c *Cluster) lastRelease(ctx context.Context, helm *action.Configuration) (*release.Release, error) {
+	last, err := helm.Releases.Last(releaseName)
+	switch {
+	case errors.Is(err, driver.ErrReleaseNotFound):
+		return nil, c.foreignInstallation(ctx)
+	case err != nil:
+		return nil, rights(fmt.Errorf("look for the release %s in namespace %s: %w", releaseName, c.namespace, err))
+	default:
+		return last, nil
+	}
+}
+
+// foreignInstallation is an error when something other than helm, such as a GitOps tool, has installed the traffic manager.
+func (c *Cluster) foreignInstallation(ctx context.Context) error {
+	there, err := c.kube.AppsV1().Deployments(c.namespace).Get(ctx, "sidestep-manager", metav1.GetOptions{})
+	if err != nil || there.Annotations["meta.helm.sh/release-name"] == releaseName {
+		return nil // none, or helm will say itself why it cannot read it
+	}
+	return fmt.Errorf("the traffic manager in namespace %s was not installed by helm — change it with what installed it", c.namespace)
+}
+
+func (c *Cluster) notInstalled() error {
+	return fmt.Errorf("the traffic manager is not installed in namespace %s — run 'helm install', or name its namespace with --manager-namespace", c.namespace)
+}
+
+// rights adds what to do to an error that says that a right is missing.
+func rights(err error) error {
+	if apierrors.IsForbidden(err) {
+		return fmt.Errorf("%w — installing needs the rights of a cluster administrator", err)
+	}
+	return err
+}

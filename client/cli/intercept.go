@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/layout"
+)
+
+func newInterceptCmd(e *env, g *global) *cobra.Command {
+	f := &interceptFlags{}
+	cmd := &cobra.Command{
+		Use:     "intercept NAME [flags] [-- COMMAND [ARGUMENT...]]",
+		Short:   "Send a workload's requests to this laptop",
+		GroupID: groupTraffic,
+		Long: `Send the requests of a workload (Deployment, ReplicaSet or StatefulSet) to a port of this laptop: all connections, or
+the HTTP requests that match. What does not match, and what this laptop cannot answer, goes to the pods as always.
+
+NAME is the workload's name, and the intercept's too. With --namespace the intercept is called NAME-NAMESPACE, unless
+--workload names the workload; then NAME is just the intercept's name. With a command after --, the intercept lasts as
+long as the command runs.
+
+Without --http-* flags all TCP connections are taken. Any of them means --mechanism http, and all conditions must hold.
+The command returns when every ready pod sends its matching traffic here. Several developers can share a workload if their
+conditions exclude one another. The same command with another service port moves the intercept to that port.`,
+		Example: fmt.Sprintf(`  # Everything that is sent to orders, to port 9000
+  %[1]s intercept orders --port 9000
+
+  # The requests with a header of your own; the command prints which
+  %[1]s intercept orders --port 9000 --http-header auto
+
+  # Those with a given header, below a path
+  %[1]s intercept orders --port 9000 --http-header Coder=Bob --http-path-prefix /api
+
+  # The value may be a regular expression
+  %[1]s intercept orders --port 9000 --http-header 'x-user: (ann|bob)@example\.com'
+
+  # One of several ports and services, with another name and in another namespace
+  %[1]s intercept try --workload echo --service echo-stable --port 3000:http --namespace shop
+
+  # As long as the program runs
+  %[1]s intercept orders --port 9000 -- ./orders --listen :9000`, e.name),
+		Args:              interceptArgs,
+		ValidArgsFunction: completeInterceptable(e, g),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.refuseUnavailable(cmd.Flags()); err != nil {
+				return err
+			}
+			req, err := f.request(args[0], g.namespace, cmd.Flags())
+			if err != nil {
+				return err
+			}
+			return e.runIntercept(cmd, g, req, args[1:])
+		},
+	}
+	f.add(cmd.Flags())
+	completeInterceptFlags(e, g, cmd)
+	return cmd
+}
+
+// interceptArgs wants one name, and a command only after --.
+func interceptArgs(cmd *cobra.Command, args []string) error {
+	words := len(args)
+	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+		words = dash
+		if len(args) == dash {
+			return usagef("there is no command after --")
+		}
+	}
+	switch {
+	case words == 0:
+		return usagef("the workload's name is missing — usage: %s", cmd.UseLine())
+	case words > 1:
+		return usagef("unexpected argument %s — put a command to be run after --", args[1])
+	}
+	return nil
+}
+
+func (e *env) runIntercept(cmd *cobra.Command, g *global, req *daemonpb.InterceptRequest, program []string) error {
+	ctx := cmd.Context()
+	s, err := e.connected(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	made, err := s.intercept(ctx, req)
+	if err != nil {
+		return err
+	}
+	if format := outputOf(cmd); format != formatText {
+		err = e.write(format, layout.InterceptRecord(made))
+	} else {
+		err = layout.NewIntercept(e.stdout, made, e.paint(e.stdout))
+	}
+	if err != nil || len(program) == 0 {
+		return err
+	}
+	return e.runThen(ctx, program, func(ctx context.Context) error {
+		_, err := s.Leave(ctx, &daemonpb.LeaveRequest{Name: req.GetName()})
+		if status.Code(err) == codes.NotFound {
+			return nil // somebody was quicker: leave, or quit
+		}
+		return err
+	})
+}
+
+// intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it; that is waited
+// for, so that a command that was interrupted leaves nothing behind.
+func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
+	s.line.Set("intercepting " + req.GetWorkload())
+	defer s.line.Close()
+	stream, err := s.Intercept(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		event, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, errors.New("the daemon ended the call without an answer — try again")
+		case err != nil:
+			return nil, err
+		case event.GetResult() != nil:
+			return event.GetResult(), nil
+		default:
+			s.line.Set(event.GetProgress())
+		}
+	}
+}

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"regexp/syntax"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/internal/match"
+)
+
+// Words that take the place of a header.
+const (
+	headerAuto = "auto"
+	headerAll  = "all"
+)
+
+// setRules sets the mechanism and, for http, the conditions.
+func (f *interceptFlags) setRules(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {
+	var used []string
+	flags.Visit(func(flag *pflag.Flag) {
+		if strings.HasPrefix(flag.Name, "http-") || flag.Name == "match" {
+			used = append(used, "--"+flag.Name)
+		}
+	})
+	r.Mechanism = f.mechanism
+	switch f.mechanism {
+	case "":
+		r.Mechanism = mechanismTCP
+		if len(used) > 0 {
+			r.Mechanism = mechanismHTTP
+		}
+	case mechanismHTTP:
+	case mechanismTCP:
+		if len(used) > 0 {
+			return usagef("--mechanism tcp takes whole connections and %s looks into HTTP requests — leave one out", strings.Join(used, ", "))
+		}
+	default:
+		return usagef("--mechanism %s: unknown — use tcp or http", f.mechanism)
+	}
+	if r.Mechanism == mechanismTCP {
+		return nil
+	}
+	if err := f.setPath(r, flags); err != nil {
+		return err
+	}
+	return f.setHeaders(r)
+}
+
+func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {
+	var used []string
+	for _, p := range []struct {
+		flag      string
+		value     string
+		condition *daemonpb.PathCondition
+	}{
+		{"http-path-equal", f.pathEqual, &daemonpb.PathCondition{Match: &daemonpb.PathCondition_Equal{Equal: f.pathEqual}}},
+		{"http-path-prefix", f.pathPrefix, &daemonpb.PathCondition{Match: &daemonpb.PathCondition_Prefix{Prefix: f.pathPrefix}}},
+		{"http-path-regex", f.pathRegexp, &daemonpb.PathCondition{Match: &daemonpb.PathCondition_Regex{Regex: f.pathRegexp}}},
+	} {
+		if !flags.Changed(p.flag) {
+			continue
+		}
+		if p.value == "" {
+			return usagef("--%s is empty", p.flag)
+		}
+		used = append(used, "--"+p.flag)
+		r.Path = p.condition
+	}
+	if len(used) > 1 {
+		return usagef("%s contradict each other — use one of them", strings.Join(used, " and "))
+	}
+	switch {
+	case f.pathRegexp != "":
+		return checkRegexp("--http-path-regex "+f.pathRegexp, f.pathRegexp, 0)
+	case f.pathEqual != "" && !strings.HasPrefix(f.pathEqual, "/"):
+		return usagef("--http-path-equal %s: a path begins with / — did you mean /%s?", f.pathEqual, f.pathEqual)
+	case f.pathPrefix != "" && !strings.HasPrefix(f.pathPrefix, "/"):
+		return usagef("--http-path-prefix %s: a path begins with / — did you mean /%s?", f.pathPrefix, f.pathPrefix)
+	}
+	return nil
+}
+
+func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
+	all := false
+	for _, given := range f.headers {
+		switch given {
+		case headerAuto:
+			r.AutoHeader = true
+			continue
+		case headerAll:
+			all = true
+			continue
+		}
+		h, err := match.ParseHeaderFlag(given)
+		if err != nil {
+			return usagef("--http-header %s: %w", given, err)
+		}
+		header := &daemonpb.Header{Name: h.Name}
+		switch {
+		case h.Regex != nil:
+			header.Value, header.Regex = *h.Regex, true
+			if err := checkRegexp("--http-header "+given, *h.Regex, strings.LastIndex(given, *h.Regex)); err != nil {
+				return err
+			}
+		case h.Value != nil:
+			header.Value = *h.Value
+		}
+		r.Headers = append(r.Headers, header)
+	}
+	if all && (r.AutoHeader || len(r.Headers) > 0) {
+		return usagef("--http-header all takes every request, and another --http-header narrows that — leave one out")
+	}
+	if !all && len(r.Headers) == 0 {
+		r.AutoHeader = true
+	}
+	return nil
+}
+
+// checkRegexp says what is wrong with an expression, and where in the flag's value, which holds it from offset on.
+func checkRegexp(what, expression string, offset int) error {
+	_, err := regexp.Compile(expression)
+	if err == nil {
+		return nil
+	}
+	var bad *syntax.Error
+	if !errors.As(err, &bad) {
+		return usagef("%s: bad regular expression: %w", what, err)
+	}
+	reason := fmt.Sprintf("%s: bad regular expression: %s", what, bad.Code)
+	if at := strings.Index(expression, bad.Expr); at >= 0 && bad.Expr != "" {
+		reason += fmt.Sprintf(": %q at position %d", bad.Expr, max(offset, 0)+at+1)
+	}
+	return usageError{errors.New(reason + " — the syntax is RE2's: https://github.com/google/re2/wiki/Syntax")}
+}

@@ -1,0 +1,9 @@
+//go:build unix
+
+package launch
+
+import "syscall"
+
+func detached() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setsid: true}
+}

@@ -1,0 +1,130 @@
+// Package launch starts the user daemon in the background and waits until it listens.
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	// patience is how long the daemon has to open its socket. Nothing it does before needs a network.
+	patience = 10 * time.Second
+	poll     = 20 * time.Millisecond
+	// logLines is how much of the log goes into the error when the daemon does not come up.
+	logLines = 12
+)
+
+// Daemon says how the daemon is started.
+type Daemon struct {
+	Executable string
+	Args       []string
+	// LogFile receives what the process writes to its standard output and error, such as the trace of a crash.
+	LogFile string
+	// Listening reports whether the daemon's socket answers.
+	Listening func(context.Context) bool
+	// Patience overrides the ten seconds that the daemon has.
+	Patience time.Duration
+}
+
+// Start starts the daemon in a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it, and returns
+// once it listens. When it does not, the error holds the end of its log.
+func (d Daemon) Start(ctx context.Context) error {
+	if d.Patience == 0 {
+		d.Patience = patience
+	}
+	if err := os.MkdirAll(filepath.Dir(d.LogFile), 0o700); err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+	defer log.Close()
+	start, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+
+	// Not CommandContext: the daemon outlives this command.
+	cmd := exec.Command(d.Executable, d.Args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Dir = string(filepath.Separator)
+	cmd.SysProcAttr = detached()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	return d.wait(ctx, exited, start)
+}
+
+func (d Daemon) wait(ctx context.Context, exited <-chan error, logStart int64) error {
+	ctx, cancel := context.WithTimeout(ctx, d.Patience)
+	defer cancel()
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	for {
+		if d.Listening(ctx) {
+			return nil
+		}
+		select {
+		case err := <-exited:
+			// One that was started at the same time by another command is as good.
+			if d.Listening(ctx) {
+				return nil
+			}
+			how := "it ended at once"
+			if err != nil {
+				how = err.Error()
+			}
+			return d.failure(how, logStart)
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return ctx.Err()
+			}
+			return d.failure(fmt.Sprintf("its socket did not answer within %s", d.Patience), logStart)
+		case <-tick.C:
+		}
+	}
+}
+
+func (d Daemon) failure(how string, logStart int64) error {
+	text := fmt.Sprintf("start the daemon: %s — its log is %s", how, d.LogFile)
+	if end := tail(d.LogFile, logStart); end != "" {
+		text += " and ends with\n" + end
+	}
+	return errors.New(text)
+}
+
+// tail returns the last lines of what has been written to the file from start on.
+func tail(path string, start int64) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if size, err := f.Seek(0, io.SeekEnd); err != nil || size < start {
+		start = 0 // rotated
+	}
+	if _, err := f.Seek(start, io.SeekStart); err != nil {
+		return ""
+	}
+	content, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return ""
+	}
+	text := strings.TrimSpace(string(content))
+	if text == "" {
+		return ""
+	}
+	lines := strings.Split(text, "\n")
+	lines = lines[max(0, len(lines)-logLines):]
+	return "    " + strings.Join(lines, "\n    ")
+}

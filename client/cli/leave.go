@@ -1,0 +1,50 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/layout"
+)
+
+func newLeaveCmd(e *env, g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "leave NAME",
+		Aliases: []string{"detach"},
+		Short:   "Remove an intercept",
+		GroupID: groupTraffic,
+		Long: `Remove the intercept of that name: its requests reach the pods again. Requests that this laptop is answering are
+answered to their end.`,
+		Example: fmt.Sprintf(`  %[1]s leave orders
+
+  # An intercept that was made with --namespace shop and without --workload
+  %[1]s leave orders-shop`, e.name),
+		Args:              exactly(1, "the intercept's name"),
+		ValidArgsFunction: completeIntercepts(e, g),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := e.running(cmd.Context(), g)
+			if err != nil {
+				return err
+			}
+			if s == nil {
+				return fmt.Errorf("intercept named %q not found: there is no session — '%s list --intercepts' shows what is intercepted", args[0], e.name)
+			}
+			defer s.Close()
+			s.line.Set("leaving " + args[0])
+			reply, err := s.Leave(cmd.Context(), &daemonpb.LeaveRequest{Name: args[0]})
+			s.line.Close()
+			if err != nil {
+				return err
+			}
+			left := reply.GetLeft()
+			if format := outputOf(cmd); format != formatText {
+				return e.write(format, layout.InterceptRecord(left))
+			}
+			e.say(g, "Left intercept %s of %s %s in namespace %s", left.GetName(), left.GetWorkloadKind(), left.GetWorkload(), left.GetNamespace())
+			return nil
+		},
+	}
+	return cmd
+}

@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/progress"
+	"sidestep.dev/sidestep/client/daemon/reason"
+)
+
+// session is a daemon that answers, for the length of a command.
+type session struct {
+	daemonpb.DaemonClient
+	io.Closer
+	line *progress.Line
+}
+
+// notRunning tells whether dialling failed because there is no daemon.
+func notRunning(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// running reaches the daemon if one runs or has left a session to resume; the result is nil otherwise.
+func (e *env) running(ctx context.Context, g *global) (*session, error) {
+	s, err := e.reach(ctx, g)
+	if notRunning(err) {
+		if !e.saved() {
+			return nil, nil
+		}
+		return e.start(ctx, g)
+	}
+	return s, err
+}
+
+// started reaches the daemon and starts it if none runs.
+func (e *env) started(ctx context.Context, g *global) (*session, error) {
+	s, err := e.reach(ctx, g)
+	if notRunning(err) {
+		return e.start(ctx, g)
+	}
+	return s, err
+}
+
+func (e *env) reach(ctx context.Context, g *global) (*session, error) {
+	client, closer, err := e.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &session{DaemonClient: client, Closer: closer, line: e.line(g)}, nil
+}
+
+func (e *env) start(ctx context.Context, g *global) (*session, error) {
+	e.note(g, "Launching %s User Daemon", e.brand())
+	if err := e.launch(ctx); err != nil {
+		return nil, err
+	}
+	return e.reach(ctx, g)
+}
+
+// sameVersion refuses to ask a daemon of another version for more than its status.
+func (e *env) sameVersion(ctx context.Context, s *session) error {
+	v, err := s.Version(ctx, &daemonpb.Empty{})
+	if err != nil {
+		return err
+	}
+	if v.GetVersion() != e.version {
+		return fmt.Errorf("the running daemon is %s and this is %s %s — run '%s quit -s' and try again",
+			v.GetVersion(), e.name, e.version, e.name)
+	}
+	return nil
+}
+
+// connected reaches the daemon and sees that it has a session: the one there is, if the flags do not ask for another, or a
+// new one.
+func (e *env) connected(ctx context.Context, g *global) (*session, error) {
+	s, err := e.started(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.ensureSession(ctx, g, s); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (e *env) ensureSession(ctx context.Context, g *global, s *session) error {
+	if err := e.sameVersion(ctx, s); err != nil {
+		return err
+	}
+	st, err := s.Status(ctx, &daemonpb.Empty{})
+	if err != nil {
+		return err
+	}
+	if st.GetSession() != "" && !choosesCluster(setFlags(g.kube)) {
+		return nil
+	}
+	// The namespace of a command that connects on the way is that of its workload and not of the session.
+	now, err := e.connect(ctx, g, s, "")
+	if err != nil {
+		return err
+	}
+	if st.GetSession() == "" {
+		e.note(g, "%s", connectedTo(now))
+	}
+	return nil
+}
+
+// connect makes the session.
+func (e *env) connect(ctx context.Context, g *global, s *session, namespace string) (*daemonpb.StatusInfo, error) {
+	dir, err := e.workingDir()
+	if err != nil {
+		return nil, err
+	}
+	s.line.Set("connecting to the traffic manager")
+	defer s.line.Close()
+	st, err := s.Connect(ctx, &daemonpb.ConnectRequest{
+		KubeFlags: setFlags(g.kube), KubeconfigEnv: e.getenv("KUBECONFIG"),
+		Namespace: namespace, ManagerNamespace: g.managerNamespace, WorkingDir: dir,
+	})
+	return st, e.hint(err)
+}
+
+// hint adds to an error of the daemon which command mends it.
+func (e *env) hint(err error) error {
+	if err != nil && strings.Contains(err.Error(), " — ") {
+		return err
+	}
+	switch reason.Of(err) {
+	case reason.ManagerNotInstalled:
+		return fmt.Errorf("%w — run '%s helm install', or ask who runs the cluster to", err, e.name)
+	case reason.OtherCluster:
+		return fmt.Errorf("%w — run '%s quit' first", err, e.name)
+	default:
+		return err
+	}
+}
+
+func connectedTo(s *daemonpb.StatusInfo) string {
+	return fmt.Sprintf("Connected to context %s, namespace %s (%s)", s.GetKubernetesContext(), s.GetNamespace(), s.GetKubernetesServer())
+}
