@@ -1,0 +1,145 @@
+package agents
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	authv1 "k8s.io/api/authentication/v1"
+)
+
+// nodeNameExtra is where the API server puts the node of the pod that a token is bound to.
+const nodeNameExtra = "authentication.kubernetes.io/node-name"
+
+const (
+	// trust is how long a reviewed token is not reviewed again.
+	trust = time.Minute
+	// trustStale is how long it may stand in when the API server cannot be asked: traffic is not to stop because of that.
+	trustStale = 10 * time.Minute
+	// reviewTimeout bounds one review.
+	reviewTimeout = 5 * time.Second
+	// concurrentReviews bounds what unauthenticated callers can make the API server do.
+	concurrentReviews = 16
+	maxCached         = 20_000
+)
+
+// Review asks the API server about a token and fills in the status.
+type Review func(ctx context.Context, review *authv1.TokenReview) error
+
+// Authenticator tells which node a call comes from, by the service-account token that it carries. It is safe for concurrent use.
+type Authenticator struct {
+	review   Review
+	audience string
+	username string
+	now      func() time.Time
+	flights  singleflight.Group
+	slots    chan struct{}
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]identity
+}
+
+type identity struct {
+	node string
+	at   time.Time
+}
+
+// NewAuthenticator accepts tokens of one service account for one audience.
+func NewAuthenticator(review Review, audience, namespace, serviceAccount string) *Authenticator {
+	return &Authenticator{
+		review: review, audience: audience, username: fmt.Sprintf("system:serviceaccount:%s:%s", namespace, serviceAccount),
+		now: time.Now, slots: make(chan struct{}, concurrentReviews), known: map[[sha256.Size]byte]identity{},
+	}
+}
+
+// Node gives the node that the caller's token is bound to, or a gRPC status.
+func (a *Authenticator) Node(ctx context.Context) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	values := md.Get("authorization")
+	if len(values) != 1 {
+		return "", status.Error(codes.Unauthenticated, "the call carries no token: metadata authorization is to be \"Bearer <token>\"")
+	}
+	token, ok := strings.CutPrefix(values[0], "Bearer ")
+	if !ok || token == "" {
+		return "", status.Error(codes.Unauthenticated, "metadata authorization is to be \"Bearer <token>\"")
+	}
+	key := sha256.Sum256([]byte(token))
+	a.mu.Lock()
+	cached, ok := a.known[key]
+	a.mu.Unlock()
+	age := a.now().Sub(cached.at)
+	if ok && age < trust {
+		return cached.node, nil
+	}
+	// The review outlives a caller who gives up: others may wait for the same.
+	found, err, _ := a.flights.Do(string(key[:]), func() (any, error) { return a.ask(context.WithoutCancel(ctx), token) })
+	switch {
+	case err == nil:
+		a.remember(key, found.(string))
+		return found.(string), nil
+	case status.Code(err) == codes.Unavailable && ok && age < trustStale:
+		return cached.node, nil
+	case status.Code(err) != codes.Unavailable:
+		a.forget(key)
+	}
+	return "", err
+}
+
+func (a *Authenticator) ask(ctx context.Context, token string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
+	select {
+	case a.slots <- struct{}{}:
+		defer func() { <-a.slots }()
+	case <-ctx.Done():
+		return "", status.Error(codes.Unavailable, "too many tokens are being reviewed")
+	}
+	review := &authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{a.audience}}}
+	if err := a.review(ctx, review); err != nil {
+		return "", status.Errorf(codes.Unavailable, "ask the API server about the token: %v", err)
+	}
+	st := review.Status
+	switch {
+	case !st.Authenticated:
+		return "", status.Errorf(codes.Unauthenticated, "the API server does not accept the token: %s", st.Error)
+	case !slices.Contains(st.Audiences, a.audience):
+		return "", status.Errorf(codes.Unauthenticated, "the token is not for audience %s", a.audience)
+	case st.User.Username != a.username:
+		return "", status.Errorf(codes.PermissionDenied, "the token is of %s, not of %s", st.User.Username, a.username)
+	}
+	node := st.User.Extra[nodeNameExtra]
+	if len(node) != 1 || node[0] == "" {
+		return "", status.Error(codes.PermissionDenied, "the token is not bound to a node: it is to be a projected token of a pod (Kubernetes 1.30 or newer)")
+	}
+	return node[0], nil
+}
+
+func (a *Authenticator) remember(key [sha256.Size]byte, node string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.now()
+	if len(a.known) >= maxCached {
+		for k, id := range a.known {
+			if now.Sub(id.at) > trust {
+				delete(a.known, k)
+			}
+		}
+	}
+	if len(a.known) < maxCached {
+		a.known[key] = identity{node, now}
+	}
+}
+
+func (a *Authenticator) forget(key [sha256.Size]byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.known, key)
+}

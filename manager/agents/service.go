@@ -1,0 +1,138 @@
+// Package agents is the gRPC service that node agents talk to: it checks who they are, sends each its node's assignment, takes in their
+// reports and hands their tunnels to the relay.
+package agents
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/manager/plan"
+)
+
+// pause is the least time between two assignments to one agent: what happens meanwhile travels in one message.
+const pause = 5 * time.Millisecond
+
+// Relay carries tunnels to laptops.
+type Relay interface {
+	Serve(node string, agent tunnel.Stream) error
+}
+
+// Config is what the service needs.
+type Config struct {
+	Authenticator *Authenticator
+	Plan          *plan.Plan
+	Relay         Relay
+	Log           *slog.Logger
+	Closing       <-chan struct{} // closed when the manager shuts down
+}
+
+// Service is the gRPC service.
+type Service struct {
+	agentpb.UnimplementedAgentsServer
+	cfg Config
+}
+
+// NewService makes the service.
+func NewService(cfg Config) *Service { return &Service{cfg: cfg} }
+
+var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
+
+type attachStream = grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.Assignment]
+
+// Attach serves one node agent for as long as it is connected.
+func (s *Service) Attach(stream attachStream) error {
+	node, err := s.cfg.Authenticator.Node(stream.Context())
+	if err != nil {
+		s.cfg.Log.Warn("node agent refused", "reason", err)
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	hello := first.GetHello()
+	switch {
+	case hello == nil:
+		return status.Error(codes.InvalidArgument, "the first message of a node agent is hello")
+	case hello.Node != node:
+		s.cfg.Log.Warn("node agent refused", "node", hello.Node, "token", node)
+		return status.Errorf(codes.PermissionDenied, "the node agent says that it is on node %s, and its token is bound to %s", hello.Node, node)
+	case hello.Protocol != version.Protocol:
+		return status.Errorf(codes.FailedPrecondition, "this manager (%s) speaks protocol %d and the node agent (%s) %d: install the same version of both",
+			version.Version, version.Protocol, hello.Version, hello.Protocol)
+	}
+	// Until everything has been resolved the assignment would lack pods, and the node agent would let go of them.
+	select {
+	case <-s.cfg.Plan.Opened():
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	case <-s.cfg.Closing:
+		return errClosing
+	}
+	log := s.cfg.Log.With("node", node)
+	log.Info("node agent connected", "version", hello.Version, "kernel", hello.Kernel)
+	share := s.cfg.Plan.Attach(node)
+	defer s.cfg.Plan.Detach(share)
+	received := make(chan error, 1)
+	go func() { received <- takeReports(stream, share) }()
+	err = s.send(stream, share, received)
+	log.Info("node agent disconnected", "reason", err)
+	return err
+}
+
+func takeReports(stream attachStream, share *plan.Stream) error {
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if r := m.GetReport(); r != nil {
+			share.Report(r)
+		}
+	}
+}
+
+// send passes assignments on. Those that nobody has taken yet are never sent: only the newest is.
+func (s *Service) send(stream attachStream, share *plan.Stream, received <-chan error) error {
+	wake := share.Wake()
+	var rested <-chan time.Time
+	for {
+		select {
+		case <-wake:
+			if err := stream.Send(share.Next()); err != nil {
+				return err
+			}
+			wake, rested = nil, time.After(pause)
+		case <-rested:
+			wake, rested = share.Wake(), nil
+		case err := <-received:
+			return err
+		case <-share.Replaced():
+			return status.Error(codes.Aborted, "another node agent of this node has connected")
+		case <-s.cfg.Closing:
+			return errClosing
+		}
+	}
+}
+
+// Tunnel carries one connection.
+func (s *Service) Tunnel(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	node, err := s.cfg.Authenticator.Node(stream.Context())
+	if err != nil {
+		return err
+	}
+	return s.cfg.Relay.Serve(node, stream)
+}

@@ -1,0 +1,223 @@
+// Package claims decides which intercepts may have what they ask for. An intercept claims a port of some pods; where two claims could want
+// the same connection or request, the one that already had it keeps it, and otherwise the older one gets it.
+package claims
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/internal/match"
+)
+
+// Spot is a place where claims meet: a port of a pod. Ports of workloads and ReplicaSets are spots too, so that claims meet while there
+// are no pods.
+type Spot struct {
+	UID  types.UID
+	Port int32
+}
+
+// Claim is what one intercept asks for.
+type Claim struct {
+	UID     types.UID
+	Created time.Time
+	// Asked names the port that was asked for, in whatever words. When it changes, the claim has moved and has to wait its turn again.
+	Asked string
+	Spots []Spot
+	TCP   bool // every connection; else what Rule matches
+	Rule  match.Rule
+	// Accepted tells of an acceptance on record from before the table knew the claim; it is ignored afterwards.
+	Accepted bool
+}
+
+func (c *Claim) overlaps(other *Claim) bool {
+	return c.TCP || other.TCP || c.Rule.Overlaps(other.Rule)
+}
+
+func older(a, b *entry) int {
+	return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.UID, b.UID))
+}
+
+// Verdict is the decision about one claim.
+type Verdict struct {
+	Accepted bool
+	// Holder is the accepted claim in the way.
+	Holder types.UID
+}
+
+type entry struct {
+	Claim
+	verdict Verdict
+}
+
+// Table holds all claims. It is not safe for concurrent use.
+type Table struct {
+	entries map[types.UID]*entry
+	spots   map[Spot]map[*entry]struct{}
+}
+
+// NewTable makes an empty table.
+func NewTable() *Table {
+	return &Table{entries: map[types.UID]*entry{}, spots: map[Spot]map[*entry]struct{}{}}
+}
+
+// Verdict gives the decision about a claim; a claim that is not in the table has not been accepted.
+func (t *Table) Verdict(uid types.UID) Verdict {
+	if e := t.entries[uid]; e != nil {
+		return e.verdict
+	}
+	return Verdict{}
+}
+
+// Set puts in or replaces a claim and decides about it. It returns the other claims whose verdicts have changed by that.
+func (t *Table) Set(c Claim) []types.UID {
+	e := t.entries[c.UID]
+	var lost, added []Spot
+	if e == nil {
+		e = &entry{Claim: c, verdict: Verdict{Accepted: c.Accepted}}
+		t.entries[c.UID] = e
+		added = c.Spots
+	} else {
+		lost, added = difference(e.Spots, c.Spots), difference(c.Spots, e.Spots)
+		if e.Asked != c.Asked {
+			e.verdict = Verdict{}
+			lost = e.Spots
+		}
+		e.Claim = c
+	}
+	for _, s := range lost {
+		t.leave(s, e)
+	}
+	for _, s := range e.Spots {
+		t.enter(s, e)
+	}
+	var changed []types.UID
+	if e.verdict.Accepted {
+		freed, revoked := t.defend(e, added)
+		lost = append(lost, freed...)
+		changed = revoked
+	} else {
+		e.verdict = t.decide(e)
+	}
+	return t.release(lost, e, changed)
+}
+
+// Remove takes a claim out, and returns the other claims whose verdicts have changed by that.
+func (t *Table) Remove(uid types.UID) []types.UID {
+	e := t.entries[uid]
+	if e == nil {
+		return nil
+	}
+	delete(t.entries, uid)
+	for _, s := range e.Spots {
+		t.leave(s, e)
+	}
+	if !e.verdict.Accepted {
+		return nil
+	}
+	return t.release(e.Spots, nil, nil)
+}
+
+// defend settles an accepted claim's meeting with other accepted claims at spots that are new to it, as when a pod appears that two
+// claims turn out to share. The older one keeps its place.
+func (t *Table) defend(e *entry, added []Spot) (freed []Spot, revoked []types.UID) {
+	rivals := t.rivals(e, added)
+	if len(rivals) == 0 {
+		return nil, nil
+	}
+	if older(rivals[0], e) < 0 {
+		e.verdict = Verdict{Holder: rivals[0].UID}
+		return e.Spots, nil
+	}
+	for _, r := range rivals {
+		r.verdict = Verdict{Holder: e.UID}
+		revoked = append(revoked, r.UID)
+		freed = append(freed, r.Spots...)
+	}
+	return freed, revoked
+}
+
+// decide looks for an accepted claim in the way.
+func (t *Table) decide(e *entry) Verdict {
+	if rivals := t.rivals(e, e.Spots); len(rivals) > 0 {
+		return Verdict{Holder: rivals[0].UID}
+	}
+	return Verdict{Accepted: true}
+}
+
+// rivals gives the accepted claims at the spots that overlap with e, oldest first.
+func (t *Table) rivals(e *entry, at []Spot) []*entry {
+	seen := map[*entry]struct{}{e: {}}
+	var found []*entry
+	for _, s := range at {
+		for other := range t.spots[s] {
+			if _, ok := seen[other]; ok || !other.verdict.Accepted {
+				continue
+			}
+			seen[other] = struct{}{}
+			if e.overlaps(&other.Claim) {
+				found = append(found, other)
+			}
+		}
+	}
+	slices.SortFunc(found, older)
+	return found
+}
+
+// release decides again about the claims that wait at spots which have been given up, oldest first.
+func (t *Table) release(spots []Spot, except *entry, changed []types.UID) []types.UID {
+	waiting := map[*entry]struct{}{}
+	for _, s := range spots {
+		for e := range t.spots[s] {
+			if !e.verdict.Accepted && e != except {
+				waiting[e] = struct{}{}
+			}
+		}
+	}
+	var inOrder []*entry
+	for e := range waiting {
+		inOrder = append(inOrder, e)
+	}
+	slices.SortFunc(inOrder, older)
+	for _, e := range inOrder {
+		before := e.verdict
+		if e.verdict = t.decide(e); e.verdict != before && !slices.Contains(changed, e.UID) {
+			changed = append(changed, e.UID)
+		}
+	}
+	return changed
+}
+
+func (t *Table) enter(s Spot, e *entry) {
+	if t.spots[s] == nil {
+		t.spots[s] = map[*entry]struct{}{}
+	}
+	t.spots[s][e] = struct{}{}
+}
+
+func (t *Table) leave(s Spot, e *entry) {
+	delete(t.spots[s], e)
+	if len(t.spots[s]) == 0 {
+		delete(t.spots, s)
+	}
+}
+
+// difference gives what is in a and not in b.
+func difference(a, b []Spot) []Spot {
+	if slices.Equal(a, b) {
+		return nil
+	}
+	in := make(map[Spot]struct{}, len(b))
+	for _, s := range b {
+		in[s] = struct{}{}
+	}
+	var only []Spot
+	for _, s := range a {
+		if _, ok := in[s]; !ok {
+			only = append(only, s)
+		}
+	}
+	return only
+}

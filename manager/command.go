@@ -1,0 +1,122 @@
+// Package manager is the program that runs in the cluster and knows all: it resolves intercepts, tells node agents what to steer and passes
+// connections on to laptops.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"sidestep.dev/sidestep/internal/version"
+)
+
+// Env is what the program has of the world around it.
+type Env struct {
+	Args   []string
+	Stderr io.Writer
+	Getenv func(string) string
+}
+
+// OSEnv is the process's own environment.
+func OSEnv() Env { return Env{Args: os.Args[1:], Stderr: os.Stderr, Getenv: os.Getenv} }
+
+// Main runs the program until it is told to stop by a signal, and gives its exit code.
+func Main(env Env) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	cmd := NewCommand(env)
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(env.Stderr, "sidestep-manager: error:", err)
+		return 1
+	}
+	return 0
+}
+
+// Options are the program's flags.
+type Options struct {
+	GRPCAddress         string
+	HTTPAddress         string
+	TLSDir              string
+	Namespace           string
+	SessionGrace        time.Duration
+	AgentServiceAccount string
+	TokenAudience       string
+	LogLevel            slog.Level
+	Kubeconfig          string
+}
+
+// NewCommand makes the command line.
+func NewCommand(env Env) *cobra.Command {
+	o := Options{Namespace: ownNamespace(env)}
+	cmd := &cobra.Command{
+		Use:           "sidestep-manager",
+		Short:         "Resolve intercepts, tell node agents what to steer, and pass connections on to laptops",
+		Version:       version.Version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: o.LogLevel}))
+			m, err := o.manager(log)
+			if err != nil {
+				return err
+			}
+			return m.Run(cmd.Context())
+		},
+	}
+	cmd.SetArgs(env.Args)
+	cmd.SetErr(env.Stderr)
+	f := cmd.Flags()
+	f.StringVar(&o.GRPCAddress, "grpc-address", ":8443", "where node agents and laptops connect, over TLS")
+	f.StringVar(&o.HTTPAddress, "http-address", ":8080", "where /healthz, /readyz and /metrics are served")
+	f.StringVar(&o.TLSDir, "tls-dir", "/etc/sidestep/tls", "directory of tls.crt and tls.key; they are read again when they change")
+	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace of the installation")
+	f.DurationVar(&o.SessionGrace, "session-grace", 15*time.Minute, "how long intercepts outlive a laptop that is away")
+	f.StringVar(&o.AgentServiceAccount, "agent-service-account", "sidestep-nodeagent", "service account of the node agents")
+	f.StringVar(&o.TokenAudience, "token-audience", "sidestep-manager", "audience of the node agents' tokens")
+	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside of a cluster")
+	return cmd
+}
+
+func ownNamespace(env Env) string {
+	if ns := env.Getenv("POD_NAMESPACE"); ns != "" {
+		return ns
+	}
+	if raw, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
+		return strings.TrimSpace(string(raw))
+	}
+	return "sidestep"
+}
+
+func (o *Options) manager(log *slog.Logger) (*Manager, error) {
+	if o.SessionGrace <= 0 {
+		return nil, errors.New("--session-grace is to be more than zero, as in 15m")
+	}
+	var config *rest.Config
+	var err error
+	if o.Kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", o.Kubeconfig)
+	} else {
+		config, err = rest.InClusterConfig()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the Kubernetes API (outside of a cluster use --kubeconfig): %w", err)
+	}
+	c, err := NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	return New(*o, c, log)
+}

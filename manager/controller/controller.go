@@ -1,0 +1,157 @@
+// Package controller keeps every Intercept resolved, decided and placed, and its status true. It is driven by events alone: from the
+// cluster, from node agents and from laptops.
+package controller
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/claims"
+	"sidestep.dev/sidestep/manager/plan"
+)
+
+// Sessions tells which laptops are connected.
+type Sessions interface {
+	Connected(keyHash string) bool
+}
+
+// Config is what the controller needs.
+type Config struct {
+	Client   client.WithWatch
+	Plan     *plan.Plan
+	Sessions Sessions
+	Log      *slog.Logger
+	// Grace is how long an intercept outlives a laptop that is away.
+	Grace   time.Duration
+	Metrics prometheus.Registerer
+}
+
+// Controller reconciles Intercepts. One goroutine decides; writing to the API is done by others, so that no request to it delays a decision.
+type Controller struct {
+	cfg       Config
+	informers *informers
+	queue     workqueue.TypedDelayingInterface[types.NamespacedName]
+	writer    *writer
+	resolved  atomic.Bool
+	duration  prometheus.Histogram
+
+	// Of the deciding goroutine alone.
+	claims  *claims.Table
+	entries map[types.NamespacedName]*entry
+	uids    map[types.UID]types.NamespacedName
+}
+
+// New makes a controller; Run starts it.
+func New(cfg Config) (*Controller, error) {
+	inf, err := newInformers(cfg.Client)
+	if err != nil {
+		return nil, err
+	}
+	c := &Controller{
+		cfg: cfg, informers: inf,
+		queue:  workqueue.NewTypedDelayingQueue[types.NamespacedName](),
+		claims: claims.NewTable(), entries: map[types.NamespacedName]*entry{}, uids: map[types.UID]types.NamespacedName{},
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sidestep_manager_reconcile_duration_seconds", Help: "Time to decide about one intercept after an event.",
+			Buckets: prometheus.ExponentialBuckets(20e-6, 4, 8),
+		}),
+	}
+	c.writer = newWriter(cfg.Client, cfg.Log, func(k types.NamespacedName) *v1alpha1.Intercept {
+		return get[v1alpha1.Intercept](inf.intercepts, k.Namespace, k.Name)
+	})
+	cfg.Metrics.MustRegister(c.duration, c.writer.writes, (*stateCollector)(c), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "sidestep_manager_queue_length", Help: "Intercepts that wait to be reconciled.",
+	}, func() float64 { return float64(c.queue.Len()) }))
+	return c, c.listen()
+}
+
+// Resolved says whether every intercept that was there at the start has been decided, so that assignments are complete.
+func (c *Controller) Resolved() bool { return c.resolved.Load() }
+
+// Run works until ctx is done. From then on nothing is written any more.
+func (c *Controller) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer c.queue.ShutDown()
+	for _, inf := range c.informers.all() {
+		wg.Go(func() { inf.RunWithContext(ctx) })
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), c.informers.synced()...) {
+		return fmt.Errorf("read the cluster: %w", errors.Join(context.Cause(ctx), errors.New("stopped before everything was read")))
+	}
+	c.writer.start = time.Now()
+	wg.Go(func() { c.writer.run(ctx) })
+	c.resolveAll()
+	c.resolved.Store(true)
+	c.cfg.Plan.Open()
+	c.cfg.Log.Info("ready", "intercepts", len(c.entries))
+	stop := context.AfterFunc(ctx, c.queue.ShutDown)
+	defer stop()
+	for {
+		k, shutdown := c.queue.Get()
+		if shutdown {
+			return nil
+		}
+		began := time.Now()
+		c.reconcile(k)
+		c.duration.Observe(time.Since(began).Seconds())
+		c.queue.Done(k)
+	}
+}
+
+// resolveAll decides about everything that there is, in the order in which it has a right to be decided.
+func (c *Controller) resolveAll() {
+	var all []*v1alpha1.Intercept
+	for _, obj := range c.informers.intercepts.GetStore().List() {
+		all = append(all, obj.(*v1alpha1.Intercept))
+	}
+	rank := func(ic *v1alpha1.Intercept) int {
+		if meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted) {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(all, func(a, b *v1alpha1.Intercept) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+	})
+	for _, ic := range all {
+		c.reconcile(key(ic))
+	}
+}
+
+// again brings in intercepts that a decision about another has changed.
+func (c *Controller) again(uids []types.UID) {
+	for _, uid := range uids {
+		if k, ok := c.uids[uid]; ok {
+			c.queue.Add(k)
+		}
+	}
+}
+
+// stateCollector counts intercepts by state when it is asked.
+type stateCollector Controller
+
+var statesDesc = prometheus.NewDesc("sidestep_manager_intercepts", "Intercepts by state.", []string{"state"}, nil)
+
+func (s *stateCollector) Describe(out chan<- *prometheus.Desc) { out <- statesDesc }
+
+func (s *stateCollector) Collect(out chan<- prometheus.Metric) {
+	for state, n := range s.writer.states() {
+		out <- prometheus.MustNewConstMetric(statesDesc, prometheus.GaugeValue, float64(n), string(state))
+	}
+}

@@ -1,0 +1,203 @@
+package controller
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/resolve"
+)
+
+// listen makes every change that could matter to an intercept bring that intercept into the queue. Each event costs lookups by index and
+// never a walk through all intercepts.
+func (c *Controller) listen() error {
+	for inf, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{
+		c.informers.intercepts:   handlers(c.interceptChanged),
+		c.informers.pods:         handlers(c.podChanged),
+		c.informers.services:     handlers(c.serviceChanged),
+		c.informers.deployments:  handlers(c.workloadChanged("Deployment")),
+		c.informers.statefulSets: handlers(c.workloadChanged("StatefulSet")),
+		c.informers.replicaSets:  handlers(c.workloadChanged("ReplicaSet")),
+	} {
+		if _, err := inf.AddEventHandler(handler); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// handlers calls changed with nil for before on an addition, and nil for after on a deletion.
+func handlers[T metav1.Object](changed func(before, after T)) cache.ResourceEventHandler {
+	var none T
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: func(obj any) { changed(none, obj.(T)) },
+		UpdateFunc: func(before, after any) {
+			if before.(T).GetResourceVersion() != after.(T).GetResourceVersion() {
+				changed(before.(T), after.(T))
+			}
+		},
+		DeleteFunc: func(obj any) {
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			if t, ok := obj.(T); ok {
+				changed(t, none)
+			}
+		},
+	}
+}
+
+func key(ic *v1alpha1.Intercept) types.NamespacedName {
+	return types.NamespacedName{Namespace: ic.Namespace, Name: ic.Name}
+}
+
+func (c *Controller) enqueue(intercepts ...*v1alpha1.Intercept) {
+	for _, ic := range intercepts {
+		c.queue.Add(key(ic))
+	}
+}
+
+func (c *Controller) interceptChanged(before, after *v1alpha1.Intercept) {
+	switch {
+	case after == nil:
+		c.enqueue(before)
+	case before == nil || before.UID != after.UID || before.Generation != after.Generation || before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero():
+		c.enqueue(after)
+	default:
+		c.writer.observe(after)
+	}
+}
+
+// podFacts is what a change of a pod is about.
+type podFacts struct {
+	phase       corev1.PodPhase
+	node        string
+	ready       bool
+	terminating bool
+	owner       types.UID
+}
+
+func factsOf(p *corev1.Pod) podFacts {
+	f := podFacts{phase: p.Status.Phase, node: p.Spec.NodeName, terminating: p.DeletionTimestamp != nil}
+	if ref := metav1.GetControllerOfNoCopy(p); ref != nil {
+		f.owner = ref.UID
+	}
+	f.ready = slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+	return f
+}
+
+func (c *Controller) podChanged(before, after *corev1.Pod) {
+	if before != nil && after != nil && factsOf(before) == factsOf(after) &&
+		slices.Equal(before.Status.PodIPs, after.Status.PodIPs) && slices.Equal(before.Status.HostIPs, after.Status.HostIPs) {
+		return
+	}
+	for _, p := range []*corev1.Pod{before, after} {
+		if p != nil {
+			c.ownerChanged(p)
+		}
+	}
+}
+
+// ownerChanged brings in the intercepts of the object's controller and of that one's controller.
+func (c *Controller) ownerChanged(obj metav1.Object) {
+	ref := metav1.GetControllerOfNoCopy(obj)
+	if ref == nil {
+		return
+	}
+	c.enqueueWorkload(obj.GetNamespace(), ref.Kind, ref.Name)
+	if ref.Kind == "ReplicaSet" {
+		if rs := c.informers.ReplicaSet(obj.GetNamespace(), ref.Name); rs != nil {
+			c.ownerChanged(rs)
+		}
+	}
+}
+
+func (c *Controller) enqueueWorkload(namespace, kind, name string) {
+	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byWorkload, workloadKey(namespace, kind, name))...)
+}
+
+func (c *Controller) workloadChanged(kind string) func(before, after client.Object) {
+	return func(before, after client.Object) {
+		obj := after
+		switch {
+		case after == nil:
+			obj = before
+		case before != nil && before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() &&
+			apiequality.Semantic.DeepEqual(before.GetOwnerReferences(), after.GetOwnerReferences()):
+			return // only its status, or how many replicas are wanted
+		}
+		c.enqueueWorkload(obj.GetNamespace(), kind, obj.GetName())
+		if kind == "ReplicaSet" {
+			c.ownerChanged(obj)
+		}
+	}
+}
+
+func (c *Controller) serviceChanged(before, after *corev1.Service) {
+	if before != nil && after != nil && apiequality.Semantic.DeepEqual(before.Spec, after.Spec) {
+		return
+	}
+	var versions []*corev1.Service
+	for _, s := range []*corev1.Service{before, after} {
+		if s != nil {
+			versions = append(versions, s)
+		}
+	}
+	s := versions[0]
+	concerned := map[string]bool{} // by workload: whether a version selects it
+	for _, ic := range by[v1alpha1.Intercept](c.informers.intercepts, cache.NamespaceIndex, s.Namespace) {
+		k := workloadKey(ic.Namespace, ic.Spec.Workload.Kind, ic.Spec.Workload.Name)
+		if _, known := concerned[k]; !known {
+			podLabels := c.templateLabels(ic)
+			concerned[k] = slices.ContainsFunc(versions, func(v *corev1.Service) bool { return resolve.Selects(v, podLabels) })
+		}
+		if concerned[k] || ic.Spec.Service == s.Name || ic.Status.Service == s.Name {
+			c.enqueue(ic)
+		}
+	}
+}
+
+func (c *Controller) templateLabels(ic *v1alpha1.Intercept) labels.Set {
+	ref := ic.Spec.Workload
+	switch ref.Kind {
+	case "Deployment":
+		if d := c.informers.Deployment(ic.Namespace, ref.Name); d != nil {
+			return d.Spec.Template.Labels
+		}
+	case "ReplicaSet":
+		if rs := c.informers.ReplicaSet(ic.Namespace, ref.Name); rs != nil {
+			return rs.Spec.Template.Labels
+		}
+	case "StatefulSet":
+		if s := c.informers.StatefulSet(ic.Namespace, ref.Name); s != nil {
+			return s.Spec.Template.Labels
+		}
+	}
+	return nil
+}
+
+// AgentsChanged is told by the plan that node agents have something new to say about intercepts.
+func (c *Controller) AgentsChanged(uids []types.UID) {
+	for _, uid := range uids {
+		c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byUID, string(uid))...)
+	}
+}
+
+// SessionChanged is told by the session registry that a laptop has come or gone.
+func (c *Controller) SessionChanged(keyHash string) {
+	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byKeyHash, keyHash)...)
+}
+
+// States counts the intercepts by state.
+func (c *Controller) States() map[v1alpha1.State]int { return c.writer.states() }
+
+var _ resolve.Cluster = (*informers)(nil)

@@ -1,0 +1,199 @@
+package controller
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/manager/claims"
+	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/resolve"
+)
+
+// entry is what the controller remembers about one intercept.
+type entry struct {
+	uid        types.UID
+	intercept  *v1alpha1.Intercept
+	rule       match.Rule
+	ruleErr    error
+	resolution *resolve.Resolution // the last that succeeded
+	generation int64               // of the intercept for which it did
+	away       time.Time           // since when the laptop is not connected; zero if it is
+}
+
+func newEntry(ic *v1alpha1.Intercept) *entry {
+	e := &entry{uid: ic.UID}
+	if ic.Spec.Mechanism == v1alpha1.MechanismHTTP {
+		e.rule, e.ruleErr = match.FromSpec(ic.Spec.HTTP) // cannot change, so it is compiled once
+	}
+	return e
+}
+
+// reconcile makes everything that follows from one intercept so.
+func (c *Controller) reconcile(k types.NamespacedName) {
+	ic := get[v1alpha1.Intercept](c.informers.intercepts, k.Namespace, k.Name)
+	e := c.entries[k]
+	if e != nil && (ic == nil || ic.UID != e.uid || ic.DeletionTimestamp != nil) {
+		c.forget(k, e)
+		e = nil
+	}
+	if ic == nil || ic.DeletionTimestamp != nil {
+		return
+	}
+	if e == nil {
+		e = newEntry(ic)
+		c.entries[k], c.uids[e.uid] = e, k
+	}
+	e.intercept = ic
+
+	f := findings{connected: c.cfg.Sessions.Connected(ic.Spec.Client.KeyHash)}
+	f.resolution, f.invalid = c.resolve(e)
+	if f.invalid == nil {
+		c.again(c.claims.Set(e.claim(f.resolution)))
+		f.verdict = c.claims.Verdict(e.uid)
+	} else {
+		c.again(c.claims.Remove(e.uid))
+	}
+	if f.verdict.Accepted {
+		c.cfg.Plan.Set(e.uid, ic.Spec.Client.KeyHash, e.placements(f.resolution, f.connected))
+	} else {
+		c.cfg.Plan.Set(e.uid, "", nil)
+	}
+	if ends := c.grace(e, f.connected); ends {
+		return
+	}
+	c.writer.set(ic, c.status(e, f))
+}
+
+func (c *Controller) forget(k types.NamespacedName, e *entry) {
+	c.again(c.claims.Remove(e.uid))
+	c.cfg.Plan.Set(e.uid, "", nil)
+	c.writer.forget(e.uid)
+	delete(c.entries, k)
+	delete(c.uids, e.uid)
+}
+
+// resolve resolves the intercept. Where there was one service and one port to choose, and another has come up since, the choice made then
+// stands: nobody who adds a port to a service is to end an intercept by that.
+func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
+	if e.ruleErr != nil {
+		return nil, &resolve.Invalid{Reason: resolve.RuleInvalid, Message: e.ruleErr.Error()}
+	}
+	ic := e.intercept
+	res, err := resolve.Intercept(c.informers, ic)
+	var bad *resolve.Invalid
+	if errors.As(err, &bad) && (bad.Reason == resolve.ServiceAmbiguous || bad.Reason == resolve.PortAmbiguous) {
+		if service, port, ok := e.chosen(); ok {
+			pinned := *ic
+			pinned.Spec.Service, pinned.Spec.Port = service, port
+			if again, err := resolve.Intercept(c.informers, &pinned); err == nil {
+				res, bad = again, nil
+			}
+		}
+	}
+	if bad != nil {
+		return nil, bad
+	}
+	e.resolution, e.generation = res, ic.Generation
+	return res, nil
+}
+
+// chosen gives the service and port that the intercept as it is now was resolved to before.
+func (e *entry) chosen() (service, port string, ok bool) {
+	st := &e.intercept.Status
+	switch {
+	case e.resolution != nil && e.generation == e.intercept.Generation:
+		return e.resolution.Service, e.resolution.Port, true
+	case e.resolution == nil && st.ObservedGeneration == e.intercept.Generation && meta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionResolved):
+		return st.Service, st.Port, true
+	}
+	return "", "", false
+}
+
+func (e *entry) claim(res *resolve.Resolution) claims.Claim {
+	ic := e.intercept
+	c := claims.Claim{
+		UID: e.uid, Created: ic.CreationTimestamp.Time, Asked: res.Service + "/" + res.Port,
+		TCP: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Rule: e.rule,
+		Accepted: meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted) &&
+			ic.Status.Service == res.Service && ic.Status.Port == res.Port,
+	}
+	if res.TemplatePort != 0 {
+		for _, owner := range res.Owners {
+			c.Spots = append(c.Spots, claims.Spot{UID: owner, Port: res.TemplatePort})
+		}
+	}
+	for _, p := range res.Pods {
+		if p.Port != 0 {
+			c.Spots = append(c.Spots, claims.Spot{UID: p.UID, Port: p.Port})
+		}
+	}
+	slices.SortFunc(c.Spots, func(a, b claims.Spot) int { return strings.Compare(string(a.UID), string(b.UID)) })
+	return c
+}
+
+func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Placement {
+	ic := e.intercept
+	rule := &agentpb.Rule{
+		InterceptUid: string(e.uid), InterceptNamespace: ic.Namespace, InterceptName: ic.Name,
+		Tcp: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Existing: ic.Spec.Existing, Connected: connected,
+	}
+	if !rule.Tcp {
+		rule.Http = e.rule.Proto()
+	}
+	var all []plan.Placement
+	for _, p := range res.Pods {
+		if p.Port == 0 {
+			continue
+		}
+		all = append(all, plan.Placement{
+			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port), Rule: rule,
+			Probes: resolve.KubeletProbes(&p.Spec, p.Port),
+		})
+	}
+	return all
+}
+
+func podMessage(p *corev1.Pod) *agentpb.Pod {
+	m := &agentpb.Pod{
+		Uid: string(p.UID), Namespace: p.Namespace, Name: p.Name, Ips: resolve.Addresses(p), HostNetwork: p.Spec.HostNetwork,
+	}
+	for _, ip := range p.Status.HostIPs {
+		m.HostIps = append(m.HostIps, ip.IP)
+	}
+	if len(m.HostIps) == 0 && p.Status.HostIP != "" {
+		m.HostIps = []string{p.Status.HostIP}
+	}
+	if p.Spec.RuntimeClassName != nil {
+		m.RuntimeClass = *p.Spec.RuntimeClassName
+	}
+	return m
+}
+
+// grace ends an intercept whose laptop has been away for too long. It is true when the end has been ordered.
+func (c *Controller) grace(e *entry, connected bool) bool {
+	if connected {
+		e.away = time.Time{}
+		return false
+	}
+	now := time.Now()
+	if e.away.IsZero() {
+		e.away = now // after a start of the manager too: laptops get the whole grace period to find the new one
+	}
+	left := c.cfg.Grace - now.Sub(e.away)
+	if left > 0 {
+		c.queue.AddAfter(key(e.intercept), left)
+		return false
+	}
+	c.writer.remove(e.intercept, fmt.Sprintf("the laptop of %s has not been connected for %s", e.intercept.Spec.Client.Holder, c.cfg.Grace))
+	return true
+}

@@ -1,0 +1,50 @@
+package manager
+
+import (
+	"fmt"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/version"
+)
+
+// Scheme knows the kinds that the manager works with.
+func Scheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, authv1.AddToScheme, v1alpha1.AddToScheme} {
+		utilruntime.Must(add(s)) // fails only if two packages claim one kind
+	}
+	return s
+}
+
+// NewClient makes a client of the API server. It knows where the kinds are, so that it needs no discovery, and works as soon as they exist.
+func NewClient(config *rest.Config) (client.WithWatch, error) {
+	config = rest.CopyConfig(config)
+	config.QPS = -1 // the API server shares itself out; a queue here would only delay people
+	config.UserAgent = "sidestep-manager/" + version.Version
+	mapper := meta.NewDefaultRESTMapper(nil)
+	for gv, kinds := range map[schema.GroupVersion][]string{
+		corev1.SchemeGroupVersion: {"Pod", "Service", "Event"},
+		appsv1.SchemeGroupVersion: {"Deployment", "ReplicaSet", "StatefulSet"},
+		v1alpha1.GroupVersion:     {"Intercept"},
+	} {
+		for _, kind := range kinds {
+			mapper.Add(gv.WithKind(kind), meta.RESTScopeNamespace)
+		}
+	}
+	mapper.Add(authv1.SchemeGroupVersion.WithKind("TokenReview"), meta.RESTScopeRoot)
+	c, err := client.NewWithWatch(config, client.Options{Scheme: Scheme(), Mapper: mapper})
+	if err != nil {
+		return nil, fmt.Errorf("make a client of the Kubernetes API: %w", err)
+	}
+	return c, nil
+}

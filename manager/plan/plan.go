@@ -1,0 +1,177 @@
+// Package plan holds what each node is to steer, and what the node agents have said about it. The controller writes it intercept by
+// intercept; each node agent's stream takes its node's share whenever that changes.
+package plan
+
+import (
+	"slices"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/agentpb"
+)
+
+// Placement is an intercept's claim on one port of one pod.
+type Placement struct {
+	Node   string
+	Pod    *agentpb.Pod // without targets
+	Port   uint32
+	Probes []*agentpb.Probe
+	Rule   *agentpb.Rule
+}
+
+func (p *Placement) same(o *Placement) bool {
+	return p.Node == o.Node && p.Port == o.Port && proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
+		slices.EqualFunc(p.Probes, o.Probes, func(a, b *agentpb.Probe) bool { return proto.Equal(a, b) })
+}
+
+// spot is a port of a pod on a node.
+type spot struct {
+	node string
+	pod  string // UID
+	port uint32
+}
+
+func (p *Placement) spot() spot { return spot{p.Node, p.Pod.GetUid(), p.Port} }
+
+// placed is a placement in force on a node.
+type placed struct {
+	*Placement
+	keyHash string
+	// since is the first revision of the present stream that tells of it; 0: none yet.
+	since uint64
+}
+
+type ruleKey struct {
+	pod       string
+	port      uint32
+	intercept string
+}
+
+// node is one node's share.
+type node struct {
+	rules map[ruleKey]*placed
+	// count of rules by intercept UID, to look up who may open tunnels.
+	intercepts map[string]int
+	stream     *Stream
+}
+
+// Plan is safe for concurrent use.
+type Plan struct {
+	changed func(intercepts []types.UID)
+	open    chan struct{}
+	once    sync.Once
+
+	mu         sync.RWMutex
+	nodes      map[string]*node
+	intercepts map[types.UID]map[spot]*Placement
+	attached   int
+}
+
+// New makes an empty plan. changed is called, without any lock, when a node agent's word about intercepts may have changed.
+func New(changed func(intercepts []types.UID)) *Plan {
+	return &Plan{
+		changed: changed, open: make(chan struct{}), nodes: map[string]*node{}, intercepts: map[types.UID]map[spot]*Placement{},
+	}
+}
+
+// Open lets node agents have their assignments. Before, the plan may be incomplete, and an assignment that lacks a pod makes its
+// node agent let go of it.
+func (p *Plan) Open() { p.once.Do(func() { close(p.open) }) }
+
+// Opened is closed once the plan is open.
+func (p *Plan) Opened() <-chan struct{} { return p.open }
+
+// Set replaces the placements of an intercept; none takes it out. keyHash is of the session that may have its traffic.
+func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.intercepts[uid]
+	after := make(map[spot]*Placement, len(placements))
+	touched := map[string]struct{}{}
+	for i := range placements {
+		next := &placements[i]
+		at := next.spot()
+		after[at] = next
+		if had := before[at]; had == nil || !had.same(next) {
+			p.put(uid, keyHash, next)
+			touched[next.Node] = struct{}{}
+		}
+	}
+	for at := range before {
+		if after[at] == nil {
+			p.drop(uid, at)
+			touched[at.node] = struct{}{}
+		}
+	}
+	if p.intercepts[uid] = after; len(after) == 0 {
+		delete(p.intercepts, uid)
+	}
+	for name := range touched {
+		n := p.nodes[name]
+		if n.stream != nil {
+			n.stream.poke()
+		}
+		p.tidy(name, n)
+	}
+}
+
+func (p *Plan) put(uid types.UID, keyHash string, next *Placement) {
+	n := p.nodeOf(next.Node)
+	key := ruleKey{next.Pod.GetUid(), next.Port, string(uid)}
+	if n.rules[key] == nil {
+		n.intercepts[string(uid)]++
+	}
+	n.rules[key] = &placed{Placement: next, keyHash: keyHash}
+}
+
+func (p *Plan) drop(uid types.UID, at spot) {
+	n := p.nodes[at.node]
+	delete(n.rules, ruleKey{at.pod, at.port, string(uid)})
+	if n.intercepts[string(uid)]--; n.intercepts[string(uid)] == 0 {
+		delete(n.intercepts, string(uid))
+	}
+}
+
+func (p *Plan) nodeOf(name string) *node {
+	n := p.nodes[name]
+	if n == nil {
+		n = &node{rules: map[ruleKey]*placed{}, intercepts: map[string]int{}}
+		p.nodes[name] = n
+	}
+	return n
+}
+
+// tidy forgets a node with neither work nor agent.
+func (p *Plan) tidy(name string, n *node) {
+	if n.stream == nil && len(n.rules) == 0 {
+		delete(p.nodes, name)
+	}
+}
+
+// KeyHash gives the hash of the session key that may have the intercept's traffic from the node; false if the intercept has no business
+// there.
+func (p *Plan) KeyHash(nodeName, interceptUID string) (string, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	n := p.nodes[nodeName]
+	if n == nil || n.intercepts[interceptUID] == 0 {
+		return "", false
+	}
+	for at := range p.intercepts[types.UID(interceptUID)] {
+		if at.node == nodeName {
+			if r := n.rules[ruleKey{at.pod, at.port, interceptUID}]; r != nil {
+				return r.keyHash, true
+			}
+		}
+	}
+	return "", false
+}
+
+// Attached is the number of node agents.
+func (p *Plan) Attached() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.attached
+}

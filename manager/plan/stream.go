@@ -1,0 +1,203 @@
+package plan
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/agentpb"
+)
+
+// Stream is one node agent's stream of assignments.
+type Stream struct {
+	plan *Plan
+	node string
+	wake chan struct{}
+	gone chan struct{}
+
+	// under plan.mu
+	revision uint64
+	reported bool
+	report   uint64 // revision of the last report
+	targets  map[ruleKey]verdict
+}
+
+// verdict is what a node agent says of one placement.
+type verdict struct {
+	steering bool
+	message  string
+}
+
+// Attach makes the agent on a node the one that the node's assignments go to. An earlier stream of the same node is replaced: it
+// may be a dead connection that nobody has noticed yet.
+func (p *Plan) Attach(nodeName string) *Stream {
+	s := &Stream{plan: p, node: nodeName, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	s.poke()
+	p.mu.Lock()
+	n := p.nodeOf(nodeName)
+	if n.stream != nil {
+		close(n.stream.gone)
+	} else {
+		p.attached++
+	}
+	n.stream = s
+	for _, r := range n.rules {
+		r.since = 0
+	}
+	affected := n.uids()
+	p.mu.Unlock()
+	p.notify(affected)
+	return s
+}
+
+// Detach ends a stream and drops its reports.
+func (p *Plan) Detach(s *Stream) {
+	p.mu.Lock()
+	n := p.nodes[s.node]
+	if n == nil || n.stream != s {
+		p.mu.Unlock()
+		return
+	}
+	n.stream = nil
+	p.attached--
+	affected := n.uids()
+	p.tidy(s.node, n)
+	p.mu.Unlock()
+	p.notify(affected)
+}
+
+func (n *node) uids() []types.UID {
+	uids := make([]types.UID, 0, len(n.intercepts))
+	for uid := range n.intercepts {
+		uids = append(uids, types.UID(uid))
+	}
+	return uids
+}
+
+func (p *Plan) notify(uids []types.UID) {
+	if len(uids) > 0 {
+		p.changed(uids)
+	}
+}
+
+func (s *Stream) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Wake gets a value when there is something new to send.
+func (s *Stream) Wake() <-chan struct{} { return s.wake }
+
+// Replaced is closed when another stream of the node has taken over.
+func (s *Stream) Replaced() <-chan struct{} { return s.gone }
+
+// Next makes the assignment to be sent now. What it holds is shared and not to be changed.
+func (s *Stream) Next() *agentpb.Assignment {
+	p := s.plan
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.revision++
+	a := &agentpb.Assignment{Revision: s.revision}
+	n := p.nodes[s.node]
+	if n == nil || n.stream != s {
+		return a
+	}
+	keys := slices.SortedFunc(maps.Keys(n.rules), func(a, b ruleKey) int {
+		return cmp.Or(strings.Compare(a.pod, b.pod), cmp.Compare(a.port, b.port), strings.Compare(a.intercept, b.intercept))
+	})
+	var pod *agentpb.Pod
+	var target *agentpb.Target
+	for _, k := range keys {
+		r := n.rules[k]
+		if r.since == 0 {
+			r.since = s.revision
+		}
+		if pod == nil || pod.Uid != k.pod {
+			pod, target = withoutTargets(r.Pod), nil
+			a.Pods = append(a.Pods, pod)
+		}
+		if target == nil || target.Port != k.port {
+			target = &agentpb.Target{Port: k.port, KubeletProbes: r.Probes}
+			pod.Targets = append(pod.Targets, target)
+		}
+		target.Rules = append(target.Rules, r.Rule)
+	}
+	return a
+}
+
+// withoutTargets is a shallow copy, so that the original stays as it is.
+func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
+	return &agentpb.Pod{
+		Uid: p.Uid, Namespace: p.Namespace, Name: p.Name, Ips: p.Ips, HostIps: p.HostIps, RuntimeClass: p.RuntimeClass, HostNetwork: p.HostNetwork,
+	}
+}
+
+// Report takes in what the agent says, and passes on for which intercepts that makes a difference.
+func (s *Stream) Report(r *agentpb.Report) {
+	targets := make(map[ruleKey]verdict, len(r.Targets))
+	for _, t := range r.Targets {
+		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Message}
+	}
+	p := s.plan
+	p.mu.Lock()
+	n := p.nodes[s.node]
+	if n == nil || n.stream != s {
+		p.mu.Unlock()
+		return
+	}
+	differ := map[types.UID]struct{}{}
+	before := make(map[ruleKey]Steering, len(n.rules))
+	for k, rule := range n.rules {
+		before[k] = s.steering(k, rule)
+	}
+	s.reported, s.report, s.targets = true, r.Revision, targets
+	for k, rule := range n.rules {
+		if s.steering(k, rule) != before[k] {
+			differ[types.UID(k.intercept)] = struct{}{}
+		}
+	}
+	p.mu.Unlock()
+	p.notify(slices.Collect(maps.Keys(differ)))
+}
+
+// Steering is what is known about one placement.
+type Steering struct {
+	// Attached: there is a node agent on the node.
+	Attached bool
+	// Reported: it has spoken about the placement as it is now.
+	Reported bool
+	Steering bool
+	Message  string
+}
+
+func (s *Stream) steering(k ruleKey, r *placed) Steering {
+	st := Steering{Attached: true}
+	if !s.reported || r.since == 0 || s.report < r.since {
+		return st
+	}
+	if v, ok := s.targets[k]; ok {
+		st.Reported, st.Steering, st.Message = true, v.steering, v.message
+	}
+	return st
+}
+
+// Steering says whether an intercept's placement works.
+func (p *Plan) Steering(uid types.UID, nodeName, podUID string, port uint32) Steering {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	n := p.nodes[nodeName]
+	if n == nil || n.stream == nil {
+		return Steering{}
+	}
+	k := ruleKey{podUID, port, string(uid)}
+	r := n.rules[k]
+	if r == nil {
+		return Steering{Attached: true}
+	}
+	return n.stream.steering(k, r)
+}

@@ -1,0 +1,129 @@
+// Package relay joins a node agent's tunnel to a stream of the laptop that may have it.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/manager/sessions"
+)
+
+// patience is how long a connection waits for a laptop that is connected and has no stream parked. The node agent gives up after two
+// seconds; answering before that tells it why.
+const patience = 1500 * time.Millisecond
+
+// Plan says whose an intercept's traffic is.
+type Plan interface {
+	// KeyHash is false for intercepts that have no business on the node, or are not accepted.
+	KeyHash(node, interceptUID string) (string, bool)
+}
+
+// Sessions gives streams to laptops.
+type Sessions interface {
+	Take(ctx context.Context, keyHash string, patience time.Duration) (*sessions.Parked, error)
+}
+
+// Relay is safe for concurrent use.
+type Relay struct {
+	plan     Plan
+	sessions Sessions
+	log      *slog.Logger
+
+	open   prometheus.Gauge
+	opened *prometheus.CounterVec
+	bytes  *prometheus.CounterVec
+	toLap  prometheus.Counter
+	toPod  prometheus.Counter
+}
+
+// New makes a relay and registers its metrics.
+func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Registerer) *Relay {
+	r := &Relay{
+		plan: plan, sessions: sessions, log: log,
+		open: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sidestep_manager_tunnels_open", Help: "Connections being relayed between node agents and laptops.",
+		}),
+		opened: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestep_manager_tunnels_total", Help: "Connections that node agents asked to be relayed, by outcome; RELAYED ones reached the laptop.",
+		}, []string{"result"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestep_manager_relayed_bytes_total", Help: "Payload relayed, by direction.",
+		}, []string{"to"}),
+	}
+	r.toLap, r.toPod = r.bytes.WithLabelValues("laptop"), r.bytes.WithLabelValues("node")
+	metrics.MustRegister(r.open, r.opened, r.bytes)
+	return r
+}
+
+// Serve handles one tunnel of the agent on a node, and returns what its call is to return.
+func (r *Relay) Serve(node string, agent tunnel.Stream) error {
+	open, err := tunnel.RecvOpen(agent)
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "begin a tunnel: %v", err)
+	}
+	parked, result, why := r.find(agent.Context(), node, open)
+	r.opened.WithLabelValues(outcome(result)).Inc()
+	if result != tunnelpb.Opened_OK {
+		r.log.Debug("tunnel not relayed", "node", node, "pod", open.Pod, "intercept", open.InterceptNamespace+"/"+open.InterceptName, "result", result, "reason", why)
+		return tunnel.SendOpened(agent, result, why)
+	}
+	r.open.Inc()
+	defer r.open.Dec()
+	if err := tunnel.SendOpen(parked.Stream, open); err != nil {
+		parked.Release(status.Error(codes.Aborted, "the stream broke"))
+		return tunnel.SendOpened(agent, tunnelpb.Opened_NO_CLIENT, "the connection to the laptop broke")
+	}
+	err = tunnel.Relay(&counted{agent, r.toLap}, &counted{parked.Stream, r.toPod})
+	if err != nil {
+		r.log.Debug("tunnel ended early", "node", node, "pod", open.Pod, "intercept", open.InterceptNamespace+"/"+open.InterceptName, "reason", err)
+		err = status.Error(codes.Aborted, err.Error())
+	}
+	parked.Release(err)
+	return err
+}
+
+func outcome(r tunnelpb.Opened_Result) string {
+	if r == tunnelpb.Opened_OK {
+		return "RELAYED"
+	}
+	return r.String()
+}
+
+// find gives the laptop's stream for a connection, or what to tell the node agent.
+func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*sessions.Parked, tunnelpb.Opened_Result, string) {
+	keyHash, ok := r.plan.KeyHash(node, open.InterceptUid)
+	if !ok {
+		return nil, tunnelpb.Opened_UNKNOWN, fmt.Sprintf("the manager knows of no intercept %s/%s on node %s", open.InterceptNamespace, open.InterceptName, node)
+	}
+	parked, err := r.sessions.Take(ctx, keyHash, patience)
+	switch {
+	case err == nil:
+		return parked, tunnelpb.Opened_OK, ""
+	case errors.Is(err, sessions.ErrNoClient):
+		return nil, tunnelpb.Opened_NO_CLIENT, err.Error()
+	}
+	return nil, tunnelpb.Opened_TIMEOUT, err.Error()
+}
+
+// counted counts the payload that is received on a stream.
+type counted struct {
+	tunnel.Stream
+	bytes prometheus.Counter
+}
+
+func (c *counted) RecvMsg(m any) error {
+	err := c.Stream.RecvMsg(m)
+	if f, ok := m.(*tunnel.Frame); ok && err == nil && f.Kind == tunnelpb.Frame_DATA {
+		c.bytes.Add(float64(f.Data.Len()))
+	}
+	return err
+}

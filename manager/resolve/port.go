@@ -1,0 +1,213 @@
+package resolve
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+// port is a resolved port, of a service or of a container.
+type port struct {
+	service   string
+	display   string
+	number    int32 // the service port's number
+	target    intstr.IntOrString
+	template  int32
+	container string
+}
+
+// in gives the container port in a pod: names are looked up in each, since pods of an old and a new template may differ.
+func (p *port) in(spec *corev1.PodSpec) int32 {
+	if p.target.Type == intstr.String {
+		return namedPort(spec, p.target.StrVal)
+	}
+	return p.target.IntVal
+}
+
+func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
+	svc, err := findService(c, ic, w)
+	if err != nil {
+		return nil, err
+	}
+	var p *port
+	if svc != nil {
+		p, err = servicePort(svc, ic.Spec.Port, w)
+	} else {
+		p, err = containerPort(ic, w)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.container, err = containerFor(w, ic.Spec.Container, p.template)
+	return p, err
+}
+
+// findService gives the service that leads to the workload, or nil if there is none.
+func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Service, error) {
+	podLabels := labels.Set(w.template.Labels)
+	var selecting []*corev1.Service
+	var names []string
+	var asked *corev1.Service
+	for _, s := range c.Services(ic.Namespace) {
+		if s.Name == ic.Spec.Service {
+			asked = s
+		}
+		if Selects(s, podLabels) {
+			selecting = append(selecting, s)
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	switch list := strings.Join(names, ", "); {
+	case ic.Spec.Service != "" && slices.Contains(names, ic.Spec.Service):
+		return asked, nil
+	case ic.Spec.Service != "" && asked == nil && len(names) == 0:
+		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s, and none that selects the pods of %s", ic.Spec.Service, ic.Namespace, w)
+	case ic.Spec.Service != "" && asked == nil:
+		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s; services of %s: %s", ic.Spec.Service, ic.Namespace, w, list)
+	case ic.Spec.Service != "" && len(names) == 0:
+		return nil, invalid(ServiceNotFound, "service %q does not select the pods of %s, and no other does", ic.Spec.Service, w)
+	case ic.Spec.Service != "":
+		return nil, invalid(ServiceNotFound, "service %q does not select the pods of %s; services that do: %s", ic.Spec.Service, w, list)
+	case len(names) > 1:
+		return nil, invalid(ServiceAmbiguous, "%d services select the pods of %s: %s; use --service to choose one", len(names), w, list)
+	case len(names) == 1:
+		return selecting[0], nil
+	}
+	return nil, nil
+}
+
+// Selects says whether the service leads to pods with these labels.
+func Selects(s *corev1.Service, podLabels labels.Set) bool {
+	return s.Spec.Type != corev1.ServiceTypeExternalName && len(s.Spec.Selector) > 0 &&
+		labels.SelectorFromSet(s.Spec.Selector).Matches(podLabels)
+}
+
+// candidate is a port to choose from.
+type candidate struct {
+	name   string
+	number int32
+	tcp    bool
+	index  int
+}
+
+func (c candidate) is(id string) bool { return id == c.name || id == strconv.Itoa(int(c.number)) }
+
+// display is how people write the port: its name, else its number.
+func (c candidate) display() string {
+	if c.name != "" {
+		return c.name
+	}
+	return strconv.Itoa(int(c.number))
+}
+
+func (c candidate) choice() string {
+	if c.name != "" {
+		return c.name + "/" + strconv.Itoa(int(c.number))
+	}
+	return strconv.Itoa(int(c.number))
+}
+
+func choices(of []candidate) string {
+	var all []string
+	for _, c := range of {
+		all = append(all, c.choice())
+	}
+	return strings.Join(all, ", ")
+}
+
+// choose finds the one TCP port that id names, or the only one if id is empty; where is "service orders" or "Deployment orders".
+func choose(all []candidate, id, where string) (candidate, error) {
+	var tcp, others []candidate
+	for _, c := range all {
+		if c.tcp {
+			tcp = append(tcp, c)
+		} else {
+			others = append(others, c)
+		}
+	}
+	if id == "" {
+		switch {
+		case len(tcp) == 1:
+			return tcp[0], nil
+		case len(tcp) > 1:
+			return candidate{}, invalid(PortAmbiguous, "%s has %d ports: %s; use --port LOCAL:PORT to choose one", where, len(tcp), choices(tcp))
+		case len(others) > 0:
+			return candidate{}, invalid(ProtocolNotSupported, "%s has no TCP port (it has %s), and only TCP can be intercepted", where, choices(others))
+		}
+		return candidate{}, invalid(PortNotFound, "%s has no ports", where)
+	}
+	match := func(c candidate) bool { return c.is(id) }
+	if i := slices.IndexFunc(tcp, match); i >= 0 {
+		same := slices.ContainsFunc(tcp[i+1:], func(c candidate) bool { return c.is(id) && c.number != tcp[i].number })
+		if same {
+			return candidate{}, invalid(PortAmbiguous, "several ports of %s are called %s: %s; use --port LOCAL:NUMBER to choose one", where, id, choices(tcp))
+		}
+		return tcp[i], nil
+	}
+	if slices.ContainsFunc(others, match) {
+		return candidate{}, invalid(ProtocolNotSupported, "port %s of %s is not a TCP port, and only TCP can be intercepted", id, where)
+	}
+	if len(tcp) == 0 {
+		return candidate{}, invalid(PortNotFound, "%s has no TCP port %s; it has none at all", where, id)
+	}
+	return candidate{}, invalid(PortNotFound, "%s has no port %s; it has: %s", where, id, choices(tcp))
+}
+
+func servicePort(svc *corev1.Service, id string, w *workload) (*port, error) {
+	var all []candidate
+	for i, p := range svc.Spec.Ports {
+		all = append(all, candidate{name: p.Name, number: p.Port, tcp: isTCP(p.Protocol), index: i})
+	}
+	chosen, err := choose(all, id, "service "+svc.Name)
+	if err != nil {
+		return nil, err
+	}
+	target := svc.Spec.Ports[chosen.index].TargetPort
+	if target.Type == intstr.Int && target.IntVal == 0 || target.Type == intstr.String && target.StrVal == "" {
+		target = intstr.FromInt32(chosen.number)
+	}
+	p := &port{service: svc.Name, display: chosen.display(), number: chosen.number, target: target}
+	p.template = p.in(&w.template.Spec)
+	if p.template == 0 && !slices.ContainsFunc(w.pods, func(pod *corev1.Pod) bool { return p.in(&pod.Spec) != 0 }) {
+		return nil, invalid(PortNotFound, "port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, svc.Name, target.StrVal, w)
+	}
+	return p, nil
+}
+
+// containerPort is for workloads without a service: the port is one that a container declares.
+func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
+	var all []candidate
+	for _, c := range containersOf(&w.template.Spec) {
+		if ic.Spec.Container != "" && c.Name != ic.Spec.Container {
+			continue
+		}
+		for _, p := range c.Ports {
+			all = append(all, candidate{name: p.Name, number: p.ContainerPort, tcp: isTCP(p.Protocol)})
+		}
+	}
+	where := w.String() + ", which has no service,"
+	if len(all) == 0 {
+		// Containers may listen on ports that they do not declare; a number is then taken at its word.
+		number, err := strconv.ParseUint(ic.Spec.Port, 10, 16)
+		if err != nil || number == 0 {
+			return nil, invalid(PortNotFound, "%s declares no container ports; use --port LOCAL:NUMBER to say which", where)
+		}
+		return &port{display: ic.Spec.Port, target: intstr.FromInt32(int32(number)), template: int32(number)}, nil
+	}
+	chosen, err := choose(all, ic.Spec.Port, where)
+	if err != nil {
+		return nil, err
+	}
+	p := &port{display: chosen.display(), target: intstr.FromInt32(chosen.number), template: chosen.number}
+	if chosen.name != "" {
+		p.target = intstr.FromString(chosen.name)
+	}
+	return p, nil
+}

@@ -1,0 +1,130 @@
+// Package resolve finds what an Intercept means in the cluster at this moment: from the workload that it names to the service, the service
+// port, the container port and the pods. It reads, and decides nothing else.
+package resolve
+
+import (
+	"fmt"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+// Cluster is what resolving reads. Objects that are not there are nil; what is returned is not to be changed.
+type Cluster interface {
+	Deployment(namespace, name string) *appsv1.Deployment
+	ReplicaSet(namespace, name string) *appsv1.ReplicaSet
+	StatefulSet(namespace, name string) *appsv1.StatefulSet
+	// ReplicaSetsOf and PodsOf give the objects whose controller is the object with this UID.
+	ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet
+	PodsOf(owner types.UID) []*corev1.Pod
+	Services(namespace string) []*corev1.Service
+}
+
+// Reasons why an intercept cannot be resolved, as they appear in conditions.
+const (
+	WorkloadNotFound     = "WorkloadNotFound"
+	ServiceNotFound      = "ServiceNotFound"
+	ServiceAmbiguous     = "ServiceAmbiguous"
+	PortNotFound         = "PortNotFound"
+	PortAmbiguous        = "PortAmbiguous"
+	ProtocolNotSupported = "ProtocolNotSupported"
+	ContainerNotFound    = "ContainerNotFound"
+	RuleInvalid          = "RuleInvalid"
+)
+
+// Invalid says why an intercept cannot be resolved, and what its holder can do about it.
+type Invalid struct {
+	Reason  string
+	Message string
+}
+
+func (e *Invalid) Error() string { return e.Message }
+
+func invalid(reason, format string, args ...any) *Invalid {
+	return &Invalid{Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+// Resolution is what an intercept means.
+type Resolution struct {
+	// Owners are the UIDs of the workload and, for a Deployment, of its ReplicaSets.
+	Owners []types.UID
+	// TemplatePort is the container port by the workload's pod template.
+	TemplatePort int32
+	Service      string // empty: the workload has none
+	Port         string // service port by name, else by number; the container port's where there is no service
+	ServicePort  int32
+	Container    string
+	Pods         []Pod
+}
+
+// Pod is one pod of the workload that is on a node and has an address.
+type Pod struct {
+	*corev1.Pod
+	// Port is the container port in this pod; 0 if it has no such port, and then the service does not lead to it either.
+	Port int32
+	// Ready pods are those that must steer before the intercept counts as active. A pod that is terminating is not
+	// ready, and is steered as long as connections may still reach it.
+	Ready bool
+	// Problem is why the pod has no port.
+	Problem string
+}
+
+// Intercept resolves one intercept. The error is always an *Invalid.
+func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
+	w, err := findWorkload(c, ic.Namespace, ic.Spec.Workload)
+	if err != nil {
+		return nil, err
+	}
+	p, err := findPort(c, ic, w)
+	if err != nil {
+		return nil, err
+	}
+	res := &Resolution{
+		Owners: w.owners, TemplatePort: p.template, Service: p.service, Port: p.display, ServicePort: p.number, Container: p.container,
+	}
+	for _, pod := range w.pods {
+		if placed, ok := place(pod, p); ok {
+			res.Pods = append(res.Pods, placed)
+		}
+	}
+	return res, nil
+}
+
+// place says whether the pod is to be steered at all. Pods that are not ready yet are: so they are steered at the moment they become ready.
+func place(pod *corev1.Pod, p *port) (Pod, bool) {
+	ready := isReady(pod)
+	terminating := pod.DeletionTimestamp != nil
+	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	if ended || pod.Spec.NodeName == "" || len(Addresses(pod)) == 0 || terminating && !ready {
+		return Pod{}, false
+	}
+	placed := Pod{Pod: pod, Ready: ready && !terminating}
+	if placed.Port = p.in(&pod.Spec); placed.Port == 0 {
+		placed.Problem = fmt.Sprintf("the pod has no TCP container port named %s, so the service does not lead to it", p.target.String())
+	}
+	return placed, true
+}
+
+func isReady(pod *corev1.Pod) bool {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// Addresses are the pod's IP addresses, of both families where it has them.
+func Addresses(pod *corev1.Pod) []string {
+	var ips []string
+	for _, ip := range pod.Status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	if len(ips) == 0 && pod.Status.PodIP != "" {
+		ips = []string{pod.Status.PodIP}
+	}
+	return ips
+}

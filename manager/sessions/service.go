@@ -1,0 +1,216 @@
+package sessions
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/version"
+)
+
+// KeyMetadata is the metadata key under which a laptop shows its session key.
+const KeyMetadata = "sidestep-session-key"
+
+const keySize = 32
+
+// Config is what the service needs.
+type Config struct {
+	Registry *Registry
+	Log      *slog.Logger
+	Grace    time.Duration   // told to the laptop
+	Closing  <-chan struct{} // closed when the manager shuts down
+	Ping     time.Duration   // between pings; 0: 2 s
+	Timeout  time.Duration   // of silence, after which the laptop is given up; 0: 8 s
+}
+
+// Service is the gRPC service that laptops talk to.
+type Service struct {
+	clientpb.UnimplementedClientsServer
+	cfg Config
+}
+
+// NewService makes the service.
+func NewService(cfg Config) *Service {
+	if cfg.Ping == 0 {
+		cfg.Ping = 2 * time.Second
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 8 * time.Second
+	}
+	return &Service{cfg: cfg}
+}
+
+// keyHash gives the name of the session whose key the call shows.
+func keyHash(ctx context.Context) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	values := md.Get(KeyMetadata)
+	if len(values) != 1 {
+		return "", status.Errorf(codes.Unauthenticated, "the call shows %d session keys in metadata %s, and needs one", len(values), KeyMetadata)
+	}
+	key, err := hex.DecodeString(values[0])
+	if err != nil || len(key) != keySize {
+		return "", status.Errorf(codes.Unauthenticated, "the session key is not %d bytes in hexadecimal", keySize)
+	}
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+type sessionStream = grpc.BidiStreamingServer[clientpb.ClientMessage, clientpb.ManagerMessage]
+
+// Session holds the laptop's session for as long as the laptop answers.
+func (s *Service) Session(stream sessionStream) error {
+	hash, err := keyHash(stream.Context())
+	if err != nil {
+		return err
+	}
+	received := make(chan *clientpb.ClientMessage)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case received <- m:
+			case <-stream.Context().Done():
+				ended <- stream.Context().Err()
+				return
+			}
+		}
+	}()
+	hello, err := s.hello(received, ended)
+	if err != nil {
+		return err
+	}
+	sess, err := s.cfg.Registry.begin(hash)
+	if err != nil {
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
+	defer s.cfg.Registry.end(sess)
+	log := s.cfg.Log.With("session", hello.Session, "holder", hello.Holder)
+	log.Info("laptop connected", "version", hello.Version)
+	err = stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: &clientpb.ManagerHello{
+		Version: version.Version, Protocol: version.Protocol, GraceSeconds: uint32(s.cfg.Grace / time.Second),
+	}}})
+	if err == nil {
+		err = s.hold(stream, sess, received, ended)
+	}
+	log.Info("laptop disconnected", "reason", err)
+	return err
+}
+
+func (s *Service) hello(received <-chan *clientpb.ClientMessage, ended <-chan error) (*clientpb.ClientHello, error) {
+	timeout := time.NewTimer(s.cfg.Timeout)
+	defer timeout.Stop()
+	select {
+	case m := <-received:
+		hello := m.GetHello()
+		switch {
+		case hello == nil:
+			return nil, status.Error(codes.InvalidArgument, "the first message of a session is hello")
+		case hello.Protocol != version.Protocol:
+			return nil, status.Errorf(codes.FailedPrecondition, "this manager (%s) speaks protocol %d and the client (%s) %d: install the same version of both",
+				version.Version, version.Protocol, hello.Version, hello.Protocol)
+		case uuid.Validate(hello.Session) != nil:
+			return nil, status.Errorf(codes.InvalidArgument, "session %q is not a UUID", hello.Session)
+		}
+		return hello, nil
+	case err := <-ended:
+		return nil, err
+	case <-timeout.C:
+		return nil, status.Error(codes.DeadlineExceeded, "no hello came")
+	case <-s.cfg.Closing:
+		return nil, errClosing
+	}
+}
+
+var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
+
+// hold pings and answers until the session ends, and says why it did.
+func (s *Service) hold(stream sessionStream, sess *session, received <-chan *clientpb.ClientMessage, ended <-chan error) error {
+	ping := time.NewTicker(s.cfg.Ping)
+	defer ping.Stop()
+	silence := time.NewTimer(s.cfg.Timeout)
+	defer silence.Stop()
+	var id uint64
+	for {
+		var answer *clientpb.ManagerMessage
+		select {
+		case m := <-received:
+			silence.Reset(s.cfg.Timeout)
+			if p := m.GetPing(); p != nil {
+				answer = &clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Pong{Pong: p}}
+			}
+		case <-ping.C:
+			id++
+			answer = &clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Ping{Ping: &clientpb.Ping{Id: id}}}
+		case <-sess.want:
+			if n := s.cfg.Registry.wanted(sess); n > 0 {
+				answer = &clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_WantAccepts{WantAccepts: uint32(n)}}
+			}
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		case <-sess.gone:
+			return status.Error(codes.Aborted, "the laptop has connected again, with a new session stream")
+		case <-silence.C:
+			return status.Errorf(codes.DeadlineExceeded, "nothing was heard from the laptop for %s", s.cfg.Timeout)
+		case <-s.cfg.Closing:
+			return errClosing
+		}
+		if answer != nil {
+			if err := stream.Send(answer); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Accept keeps a stream until a connection takes it, and then until that connection has ended.
+func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	hash, err := keyHash(stream.Context())
+	if err != nil {
+		return err
+	}
+	parked, err := s.cfg.Registry.park(hash, stream)
+	switch {
+	case errors.Is(err, ErrNoClient):
+		return status.Error(codes.FailedPrecondition, "there is no session with this key: open Session first")
+	case err != nil:
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
+	select {
+	case err := <-parked.done:
+		return err
+	case <-parked.dropped:
+		return status.Error(codes.Aborted, "the session has ended")
+	case <-stream.Context().Done():
+	case <-s.cfg.Closing:
+	}
+	if s.cfg.Registry.unpark(parked) {
+		return status.Error(codes.Unavailable, "the stream has not been needed")
+	}
+	// A connection has the stream; whoever relays it notices its end. Until then the stream must stay.
+	select {
+	case err := <-parked.done:
+		return err
+	case <-parked.dropped:
+		return status.Error(codes.Aborted, "the session has ended")
+	}
+}
