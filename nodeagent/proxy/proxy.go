@@ -45,7 +45,8 @@ type Config struct {
 
 // Proxy serves steered connections.
 type Proxy struct {
-	cfg Config
+	cfg     Config
+	metrics *metrics
 }
 
 // New makes a Proxy. It panics if its metrics are registered twice with one registerer.
@@ -56,11 +57,5 @@ func New(cfg Config) *Proxy {
 	if cfg.OpenTimeout <= 0 {
 		cfg.OpenTimeout = DefaultOpenTimeout
 	}
-	return &Proxy{cfg: cfg}
-}
-
-// Serve serves one steered connection, whose local address is the app's and whose remote address is the client's. It
-// returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset. It never panics.
-func (p *Proxy) Serve(ctx context.Context, c *net.TCPConn, t *Target) {
-	defer c.Close()
+	return &Proxy{cfg: cfg, metrics: newMetrics(cfg.Metrics)}
 }

@@ -2,6 +2,9 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	"sidestep.dev/sidestep/internal/match"
 )
@@ -9,7 +12,7 @@ import (
 // Rule is one intercept's claim on a target.
 type Rule struct {
 	InterceptUID, Namespace, Name string
-	// TCP claims whole connections; else HTTP says which requests are claimed.
+	// TCP claims whole connections, when they are opened; a connected tcp rule has them before any other rule. Else HTTP says which requests are claimed.
 	TCP  bool
 	HTTP match.Rule
 	// Connected is false while the laptop is away: the rule is then not tried.
@@ -40,17 +43,138 @@ type InterceptStats struct {
 type Target struct {
 	pod string
 	app AppDialer
+
+	connections atomic.Uint64
+	open        atomic.Int64
+	rules       atomic.Pointer[rules]
+	setting     sync.Mutex
 }
+
+// rules is what is in force at one moment. It is never changed.
+type rules struct {
+	claimed []claimed
+	kubelet Kubelet
+}
+
+type claimed struct {
+	Rule
+	*intercept
+}
+
+// intercept is what lives as long as an intercept is among the rules.
+type intercept struct {
+	matched, fallbacks atomic.Uint64
+
+	mu      sync.Mutex
+	ended   bool
+	tunnels map[*tracked]struct{}
+}
+
+type tracked struct{ retire func() }
 
 // NewTarget makes a target without rules: all connections go to the app. pod is "namespace/name".
 func NewTarget(pod string, app AppDialer) *Target {
-	return &Target{pod: pod, app: app}
+	t := &Target{pod: pod, app: app}
+	t.rules.Store(&rules{})
+	return t
 }
 
 // SetRules puts rules into force. When several rules claim a request, the first in the slice has it. Open connections
 // follow at their next request; connections that a removed tcp rule gave to a laptop are reset, requests on their way to a
 // laptop finish. The counters of a rule live as long as its intercept is among the rules.
-func (t *Target) SetRules(rules []Rule, kubelet Kubelet) {}
+func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
+	t.setting.Lock()
+	defer t.setting.Unlock()
+	before := t.rules.Load()
+	after := &rules{kubelet: kubelet}
+	for _, r := range list {
+		i := slices.IndexFunc(before.claimed, func(c claimed) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
+		in := &intercept{tunnels: make(map[*tracked]struct{})}
+		if i >= 0 {
+			in = before.claimed[i].intercept
+		}
+		after.claimed = append(after.claimed, claimed{Rule: r, intercept: in})
+	}
+	t.rules.Store(after)
+	for _, c := range before.claimed {
+		if !slices.ContainsFunc(after.claimed, func(a claimed) bool { return a.intercept == c.intercept }) {
+			c.end()
+		}
+	}
+}
 
 // Stats returns the counters.
-func (t *Target) Stats() Stats { return Stats{} }
+func (t *Target) Stats() Stats {
+	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), Intercepts: make(map[string]InterceptStats)}
+	for _, c := range t.rules.Load().claimed {
+		one := s.Intercepts[c.InterceptUID]
+		one.Matched += c.matched.Load()
+		one.Fallbacks += c.fallbacks.Load()
+		s.Intercepts[c.InterceptUID] = one
+	}
+	return s
+}
+
+// tcp returns the rule that has new connections, if there is one.
+func (r *rules) tcp() *claimed {
+	for i := range r.claimed {
+		if c := &r.claimed[i]; c.TCP && c.Connected {
+			return c
+		}
+	}
+	return nil
+}
+
+// http returns the rule that has a request, if there is one.
+func (r *rules) http(head match.Head) *claimed {
+	for i := range r.claimed {
+		c := &r.claimed[i]
+		if !c.TCP && c.Connected && c.HTTP.Match(head) {
+			if isKubelet(head) {
+				return nil
+			}
+			return c
+		}
+	}
+	return nil
+}
+
+// claimable reports whether a request can be claimed at present.
+func (r *rules) claimable() bool {
+	return slices.ContainsFunc(r.claimed, func(c claimed) bool { return !c.TCP && c.Connected })
+}
+
+// wholeOnly reports whether there are rules, none of which looks at requests.
+func (r *rules) wholeOnly() bool {
+	return len(r.claimed) > 0 && !slices.ContainsFunc(r.claimed, func(c claimed) bool { return !c.TCP })
+}
+
+// track adds a tunnel, of which retire is called when the intercept ends.
+func (in *intercept) track(retire func()) (untrack func()) {
+	t := &tracked{retire}
+	in.mu.Lock()
+	ended := in.ended
+	in.tunnels[t] = struct{}{}
+	in.mu.Unlock()
+	if ended {
+		retire()
+	}
+	return func() {
+		in.mu.Lock()
+		delete(in.tunnels, t)
+		in.mu.Unlock()
+	}
+}
+
+func (in *intercept) end() {
+	in.mu.Lock()
+	in.ended = true
+	all := make([]*tracked, 0, len(in.tunnels))
+	for t := range in.tunnels {
+		all = append(all, t)
+	}
+	in.mu.Unlock()
+	for _, t := range all {
+		t.retire()
+	}
+}

@@ -1,0 +1,141 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"runtime/debug"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+)
+
+// connection is one steered connection.
+type connection struct {
+	proxy         *Proxy
+	target        *Target
+	client        *stream.TCP
+	remote, local netip.AddrPort // the client; the app as the client knows it
+}
+
+// Serve serves one steered connection, whose local address is the app's and whose remote address is the client's. It
+// returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset. It never panics.
+func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
+	defer conn.Close()
+	t.connections.Add(1)
+	t.open.Add(1)
+	defer t.open.Add(-1)
+	p.metrics.connections.Inc()
+	p.metrics.open.Inc()
+	defer p.metrics.open.Dec()
+	defer func() {
+		if v := recover(); v != nil {
+			p.recovered(t, v)
+			conn.SetLinger(0)
+		}
+	}()
+
+	client, err := stream.NewTCP(conn)
+	if err != nil {
+		p.cfg.Log.Warn("connection cannot be served", "pod", t.pod, "error", err)
+		return
+	}
+	c := &connection{proxy: p, target: t, client: client, remote: addrPort(conn.RemoteAddr()), local: addrPort(conn.LocalAddr())}
+	now := t.rules.Load()
+	switch tcp := now.tcp(); {
+	case tcp != nil:
+		c.serveWhole(ctx, tcp)
+	case now.wholeOnly():
+		c.joinApp(ctx, new(stream.Buffer))
+	default:
+		c.serveRequests(ctx)
+	}
+}
+
+// recovered keeps a fault in one connection from all the others.
+func (p *Proxy) recovered(t *Target, v any) {
+	p.metrics.panics.Inc()
+	p.cfg.Log.Error("connection was reset because of a fault in the proxy", "pod", t.pod, "panic", v, "stack", string(debug.Stack()))
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// serveRequests takes the connection request by request, if it speaks HTTP/1.
+func (c *connection) serveRequests(ctx context.Context) {
+	p := c.proxy
+	router.Run(ctx, router.Config{
+		Client: c.client,
+		Dial:   func(ctx context.Context) (stream.Duplex, error) { return c.dial(ctx) },
+		Claim: func(head match.Head) router.Claim {
+			if rule := c.target.rules.Load().http(head); rule != nil {
+				return &claim{connection: c, rule: rule}
+			}
+			return nil
+		},
+		Claimable:   func() bool { return c.target.rules.Load().claimable() },
+		Passed:      func(n int) { p.metrics.passed.Add(float64(n)) },
+		OpenTimeout: p.cfg.OpenTimeout,
+		Recovered:   func(v any) { p.recovered(c.target, v) },
+		Log:         p.cfg.Log,
+	})
+}
+
+func (c *connection) dial(ctx context.Context) (*stream.TCP, error) {
+	conn, err := c.target.app.DialApp(ctx, c.remote, c.local)
+	if err != nil {
+		return nil, err
+	}
+	return stream.NewTCP(conn)
+}
+
+func (c *connection) openMessage(rule *claimed) *tunnelpb.Open {
+	return &tunnelpb.Open{
+		InterceptUid: rule.InterceptUID, InterceptNamespace: rule.Namespace, InterceptName: rule.Name,
+		RemoteAddr: c.remote.String(), LocalAddr: c.local.String(), Pod: c.target.pod,
+	}
+}
+
+// claim is a rule's claim on one request.
+type claim struct {
+	*connection
+	rule *claimed
+}
+
+func (c *claim) Key() string    { return c.rule.InterceptUID }
+func (c *claim) String() string { return c.rule.Namespace + "/" + c.rule.Name }
+
+func (c *claim) Open(ctx context.Context) (router.Tunnel, error) {
+	t, err := c.proxy.cfg.Tunnels.Open(ctx, c.openMessage(c.rule))
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (c *claim) Track(retire func()) (untrack func()) {
+	c.proxy.metrics.tunnels.Inc()
+	forget := c.rule.track(retire)
+	return func() {
+		forget()
+		c.proxy.metrics.tunnels.Dec()
+	}
+}
+
+func (c *claim) Sent() {
+	c.rule.matched.Add(1)
+	c.proxy.metrics.matched.Inc()
+}
+
+func (c *claim) FellBack() {
+	c.rule.fallbacks.Add(1)
+	c.proxy.metrics.fallbacks.Inc()
+}

@@ -1,0 +1,48 @@
+package proxy
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	connections     prometheus.Counter
+	open            prometheus.Gauge
+	passed          prometheus.Counter
+	matched         prometheus.Counter
+	fallbacks       prometheus.Counter
+	tunnels         prometheus.Gauge
+	claimedConns    prometheus.Counter
+	claimedFellBack prometheus.Counter
+	panics          prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	counter := func(name, help string, labels prometheus.Labels) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "sidestep", Subsystem: "proxy", Name: name, Help: help, ConstLabels: labels})
+		if r != nil {
+			r.MustRegister(c)
+		}
+		return c
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "sidestep", Subsystem: "proxy", Name: name, Help: help})
+		if r != nil {
+			r.MustRegister(g)
+		}
+		return g
+	}
+	const (
+		requests = "HTTP requests by where they went: to the app, to a laptop, or to the app because the laptop could not take them."
+		claimed  = "Connections that a tcp intercept claimed, by where they went."
+	)
+	to := func(where string) prometheus.Labels { return prometheus.Labels{"to": where} }
+	return &metrics{
+		connections:     counter("connections_total", "Steered connections that were served.", nil),
+		open:            gauge("open_connections", "Steered connections that are being served."),
+		passed:          counter("requests_total", requests, to("app")),
+		matched:         counter("requests_total", requests, to("laptop")),
+		fallbacks:       counter("requests_total", requests, to("fallback")),
+		claimedConns:    counter("claimed_connections_total", claimed, to("laptop")),
+		claimedFellBack: counter("claimed_connections_total", claimed, to("fallback")),
+		tunnels:         gauge("open_tunnels", "Open tunnels to laptops."),
+		panics:          counter("panics_total", "Connections that were reset because of a fault in the proxy.", nil),
+	}
+}

@@ -1,0 +1,334 @@
+package router
+
+import (
+	"slices"
+
+	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+)
+
+// peer is who answers requests: the app, or a laptop at the other end of a tunnel.
+type peer struct {
+	stream.Duplex // nil while dialing
+	r             *Router
+	claim         Claim // of a tunnel; nil: the app
+	untrack       func()
+
+	// Of the goroutine that reads the responses.
+	buf      stream.Buffer
+	resp     http1.Response
+	out      int  // bytes at the front of buf that are to be written
+	answered int  // requests that are answered with them
+	last     bool // the last of these answers ends the connection
+	started  bool // the client has seen some of the final response to the oldest request
+
+	// With Router.mu held.
+	unanswered queue
+	open       bool // the last request is not complete
+	empty      bool // and nothing of its body was sent, for which the client may be waiting
+	final      bool // the client means to send no more after it
+	dialing    bool
+	wanted     bool // somebody waits for the dial
+	ended      bool
+	failed     bool // ended without an answer
+	opaque     bool // the answer cannot be framed
+	retired    bool // to be closed when it is answered
+}
+
+// respond passes the peer's responses to the client until the peer ends.
+func (p *peer) respond() {
+	defer p.buf.Free()
+	p.resp.Reset()
+	for {
+		if p.claim == nil && p.r.raw.Load() {
+			p.copyRaw()
+			return
+		}
+		more, ok := p.next()
+		if !ok {
+			return
+		}
+		if !more {
+			continue
+		}
+		if !p.write() {
+			return
+		}
+		if err := p.Fill(&p.buf); err != nil {
+			p.peerEnded(err)
+			return
+		}
+	}
+}
+
+// next takes one response from the buffer, as far as it is there. more says that it needs more bytes first, ok that there is anything
+// more to do.
+func (p *peer) next() (more, ok bool) {
+	b := p.buf.Bytes()[p.out:]
+	if len(b) == 0 {
+		return true, true
+	}
+	p.r.mu.Lock()
+	expected := p.unanswered.len() > p.answered
+	var kind http1.RequestKind
+	if expected {
+		kind = p.unanswered.at(p.answered)
+	}
+	p.r.mu.Unlock()
+	if !expected {
+		return false, p.unexpected()
+	}
+	n, doubt := p.resp.Parse(b)
+	if doubt != nil {
+		return false, p.doubtful(doubt)
+	}
+	if n == 0 {
+		return true, true
+	}
+	if p.resp.Interim() {
+		if _, doubt := p.resp.Body(kind); doubt != nil {
+			return false, p.doubtful(doubt)
+		}
+		p.out += n
+		p.resp.Reset()
+		return false, true
+	}
+	body, doubt := p.resp.Body(kind)
+	switch {
+	case doubt != nil:
+		return false, p.doubtful(doubt)
+	case body.Kind == http1.UntilClose:
+		return false, p.untilClose()
+	case body.Kind == http1.Tunnelled:
+		return false, p.tunnelled()
+	}
+	p.started = true
+	p.last = !p.resp.Persists()
+	p.resp.Reset()
+	p.out += n
+	return false, p.body(body.Start())
+}
+
+// body passes a response's body on; what is in the buffer stays there if it is all.
+func (p *peer) body(rest http1.Rest) (ok bool) {
+	if !rest.Done() {
+		n, done, doubt := rest.Scan(p.buf.Bytes()[p.out:])
+		p.out += n
+		if doubt != nil {
+			return p.doubtful(doubt)
+		}
+		if !done {
+			if !p.write() {
+				return false
+			}
+			srcErr, dstErr, doubt := copyBody(p.r.Client, p, &p.buf, &rest)
+			switch {
+			case dstErr != nil:
+				p.clientBroke()
+				return false
+			case srcErr != nil:
+				p.peerEnded(srcErr)
+				return false
+			case doubt != nil:
+				return p.doubtful(doubt)
+			}
+		}
+	}
+	p.answered++
+	if p.last || p.claim != nil || p.out == 0 {
+		return p.write()
+	}
+	return true
+}
+
+// write writes what is to be written, and counts as answered the requests that are.
+func (p *peer) write() bool {
+	if p.out > 0 {
+		_, err := p.r.Client.Write(p.buf.Bytes()[:p.out])
+		p.buf.Drop(p.out)
+		p.out = 0
+		if err != nil {
+			p.clientBroke()
+			return false
+		}
+	}
+	if p.answered == 0 {
+		return true
+	}
+	r := p.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.unanswered.pop(p.answered)
+	p.answered, p.started = 0, false
+	if p.claim != nil {
+		p.answeredByLaptop()
+	} else if p.last || p.open && p.unanswered.len() == 0 {
+		// Either the app closes now, or it answered before it had the whole request, and only it knows what it makes of the rest.
+		r.raw.Store(true)
+	}
+	r.changed.Broadcast()
+	return true
+}
+
+// answeredByLaptop decides whether the client's connection and the tunnel can go on. mu is held.
+func (p *peer) answeredByLaptop() {
+	switch {
+	case p.last || p.final || p.open && p.empty:
+		// The laptop's server would close now. A client that has its answer and was still waiting with its body may or may not send it.
+		p.r.conclude()
+	case p.retired && !p.open:
+		p.Close()
+	}
+}
+
+// unexpected deals with bytes that answer no request.
+func (p *peer) unexpected() (ok bool) {
+	if !p.write() {
+		return false
+	}
+	if p.claim == nil {
+		if p.unsolicited() {
+			return true
+		}
+		p.Close()
+		return false
+	}
+	p.Reset()
+	p.peerEnded(stream.ErrReset)
+	return false
+}
+
+// doubtful deals with a response that cannot be framed.
+func (p *peer) doubtful(doubt error) (ok bool) {
+	r := p.r
+	r.Log.Debug("response is passed on unread", "reason", doubt, "laptop", p.claim != nil)
+	if p.claim != nil {
+		if p.started { // in the body: how much of it there is nobody can say
+			p.Reset()
+			r.abort()
+			return false
+		}
+		r.mu.Lock()
+		p.opaque = true
+		r.mu.Unlock()
+		return p.untilClose()
+	}
+	r.mu.Lock()
+	r.raw.Store(true)
+	r.changed.Broadcast()
+	r.mu.Unlock()
+	return true
+}
+
+// untilClose passes on a response that ends with the connection.
+func (p *peer) untilClose() (ok bool) {
+	r := p.r
+	if p.claim == nil {
+		r.mu.Lock()
+		r.raw.Store(true)
+		r.changed.Broadcast()
+		r.mu.Unlock()
+		return true
+	}
+	p.started = true
+	r.mu.Lock()
+	r.changed.Broadcast()
+	r.mu.Unlock()
+	srcErr, dstErr := stream.Copy(r.Client, p, &p.buf)
+	if dstErr != nil {
+		p.clientBroke()
+		return false
+	}
+	if stream.IsReset(srcErr) {
+		p.peerEnded(srcErr)
+		return false
+	}
+	r.mu.Lock()
+	p.unanswered.pop(p.unanswered.len())
+	r.conclude()
+	r.mu.Unlock()
+	p.peerEnded(srcErr)
+	return false
+}
+
+// tunnelled passes on the response that ends HTTP on the connection, and all that follows.
+func (p *peer) tunnelled() (ok bool) {
+	r := p.r
+	if p.claim == nil {
+		r.mu.Lock()
+		r.http = false
+		r.raw.Store(true)
+		r.changed.Broadcast()
+		r.mu.Unlock()
+		return true
+	}
+	p.started = true
+	r.mu.Lock()
+	r.switched = p
+	app := r.app
+	r.app = nil
+	others := slices.DeleteFunc(slices.Clone(r.tunnels), func(t *peer) bool { return t == p })
+	r.changed.Broadcast()
+	r.mu.Unlock()
+	if app != nil && app.Duplex != nil {
+		app.Close() // not needed any more
+	}
+	for _, t := range others {
+		t.Close()
+	}
+	p.copyRaw()
+	return false
+}
+
+// copyRaw passes all that the peer sends to the client.
+func (p *peer) copyRaw() {
+	p.out = 0 // all of the buffer goes out
+	srcErr, dstErr := stream.Copy(p.r.Client, p, &p.buf)
+	if dstErr != nil {
+		p.clientBroke()
+		return
+	}
+	p.peerEnded(srcErr)
+}
+
+// clientBroke is for a client that takes no more.
+func (p *peer) clientBroke() {
+	p.r.abort()
+	p.peerEnded(stream.ErrReset)
+}
+
+func (p *peer) peerEnded(err error) {
+	if p.claim != nil {
+		p.tunnelEnded(err)
+		return
+	}
+	p.appEnded(err)
+}
+
+// copyBody passes a body on. After a doubt, the bytes that were not passed on are in b.
+func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest) (srcErr, dstErr, doubt error) {
+	for !rest.Done() {
+		if b.Len() == 0 {
+			if n := rest.Data(); n > 0 {
+				srcErr, dstErr = stream.CopyN(dst, src, b, n)
+				if srcErr != nil || dstErr != nil {
+					return srcErr, dstErr, nil
+				}
+				rest.Skip(n)
+				continue
+			}
+			if srcErr = src.Fill(b); srcErr != nil {
+				return srcErr, nil, nil
+			}
+		}
+		n, _, doubt := rest.Scan(b.Bytes())
+		if doubt != nil {
+			return nil, nil, doubt
+		}
+		if _, dstErr = dst.Write(b.Bytes()[:n]); dstErr != nil {
+			return nil, dstErr, nil
+		}
+		b.Drop(n)
+	}
+	return nil, nil, nil
+}

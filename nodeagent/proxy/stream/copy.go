@@ -1,0 +1,90 @@
+package stream
+
+// Worth splicing is at least this many bytes: below it, reading and writing them costs less.
+const spliceFrom = 64 << 10
+
+// CopyN passes n bytes from src to dst. Either error may be set, and tells whose it is; both are nil only when all n were passed.
+// b is for the bytes on their way; it must be empty, and may afterwards hold bytes that came behind the n.
+func CopyN(dst, src Duplex, b *Buffer, n int64) (srcErr, dstErr error) {
+	for n > 0 {
+		if n >= spliceFrom {
+			if s := spliceable(dst, src); s != nil {
+				return s.exactly(n)
+			}
+		}
+		if srcErr = src.Fill(b); srcErr != nil {
+			return srcErr, nil
+		}
+		p := b.Bytes()
+		if int64(len(p)) > n {
+			p = p[:n]
+		}
+		if _, dstErr = dst.Write(p); dstErr != nil {
+			return nil, dstErr
+		}
+		n -= int64(len(p))
+		b.Drop(len(p))
+	}
+	return nil, nil
+}
+
+// Copy passes what is in b, and then all that comes from src, to dst. It ends with an error, srcErr being io.EOF when src ended in order.
+// It neither closes nor resets.
+func Copy(dst, src Duplex, b *Buffer) (srcErr, dstErr error) {
+	defer b.Free()
+	var s *splicer
+	for {
+		if n := b.Len(); n > 0 {
+			_, dstErr = dst.Write(b.Bytes())
+			b.Free()
+			if dstErr != nil {
+				return nil, dstErr
+			}
+			if n >= Size { // there is more where this came from
+				if s == nil {
+					s = spliceable(dst, src)
+				}
+				if s != nil {
+					if srcErr, dstErr = s.burst(); srcErr != nil || dstErr != nil {
+						return srcErr, dstErr
+					}
+				}
+			}
+		}
+		if srcErr = src.Fill(b); srcErr != nil {
+			return srcErr, nil
+		}
+	}
+}
+
+func spliceable(dst, src Duplex) *splicer {
+	d, ok := dst.(*TCP)
+	if !ok {
+		return nil
+	}
+	if s, ok := src.(*TCP); ok {
+		return newSplicer(d, s)
+	}
+	return nil
+}
+
+func (s *splicer) exactly(n int64) (srcErr, dstErr error) {
+	for n > 0 {
+		moved, srcErr, dstErr := s.some(n)
+		if srcErr != nil || dstErr != nil {
+			return srcErr, dstErr
+		}
+		n -= moved
+	}
+	return nil, nil
+}
+
+// burst goes on as long as bytes come in numbers.
+func (s *splicer) burst() (srcErr, dstErr error) {
+	for {
+		moved, srcErr, dstErr := s.some(-1)
+		if srcErr != nil || dstErr != nil || moved < Size {
+			return srcErr, dstErr
+		}
+	}
+}

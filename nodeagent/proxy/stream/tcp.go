@@ -1,0 +1,86 @@
+package stream
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+)
+
+// TCP is a Duplex over a TCP connection.
+type TCP struct {
+	conn *net.TCPConn
+	raw  syscall.RawConn
+
+	// Arguments and result of the reads below: a closure made once costs no allocation per read.
+	read func(fd uintptr) bool
+	into *Buffer
+	err  error
+}
+
+// NewTCP makes a Duplex of c, which it owns from then on.
+func NewTCP(c *net.TCPConn) (*TCP, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	t := &TCP{conn: c, raw: raw}
+	t.read = t.tryRead
+	return t, nil
+}
+
+// Fill implements Duplex. It takes memory only once there are bytes.
+func (t *TCP) Fill(b *Buffer) error {
+	t.into, t.err = b, nil
+	err := t.raw.Read(t.read)
+	t.into = nil
+	if err != nil {
+		return err
+	}
+	return t.err
+}
+
+func (t *TCP) tryRead(fd uintptr) bool {
+	room := t.into.room()
+	if len(room) == 0 {
+		t.err = ErrFull
+		return true
+	}
+	for {
+		n, err := syscall.Read(int(fd), room)
+		if err == syscall.EINTR {
+			continue
+		}
+		if n > 0 {
+			t.into.w += n
+			return true
+		}
+		if t.into.Len() == 0 {
+			t.into.release()
+		}
+		switch err {
+		case nil:
+			t.err = io.EOF
+		case syscall.EAGAIN:
+			return false
+		default:
+			t.err = os.NewSyscallError("read", err)
+		}
+		return true
+	}
+}
+
+func (t *TCP) Write(p []byte) (int, error)       { return t.conn.Write(p) }
+func (t *TCP) CloseWrite() error                 { return t.conn.CloseWrite() }
+func (t *TCP) Close() error                      { return t.conn.Close() }
+func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
+
+// Conn returns the connection.
+func (t *TCP) Conn() *net.TCPConn { return t.conn }
+
+// Reset implements Duplex by a close that does not linger, which sends RST.
+func (t *TCP) Reset() {
+	t.conn.SetLinger(0)
+	t.conn.Close()
+}

@@ -1,0 +1,312 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// world is a pod's app, a proxy in front of it, and a laptop behind a tunnel over gRPC, all in this process.
+type world struct {
+	t      *testing.T
+	proxy  *Proxy
+	target *Target
+	addr   string // where clients connect
+
+	app   string // the app's address; empty: it refuses connections
+	mu    sync.Mutex
+	dials int
+
+	laptop *laptop
+}
+
+// laptop answers tunnels by connecting to a local address.
+type laptop struct {
+	agentpb.UnimplementedAgentsServer
+	mu     sync.Mutex
+	local  string                                      // the local process
+	answer func(*tunnelpb.Open) tunnelpb.Opened_Result // nil: OK
+	delay  <-chan struct{}                             // hold OPENED back until it is closed
+	gone   bool                                        // there is no manager
+	opens  int
+	conns  []*tunnel.Conn
+	client agentpb.AgentsClient
+}
+
+func (l *laptop) set(f func(*laptop)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f(l)
+}
+
+// kill breaks all tunnels.
+func (l *laptop) kill() {
+	l.mu.Lock()
+	conns := l.conns
+	l.conns = nil
+	l.mu.Unlock()
+	for _, c := range conns {
+		c.Reset("laptop died")
+	}
+}
+
+func (l *laptop) opened() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.opens
+}
+
+// Tunnel is the laptop's end; the manager in between is left out.
+func (l *laptop) Tunnel(s grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	ctx, cancel := context.WithCancel(s.Context())
+	defer cancel()
+	open, c, err := tunnel.Accept(s, tunnel.OnClose(cancel))
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.opens++
+	l.conns = append(l.conns, c)
+	local, answer, delay := l.local, l.answer, l.delay
+	l.mu.Unlock()
+	if delay != nil {
+		select {
+		case <-delay:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	if answer != nil {
+		if r := answer(open); r != tunnelpb.Opened_OK {
+			c.Answer(r, "told so by the test")
+			<-ctx.Done()
+			return nil
+		}
+	}
+	tcp, err := net.Dial("tcp", local)
+	if err != nil {
+		c.Answer(tunnelpb.Opened_REFUSED, err.Error())
+		<-ctx.Done()
+		return nil
+	}
+	c.Answer(tunnelpb.Opened_OK, "")
+	_, _, err = tunnel.Copy(tcp.(*net.TCPConn), c)
+	return err
+}
+
+// Open implements Tunnels.
+func (l *laptop) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
+	l.mu.Lock()
+	gone := l.gone
+	l.mu.Unlock()
+	if gone {
+		return nil, errors.New("no connection to the manager")
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s, err := l.client.Tunnel(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return tunnel.Open(s, open, tunnel.OnClose(cancel))
+}
+
+func newLaptop(t testing.TB) *laptop {
+	l := &laptop{}
+	pipe := bufconn.Listen(1 << 20)
+	server := grpc.NewServer(tunnel.ServerOptions()...)
+	agentpb.RegisterAgentsServer(server, l)
+	go server.Serve(pipe)
+	cc, err := grpc.NewClient("passthrough:laptop", append(tunnel.DialOptions(),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	require.NoError(t, err)
+	l.client = agentpb.NewAgentsClient(cc)
+	t.Cleanup(func() {
+		cc.Close()
+		server.Stop()
+	})
+	return l
+}
+
+// DialApp implements AppDialer.
+func (w *world) DialApp(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, error) {
+	w.mu.Lock()
+	w.dials++
+	addr := w.app
+	w.mu.Unlock()
+	if addr == "" {
+		return nil, errors.New("connection refused")
+	}
+	var d net.Dialer
+	d.SetMultipathTCP(false)
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func (w *world) setApp(addr string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.app = addr
+}
+
+func (w *world) appDials() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dials
+}
+
+// newWorld starts a world whose app and local process are at these addresses. Its end checks that all connections were let go.
+func newWorld(t *testing.T, app, local string) *world {
+	w := &world{t: t, app: app, laptop: newLaptop(t)}
+	w.laptop.local = local
+	level := slog.LevelWarn + 4
+	if os.Getenv("PROXY_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	w.proxy = New(Config{
+		Tunnels: w.laptop, OpenTimeout: 500 * time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
+	})
+	w.target = NewTarget("shop/orders-0", w)
+	w.addr = serveOn(t, func(ctx context.Context, c *net.TCPConn) { w.proxy.Serve(ctx, c, w.target) })
+	t.Cleanup(func() {
+		require.Eventually(t, func() bool { return w.target.Stats().Open == 0 }, 5*time.Second, 5*time.Millisecond,
+			"connections are still being served")
+	})
+	return w
+}
+
+// serveOn accepts connections until the test ends, and waits for them to be done.
+func serveOn(t testing.TB, serve func(context.Context, *net.TCPConn)) string {
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { serve(ctx, c.(*net.TCPConn)) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		cancel()
+		wg.Wait()
+	})
+	return l.Addr().String()
+}
+
+// httpServer runs a net/http server until the test ends.
+func httpServer(t testing.TB, h http.HandlerFunc) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return l.Addr().String()
+}
+
+// rawServer runs a hand-made server: serve has each connection, and closes it by returning.
+func rawServer(t testing.TB, serve func(c *net.TCPConn, r *bufio.Reader)) string {
+	return serveOn(t, func(ctx context.Context, c *net.TCPConn) {
+		defer context.AfterFunc(ctx, func() { c.Close() })()
+		defer c.Close()
+		serve(c, bufio.NewReader(c))
+	})
+}
+
+// says is a net/http server that answers with its name, the method, the target and the size of the body.
+func says(t testing.TB, name string) string {
+	return httpServer(t, func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			return
+		}
+		fmt.Fprintf(w, "%s %s %s %d\n", name, r.Method, r.RequestURI, n)
+	})
+}
+
+// headerRule claims requests with "x-dev: me".
+func headerRule(t testing.TB) Rule { return rule(t, "uid-1", "x-dev", "me") }
+
+func rule(t testing.TB, uid, name, value string) Rule {
+	m, err := match.FromProto(&agentpb.HTTPMatch{Headers: []*agentpb.HeaderMatch{
+		{Name: name, Match: &agentpb.HeaderMatch_Value{Value: value}}}})
+	require.NoError(t, err)
+	return Rule{InterceptUID: uid, Namespace: "shop", Name: "orders", HTTP: m, Connected: true}
+}
+
+// rawClient is a connection to the world.
+type rawClient struct {
+	*net.TCPConn
+	t *testing.T
+	r *bufio.Reader
+}
+
+func (w *world) connect() *rawClient { return connect(w.t, w.addr) }
+
+func connect(t *testing.T, addr string) *rawClient {
+	c, err := net.Dial("tcp", addr)
+	require.NoError(t, err)
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	t.Cleanup(func() { c.Close() })
+	return &rawClient{TCPConn: c.(*net.TCPConn), t: t, r: bufio.NewReader(c)}
+}
+
+func (c *rawClient) send(format string, args ...any) {
+	_, err := fmt.Fprintf(c, format, args...)
+	require.NoError(c.t, err)
+}
+
+// response reads one response to a request with that method.
+func (c *rawClient) response(method string) (*http.Response, string) {
+	c.t.Helper()
+	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
+	require.NoError(c.t, err)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(c.t, err)
+	return resp, string(body)
+}
+
+// get sends a GET with more header lines, and returns the body of the answer.
+func (c *rawClient) get(path, more string) string {
+	c.t.Helper()
+	c.send("GET %s HTTP/1.1\r\nHost: orders\r\n%s\r\n", path, more)
+	_, body := c.response("GET")
+	return body
+}
+
+// rest reads up to the end of the stream.
+func (c *rawClient) rest() (string, error) {
+	b, err := io.ReadAll(c.r)
+	return string(b), err
+}
+
+const mine = "X-Dev: me\r\n"
