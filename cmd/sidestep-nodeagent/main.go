@@ -1,0 +1,12 @@
+// Command sidestep-nodeagent steers the connections of intercepted pods on one Kubernetes node.
+package main
+
+import (
+	"os"
+
+	"sidestep.dev/sidestep/nodeagent"
+)
+
+func main() {
+	os.Exit(nodeagent.Main(nodeagent.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr}))
+}

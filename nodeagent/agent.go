@@ -1,0 +1,204 @@
+// Package nodeagent is the node agent: it takes its node's assignment from the manager, steers the new connections of the
+// assigned pods' ports to itself, and serves them. It has no rights in the Kubernetes API.
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/podnet"
+	"sidestep.dev/sidestep/nodeagent/pods"
+	"sidestep.dev/sidestep/nodeagent/proxy"
+	"sidestep.dev/sidestep/nodeagent/steer"
+	"sidestep.dev/sidestep/nodeagent/uplink"
+)
+
+const (
+	// beatEvery is well below the three seconds after which the steering programs take the agent for dead.
+	beatEvery  = 500 * time.Millisecond
+	sweepEvery = 2 * time.Second
+)
+
+// Config is what the flags say.
+type Config struct {
+	Manager     string            // host:port
+	Security    []grpc.DialOption // credentials for the manager
+	Node        string            // name of the Kubernetes node
+	BPFFS, Proc string
+	// Drain is how long connections may go on once the agent was told to end.
+	Drain time.Duration
+	// HTTP serves health and metrics; nil for none. The agent closes it.
+	HTTP    net.Listener
+	Profile bool // serve profiles too
+	Log     *slog.Logger
+}
+
+// agent is the parts of a running node agent.
+type agent struct {
+	cfg      Config
+	steering *steer.Node
+	uplink   *uplink.Uplink
+	pods     *pods.Set
+	metrics  *prometheus.Registry
+}
+
+// Run is a node agent's life. It gives everything back when ctx ends and returns when the connections that were open have ended,
+// or when Config.Drain is over. If a younger agent has taken over by then, it leaves to that one what it has taken.
+func Run(ctx context.Context, cfg Config) error {
+	a, err := newAgent(cfg)
+	if err != nil {
+		return err
+	}
+	defer a.uplink.Close()
+	defer a.steering.Close()
+	if err := a.steering.Open(); err != nil {
+		// Without steering the agent still says to those who ask for an intercept why there is none.
+		cfg.Log.Error("this node cannot steer", "error", err)
+	}
+	life, die := context.WithCancel(context.WithoutCancel(ctx))
+	defer die()
+	go a.beat(life)
+	if cfg.HTTP != nil {
+		server := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second}
+		go func() { _ = server.Serve(cfg.HTTP) }()
+		defer server.Close()
+	}
+	a.work(ctx)
+	cfg.Log.Info("giving connections back to the apps", "drain", cfg.Drain)
+	drain, cancel := context.WithTimeoutCause(life, cfg.Drain, fmt.Errorf("the %s for draining are over", cfg.Drain))
+	defer cancel()
+	if err := a.pods.Close(drain); err != nil {
+		cfg.Log.Warn("not all connections have ended by themselves", "error", err)
+	}
+	if err := a.steering.Unload(); err != nil {
+		return fmt.Errorf("remove what steers pods on this node: %w", err)
+	}
+	return nil
+}
+
+func newAgent(cfg Config) (*agent, error) {
+	a := &agent{cfg: cfg, metrics: prometheus.NewRegistry()}
+	var err error
+	a.uplink, err = uplink.New(uplink.Config{
+		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
+		Hello: &agentpb.Hello{Node: cfg.Node, Version: version.Version, Protocol: version.Protocol, Kernel: kernel()},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log)
+	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
+	a.pods = pods.New(pods.Config{
+		Finder: finder{podnet.NewFinder(cfg.Proc)}, Steering: steering{a.steering},
+		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log,
+	})
+	a.register()
+	return a, nil
+}
+
+// work follows the manager until ctx ends, or a younger agent has taken over; then there is nothing to do but to wait for the end.
+func (a *agent) work(ctx context.Context) {
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.uplink.Run(following, a.pods)
+	}()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	superseded := a.pods.Superseded()
+	for {
+		select {
+		case <-ctx.Done():
+			<-done
+			return
+		case <-superseded:
+			superseded = nil
+			stop()
+			a.cfg.Log.Info("a newer node agent has taken over, serving what is open until told to end")
+		case <-sweep.C:
+			if err := a.pods.Sweep(); err != nil {
+				a.cfg.Log.Debug("sweep pins", "error", err)
+			}
+		}
+	}
+}
+
+// beat tells the kernel that connections are being taken, for as long as that is so.
+func (a *agent) beat(ctx context.Context) {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := a.pods.Responsive()
+		if err == nil {
+			err = a.steering.Beat()
+		}
+		if err != nil {
+			a.cfg.Log.Error("connections go to the apps until this is over", "error", err)
+		}
+	}
+}
+
+func kernel() string {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(uts.Release[:])
+}
+
+// finder and steering give the kernel's side the types that pods asks for.
+type finder struct{ *podnet.Finder }
+
+func (f finder) Find(uid string, ips []netip.Addr) (pods.Namespace, error) {
+	ns, err := f.Finder.Find(uid, ips)
+	if err != nil {
+		return nil, err
+	}
+	return ns, nil
+}
+
+type steering struct{ *steer.Node }
+
+func (s steering) Load() (pods.Program, error) {
+	p, err := s.Node.Load()
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// health says whether the agent does its work: 500 ms without a sign of life are nothing, being stuck is.
+func (a *agent) health() error { return a.pods.Responsive() }
+
+// ready says whether the agent has made its node as the manager wants it. One that was superseded stays ready.
+func (a *agent) ready() error {
+	select {
+	case <-a.pods.Superseded():
+		return nil
+	default:
+	}
+	if !a.pods.Assigned() {
+		return errors.New("no assignment from the manager has been put into effect yet")
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/steer"
+	"sidestep.dev/sidestep/nodeagent/uplink"
+)
+
+// Env is what a command uses of the process that it runs in.
+type Env struct {
+	Args           []string // without the program's name
+	Stdout, Stderr io.Writer
+}
+
+// Main runs the command and gives the exit code.
+func Main(env Env) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	cmd := NewCommand(env)
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(env.Stderr, "sidestep-nodeagent: error: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// options are the flags.
+type options struct {
+	manager, caFile, tokenFile, node, bpffs, proc, httpAddress, logLevel string
+	drain                                                                time.Duration
+	profile                                                              bool
+}
+
+// NewCommand is the command line of sidestep-nodeagent.
+func NewCommand(env Env) *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:           "sidestep-nodeagent",
+		Short:         "Steers the connections of intercepted pods on one Kubernetes node",
+		Version:       version.Version,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), env.Stderr) },
+	}
+	cmd.SetArgs(env.Args)
+	cmd.SetOut(env.Stdout)
+	cmd.SetErr(env.Stderr)
+	f := cmd.Flags()
+	f.StringVar(&o.manager, "manager", "sidestep-manager.sidestep.svc:8443", "`address` of the manager")
+	f.StringVar(&o.caFile, "ca-file", "/etc/sidestep/ca/ca.crt", "`file` with the certificate authority of the manager")
+	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/sidestep/token", "`file` with the token that identifies this node agent")
+	f.StringVar(&o.node, "node", "", "`name` of the Kubernetes node (required)")
+	f.StringVar(&o.proc, "proc", "/proc", "`directory` where all processes of the node are seen")
+	f.StringVar(&o.httpAddress, "http-address", ":8080", "`address` of /healthz, /readyz and /metrics; empty for none")
+	f.DurationVar(&o.drain, "drain", 20*time.Second, "how long open connections may go on after the order to end")
+	f.BoolVar(&o.profile, "profile", false, "serve /debug/pprof/ on the HTTP address")
+	cmd.PersistentFlags().StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf", "`directory` where bpffs is, or is to be, mounted")
+	cmd.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.AddCommand(newPurgeCommand(&o))
+	return cmd
+}
+
+func newPurgeCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "purge",
+		Short: "Remove what node agents have left in the kernel of this node, such as after one was killed and never started again",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return steer.Purge(o.bpffs) },
+	}
+}
+
+func (o *options) run(ctx context.Context, stderr io.Writer) error {
+	if o.node == "" {
+		return errors.New("--node is missing: give the name of the Kubernetes node")
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level %s: use debug, info, warn or error", o.logLevel)
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})).With("node", o.node)
+	for _, file := range []string{o.caFile, o.tokenFile} {
+		if _, err := os.Stat(file); err != nil {
+			return fmt.Errorf("see what identifies the manager and this node agent: %w", err)
+		}
+	}
+	cfg := Config{
+		Manager: o.manager, Security: uplink.Files(o.caFile, o.tokenFile), Node: o.node, BPFFS: o.bpffs, Proc: o.proc,
+		Drain: o.drain, Profile: o.profile, Log: log,
+	}
+	if o.httpAddress != "" {
+		l, err := net.Listen("tcp", o.httpAddress)
+		if err != nil {
+			return fmt.Errorf("serve health and metrics (see --http-address): %w", err)
+		}
+		cfg.HTTP = l
+	}
+	log.Info("starting", "version", version.Version, "kernel", kernel(), "manager", o.manager)
+	return Run(ctx, cfg)
+}

@@ -1,0 +1,60 @@
+package nodeagent
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/pprof"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"sidestep.dev/sidestep/internal/version"
+)
+
+// handler serves /healthz, /readyz and /metrics.
+func (a *agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /healthz", check(a.health))
+	mux.Handle("GET /readyz", check(a.ready))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	if a.cfg.Profile {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+func check(ok func() error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if err := ok(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+}
+
+func (a *agent) register() {
+	a.metrics.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		a.pods,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "sidestep_nodeagent_build_info", Help: "1; the version is a label.",
+			ConstLabels: prometheus.Labels{"version": version.Version},
+		}, func() float64 { return 1 }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "sidestep_nodeagent_attached", Help: "1 while the manager's assignments arrive.",
+		}, func() float64 { return number(a.uplink.Attached()) }),
+	)
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,276 @@
+package pods
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"sidestep.dev/sidestep/api/agentpb"
+)
+
+// A pod that cannot be opened is tried again, after pauses that double from retryFirst to retryMax.
+const (
+	retryFirst = 100 * time.Millisecond
+	retryMax   = 5 * time.Second
+)
+
+// pod is one pod that is assigned or being let go.
+type pod struct {
+	set       *Set
+	uid, name string // name is "namespace/name"
+	log       *slog.Logger
+	wake      chan struct{}
+
+	mu      sync.Mutex
+	desired *agentpb.Pod // nil: let go
+	site    *site        // nil until opened; only run changes it
+	problem string       // why there is no site, or not all of it
+	done    bool         // tried to reach the desired state
+	status  status
+	asked   bool // probes are to be made at once
+
+	// Used by run alone.
+	retry   time.Duration
+	applied *agentpb.Pod
+	probed  time.Time
+}
+
+func newPod(s *Set, want *agentpb.Pod) *pod {
+	name := want.GetNamespace() + "/" + want.GetName()
+	return &pod{
+		set: s, uid: want.GetUid(), name: name, wake: make(chan struct{}, 1),
+		log: s.cfg.Log.With("pod", name, "uid", want.GetUid()), problem: "being set up",
+	}
+}
+
+func (p *pod) want(want *agentpb.Pod) {
+	p.mu.Lock()
+	same := equal(p.desired, want)
+	p.desired = want
+	p.mu.Unlock()
+	if !same || want == nil {
+		p.poke()
+	}
+}
+
+func (p *pod) wanted() *agentpb.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.desired
+}
+
+func (p *pod) reprobe() {
+	p.mu.Lock()
+	p.asked = true
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *pod) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pod) tried() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.done || p.desired == nil
+}
+
+// settled gives the namespace of the pod, or says that it is not known.
+func (p *pod) settled() (inode uint64, settled bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.site != nil {
+		return p.site.ns.Inode(), true
+	}
+	return 0, p.desired == nil || refusal(p.desired) != nil
+}
+
+func (p *pod) responsive() error {
+	p.mu.Lock()
+	s := p.site
+	p.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.responsive()
+}
+
+// run works towards the desired state until the pod is let go.
+func (p *pod) run() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.wake:
+		case <-timer.C:
+		case <-p.set.ctx.Done():
+			p.abandon()
+			p.set.forget(p)
+			return
+		}
+		pause, gone := p.step()
+		if gone && p.set.forget(p) {
+			return
+		}
+		timer.Reset(pause)
+	}
+}
+
+// step does what can be done now. It says when to look again, or that the pod has been let go.
+func (p *pod) step() (pause time.Duration, gone bool) {
+	want := p.wanted()
+	if p.site != nil && !p.set.cfg.Finder.Alive(p.uid, p.site.ns.ID()) {
+		p.log.Info("pod is gone from the node")
+		p.abandon()
+	}
+	if want == nil || len(want.GetTargets()) == 0 {
+		return p.letGo(want == nil)
+	}
+	err := p.establish(want)
+	p.settle(err)
+	if err == nil {
+		p.retry = 0
+		p.probe(want)
+		return p.set.cfg.WatchEvery, false
+	}
+	p.set.yield(err)
+	if p.retry = min(max(2*p.retry, retryFirst), retryMax); p.retry == retryFirst {
+		p.log.Warn("pod cannot be steered", "error", err)
+	}
+	return p.retry, false
+}
+
+// settle notes the outcome of a try.
+func (p *pod) settle(err error) {
+	problem := ""
+	if err != nil {
+		problem = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	p.mu.Lock()
+	differs := p.problem != problem || !p.done
+	p.problem, p.done = problem, true
+	p.mu.Unlock()
+	if differs {
+		p.set.notify()
+	}
+}
+
+// establish makes everything as wanted.
+func (p *pod) establish(want *agentpb.Pod) error {
+	if err := refusal(want); err != nil {
+		p.abandon()
+		return err
+	}
+	if p.site == nil {
+		s, err := p.open(want)
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		p.site, p.status = s, status{}
+		p.mu.Unlock()
+		p.applied = nil
+	}
+	if equal(p.applied, want) && !p.site.lingering() {
+		return nil
+	}
+	rejected, err := p.site.apply(want)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.status.keep(want, rejected)
+	p.asked = true
+	p.mu.Unlock()
+	p.applied = want
+	return nil
+}
+
+func (p *pod) open(want *agentpb.Pod) (*site, error) {
+	ips, err := addresses(want.GetIps())
+	if err != nil {
+		return nil, fmt.Errorf("read the pod's addresses: %w", err)
+	}
+	ns, err := p.set.cfg.Finder.Find(p.uid, ips)
+	if err != nil {
+		return nil, fmt.Errorf("find the pod's network namespace: %w", err)
+	}
+	s, err := openSite(p, ns, ips)
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return s, nil
+}
+
+// letGo gives new connections to the app, and closes the listeners when no more can be on their way to them.
+func (p *pod) letGo(forever bool) (pause time.Duration, gone bool) {
+	p.settle(nil)
+	if p.site == nil {
+		return time.Hour, forever
+	}
+	left, err := p.site.release(p.set.cfg.Linger)
+	if err != nil {
+		p.log.Error("pod cannot be let go", "error", err)
+		return retryMax, false
+	}
+	if left > 0 {
+		return min(left, p.set.cfg.WatchEvery), false
+	}
+	p.log.Info("pod let go")
+	p.drop().retire()
+	return time.Hour, forever
+}
+
+// abandon closes everything of the pod at once: it is gone, or the agent ends.
+func (p *pod) abandon() {
+	if s := p.drop(); s != nil {
+		if err := s.abort(); err != nil {
+			p.log.Warn("something of the pod could not be closed", "error", err)
+		}
+	}
+}
+
+func (p *pod) drop() *site {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.site
+	p.site, p.applied, p.status = nil, nil, status{}
+	return s
+}
+
+// refusal says why a pod can never be steered.
+func refusal(want *agentpb.Pod) error {
+	if want.GetHostNetwork() {
+		return errors.New("the pod uses the node's network (hostNetwork), where other programs would be steered too: such pods cannot be intercepted")
+	}
+	class := strings.ToLower(want.GetRuntimeClass())
+	for _, sandbox := range []string{"kata", "gvisor", "runsc"} {
+		if strings.Contains(class, sandbox) {
+			return fmt.Errorf("the pod runs in a sandbox with a network stack of its own (runtime class %q), which the node cannot steer: such pods cannot be intercepted", want.GetRuntimeClass())
+		}
+	}
+	return nil
+}
+
+func addresses(texts []string) ([]netip.Addr, error) {
+	var ips []netip.Addr
+	for _, text := range texts {
+		ip, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, err
+		}
+		ips = append(ips, ip.Unmap())
+	}
+	if len(ips) == 0 {
+		return nil, errors.New("it has none")
+	}
+	return ips, nil
+}

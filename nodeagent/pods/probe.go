@@ -1,0 +1,269 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+)
+
+const (
+	datapathPatience = time.Second     // nothing but this machine takes part
+	tunnelPatience   = 5 * time.Second // to the laptop and back
+)
+
+// claim is an intercept's hold on a port; without intercept it is the datapath of the port.
+type claim struct {
+	port      uint16
+	intercept string
+}
+
+// status is what is known about the ports and claims of a pod.
+type status struct {
+	rejected map[claim]string // rules that cannot be obeyed
+	results  map[claim]string // of the last probe, empty if it was good
+	pending  map[claim]bool   // probes on their way
+	failures int              // rounds in which some probe failed, since the last without
+}
+
+// keep forgets what is no longer wanted, and what was proved about laptops that have been away since.
+func (s *status) keep(want *agentpb.Pod, rejected map[claim]string) {
+	results := map[claim]string{}
+	for _, t := range want.GetTargets() {
+		port := uint16(t.GetPort())
+		for c := range claims(t) {
+			if result, ok := s.results[c]; ok {
+				results[c] = result
+			}
+		}
+		if result, ok := s.results[claim{port: port}]; ok {
+			results[claim{port: port}] = result
+		}
+	}
+	s.results, s.rejected, s.failures = results, rejected, 0
+	if s.pending == nil {
+		s.pending = map[claim]bool{}
+	}
+}
+
+// claims is what has to be proved through tunnels.
+func claims(t *agentpb.Target) map[claim]*agentpb.Rule {
+	cs := map[claim]*agentpb.Rule{}
+	for _, r := range t.GetRules() {
+		if r.GetConnected() {
+			cs[claim{uint16(t.GetPort()), r.GetInterceptUid()}] = r
+		}
+	}
+	return cs
+}
+
+// verdict says whether a rule works, or why not.
+func (s *status) verdict(port uint16, r *agentpb.Rule) (bool, string) {
+	c := claim{port, r.GetInterceptUid()}
+	if why, ok := s.rejected[c]; ok {
+		return false, why
+	}
+	needs := []claim{{port: port}}
+	if r.GetConnected() {
+		needs = append(needs, c)
+	}
+	for _, c := range needs {
+		if why, ok := s.results[c]; !ok {
+			return false, "being probed"
+		} else if why != "" {
+			return false, why
+		}
+	}
+	return true, ""
+}
+
+// report is the state of all the pod's rules.
+func (p *pod) report() []*agentpb.TargetReport {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var reports []*agentpb.TargetReport
+	for _, t := range p.desired.GetTargets() {
+		port := uint16(t.GetPort())
+		for _, r := range t.GetRules() {
+			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem}
+			if p.site != nil {
+				stats := p.site.stats(port)
+				counted := stats.Intercepts[r.GetInterceptUid()]
+				tr.Connections, tr.Matched, tr.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
+			}
+			if p.problem == "" {
+				tr.Steering, tr.Message = p.status.verdict(port, r)
+			}
+			reports = append(reports, tr)
+		}
+	}
+	return reports
+}
+
+// probe starts the probes that are due. A result stands until the next one of its kind.
+func (p *pod) probe(want *agentpb.Pod) {
+	p.mu.Lock()
+	asked, failures := p.asked, p.status.failures
+	p.asked = false
+	p.mu.Unlock()
+	every := p.set.cfg.ProbeEvery
+	if failures > 0 {
+		every = min(every, time.Duration(failures)*p.set.cfg.WatchEvery)
+		p.mend()
+	}
+	if !asked && time.Since(p.probed) < every {
+		return
+	}
+	p.probed = time.Now()
+	s := p.site
+	for _, t := range want.GetTargets() {
+		port := uint16(t.GetPort())
+		p.prove(s, claim{port: port}, func() error { return s.proveDatapath(port) })
+		for c, r := range claims(t) {
+			p.prove(s, c, func() error { return s.proveTunnel(port, r) })
+		}
+	}
+}
+
+// mend attaches the program again where connections do not arrive: somebody may have removed the pin.
+func (p *pod) mend() {
+	p.mu.Lock()
+	broken := false
+	for c, why := range p.status.results {
+		broken = broken || c.intercept == "" && why != ""
+	}
+	p.mu.Unlock()
+	if !broken {
+		return
+	}
+	if err := p.site.attach(); err != nil {
+		p.settle(err)
+		p.set.yield(err)
+	}
+}
+
+// prove makes one probe in the background, unless the same one is on its way.
+func (p *pod) prove(s *site, c claim, try func() error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.status.pending[c] {
+		return
+	}
+	p.status.pending[c] = true
+	p.set.running.Go(func() {
+		why := ""
+		if err := try(); err != nil {
+			why = err.Error()
+		}
+		p.learn(s, c, why)
+	})
+}
+
+func (p *pod) learn(s *site, c claim, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.site != s {
+		return // what it was about is gone
+	}
+	delete(p.status.pending, c)
+	if !p.claimed(c) {
+		return
+	}
+	before, known := p.status.results[c]
+	p.status.results[c] = why
+	if why == "" && len(p.status.pending) == 0 && !p.status.failing() {
+		p.status.failures = 0
+	}
+	if why != "" {
+		p.status.failures++
+	}
+	if !known || before != why {
+		p.set.notify()
+		if why != "" {
+			p.log.Warn("probe", "port", c.port, "intercept", c.intercept, "error", why)
+		}
+	}
+}
+
+// claimed says whether there is still something to prove. p.mu must be held.
+func (p *pod) claimed(c claim) bool {
+	for _, t := range p.desired.GetTargets() {
+		if uint16(t.GetPort()) == c.port && (c.intercept == "" || claims(t)[c] != nil) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *status) failing() bool {
+	for _, why := range s.results {
+		if why != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// proveDatapath connects to each address of the pod from its loopback address, as a mesh's proxy in the pod would, and sees
+// whether the connection comes out at one of the listeners.
+func (s *site) proveDatapath(port uint16) error {
+	ctx, cancel := context.WithTimeout(s.ctx, datapathPatience)
+	defer cancel()
+	for _, ip := range s.ips {
+		to := netip.AddrPortFrom(ip, port)
+		if err := s.connects(ctx, to); err != nil {
+			return fmt.Errorf("new connections to %s are not steered: %w", to, err)
+		}
+	}
+	return nil
+}
+
+func (s *site) connects(ctx context.Context, to netip.AddrPort) error {
+	home := netip.IPv6Loopback()
+	if to.Addr().Is4() {
+		home = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	arrived := make(chan struct{})
+	var from netip.AddrPort
+	c, err := s.ns.Dial(ctx, home, to, func(local netip.AddrPort) {
+		from = local
+		s.expected.add(from, arrived)
+	})
+	defer s.expected.remove(from)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	select {
+	case <-arrived:
+		return nil
+	case <-ctx.Done():
+		return errors.New("a probe came out at the app, and was closed without sending anything")
+	}
+}
+
+// proveTunnel opens a tunnel that the laptop's daemon answers without troubling the local process.
+func (s *site) proveTunnel(port uint16, r *agentpb.Rule) error {
+	ctx, cancel := context.WithTimeout(s.ctx, tunnelPatience)
+	defer cancel()
+	c, err := s.pod.set.cfg.Tunnels.Open(ctx, &tunnelpb.Open{
+		InterceptUid: r.GetInterceptUid(), InterceptNamespace: r.GetInterceptNamespace(), InterceptName: r.GetInterceptName(),
+		LocalAddr: netip.AddrPortFrom(s.ips[0], port).String(), Pod: s.pod.name, Probe: true,
+	})
+	if err != nil {
+		return fmt.Errorf("open a tunnel to the laptop: %w", err)
+	}
+	defer c.Close()
+	opened, err := c.Opened(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for the laptop to answer: %w", err)
+	}
+	if opened.GetResult() != tunnelpb.Opened_OK {
+		return fmt.Errorf("the laptop cannot be reached: %s %s", opened.GetResult(), opened.GetMessage())
+	}
+	return nil
+}

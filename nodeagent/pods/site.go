@@ -1,0 +1,273 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy"
+)
+
+// site is what the agent has open in the network namespace of one pod.
+type site struct {
+	pod      *pod
+	ns       Namespace
+	ips      []netip.Addr
+	program  Program
+	doors    []*door
+	ctx      context.Context // of the connections: its end resets them
+	cancel   context.CancelFunc
+	serving  sync.WaitGroup // accept loops and connections
+	expected expectations
+
+	mu      sync.Mutex
+	targets map[uint16]*proxy.Target // by port, also those that are not steered any longer
+
+	// Used by the pod's run alone.
+	steered  map[uint16]bool
+	attached bool
+	released time.Time // when the last target was removed
+}
+
+// door is one listener with what is known about its accept loop.
+type door struct {
+	*net.TCPListener
+	busy atomic.Int64 // since when the loop has not been waiting for a connection, Unix nanoseconds; 0 while it waits
+}
+
+// openSite opens listeners for the families of the pod's addresses, and a program that knows them. Nothing is steered yet.
+func openSite(p *pod, ns Namespace, ips []netip.Addr) (_ *site, err error) {
+	program, err := p.set.cfg.Steering.Load()
+	if err != nil {
+		return nil, err
+	}
+	s := &site{
+		pod: p, ns: ns, ips: ips, program: program,
+		targets: map[uint16]*proxy.Target{}, steered: map[uint16]bool{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.closeDoors(), program.Close())
+		}
+	}()
+	for _, home := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
+		// Listening on the loopback address makes nothing reachable from outside that was not before.
+		if !slices.ContainsFunc(ips, func(ip netip.Addr) bool { return ip.Is4() == home.Is4() }) {
+			continue
+		}
+		l, err := ns.Listen(home)
+		if err != nil {
+			return nil, err
+		}
+		s.doors = append(s.doors, &door{TCPListener: l})
+		if err := program.SetListener(l); err != nil {
+			return nil, err
+		}
+	}
+	s.ctx, s.cancel = context.WithCancel(p.set.ctx)
+	for _, d := range s.doors {
+		s.serving.Go(func() { s.accept(d) })
+	}
+	return s, nil
+}
+
+// apply brings rules into force and steers what is to be steered. It gives the reason for each rule, by intercept UID and port, that
+// cannot be obeyed; the others are in force all the same.
+func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
+	rejected = map[claim]string{}
+	var errs []error
+	wanted := map[uint16]bool{}
+	for _, t := range want.GetTargets() {
+		port := uint16(t.GetPort())
+		wanted[port] = true
+		rules := rulesOf(t, rejected)
+		s.target(port).SetRules(rules, kubeletOf(t, want.GetHostIps()))
+		errs = append(errs, s.steer(port))
+	}
+	for port := range s.steered {
+		if !wanted[port] {
+			errs = append(errs, s.unsteer(port))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	s.released = time.Time{}
+	return rejected, s.attach()
+}
+
+func (s *site) attach() error {
+	if err := s.program.Attach(s.ns); err != nil {
+		return err
+	}
+	if !s.attached {
+		s.attached = true
+		s.pod.log.Info("pod is being steered", "netns", s.ns.Inode(), "ips", s.ips)
+	}
+	return nil
+}
+
+func (s *site) steer(port uint16) error {
+	for _, ip := range s.ips {
+		if err := s.program.Add(netip.AddrPortFrom(ip, port)); err != nil {
+			return err
+		}
+	}
+	s.steered[port] = true
+	return nil
+}
+
+func (s *site) unsteer(port uint16) error {
+	for _, ip := range s.ips {
+		if err := s.program.Remove(netip.AddrPortFrom(ip, port)); err != nil {
+			return err
+		}
+	}
+	delete(s.steered, port)
+	// What still arrives goes to the app.
+	s.target(port).SetRules(nil, proxy.Kubelet{})
+	return nil
+}
+
+// target is the proxy's side of a port. One that nobody has claimed passes everything to the app.
+func (s *site) target(port uint16) *proxy.Target {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.targets[port]
+	if t == nil {
+		t = proxy.NewTarget(s.pod.name, s)
+		s.targets[port] = t
+	}
+	return t
+}
+
+// stats is what the proxy has counted for a port.
+func (s *site) stats(port uint16) proxy.Stats {
+	s.mu.Lock()
+	t := s.targets[port]
+	s.mu.Unlock()
+	if t == nil {
+		return proxy.Stats{}
+	}
+	return t.Stats()
+}
+
+// DialApp connects to the app from its own address, which is never steered.
+func (s *site) DialApp(ctx context.Context, _, app netip.AddrPort) (*net.TCPConn, error) {
+	return s.ns.Dial(ctx, app.Addr(), app, nil)
+}
+
+// release gives new connections to the app. It says how long the listeners must still be kept.
+func (s *site) release(linger time.Duration) (left time.Duration, err error) {
+	if s.released.IsZero() {
+		var errs []error
+		for port := range s.steered {
+			errs = append(errs, s.unsteer(port))
+		}
+		errs = append(errs, s.program.Detach())
+		if err := errors.Join(errs...); err != nil {
+			return 0, err
+		}
+		s.attached, s.released = false, time.Now()
+	}
+	return max(0, linger-time.Since(s.released)), nil
+}
+
+// lingering says that the last target was removed, and the listeners have not been closed yet.
+func (s *site) lingering() bool { return !s.released.IsZero() }
+
+// retire closes the listeners; what is open is served until it ends, or until the pod is gone.
+func (s *site) retire() {
+	if err := s.closeDoors(); err != nil {
+		s.pod.log.Warn("a listener could not be closed", "error", err)
+	}
+	s.pod.set.running.Go(func() {
+		drained := make(chan struct{})
+		go func() {
+			s.serving.Wait()
+			close(drained)
+		}()
+		watch := time.NewTicker(s.pod.set.cfg.WatchEvery)
+		defer watch.Stop()
+		for {
+			select {
+			case <-drained:
+			case <-s.ctx.Done():
+			case <-watch.C:
+				if s.pod.set.cfg.Finder.Alive(s.pod.uid, s.ns.ID()) {
+					continue
+				}
+			}
+			break
+		}
+		if err := s.abort(); err != nil {
+			s.pod.log.Warn("something of the pod could not be closed", "error", err)
+		}
+	})
+}
+
+// abort closes everything and resets what is open. An open socket would keep the pod's namespace alive.
+func (s *site) abort() error {
+	errs := []error{s.program.Detach(), s.closeDoors()}
+	s.cancel()
+	s.serving.Wait()
+	return errors.Join(append(errs, s.program.Close(), s.ns.Close())...)
+}
+
+func (s *site) closeDoors() error {
+	var errs []error
+	for _, d := range s.doors {
+		if err := d.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, fmt.Errorf("close listener: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rulesOf translates the rules of a target, noting those that cannot be obeyed.
+func rulesOf(t *agentpb.Target, rejected map[claim]string) []proxy.Rule {
+	var rules []proxy.Rule
+	for _, r := range t.GetRules() {
+		rule := proxy.Rule{
+			InterceptUID: r.GetInterceptUid(), Namespace: r.GetInterceptNamespace(), Name: r.GetInterceptName(),
+			TCP: r.GetTcp(), Connected: r.GetConnected(),
+		}
+		if m := r.GetHttp(); m != nil && !r.GetTcp() {
+			var err error
+			if rule.HTTP, err = match.FromProto(m); err != nil {
+				rejected[claim{uint16(t.GetPort()), r.GetInterceptUid()}] = err.Error()
+				continue
+			}
+		}
+		rules = append(rules, rule)
+	}
+	return rules
+}
+
+func kubeletOf(t *agentpb.Target, hosts []string) proxy.Kubelet {
+	var k proxy.Kubelet
+	for _, host := range hosts {
+		if ip, err := netip.ParseAddr(host); err == nil {
+			k.HostIPs = append(k.HostIPs, ip.Unmap())
+		}
+	}
+	for _, probe := range t.GetKubeletProbes() {
+		switch probe.GetKind() {
+		case "http":
+			k.HTTPPaths = append(k.HTTPPaths, probe.GetPath())
+		case "tcp":
+			k.TCP = true
+		case "grpc":
+			k.GRPC = true
+		}
+	}
+	return k
+}

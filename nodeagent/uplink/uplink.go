@@ -1,0 +1,203 @@
+// Package uplink is the node agent's connection to the manager: one gRPC connection, kept up with short pauses, with the Attach
+// stream for assignments and reports, and a stream for each tunnel.
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/protobuf/proto"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// Pauses between tries to reach the manager: people wait for it to be back.
+const (
+	retryFirst  = 100 * time.Millisecond
+	retryMax    = 2 * time.Second
+	dialTimeout = 3 * time.Second
+)
+
+// Reports are sent at most every reportPause, and every reportEvery if only counters have changed.
+const (
+	reportPause = 100 * time.Millisecond
+	reportEvery = 5 * time.Second
+)
+
+// Pods is what the assignments are about.
+type Pods interface {
+	Apply(*agentpb.Assignment)
+	Report() *agentpb.Report
+	Changed() <-chan struct{}
+	// Probe is called when the manager is back, since tunnels that worked before may not.
+	Probe()
+}
+
+// Config says which manager this is, and who calls.
+type Config struct {
+	Manager string // host:port
+	// Security are dial options with the transport's and the calls' credentials.
+	Security []grpc.DialOption
+	Hello    *agentpb.Hello
+	Log      *slog.Logger
+}
+
+// Uplink is a connection to the manager. It is also proxy.Tunnels.
+type Uplink struct {
+	cfg      Config
+	conn     *grpc.ClientConn
+	client   agentpb.AgentsClient
+	attached atomic.Bool
+}
+
+// New makes an Uplink. Nothing is dialled before Run.
+func New(cfg Config) (*Uplink, error) {
+	options := append(tunnel.DialOptions(), cfg.Security...)
+	options = append(options, grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMax},
+		MinConnectTimeout: dialTimeout,
+	}), grpc.WithIdleTimeout(0))
+	conn, err := grpc.NewClient(cfg.Manager, options...)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the connection to the manager at %s: %w", cfg.Manager, err)
+	}
+	return &Uplink{cfg: cfg, conn: conn, client: agentpb.NewAgentsClient(conn)}, nil
+}
+
+// Attached says whether the manager has sent an assignment on the present connection.
+func (u *Uplink) Attached() bool { return u.attached.Load() }
+
+// Close closes the connection and all tunnels.
+func (u *Uplink) Close() error { return u.conn.Close() }
+
+// Run keeps pods as the manager wants them until ctx ends. Tunnels go on after that, until Close.
+func (u *Uplink) Run(ctx context.Context, pods Pods) {
+	pause := retryFirst
+	for ctx.Err() == nil {
+		err := u.attach(ctx, pods)
+		if u.attached.Swap(false) {
+			pause = retryFirst
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		u.cfg.Log.Warn("manager is away, carrying on with the last assignment", "manager", u.cfg.Manager, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause/2 + rand.N(pause)):
+		}
+		pause = min(2*pause, retryMax)
+	}
+}
+
+// attach is the life of one Attach stream.
+func (u *Uplink) attach(ctx context.Context, pods Pods) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stream, err := u.client.Attach(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: u.cfg.Hello}}); err != nil {
+		return errors.Join(err, ending(stream))
+	}
+	newest := make(chan *agentpb.Assignment, 1)
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		for {
+			a, err := stream.Recv()
+			if err != nil {
+				cancel(err)
+				return
+			}
+			select { // only the newest counts
+			case <-newest:
+			default:
+			}
+			newest <- a
+		}
+	}()
+	err = u.converse(ctx, stream, newest, pods)
+	cancel(err)
+	<-received
+	return err
+}
+
+// ending is why a stream has ended, which Send does not tell.
+func ending(stream grpc.BidiStreamingClient[agentpb.AgentMessage, agentpb.Assignment]) error {
+	_, err := stream.Recv()
+	return err
+}
+
+func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClient, newest <-chan *agentpb.Assignment, pods Pods) error {
+	var sent *agentpb.Report
+	due := time.NewTimer(0)
+	due.Stop()
+	every := time.NewTicker(reportEvery)
+	defer every.Stop()
+	var last time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case a := <-newest:
+			pods.Apply(a)
+			if !u.attached.Swap(true) {
+				u.cfg.Log.Info("attached to the manager", "manager", u.cfg.Manager, "revision", a.GetRevision())
+				pods.Probe()
+			}
+			continue
+		case <-pods.Changed():
+			due.Reset(max(0, reportPause-time.Since(last)))
+			continue
+		case <-due.C:
+		case <-every.C:
+		}
+		if !u.attached.Load() {
+			continue // there is no assignment yet to report about
+		}
+		report := pods.Report()
+		if proto.Equal(report, sent) {
+			continue
+		}
+		if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Report{Report: report}}); err != nil {
+			<-ctx.Done() // the reason comes from the receiver
+			return context.Cause(ctx)
+		}
+		sent, last = report, time.Now()
+	}
+}
+
+// Open opens a tunnel. It fails at once when the manager is away.
+func (u *Uplink) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
+	if state := u.conn.GetState(); state != connectivity.Ready {
+		return nil, fmt.Errorf("the manager is away (connection is %s)", state)
+	}
+	// The tunnel outlives the call that opens it.
+	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	abandon := context.AfterFunc(ctx, cancel)
+	defer abandon()
+	stream, err := u.client.Tunnel(streamCtx)
+	if err == nil {
+		var c *tunnel.Conn
+		if c, err = tunnel.Open(stream, open, tunnel.OnClose(cancel)); err == nil && abandon() {
+			return c, nil
+		} else if err == nil {
+			c.Reset("abandoned while opening")
+			err = context.Cause(ctx)
+		}
+	}
+	cancel()
+	return nil, fmt.Errorf("open a tunnel: %w", err)
+}
