@@ -18,6 +18,7 @@ type port struct {
 	display   string
 	number    int32 // the service port's number
 	target    intstr.IntOrString
+	only      string // the container whose ports a name means; empty: any
 	template  int32
 	container string
 }
@@ -25,7 +26,7 @@ type port struct {
 // in gives the container port in a pod: names are looked up in each, since pods of an old and a new template may differ.
 func (p *port) in(spec *corev1.PodSpec) int32 {
 	if p.target.Type == intstr.String {
-		return namedPort(spec, p.target.StrVal)
+		return namedPort(spec, p.target.StrVal, p.only)
 	}
 	return p.target.IntVal
 }
@@ -207,7 +208,7 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	}
 	p := &port{display: chosen.display(), target: intstr.FromInt32(chosen.number), template: chosen.number}
 	if chosen.name != "" {
-		p.target = intstr.FromString(chosen.name)
+		p.target, p.only = intstr.FromString(chosen.name), ic.Spec.Container
 	}
 	return p, nil
 }

@@ -67,11 +67,11 @@ func containersOf(spec *corev1.PodSpec) []*corev1.Container {
 
 func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
 
-// namedPort gives the number of the pod's TCP container port of that name, or 0.
-func namedPort(spec *corev1.PodSpec, name string) int32 {
+// namedPort gives the number of the pod's TCP container port of that name, or 0. It may be limited to one container.
+func namedPort(spec *corev1.PodSpec, name, container string) int32 {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
-			if p.Name == name && isTCP(p.Protocol) {
+			if p.Name == name && isTCP(p.Protocol) && (container == "" || container == c.Name) {
 				return p.ContainerPort
 			}
 		}

@@ -1,0 +1,381 @@
+package resolve_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/resolve"
+)
+
+const ns = "shop"
+
+// cluster is a small one, in memory. Names serve as UIDs.
+type cluster struct {
+	deployments  map[string]*appsv1.Deployment
+	replicaSets  map[string]*appsv1.ReplicaSet
+	statefulSets map[string]*appsv1.StatefulSet
+	pods         []*corev1.Pod
+	services     []*corev1.Service
+}
+
+func (c *cluster) Deployment(_, name string) *appsv1.Deployment   { return c.deployments[name] }
+func (c *cluster) ReplicaSet(_, name string) *appsv1.ReplicaSet   { return c.replicaSets[name] }
+func (c *cluster) StatefulSet(_, name string) *appsv1.StatefulSet { return c.statefulSets[name] }
+func (c *cluster) Services(string) []*corev1.Service              { return c.services }
+
+func (c *cluster) ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet {
+	var all []*appsv1.ReplicaSet
+	for _, rs := range c.replicaSets {
+		if ref := metav1.GetControllerOf(rs); ref != nil && ref.UID == owner {
+			all = append(all, rs)
+		}
+	}
+	return all
+}
+
+func (c *cluster) PodsOf(owner types.UID) []*corev1.Pod {
+	var all []*corev1.Pod
+	for _, p := range c.pods {
+		if ref := metav1.GetControllerOf(p); ref != nil && ref.UID == owner {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+func meta(name, ownerKind, owner string) metav1.ObjectMeta {
+	m := metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(name)}
+	if owner != "" {
+		yes := true
+		m.OwnerReferences = []metav1.OwnerReference{{Kind: ownerKind, Name: owner, UID: types.UID(owner), Controller: &yes}}
+	}
+	return m
+}
+
+func container(name string, ports ...corev1.ContainerPort) corev1.Container {
+	return corev1.Container{Name: name, Ports: ports}
+}
+
+func named(name string, number int32) corev1.ContainerPort {
+	return corev1.ContainerPort{Name: name, ContainerPort: number}
+}
+
+func template(containers ...corev1.Container) corev1.PodTemplateSpec {
+	return corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "orders"}},
+		Spec:       corev1.PodSpec{Containers: containers},
+	}
+}
+
+func pod(name, ownerKind, owner string, spec corev1.PodSpec, change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: meta(name, ownerKind, owner), Spec: *spec.DeepCopy(), Status: corev1.PodStatus{
+		Phase: corev1.PodRunning, PodIP: "10.0.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+	}}
+	p.Spec.NodeName = "node-1"
+	for _, f := range change {
+		f(p)
+	}
+	return p
+}
+
+func service(name string, ports ...corev1.ServicePort) *corev1.Service {
+	return &corev1.Service{ObjectMeta: meta(name, "", ""), Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "orders"}, Ports: ports}}
+}
+
+func port(name string, number int32, target intstr.IntOrString) corev1.ServicePort {
+	return corev1.ServicePort{Name: name, Port: number, TargetPort: target}
+}
+
+func udp(p corev1.ServicePort) corev1.ServicePort {
+	p.Protocol = corev1.ProtocolUDP
+	return p
+}
+
+// orders is Deployment orders with one ReplicaSet and one pod.
+func orders(t corev1.PodTemplateSpec, services ...*corev1.Service) *cluster {
+	return &cluster{
+		deployments: map[string]*appsv1.Deployment{"orders": {ObjectMeta: meta("orders", "", ""), Spec: appsv1.DeploymentSpec{Template: t}}},
+		replicaSets: map[string]*appsv1.ReplicaSet{"orders-1": {
+			ObjectMeta: meta("orders-1", "Deployment", "orders"), Spec: appsv1.ReplicaSetSpec{Template: t},
+		}},
+		pods:     []*corev1.Pod{pod("orders-1-a", "ReplicaSet", "orders-1", t.Spec)},
+		services: services,
+	}
+}
+
+func intercept(change ...func(*v1alpha1.InterceptSpec)) *v1alpha1.Intercept {
+	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "orders-x"}}
+	ic.Spec.Name = "orders"
+	ic.Spec.Workload = v1alpha1.WorkloadReference{Kind: "Deployment", Name: "orders"}
+	for _, f := range change {
+		f(&ic.Spec)
+	}
+	return ic
+}
+
+func withPort(id string) func(*v1alpha1.InterceptSpec) {
+	return func(s *v1alpha1.InterceptSpec) { s.Port = id }
+}
+
+func withService(name string) func(*v1alpha1.InterceptSpec) {
+	return func(s *v1alpha1.InterceptSpec) { s.Service = name }
+}
+
+func withContainer(name string) func(*v1alpha1.InterceptSpec) {
+	return func(s *v1alpha1.InterceptSpec) { s.Container = name }
+}
+
+func withWorkload(kind, name string) func(*v1alpha1.InterceptSpec) {
+	return func(s *v1alpha1.InterceptSpec) { s.Workload = v1alpha1.WorkloadReference{Kind: kind, Name: name} }
+}
+
+var (
+	num  = intstr.FromInt32
+	str  = intstr.FromString
+	app  = container("app", named("web", 8080))
+	http = port("http", 80, str("web"))
+	grpc = port("grpc", 9090, num(9000))
+)
+
+func TestPortIsFound(t *testing.T) {
+	headless := service("orders", http)
+	headless.Spec.ClusterIP = corev1.ClusterIPNone
+	external := service("external", http)
+	external.Spec.Type = corev1.ServiceTypeExternalName
+	noSelector := service("manual", http)
+	noSelector.Spec.Selector = nil
+
+	type want struct {
+		service   string
+		port      string
+		number    int32
+		target    int32
+		container string
+	}
+	for _, c := range []struct {
+		name     string
+		template corev1.PodTemplateSpec
+		services []*corev1.Service
+		ask      []func(*v1alpha1.InterceptSpec)
+		want     want
+	}{
+		{"the only port of the only service is taken", template(app), []*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"a port is asked for by name", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("grpc")), want{"orders", "grpc", 9090, 9000, "app"}},
+		{"a port is asked for by number", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("80")), want{"orders", "http", 80, 8080, "app"}},
+		{"a port without a name is called by its number", template(app), []*corev1.Service{service("orders", port("", 80, num(8080)))}, nil, want{"orders", "80", 80, 8080, "app"}},
+		{"a target port that is not given is the service port", template(app), []*corev1.Service{service("orders", port("", 8080, num(0)))}, nil, want{"orders", "8080", 8080, 8080, "app"}},
+		{"a headless service is one like any other", template(app), []*corev1.Service{headless}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"one of several services is asked for", template(app), []*corev1.Service{service("canary", http), service("orders", grpc)}, ask(withService("orders")), want{"orders", "grpc", 9090, 9000, "app"}},
+		{"services that lead nowhere do not count", template(app), []*corev1.Service{external, noSelector, service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"a UDP port beside the TCP port does not make it ambiguous", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"one number for TCP and UDP means TCP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353)))}, ask(withPort("53")), want{"orders", "dns-tcp", 53, 5353, "app"}},
+		{"the container that declares the port is meant", template(container("mesh"), app), []*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"the first container is meant when none declares the port", template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)}, nil, want{"orders", "grpc", 9090, 9000, "one"}},
+		{"the container that is asked for is meant", template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)}, ask(withContainer("two")), want{"orders", "grpc", 9090, 9000, "two"}},
+		{"without a service the only container port is taken", template(app), nil, nil, want{"", "web", 0, 8080, "app"}},
+		{"without a service a container port is asked for by number", template(container("app", named("", 7000), named("", 7001))), nil, ask(withPort("7001")), want{"", "7001", 0, 7001, "app"}},
+		{"without a service the container narrows the choice", template(container("one", named("web", 1)), container("two", named("web", 2))), nil, ask(withContainer("two")), want{"", "web", 0, 2, "two"}},
+		{"without a service and declared ports a number is taken at its word", template(container("app")), nil, ask(withPort("6379")), want{"", "6379", 0, 6379, "app"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			res, err := resolve.Intercept(orders(c.template, c.services...), intercept(c.ask...))
+			require.NoError(t, err)
+			assert.Equal(t, c.want, want{res.Service, res.Port, res.ServicePort, res.TemplatePort, res.Container})
+			require.Len(t, res.Pods, 1)
+			assert.Equal(t, c.want.target, res.Pods[0].Port)
+			assert.True(t, res.Pods[0].Ready)
+		})
+	}
+}
+
+func ask(f ...func(*v1alpha1.InterceptSpec)) []func(*v1alpha1.InterceptSpec) { return f }
+
+func TestWhatCannotBeResolvedIsExplained(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		template corev1.PodTemplateSpec
+		services []*corev1.Service
+		ask      []func(*v1alpha1.InterceptSpec)
+		reason   string
+		message  string
+	}{
+		{"a workload that is not there", template(app), nil, ask(withWorkload("StatefulSet", "orders")), resolve.WorkloadNotFound,
+			`there is no StatefulSet "orders" in namespace shop`},
+		{"a kind that is not supported", template(app), nil, ask(withWorkload("CronJob", "orders")), resolve.WorkloadNotFound,
+			`workloads of kind "CronJob" cannot be intercepted: use a Deployment, a ReplicaSet or a StatefulSet`},
+		{"several services", template(app), []*corev1.Service{service("orders", http), service("canary", http)}, nil, resolve.ServiceAmbiguous,
+			"2 services select the pods of Deployment orders: canary, orders; use --service to choose one"},
+		{"a service that is not there", template(app), []*corev1.Service{service("orders", http)}, ask(withService("order")), resolve.ServiceNotFound,
+			`there is no service "order" in namespace shop; services of Deployment orders: orders`},
+		{"a service that is not there, beside none", template(app), nil, ask(withService("order")), resolve.ServiceNotFound,
+			`there is no service "order" in namespace shop, and none that selects the pods of Deployment orders`},
+		{"a service of other pods", template(app), []*corev1.Service{service("orders", http), other("stock")}, ask(withService("stock")), resolve.ServiceNotFound,
+			`service "stock" does not select the pods of Deployment orders; services that do: orders`},
+		{"a service of other pods, beside none", template(app), []*corev1.Service{other("stock")}, ask(withService("stock")), resolve.ServiceNotFound,
+			`service "stock" does not select the pods of Deployment orders, and no other does`},
+		{"several ports", template(app), []*corev1.Service{service("orders", http, grpc, port("", 81, num(81)))}, nil, resolve.PortAmbiguous,
+			"service orders has 3 ports: http/80, grpc/9090, 81; use --port LOCAL:PORT to choose one"},
+		{"a port that is not there", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("web")), resolve.PortNotFound,
+			"service orders has no port web; it has: http/80, grpc/9090"},
+		{"a UDP port", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns")), resolve.ProtocolNotSupported,
+			"port dns of service orders is not a TCP port, and only TCP can be intercepted"},
+		{"only UDP ports", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))))}, nil, resolve.ProtocolNotSupported,
+			"service orders has no TCP port (it has dns/53), and only TCP can be intercepted"},
+		{"a target port that no pod has", template(app), []*corev1.Service{service("orders", port("http", 80, str("www")))}, nil, resolve.PortNotFound,
+			`port http of service orders leads to a container port named "www", which the pods of Deployment orders do not have`},
+		{"a container that is not there", template(app, container("two")), []*corev1.Service{service("orders", http)}, ask(withContainer("three")), resolve.ContainerNotFound,
+			`Deployment orders has no container "three"; it has: app, two`},
+		{"several container ports and no service", template(container("app", named("web", 80), named("", 81))), nil, nil, resolve.PortAmbiguous,
+			"Deployment orders, which has no service, has 2 ports: web/80, 81; use --port LOCAL:PORT to choose one"},
+		{"a container port that is not there", template(app), nil, ask(withPort("80")), resolve.PortNotFound,
+			"Deployment orders, which has no service, has no port 80; it has: web/8080"},
+		{"one name in two containers and no service", template(container("one", named("web", 1)), container("two", named("web", 2))), nil, ask(withPort("web")), resolve.PortAmbiguous,
+			"several ports of Deployment orders, which has no service, are called web: web/1, web/2; use --port LOCAL:NUMBER to choose one"},
+		{"no container ports and no service", template(container("app")), nil, nil, resolve.PortNotFound,
+			"Deployment orders, which has no service, declares no container ports; use --port LOCAL:NUMBER to say which"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := resolve.Intercept(orders(c.template, c.services...), intercept(c.ask...))
+			var bad *resolve.Invalid
+			require.ErrorAs(t, err, &bad)
+			assert.Equal(t, c.message, bad.Message)
+			assert.Equal(t, c.reason, bad.Reason)
+		})
+	}
+}
+
+func other(name string) *corev1.Service {
+	s := service(name, http)
+	s.Spec.Selector = map[string]string{"app": name}
+	return s
+}
+
+func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
+	c := orders(template(app), service("orders", http))
+	c.replicaSets["orders-2"] = &appsv1.ReplicaSet{ObjectMeta: meta("orders-2", "Deployment", "orders"), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
+	c.statefulSets = map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""), Spec: appsv1.StatefulSetSpec{Template: template(app)}}}
+	spec := template(app).Spec
+	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec), pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec))
+	for _, tc := range []struct {
+		kind, name string
+		owners     []types.UID
+		pods       []string
+	}{
+		{"Deployment", "orders", []types.UID{"orders", "orders-1", "orders-2"}, []string{"orders-1-a", "orders-2-a"}},
+		{"ReplicaSet", "orders-2", []types.UID{"orders-2"}, []string{"orders-2-a"}},
+		{"StatefulSet", "db", []types.UID{"db"}, []string{"db-0"}},
+	} {
+		t.Run(tc.kind, func(t *testing.T) {
+			res, err := resolve.Intercept(c, intercept(withWorkload(tc.kind, tc.name)))
+			require.NoError(t, err)
+			assert.ElementsMatch(t, tc.owners, res.Owners)
+			assert.Equal(t, tc.pods, podNames(res))
+		})
+	}
+}
+
+func podNames(res *resolve.Resolution) []string {
+	var names []string
+	for _, p := range res.Pods {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func TestWhichPodsAreSteered(t *testing.T) {
+	notReady := func(p *corev1.Pod) { p.Status.Conditions = nil }
+	terminating := func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} }
+	phase := func(ph corev1.PodPhase) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Status.Phase = ph } }
+	for _, c := range []struct {
+		name    string
+		change  []func(*corev1.Pod)
+		steered bool
+		ready   bool
+	}{
+		{"a ready pod is steered and counts", nil, true, true},
+		{"a pod that is not ready is steered, so that it is when it becomes ready", []func(*corev1.Pod){notReady}, true, false},
+		{"a pod whose init containers run is steered", []func(*corev1.Pod){notReady, phase(corev1.PodPending)}, true, false},
+		{"a terminating pod is steered while it serves, and does not count", []func(*corev1.Pod){terminating}, true, false},
+		{"a terminating pod that no longer serves is let go", []func(*corev1.Pod){terminating, notReady}, false, false},
+		{"a pod that has ended is let go", []func(*corev1.Pod){phase(corev1.PodSucceeded)}, false, false},
+		{"a pod without an address cannot be", []func(*corev1.Pod){func(p *corev1.Pod) { p.Status.PodIP = "" }}, false, false},
+		{"a pod without a node cannot be", []func(*corev1.Pod){func(p *corev1.Pod) { p.Spec.NodeName = "" }}, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cl := orders(template(app), service("orders", http))
+			cl.pods = []*corev1.Pod{pod("p", "ReplicaSet", "orders-1", template(app).Spec, c.change...)}
+			res, err := resolve.Intercept(cl, intercept())
+			require.NoError(t, err)
+			require.Equal(t, c.steered, len(res.Pods) == 1)
+			if c.steered {
+				assert.Equal(t, c.ready, res.Pods[0].Ready)
+			}
+		})
+	}
+}
+
+func TestNamedPortMayDifferFromPodToPodDuringARollout(t *testing.T) {
+	c := orders(template(app), service("orders", http))
+	c.pods = append(c.pods,
+		pod("old", "ReplicaSet", "orders-1", template(container("app", named("web", 3000))).Spec),
+		pod("older", "ReplicaSet", "orders-1", template(container("app")).Spec))
+	res, err := resolve.Intercept(c, intercept())
+	require.NoError(t, err)
+	require.Equal(t, []string{"old", "older", "orders-1-a"}, podNames(res))
+	assert.EqualValues(t, 3000, res.Pods[0].Port)
+	assert.EqualValues(t, 0, res.Pods[1].Port)
+	assert.Equal(t, "the pod has no TCP container port named web, so the service does not lead to it", res.Pods[1].Problem)
+	assert.EqualValues(t, 8080, res.Pods[2].Port)
+}
+
+func TestNamedPortOfARestartingInitContainerCounts(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	tmpl := template(container("app"))
+	side := container("side", named("web", 8081))
+	side.RestartPolicy = &always
+	tmpl.Spec.InitContainers = []corev1.Container{container("setup", named("web", 1)), side}
+	res, err := resolve.Intercept(orders(tmpl, service("orders", http)), intercept())
+	require.NoError(t, err)
+	assert.EqualValues(t, 8081, res.Pods[0].Port)
+	assert.Equal(t, "side", res.Container)
+}
+
+func TestKubeletProbesOfThePort(t *testing.T) {
+	probe := func(h corev1.ProbeHandler) *corev1.Probe { return &corev1.Probe{ProbeHandler: h} }
+	get := func(path string, port intstr.IntOrString) *corev1.HTTPGetAction {
+		return &corev1.HTTPGetAction{Path: path, Port: port}
+	}
+	c := container("app", named("web", 8080))
+	c.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: get("/ready?full=1", str("web"))})
+	c.LivenessProbe = probe(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: num(8080)}})
+	c.StartupProbe = probe(corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}})
+	c.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: get("drain", num(8080))}}
+	elsewhere := container("two", named("admin", 9000))
+	elsewhere.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: get("/ready", str("web"))}) // web is no port of this container
+	elsewhere.LivenessProbe = probe(corev1.ProbeHandler{HTTPGet: get("/live", str("admin"))})
+	tls := container("three")
+	tls.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: num(9000), Scheme: corev1.URISchemeHTTPS}})
+	spec := corev1.PodSpec{Containers: []corev1.Container{c, elsewhere, tls}}
+
+	list := func(port int32) []string {
+		var all []string
+		for _, p := range resolve.KubeletProbes(&spec, port) {
+			all = append(all, describe(p))
+		}
+		return all
+	}
+	assert.Equal(t, []string{"http /ready", "tcp ", "grpc ", "http /drain"}, list(8080))
+	assert.Equal(t, []string{"http /live", "tcp "}, list(9000))
+	assert.Empty(t, list(1))
+}
+
+func describe(p *agentpb.Probe) string { return p.Kind + " " + p.Path }
