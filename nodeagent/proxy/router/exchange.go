@@ -95,15 +95,16 @@ func (r *Router) open(ex *exchange) bool {
 		return false
 	}
 	p := &peer{r: r, claim: ex.claim, Duplex: stream.Of(t, func() { t.Reset("connection was reset") })}
-	p.untrack = ex.claim.Track(p.retire)
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	ex.reused = false
 	r.tunnels = append(r.tunnels, p)
 	r.begin(ex, p)
-	if r.aborted {
+	aborted := r.aborted
+	r.mu.Unlock()
+	if aborted {
 		p.Reset()
 	}
+	p.untrack = ex.claim.Track(p.retire)
 	r.spawn(p.respond)
 	return true
 }
@@ -287,8 +288,9 @@ func (p *peer) tunnelEnded(err error) {
 	if !switched { // the other direction may go on
 		r.tunnels = slices.DeleteFunc(r.tunnels, func(t *peer) bool { return t == p })
 	}
-	p.failed = busy && !p.started && !r.aborted
-	if p.failed {
+	failed := busy && !p.started && !r.aborted
+	p.failed = failed
+	if failed {
 		r.Client.SetReadDeadline(time.Unix(1, 0)) // wake whoever reads it
 	}
 	r.changed.Broadcast()
@@ -296,7 +298,7 @@ func (p *peer) tunnelEnded(err error) {
 	switch {
 	case switched && !stream.IsReset(err):
 		r.Client.CloseWrite()
-	case busy && !p.failed:
+	case busy && !failed:
 		p.Reset()
 		r.abort()
 	default:
