@@ -14,8 +14,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"sidestep.dev/sidestep/internal/netns"
 )
 
 // ErrNotFound says that no process of the pod was found in a namespace that has one of the pod's addresses.
@@ -65,7 +66,7 @@ func (f *Finder) Find(uid string, ips []netip.Addr) (*Namespace, error) {
 }
 
 // Alive says whether some process of the pod is still in the namespace.
-func (f *Finder) Alive(uid string, id ID) bool {
+func (f *Finder) Alive(uid string, id netns.ID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.inhabited(uid, id) {
@@ -75,7 +76,7 @@ func (f *Finder) Alive(uid string, id ID) bool {
 	return f.scan() != nil || f.inhabited(uid, id)
 }
 
-func (f *Finder) inhabited(uid string, id ID) bool {
+func (f *Finder) inhabited(uid string, id netns.ID) bool {
 	return slices.ContainsFunc(f.pods[normal(uid)], func(p process) bool {
 		at, err := f.namespaceOf(p.pid)
 		return err == nil && at == id && f.belongs(p.pid, uid)
@@ -84,7 +85,7 @@ func (f *Finder) inhabited(uid string, id ID) bool {
 
 func (f *Finder) pick(uid string, ips []netip.Addr) (*Namespace, error) {
 	var refused []error
-	tried := map[ID]bool{}
+	tried := map[netns.ID]bool{}
 	for _, p := range f.pods[normal(uid)] {
 		id, err := f.namespaceOf(p.pid)
 		if err != nil {
@@ -107,7 +108,7 @@ func (f *Finder) pick(uid string, ips []netip.Addr) (*Namespace, error) {
 	return nil, errors.Join(append([]error{ErrNotFound}, refused...)...)
 }
 
-func (f *Finder) enterable(pid string, id ID, ips []netip.Addr) (*Namespace, error) {
+func (f *Finder) enterable(pid string, id netns.ID, ips []netip.Addr) (*Namespace, error) {
 	ns, err := f.open(filepath.Join(f.root, pid, "ns/net"))
 	if err != nil {
 		return nil, err
@@ -189,19 +190,15 @@ func (f *Finder) startOf(pid string) (uint64, error) {
 	return strconv.ParseUint(string(fields[afterCommand]), 10, 64)
 }
 
-func (f *Finder) namespaceOf(pid string) (ID, error) {
+func (f *Finder) namespaceOf(pid string) (netns.ID, error) {
 	info, err := fs.Stat(f.proc, pid+"/ns/net")
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {
 			err = fmt.Errorf("%w (the node agent needs CAP_SYS_PTRACE)", err)
 		}
-		return ID{}, fmt.Errorf("identify the network namespace of process %s: %w", pid, err)
+		return netns.ID{}, fmt.Errorf("identify the network namespace of process %s: %w", pid, err)
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ID{}, fmt.Errorf("the network namespace of process %s has no inode", pid)
-	}
-	return idOf(st), nil
+	return netns.IDOf(info)
 }
 
 func normal(uid string) string {

@@ -1,3 +1,5 @@
+// Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in the namespace that it was
+// made in, so only its creation needs a visit.
 package podnet
 
 import (
@@ -11,7 +13,21 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/netns"
 )
+
+// Namespace is the open network namespace of a pod. Holding it open, or any socket in it, keeps it alive after its pod is gone.
+type Namespace struct{ *netns.Namespace }
+
+// Open opens the namespace behind a path such as /proc/42/ns/net.
+func Open(path string) (*Namespace, error) {
+	ns, err := netns.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Namespace{ns}, nil
+}
 
 // Listen opens a listener on a free port of ip in the namespace. It is plain TCP (Go's own listeners are MPTCP sockets, which
 // a sockmap refuses), of ip's family only, with the longest accept queue that the namespace allows.

@@ -21,7 +21,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/bpf"
-	"sidestep.dev/sidestep/nodeagent/podnet"
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
@@ -30,13 +30,13 @@ import (
 type Finder interface {
 	Find(uid string, ips []netip.Addr) (Namespace, error)
 	// Alive says whether a process of the pod is still in the namespace.
-	Alive(uid string, id podnet.ID) bool
+	Alive(uid string, id netns.ID) bool
 }
 
 // Namespace is where everything is opened that is to be in a pod.
 type Namespace interface {
 	steer.Namespace
-	ID() podnet.ID
+	ID() netns.ID
 	Listen(ip netip.Addr) (*net.TCPListener, error)
 	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
 	Close() error

@@ -1,11 +1,11 @@
-// Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in the namespace that it was
-// made in, so only its creation needs a visit.
-package podnet
+// Package netns visits network namespaces.
+package netns
 
 import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -21,7 +21,14 @@ type ID struct {
 	Dev, Inode uint64
 }
 
-func idOf(st *syscall.Stat_t) ID { return ID{Dev: uint64(st.Dev), Inode: st.Ino} }
+// IDOf is the ID of the namespace whose file, such as /proc/42/ns/net, was inspected.
+func IDOf(info fs.FileInfo) (ID, error) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ID{}, fmt.Errorf("%s has no inode", info.Name())
+	}
+	return ID{Dev: uint64(st.Dev), Inode: st.Ino}, nil
+}
 
 // Namespace is an open network namespace. Holding it open, or any socket in it, keeps it alive after its pod is gone.
 type Namespace struct {
@@ -33,18 +40,22 @@ type Namespace struct {
 func Open(path string) (*Namespace, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open the pod's network namespace: %w", err)
+		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	info, err := file.Stat()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("identify the pod's network namespace: %w", err), file.Close())
+		return nil, errors.Join(fmt.Errorf("identify network namespace %s: %w", path, err), file.Close())
+	}
+	id, err := IDOf(info)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
 	}
 	// Only the goroutine of Do is ever elsewhere, and it keeps its thread to itself.
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the node agent's own network namespace: %w", err), file.Close())
+		return nil, errors.Join(fmt.Errorf("open the process's own network namespace: %w", err), file.Close())
 	}
-	return &Namespace{id: idOf(info.Sys().(*syscall.Stat_t)), file: file, home: home}, nil
+	return &Namespace{id: id, file: file, home: home}, nil
 }
 
 // Inode is the number that the kernel shows for the namespace, net:[4026532345].
@@ -116,7 +127,7 @@ func (n *Namespace) Holds(ips []netip.Addr) (bool, error) {
 
 func explain(err error) error {
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w (the node agent needs CAP_SYS_ADMIN)", err)
+		return fmt.Errorf("%w (this takes CAP_SYS_ADMIN)", err)
 	}
 	return err
 }
