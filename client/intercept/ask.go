@@ -1,0 +1,180 @@
+package intercept
+
+import (
+	"cmp"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/match"
+)
+
+// defaultTimeout is how long every ready pod may take to be steering.
+const defaultTimeout = 30 * time.Second
+
+// defaultExisting is what the API defaults spec.existing to.
+const defaultExisting = "auto"
+
+// Ask is what a developer wants, checked.
+type Ask struct {
+	Namespace string
+	Spec      v1alpha1.InterceptSpec
+	Timeout   time.Duration
+	undecided bool // the workload's kind is to be found out
+}
+
+// NeedsKind says whether the workload's kind is still to be found out, and put into Spec.Workload.
+func (a *Ask) NeedsKind() bool { return a.undecided }
+
+var validName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+
+func invalid(format string, args ...any) error {
+	return reason.New(codes.InvalidArgument, reason.Invalid, format, args...)
+}
+
+// NewAsk checks a request. The namespace is for requests that name none.
+func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*Ask, error) {
+	a := &Ask{
+		Namespace: cmp.Or(req.GetNamespace(), namespace),
+		Timeout:   time.Duration(req.GetTimeoutMs()) * time.Millisecond,
+		undecided: req.GetWorkloadKind() == "",
+		Spec: v1alpha1.InterceptSpec{
+			Name:        req.GetName(),
+			Workload:    v1alpha1.WorkloadReference{Kind: req.GetWorkloadKind(), Name: cmp.Or(req.GetWorkload(), req.GetName())},
+			Service:     req.GetService(),
+			Port:        req.GetPortIdentifier(),
+			Container:   req.GetContainer(),
+			Mechanism:   v1alpha1.Mechanism(cmp.Or(req.GetMechanism(), string(v1alpha1.MechanismTCP))),
+			Existing:    cmp.Or(req.GetExisting(), defaultExisting),
+			Client:      v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder, KeyHash: client.KeyHash},
+			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress), Port: req.GetLocalPort()},
+		},
+	}
+	if a.Timeout <= 0 {
+		a.Timeout = defaultTimeout
+	}
+	if err := a.check(); err != nil {
+		return nil, err
+	}
+	if err := a.addRule(req, client.Session); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Ask) check() error {
+	s := &a.Spec
+	if !validName.MatchString(s.Name) || len(s.Name) > 253-len(suffix(s.Client.Session)) {
+		return invalid("%q cannot be the name of an intercept — use lower-case letters, digits, '-' and '.'", s.Name)
+	}
+	if kind := s.Workload.Kind; kind != "" && !slices.Contains([]string{"Deployment", "ReplicaSet", "StatefulSet"}, kind) {
+		return invalid("workloads of kind %s cannot be intercepted — Deployments, ReplicaSets and StatefulSets can", kind)
+	}
+	if p := s.Destination.Port; p < 0 || p > 65535 {
+		return invalid("%d is not a port — use 1 to 65535", p)
+	}
+	address, err := netip.ParseAddr(s.Destination.Address)
+	if err != nil {
+		return invalid("--address %s is not an IP address", s.Destination.Address)
+	}
+	s.Destination.Address = address.Unmap().String()
+	if !slices.Contains([]string{"auto", "idle", "all", "none"}, s.Existing) {
+		return invalid("--existing %s is none of auto, idle, all and none", s.Existing)
+	}
+	return nil
+}
+
+// addRule makes spec.http of the request's conditions.
+func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
+	rule := &v1alpha1.HTTPMatch{}
+	for _, h := range req.GetHeaders() {
+		m := v1alpha1.HeaderMatch{Name: h.GetName()}
+		value := h.GetValue()
+		if h.GetRegex() {
+			m.Regex = &value
+		} else {
+			m.Value = &value
+		}
+		rule.Headers = append(rule.Headers, m)
+	}
+	if req.GetAutoHeader() {
+		value := session + ":" + req.GetName()
+		rule.Headers = append(rule.Headers, v1alpha1.HeaderMatch{Name: match.AutoHeader, Value: &value})
+	}
+	switch p := req.GetPath().GetMatch().(type) {
+	case *daemonpb.PathCondition_Equal:
+		rule.Path = &v1alpha1.PathMatch{Equal: &p.Equal}
+	case *daemonpb.PathCondition_Prefix:
+		rule.Path = &v1alpha1.PathMatch{Prefix: &p.Prefix}
+	case *daemonpb.PathCondition_Regex:
+		rule.Path = &v1alpha1.PathMatch{Regex: &p.Regex}
+	}
+	conditions := len(rule.Headers) > 0 || rule.Path != nil
+	switch a.Spec.Mechanism {
+	case v1alpha1.MechanismTCP:
+		if conditions {
+			return invalid("mechanism tcp takes every connection and cannot look at HTTP requests — leave out the conditions, or use --mechanism http")
+		}
+	case v1alpha1.MechanismHTTP:
+		if conditions {
+			a.Spec.HTTP = rule
+		}
+		if _, err := match.FromSpec(a.Spec.HTTP); err != nil {
+			return invalid("%v", err)
+		}
+	default:
+		return invalid("there is no mechanism %q — use tcp or http", a.Spec.Mechanism)
+	}
+	return nil
+}
+
+// suffix tells apart the objects of different sessions.
+func suffix(session string) string { return "-" + session[:min(8, len(session))] }
+
+func objectName(name, session string) string { return name + suffix(session) }
+
+func (a *Ask) object() *v1alpha1.Intercept {
+	return &v1alpha1.Intercept{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: a.Namespace, Name: objectName(a.Spec.Name, a.Spec.Client.Session),
+			Labels: map[string]string{SessionLabel: a.Spec.Client.Session},
+		},
+		Spec: *a.Spec.DeepCopy(),
+	}
+}
+
+// canMove says whether an intercept can become what is asked for: only its service, port, container and destination may change.
+func (a *Ask) canMove(have *v1alpha1.Intercept) error {
+	h, w := have.Spec, a.Spec
+	name := w.Name
+	if have.Namespace != a.Namespace || h.Workload != w.Workload {
+		return reason.New(codes.AlreadyExists, reason.InterceptExists,
+			"intercept %q already exists, for %s %s in namespace %s — choose another name with --workload %s, or run `sidestep leave %s` first",
+			name, h.Workload.Kind, h.Workload.Name, have.Namespace, w.Workload.Name, name)
+	}
+	if h.Mechanism != w.Mechanism || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
+		return reason.New(codes.AlreadyExists, reason.InterceptExists,
+			"intercept %q already exists and takes %s — run `sidestep leave %s` first, or choose another name with --workload %s", name, what(have), name, w.Workload.Name)
+	}
+	return nil
+}
+
+// what an intercept takes, in a few words.
+func what(i *v1alpha1.Intercept) string {
+	if i.Spec.Mechanism == v1alpha1.MechanismTCP {
+		return "all TCP connections"
+	}
+	rule, err := match.FromSpec(i.Spec.HTTP)
+	if err != nil {
+		return "other requests"
+	}
+	return rule.String()
+}

@@ -1,0 +1,369 @@
+package intercept
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/kube"
+)
+
+// undoTimeout bounds taking back what was made, after the caller has gone.
+const undoTimeout = 10 * time.Second
+
+// Make makes an intercept and returns it when every ready pod is steering, or there is none. An intercept of that name that is there already moves
+// to the service, port and destination that are asked for. When it fails, or ctx ends before, everything is as it was.
+func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string)) (*v1alpha1.Intercept, error) {
+	cluster, err := r.source.Cluster()
+	if err != nil {
+		return nil, err
+	}
+	api, err := cluster.Client()
+	if err != nil {
+		return nil, err
+	}
+	before, release, err := r.reserve(a)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	m := &maker{registry: r, ask: a, cluster: cluster, api: api, progress: progress, before: before}
+	if err := m.write(ctx); err != nil {
+		return nil, err
+	}
+	made, err := m.wait(ctx)
+	if err == nil {
+		err = r.checkPort(a.Spec.Name, localAddr(made))
+	}
+	if err != nil {
+		return nil, m.undo(ctx, err)
+	}
+	return made, nil
+}
+
+// reserve makes sure that the intercept can be made, and that nobody makes one in its way meanwhile. before is the intercept that has the name.
+func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), err error) {
+	name := a.Spec.Name
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, busy := r.reserved[name]; busy {
+		return nil, nil, reason.New(codes.AlreadyExists, reason.InterceptExists, "intercept %q is just being created by another command — wait for it", name)
+	}
+	for _, e := range r.entries {
+		if e.object.Spec.Name == name {
+			before = e.object
+		}
+	}
+	if before != nil {
+		if err := a.canMove(before); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port)); err != nil {
+		return nil, nil, err
+	}
+	_, watched := r.watching[a.Namespace]
+	r.reserved[name] = &reservation{
+		namespace: a.Namespace, object: objectName(name, a.Spec.Client.Session), name: name,
+		address: a.Spec.Destination.Address, port: a.Spec.Destination.Port,
+	}
+	r.watch(a.Namespace)
+	if !watched {
+		r.saveNamespaces()
+	}
+	return before, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.reserved, name)
+		r.forgetNamespace(a.Namespace)
+	}, nil
+}
+
+// checkPort refuses a local port that another intercept delivers to.
+func (r *Registry) checkPort(name, addr string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.checkPortLocked(name, addr)
+}
+
+func (r *Registry) checkPortLocked(name, addr string) error {
+	if addr == "" {
+		return nil
+	}
+	taken := func(by string) error {
+		return reason.New(codes.AlreadyExists, reason.LocalPortTaken, "port %s is already used by intercept %s — choose another with --port",
+			strings.TrimPrefix(addr, DefaultAddress+":"), by)
+	}
+	for _, e := range r.entries {
+		if e.object.Spec.Name != name && localAddr(e.object) == addr {
+			return taken(e.object.Spec.Name)
+		}
+	}
+	for _, s := range r.reserved {
+		if s.name != name && join(s.address, s.port) == addr {
+			return taken(s.name)
+		}
+	}
+	return nil
+}
+
+// maker makes one intercept.
+type maker struct {
+	registry *Registry
+	ask      *Ask
+	cluster  *kube.Cluster
+	api      client.Client
+	progress func(string)
+	before   *v1alpha1.Intercept // that is moved; nil: a new one is made
+	object   *v1alpha1.Intercept // as it was written
+}
+
+// write creates or changes the object. A call once begun is seen through, even when the caller has gone, so that what it did is known.
+func (m *maker) write(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	calling, cancel := m.cluster.Call(context.WithoutCancel(ctx))
+	defer cancel()
+	if m.before == nil {
+		err := m.create(calling)
+		if m.before == nil {
+			return err
+		}
+	}
+	return m.move(calling)
+}
+
+func (m *maker) create(ctx context.Context) error {
+	object := m.ask.object()
+	err := m.api.Create(ctx, object)
+	switch {
+	case err == nil:
+		m.object = object
+		m.registry.put(object.DeepCopy())
+		return nil
+	case apierrors.IsAlreadyExists(err):
+		// A call whose answer was lost, or the registry has not seen it yet.
+		have := &v1alpha1.Intercept{}
+		if err := m.api.Get(ctx, client.ObjectKeyFromObject(object), have); err != nil {
+			return m.explain(err)
+		}
+		if have.Spec.Client.Session != object.Spec.Client.Session {
+			return reason.New(codes.AlreadyExists, reason.InterceptExists, "an Intercept %s of %s is in the way in namespace %s — choose another name with --workload",
+				have.Name, have.Spec.Client.Holder, have.Namespace)
+		}
+		if err := m.ask.canMove(have); err != nil {
+			return err
+		}
+		m.registry.put(have.DeepCopy())
+		m.before = have
+		return nil
+	default:
+		if apierrors.ReasonForError(err) == "" || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) {
+			// No answer: it may have been created all the same.
+			m.object = object
+			return m.undo(ctx, m.explain(err))
+		}
+		return m.explain(err)
+	}
+}
+
+// move changes the existing object, if it is to change.
+func (m *maker) move(ctx context.Context) error {
+	want := m.ask.Spec
+	changed, err := m.update(ctx, func(s *v1alpha1.InterceptSpec) {
+		s.Service, s.Port, s.Container, s.Destination = want.Service, want.Port, want.Container, want.Destination
+	})
+	if err != nil {
+		return m.explain(err)
+	}
+	m.object = changed
+	return nil
+}
+
+// update changes the spec of the object that was there before, whatever else is happening to it.
+func (m *maker) update(ctx context.Context, change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
+	object := m.before.DeepCopy()
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		spec := object.Spec.DeepCopy()
+		change(spec)
+		if equalMovable(spec, &object.Spec) {
+			return nil
+		}
+		object.Spec = *spec
+		err := m.api.Update(ctx, object)
+		if apierrors.IsConflict(err) {
+			fresh := &v1alpha1.Intercept{}
+			if getErr := m.api.Get(ctx, client.ObjectKeyFromObject(object), fresh); getErr != nil {
+				return getErr
+			}
+			if fresh.UID != object.UID {
+				return apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource("intercepts").GroupResource(), object.Name)
+			}
+			object = fresh
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.registry.put(object.DeepCopy())
+	return object, nil
+}
+
+func equalMovable(a, b *v1alpha1.InterceptSpec) bool {
+	return a.Service == b.Service && a.Port == b.Port && a.Container == b.Container && a.Destination == b.Destination
+}
+
+// wait follows the object's status until it says how it went.
+func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
+	timer := time.NewTimer(m.ask.Timeout)
+	defer timer.Stop()
+	said := ""
+	for {
+		object, changed := m.registry.get(m.object.UID)
+		if object == nil {
+			return nil, reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted while it was being made", m.ask.Spec.Name)
+		}
+		done, line, err := verdict(object, m.object.Generation)
+		if done {
+			return object, err
+		}
+		if line != said {
+			said = line
+			m.progress(line)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-timer.C:
+			return nil, reason.New(codes.DeadlineExceeded, reason.NotSteering, "intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, missing(object))
+		}
+	}
+}
+
+// verdict reads a status: whether it is final for the generation that was written, and what to tell meanwhile.
+func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, err error) {
+	s := i.Status
+	if s.ObservedGeneration < generation {
+		return false, "waiting for the traffic manager", nil
+	}
+	message := cmp.Or(s.Message, "the traffic manager gives no reason")
+	switch s.State {
+	case v1alpha1.StateActive, v1alpha1.StateNoPods:
+		return true, "", nil
+	case v1alpha1.StateConflict:
+		return true, "", reason.New(codes.AlreadyExists, reason.Conflict, "%s", message)
+	case v1alpha1.StateInvalid:
+		return true, "", reason.New(codes.InvalidArgument, reason.Invalid, "%s", message)
+	case v1alpha1.StateFailed:
+		return true, "", reason.New(codes.FailedPrecondition, reason.NotSteering, "%s", message)
+	case v1alpha1.StateDisconnected:
+		return false, "waiting for the traffic manager to see this laptop", nil
+	}
+	if s.Coverage == "" {
+		return false, "waiting for the traffic manager", nil
+	}
+	return false, "waiting for pods to steer: " + s.Coverage, nil
+}
+
+// missing says which pods are not steering, and why.
+func missing(i *v1alpha1.Intercept) string {
+	if i.Status.ObservedGeneration < i.Generation || i.Status.State == "" {
+		return "the traffic manager has not looked at it — check its log"
+	}
+	var pods []string
+	for _, pod := range i.Status.Pods {
+		if !pod.Steering {
+			line := pod.Name
+			if pod.Node != "" {
+				line += " on " + pod.Node
+			}
+			pods = append(pods, line+": "+cmp.Or(pod.Message, "no word from its node agent"))
+		}
+	}
+	slices.Sort(pods)
+	if len(pods) == 0 {
+		return cmp.Or(i.Status.Message, "its state is "+string(i.Status.State))
+	}
+	if i.Status.Coverage != "" {
+		return i.Status.Coverage + " pods steer; " + strings.Join(pods, "; ")
+	}
+	return strings.Join(pods, "; ")
+}
+
+// undo takes back what was written and returns the error that made it necessary.
+func (m *maker) undo(ctx context.Context, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	var err error
+	if m.before != nil {
+		was := m.before.Spec
+		if m.object.Generation != m.before.Generation {
+			_, err = m.update(ctx, func(s *v1alpha1.InterceptSpec) {
+				s.Service, s.Port, s.Container, s.Destination = was.Service, was.Port, was.Container, was.Destination
+			})
+		}
+	} else {
+		err = m.registry.delete(ctx, m.cluster, m.object)
+	}
+	if err == nil || apierrors.IsNotFound(err) {
+		return cause
+	}
+	m.registry.log.Error("cannot undo", "intercept", m.ask.Spec.Name, "error", err)
+	var has *reason.Error
+	if errors.As(cause, &has) {
+		also := *has
+		also.Message += fmt.Sprintf("; and it could not be undone (%v): run `sidestep leave %s`", m.cluster.Explain(err), m.ask.Spec.Name)
+		return &also
+	}
+	return cause
+}
+
+// explain is for errors of calls that concern the Intercept itself.
+func (m *maker) explain(err error) error {
+	var answer apierrors.APIStatus
+	namespace := m.ask.Namespace
+	switch {
+	case err == nil:
+		return nil
+	case meta.IsNoMatchError(err):
+		return notInstalled()
+	case apierrors.IsNotFound(err) && errors.As(err, &answer):
+		if d := answer.Status().Details; d != nil && d.Kind == "namespaces" {
+			return reason.New(codes.NotFound, reason.Invalid, "namespace %s does not exist", namespace)
+		}
+		if m.before != nil {
+			return reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
+		}
+		return notInstalled()
+	case apierrors.IsInvalid(err) && errors.As(err, &answer):
+		var causes []string
+		for _, cause := range answer.Status().Details.Causes {
+			causes = append(causes, cause.Message)
+		}
+		if len(causes) == 0 {
+			causes = []string{answer.Status().Message}
+		}
+		return invalid("the cluster does not accept the intercept: %s", strings.Join(causes, "; "))
+	default:
+		return m.cluster.Explain(err)
+	}
+}
+
+func notInstalled() error {
+	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled, "the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
+}

@@ -1,0 +1,270 @@
+// Package intercept holds this client's intercepts: it makes, moves and deletes the objects, and keeps a true picture of them by watching the API.
+package intercept
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/kube"
+)
+
+// SessionLabel is on every Intercept, with the UUID of the client's session.
+const SessionLabel = "sidestep.dev/session"
+
+// DefaultAddress is where intercepted traffic is delivered unless something else is asked for.
+const DefaultAddress = "127.0.0.1"
+
+// Client is who holds the intercepts.
+type Client struct {
+	Session string // UUID
+	Holder  string // user@host
+	KeyHash string // hex SHA-256 of the session key
+}
+
+// Registry is what the client knows of its own intercepts. The API is the truth; the registry follows it.
+type Registry struct {
+	client Client
+	source *kube.Source
+	log    *slog.Logger
+	// save makes it known on disk where there are intercepts, before the first is made there.
+	save func(namespaces []string) error
+
+	ctx     context.Context // of the watches
+	stop    context.CancelFunc
+	watches sync.WaitGroup
+
+	mu       sync.Mutex
+	clock    uint64 // counts what happens, to tell what was before a list and what after
+	entries  map[types.UID]*entry
+	gone     map[types.UID]struct{} // deleted by this client: news about them are old
+	reserved map[string]*reservation
+	watching map[string]*watch
+	changed  chan struct{}
+}
+
+type entry struct {
+	object *v1alpha1.Intercept
+	added  uint64
+}
+
+// reservation is an intercept that is being made: the manager may send traffic for it before the call that creates it has returned.
+type reservation struct {
+	namespace, object, name string
+	address                 string
+	port                    int32 // 0: the container port, not known yet
+}
+
+// NewRegistry makes a Registry that watches the given namespaces.
+func NewRegistry(c Client, source *kube.Source, namespaces []string, save func([]string) error, log *slog.Logger) *Registry {
+	r := &Registry{
+		client: c, source: source, log: log, save: save,
+		entries: map[types.UID]*entry{}, gone: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
+		watching: map[string]*watch{}, changed: make(chan struct{}),
+	}
+	r.ctx, r.stop = context.WithCancel(context.Background())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, namespace := range namespaces {
+		r.watch(namespace)
+	}
+	return r
+}
+
+// Close ends the watches. The intercepts stay.
+func (r *Registry) Close() {
+	r.stop()
+	r.watches.Wait()
+}
+
+// notify is called with mu held.
+func (r *Registry) notify() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// put takes an object in, unless something newer is known.
+func (r *Registry) put(object *v1alpha1.Intercept) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.putLocked(object)
+}
+
+func (r *Registry) putLocked(object *v1alpha1.Intercept) {
+	if object.Labels[SessionLabel] != r.client.Session || object.Spec.Client.Session != r.client.Session {
+		return
+	}
+	if _, gone := r.gone[object.UID]; gone {
+		return
+	}
+	r.clock++
+	known, ok := r.entries[object.UID]
+	switch {
+	case !ok:
+		r.entries[object.UID] = &entry{object: object, added: r.clock}
+	case known.object.Generation > object.Generation || known.object.ResourceVersion == object.ResourceVersion:
+		return
+	default:
+		known.object = object
+	}
+	r.notify()
+}
+
+// remove forgets an intercept; the reason is for the log.
+func (r *Registry) remove(uid types.UID, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.removeLocked(uid, reason)
+}
+
+func (r *Registry) removeLocked(uid types.UID, reason string) {
+	known, ok := r.entries[uid]
+	if !ok {
+		return
+	}
+	delete(r.entries, uid)
+	r.log.Info("intercept gone", "name", known.object.Spec.Name, "namespace", known.object.Namespace, "reason", reason)
+	r.forgetNamespace(known.object.Namespace)
+	r.notify()
+}
+
+// deleted: this client has deleted the object, and old news must not bring it back.
+func (r *Registry) deleted(uid types.UID, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gone[uid] = struct{}{}
+	r.removeLocked(uid, reason)
+}
+
+// forgetNamespace stops watching a namespace that has nothing of this client's any more. It is called with mu held.
+func (r *Registry) forgetNamespace(namespace string) {
+	for _, e := range r.entries {
+		if e.object.Namespace == namespace {
+			return
+		}
+	}
+	for _, s := range r.reserved {
+		if s.namespace == namespace {
+			return
+		}
+	}
+	if w, ok := r.watching[namespace]; ok {
+		w.stop()
+		delete(r.watching, namespace)
+		r.saveNamespaces()
+	}
+}
+
+// saveNamespaces is called with mu held.
+func (r *Registry) saveNamespaces() {
+	if err := r.save(r.namespaces()); err != nil {
+		r.log.Warn("the session cannot be kept on disk: a daemon that is started anew will not know its intercepts", "error", err)
+	}
+}
+
+func (r *Registry) namespaces() []string {
+	names := make([]string, 0, len(r.watching))
+	for namespace := range r.watching {
+		names = append(names, namespace)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// All lists the intercepts by name, and the channel that is closed when that changes.
+func (r *Registry) All() ([]*v1alpha1.Intercept, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*v1alpha1.Intercept, 0, len(r.entries))
+	for _, e := range r.entries {
+		all = append(all, e.object)
+	}
+	slices.SortFunc(all, func(a, b *v1alpha1.Intercept) int {
+		return cmp.Or(cmp.Compare(a.Spec.Name, b.Spec.Name), cmp.Compare(a.Namespace, b.Namespace))
+	})
+	return all, r.changed
+}
+
+// get is one intercept as it is known now, nil when it is gone, and the channel that is closed when anything changes.
+func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.entries[uid]; ok {
+		return e.object, r.changed
+	}
+	return nil, r.changed
+}
+
+// Knows says whether an intercept is this client's.
+func (r *Registry) Knows(open *tunnelpb.Open) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.target(open)
+	return ok
+}
+
+// Target is where a connection goes: the local address of one of this client's intercepts, "" if it is not one. For an intercept whose port
+// is still being found out it waits.
+func (r *Registry) Target(ctx context.Context, open *tunnelpb.Open) string {
+	ctx, cancel := context.WithTimeout(ctx, portTimeout)
+	defer cancel()
+	for {
+		r.mu.Lock()
+		addr, ok := r.target(open)
+		changed := r.changed
+		r.mu.Unlock()
+		if !ok || addr != "" {
+			return addr
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ""
+		}
+	}
+}
+
+// target is called with mu held; addr is "" when the port is not known yet.
+func (r *Registry) target(open *tunnelpb.Open) (addr string, ok bool) {
+	if e, ok := r.entries[types.UID(open.GetInterceptUid())]; ok {
+		return localAddr(e.object), true
+	}
+	for _, s := range r.reserved {
+		if s.namespace == open.GetInterceptNamespace() && s.object == open.GetInterceptName() {
+			return join(s.address, s.port), true
+		}
+	}
+	return "", false
+}
+
+// localAddr is where an intercept is delivered: what was asked for, else the container port.
+func localAddr(i *v1alpha1.Intercept) string {
+	return join(i.Spec.Destination.Address, localPort(i))
+}
+
+func localPort(i *v1alpha1.Intercept) int32 {
+	if i.Spec.Destination.Port != 0 {
+		return i.Spec.Destination.Port
+	}
+	for _, pod := range i.Status.Pods {
+		if pod.Port != 0 {
+			return pod.Port
+		}
+	}
+	return 0
+}
+
+func join(address string, port int32) string {
+	if port == 0 {
+		return ""
+	}
+	return net.JoinHostPort(cmp.Or(address, DefaultAddress), strconv.Itoa(int(port)))
+}

@@ -1,0 +1,205 @@
+package intercept
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	kubewatch "k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+// portTimeout bounds how long a connection waits for its local port to be found out; the node agent waits for two seconds.
+const portTimeout = 1500 * time.Millisecond
+
+// Pauses between attempts to watch.
+const (
+	watchRetryFirst = 100 * time.Millisecond
+	watchRetryMost  = 5 * time.Second
+)
+
+// watch follows this client's intercepts in one namespace.
+type watch struct {
+	registry  *Registry
+	namespace string
+	stop      context.CancelFunc
+	again     chan struct{} // list anew, now
+	synced    chan struct{} // closed after the first list
+}
+
+// watch starts to watch a namespace unless it is watched already. It is called with mu held.
+func (r *Registry) watch(namespace string) *watch {
+	if w, ok := r.watching[namespace]; ok {
+		return w
+	}
+	w := &watch{registry: r, namespace: namespace, again: make(chan struct{}, 1), synced: make(chan struct{})}
+	var ctx context.Context
+	ctx, w.stop = context.WithCancel(r.ctx)
+	r.watching[namespace] = w
+	r.watches.Go(func() { w.run(ctx) })
+	return w
+}
+
+// Refresh lists everything anew: after a sleep or an outage the watches may be dead without having noticed.
+func (r *Registry) Refresh() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.watching {
+		select {
+		case w.again <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Sync waits until what there is has been listed once, and not longer than ctx.
+func (r *Registry) Sync(ctx context.Context) error {
+	r.mu.Lock()
+	waits := make(map[string]chan struct{}, len(r.watching))
+	for namespace, w := range r.watching {
+		waits[namespace] = w.synced
+	}
+	r.mu.Unlock()
+	for namespace, synced := range waits {
+		select {
+		case <-synced:
+		case <-ctx.Done():
+			return fmt.Errorf("list the intercepts in namespace %s: %w", namespace, context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+func (w *watch) run(ctx context.Context) {
+	delay := watchRetryFirst
+	for ctx.Err() == nil {
+		begun := time.Now()
+		err := w.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			delay = watchRetryFirst
+			continue
+		}
+		if time.Since(begun) > watchRetryMost {
+			delay = watchRetryFirst
+		}
+		w.registry.log.Warn("cannot watch intercepts", "namespace", w.namespace, "error", err, "retry", delay)
+		timer := time.NewTimer(delay/2 + rand.N(delay/2+1))
+		select {
+		case <-timer.C:
+		case <-w.again:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		delay = min(2*delay, watchRetryMost)
+	}
+}
+
+// follow lists and then watches until the watch ends, as it does every few minutes, or Refresh wants a new list.
+func (w *watch) follow(ctx context.Context) error {
+	cluster, err := w.registry.source.Cluster()
+	if err != nil {
+		return err
+	}
+	api, err := cluster.Client()
+	if err != nil {
+		return err
+	}
+	version, err := w.list(ctx, cluster.Call, api)
+	if err != nil {
+		return cluster.Explain(err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	seconds := int64(300 + rand.IntN(300))
+	events, err := api.Watch(ctx, &v1alpha1.InterceptList{}, client.InNamespace(w.namespace), client.MatchingLabels{SessionLabel: w.registry.client.Session},
+		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version, TimeoutSeconds: &seconds}})
+	if err != nil {
+		return cluster.Explain(err)
+	}
+	defer events.Stop()
+	for {
+		select {
+		case event, ok := <-events.ResultChan():
+			if !ok {
+				return nil
+			}
+			if event.Type == kubewatch.Error {
+				return apierrors.FromObject(event.Object)
+			}
+			w.take(event)
+		case <-w.again:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (w *watch) take(event kubewatch.Event) {
+	object, ok := event.Object.(*v1alpha1.Intercept)
+	if !ok {
+		return
+	}
+	switch event.Type {
+	case kubewatch.Added, kubewatch.Modified:
+		w.registry.put(object)
+	case kubewatch.Deleted:
+		w.registry.remove(object.UID, "deleted in the cluster")
+	}
+}
+
+func (w *watch) list(ctx context.Context, call func(context.Context) (context.Context, context.CancelFunc), api client.Client) (string, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	w.registry.mu.Lock()
+	begun := w.registry.clock
+	w.registry.mu.Unlock()
+	var list v1alpha1.InterceptList
+	err := api.List(ctx, &list, client.InNamespace(w.namespace), client.MatchingLabels{SessionLabel: w.registry.client.Session})
+	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
+		// The kind itself is gone: sidestep was removed from the cluster, and all intercepts with it.
+		w.registry.replace(w.namespace, nil, begun)
+		w.markSynced()
+	}
+	if err != nil {
+		return "", err
+	}
+	w.registry.replace(w.namespace, list.Items, begun)
+	w.markSynced()
+	return list.ResourceVersion, nil
+}
+
+func (w *watch) markSynced() {
+	select {
+	case <-w.synced:
+	default:
+		close(w.synced)
+	}
+}
+
+// replace makes the picture of a namespace what a list says that was begun when the clock stood at begun. What was added since may be missing in it.
+func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	listed := make(map[types.UID]bool, len(items))
+	for i := range items {
+		listed[items[i].UID] = true
+		r.putLocked(&items[i])
+	}
+	for uid, e := range r.entries {
+		if e.object.Namespace == namespace && e.added <= begun && !listed[uid] {
+			r.removeLocked(uid, "not in the cluster any more")
+		}
+	}
+	r.forgetNamespace(namespace)
+}

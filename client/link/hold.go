@@ -1,0 +1,163 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/version"
+)
+
+// held is a connection on which the manager has said hello.
+type held struct {
+	clients clientpb.ClientsClient
+	stream  clientpb.Clients_SessionClient
+	hello   *clientpb.ManagerHello
+}
+
+// greet opens the session's stream and exchanges hellos.
+func (l *Link) greet(ctx context.Context, clients clientpb.ClientsClient) (*held, error) {
+	stream, err := clients.Session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	hello := &clientpb.ClientHello{Session: l.Session, Holder: l.Holder, Version: version.Version, Protocol: version.Protocol}
+	if err := stream.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: hello}}); err != nil {
+		// io.EOF: the reason is what Recv returns.
+		if _, recvErr := stream.Recv(); recvErr != nil {
+			err = recvErr
+		}
+		return nil, err
+	}
+	type answer struct {
+		message *clientpb.ManagerMessage
+		err     error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		m, err := stream.Recv()
+		answers <- answer{m, err}
+	}()
+	timer := time.NewTimer(l.Timing.GiveUp)
+	defer timer.Stop()
+	var got answer
+	select {
+	case got = <-answers:
+	case <-timer.C:
+		return nil, errors.New("the traffic manager does not answer")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if got.err != nil {
+		return nil, got.err
+	}
+	theirs := got.message.GetHello()
+	switch {
+	case theirs == nil:
+		return nil, fmt.Errorf("the traffic manager did not say hello but %T", got.message.GetMessage())
+	case theirs.GetProtocol() != version.Protocol:
+		return nil, skew(theirs)
+	}
+	return &held{clients, stream, theirs}, nil
+}
+
+func skew(theirs *clientpb.ManagerHello) error {
+	mend := "upgrade this sidestep"
+	if theirs.GetProtocol() < version.Protocol {
+		mend = "run `sidestep helm upgrade`"
+	}
+	return reason.New(codes.FailedPrecondition, reason.VersionSkew,
+		"the traffic manager (%s) speaks protocol %d and this sidestep (%s) protocol %d — %s",
+		theirs.GetVersion(), theirs.GetProtocol(), version.Version, version.Protocol, mend)
+}
+
+// hold serves the connection until it dies, and then ends everything that goes on over it.
+func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer end()
+	in := make(chan *clientpb.ManagerMessage)
+	out := make(chan *clientpb.ClientMessage, 16)
+	broken := make(chan error, 2)
+	wants := make(chan uint32, 16)
+	wg.Go(func() { broken <- receive(ctx, h.stream, in) })
+	wg.Go(func() { broken <- send(ctx, h.stream, out) })
+	wg.Go(func() { l.Serve(ctx, h.clients, wants) })
+
+	ping := time.NewTicker(l.Timing.Ping)
+	defer ping.Stop()
+	deadline := time.NewTimer(l.Timing.GiveUp)
+	defer deadline.Stop()
+	var id uint64
+	for {
+		select {
+		case m := <-in:
+			deadline.Reset(l.Timing.GiveUp)
+			switch m := m.GetMessage().(type) {
+			case *clientpb.ManagerMessage_Ping:
+				offer(out, &clientpb.ClientMessage{Message: &clientpb.ClientMessage_Pong{Pong: m.Ping}})
+			case *clientpb.ManagerMessage_WantAccepts:
+				offer(wants, m.WantAccepts)
+			}
+		case <-ping.C:
+			id++
+			offer(out, pingMessage(id))
+		case <-l.wake:
+			// A connection that outlived the sleep answers soon.
+			id++
+			offer(out, pingMessage(id))
+			deadline.Reset(min(l.Timing.Ping, l.Timing.GiveUp))
+		case <-deadline.C:
+			return errors.New("the traffic manager does not answer any more")
+		case err := <-broken:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func pingMessage(id uint64) *clientpb.ClientMessage {
+	return &clientpb.ClientMessage{Message: &clientpb.ClientMessage_Ping{Ping: &clientpb.Ping{Id: id}}}
+}
+
+// offer gives a message to whoever sends it, unless too many wait already: then the connection is as good as dead.
+func offer[T any](to chan<- T, m T) {
+	select {
+	case to <- m:
+	default:
+	}
+}
+
+func receive(ctx context.Context, stream clientpb.Clients_SessionClient, in chan<- *clientpb.ManagerMessage) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return fmt.Errorf("the connection to the traffic manager ended: %w", err)
+		}
+		select {
+		case in <- m:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func send(ctx context.Context, stream clientpb.Clients_SessionClient, out <-chan *clientpb.ClientMessage) error {
+	for {
+		select {
+		case m := <-out:
+			if err := stream.Send(m); err != nil {
+				return nil // receive knows the reason
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,276 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// Timing of a link; the zero value of each means its default.
+type Timing struct {
+	Ping    time.Duration // between pings; 2 s
+	GiveUp  time.Duration // without a word from the manager; 8 s
+	First   time.Duration // delay of the first new attempt; 100 ms
+	Early   time.Duration // greatest delay in the first minute of an outage, when a restart is likely; 1 s
+	Late    time.Duration // greatest delay afterwards; 5 s
+	Connect time.Duration // for one attempt; 20 s
+}
+
+func (t Timing) withDefaults() Timing {
+	def := func(d *time.Duration, value time.Duration) {
+		if *d == 0 {
+			*d = value
+		}
+	}
+	def(&t.Ping, 2*time.Second)
+	def(&t.GiveUp, 8*time.Second)
+	def(&t.First, 100*time.Millisecond)
+	def(&t.Early, time.Second)
+	def(&t.Late, 5*time.Second)
+	def(&t.Connect, 20*time.Second)
+	return t
+}
+
+// Config says who connects, and how.
+type Config struct {
+	Session string // UUID
+	Key     []byte // the session key
+	Holder  string // user@host
+	// Dial connects to the manager, below TLS.
+	Dial func(context.Context) (net.Conn, *tls.Config, error)
+	// Serve takes the manager's connections from when the manager has said hello until ctx ends, with the connection. wants says how many more
+	// Accept streams the manager wants.
+	Serve  func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32)
+	Log    *slog.Logger
+	Timing Timing
+	// Wall reads the wall clock, by which the laptop's sleep is noticed; nil: the real one.
+	Wall func() time.Time
+}
+
+// State of a link.
+type State struct {
+	Connected      bool
+	Err            error // why not; nil before the first attempt has ended
+	Attempts       int   // that failed since it was connected
+	ManagerVersion string
+	Grace          time.Duration // how long intercepts outlive the laptop's absence
+}
+
+// Link is a connection to the manager that comes back.
+type Link struct {
+	Config
+	wake chan struct{} // the laptop woke up, or somebody wants a new attempt now
+
+	mu      sync.Mutex
+	state   State
+	changed chan struct{}
+}
+
+// New makes a Link; Run makes it live.
+func New(c Config) *Link {
+	c.Timing = c.Timing.withDefaults()
+	if c.Wall == nil {
+		c.Wall = func() time.Time { return time.Now().Round(0) }
+	}
+	return &Link{Config: c, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+}
+
+// State gives the state, and a channel that is closed when it has changed.
+func (l *Link) State() (State, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state, l.changed
+}
+
+// Wait returns the state once it is as wanted, or as it is when ctx ends.
+func (l *Link) Wait(ctx context.Context, wanted func(State) bool) State {
+	for {
+		state, changed := l.State()
+		if wanted(state) {
+			return state
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return state
+		}
+	}
+}
+
+// Hurry makes a waiting Link try again at once, and one that is connected make sure that it still is.
+func (l *Link) Hurry() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Link) set(change func(*State)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(&l.state)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// Run connects, again and again, until ctx ends.
+func (l *Link) Run(ctx context.Context) {
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch.Go(func() { l.watchSleep(ctx) })
+
+	delay, down := l.Timing.First, time.Now()
+	for ctx.Err() == nil {
+		connected, err := l.connect(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if connected > l.Timing.Late {
+			delay, down = l.Timing.First, time.Now()
+		}
+		l.set(func(s *State) { s.Connected, s.Err = false, err; s.Attempts++ })
+		l.Log.Warn("not connected to the traffic manager", "error", err, "retry", delay)
+		if l.pause(ctx, delay) {
+			delay, down = l.Timing.First, time.Now()
+			continue
+		}
+		limit := l.Timing.Early
+		if time.Since(down) > time.Minute {
+			limit = l.Timing.Late
+		}
+		delay = min(delay*8/5, limit)
+	}
+}
+
+// pause waits for about d and says whether it was cut short.
+func (l *Link) pause(ctx context.Context, d time.Duration) (hurried bool) {
+	timer := time.NewTimer(d/2 + rand.N(d/2+1))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-l.wake:
+		return true
+	}
+	return false
+}
+
+// watchSleep hurries when the wall clock has run ahead of the ticks: the laptop was asleep, and its connections are most likely dead.
+func (l *Link) watchSleep(ctx context.Context) {
+	const tick, slack = time.Second, 4 * time.Second
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	last := l.Wall()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := l.Wall()
+		if asleep := now.Sub(last) - tick; asleep > slack {
+			l.Log.Info("the laptop was asleep", "for", asleep.Round(time.Second))
+			l.Hurry()
+		}
+		last = now
+	}
+}
+
+// connect makes one connection and holds it until it ends, which is always with an error. It says for how long it was connected.
+func (l *Link) connect(ctx context.Context) (time.Duration, error) {
+	dialing, cancel := context.WithTimeout(ctx, l.Timing.Connect)
+	defer cancel()
+	raw, tlsConfig, err := l.Dial(dialing)
+	if err != nil {
+		return 0, err
+	}
+	conn, err := l.client(raw, tlsConfig)
+	if err != nil {
+		_ = raw.Close()
+		return 0, err
+	}
+	defer func() {
+		_ = conn.Close()
+		_ = raw.Close()
+	}()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	h, err := l.greet(ctx, clientpb.NewClientsClient(conn))
+	if err != nil {
+		return 0, explain(err)
+	}
+	since := time.Now()
+	l.set(func(s *State) {
+		*s = State{Connected: true, ManagerVersion: h.hello.GetVersion(), Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second}
+	})
+	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion())
+	err = l.hold(ctx, end, h)
+	return time.Since(since), explain(err)
+}
+
+// client is gRPC over the one connection that there is: when that has ended, so has the client.
+func (l *Link) client(raw net.Conn, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
+	only := make(chan net.Conn, 1)
+	only <- raw
+	options := append(tunnel.DialOptions(),
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
+		grpc.WithPerRPCCredentials(sessionKey(hex.EncodeToString(l.Key))),
+		grpc.WithIdleTimeout(0),
+		grpc.WithNoProxy(),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			select {
+			case c := <-only:
+				return c, nil
+			default:
+				return nil, errors.New("the connection has ended")
+			}
+		}),
+	)
+	conn, err := grpc.NewClient("passthrough:///sidestep-manager", options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the traffic manager: %w", err)
+	}
+	return conn, nil
+}
+
+// sessionKey shows the session key with every call.
+type sessionKey string
+
+func (k sessionKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"sidestep-session-key": string(k)}, nil
+}
+
+func (sessionKey) RequireTransportSecurity() bool { return true }
+
+// errRefused marks what the manager itself said against this client.
+var errRefused = errors.New("the traffic manager refused")
+
+func explain(err error) error {
+	s, ok := status.FromError(err)
+	if !ok || err == nil {
+		return err
+	}
+	switch s.Code() {
+	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.Unimplemented:
+		return fmt.Errorf("%w: %w", errRefused, err)
+	default:
+		return fmt.Errorf("the traffic manager: %s", s.Message())
+	}
+}

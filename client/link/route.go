@@ -1,0 +1,155 @@
+// Package link keeps the laptop connected to the manager: it finds the manager, connects through the API server, says hello, pings, and does it
+// all again when the connection dies.
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/client/portforward"
+)
+
+// What the installation is called; see the architecture's table of names.
+const (
+	caConfigMap = "sidestep-ca"
+	caKey       = "ca.crt"
+	serverName  = "sidestep-manager"
+	grpcPort    = 8443
+)
+
+var managerLabels = client.MatchingLabels{"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": "manager"}
+
+// Route finds the manager of one installation and connects to it through the API server.
+type Route struct {
+	Source    *kube.Source
+	Namespace string // of the installation
+
+	// forward connects to a port of a pod; tests replace it.
+	forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
+}
+
+// Dial connects to a pod of the manager that is ready, and gives what TLS needs to know that it is the manager.
+func (r *Route) Dial(ctx context.Context) (net.Conn, *tls.Config, error) {
+	cluster, err := r.Source.Cluster()
+	if err != nil {
+		return nil, nil, err
+	}
+	var authority *x509.CertPool
+	var pod string
+	// Neither needs the other; over a long way each round trip counts.
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { authority, err = r.authority(gctx, cluster); return err })
+	g.Go(func() (err error) { pod, err = r.pod(gctx, cluster); return err })
+	if err := g.Wait(); err != nil {
+		// Where the ConfigMap is missing the pods are too, and that nothing is installed says more.
+		if _, missing := r.authority(ctx, cluster); reason.Of(missing) == reason.ManagerNotInstalled {
+			return nil, nil, missing
+		}
+		return nil, nil, err
+	}
+	forward := r.forward
+	if forward == nil {
+		forward = func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
+			return portforward.Dial(ctx, c.Config, namespace, pod, port)
+		}
+	}
+	conn, err := forward(ctx, cluster, r.Namespace, pod, grpcPort)
+	if err != nil {
+		return nil, nil, cluster.Explain(err)
+	}
+	return conn, &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, nil
+}
+
+// authority reads the certificate that the manager's own is signed with. Its ConfigMap is there as long as sidestep is installed.
+func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.CertPool, error) {
+	api, err := cluster.Client()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := cluster.Call(ctx)
+	defer cancel()
+	var config corev1.ConfigMap
+	err = api.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: caConfigMap}, &config)
+	if apierrors.IsNotFound(err) {
+		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
+			"the traffic manager is not installed in namespace %s — run `sidestep helm install`", r.Namespace).With("namespace", r.Namespace)
+	}
+	if err != nil {
+		return nil, cluster.Explain(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(config.Data[caKey])) {
+		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotReady,
+			"ConfigMap %s in namespace %s has no certificate under %s — run `sidestep helm upgrade`", caConfigMap, r.Namespace, caKey)
+	}
+	return pool, nil
+}
+
+// pod chooses one of the manager's pods that are ready.
+func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (string, error) {
+	api, err := cluster.Client()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := cluster.Call(ctx)
+	defer cancel()
+	var pods corev1.PodList
+	if err := api.List(ctx, &pods, client.InNamespace(r.Namespace), managerLabels); err != nil {
+		return "", cluster.Explain(err)
+	}
+	var usable []string
+	why := "it has no pod"
+	for _, pod := range pods.Items {
+		if ready, reason := ready(&pod); ready {
+			usable = append(usable, pod.Name)
+		} else {
+			why = fmt.Sprintf("pod %s is %s", pod.Name, reason)
+		}
+	}
+	if len(usable) == 0 {
+		return "", reason.New(codes.Unavailable, reason.ManagerNotReady, "the traffic manager in namespace %s is not ready: %s", r.Namespace, why)
+	}
+	return usable[rand.IntN(len(usable))], nil
+}
+
+func ready(pod *corev1.Pod) (bool, string) {
+	if pod.DeletionTimestamp != nil {
+		return false, "terminating"
+	}
+	for _, c := range pod.Status.ContainerStatuses {
+		if w := c.State.Waiting; w != nil && w.Reason != "" {
+			return false, w.Reason
+		}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue, "not ready"
+		}
+	}
+	if pod.Status.Phase == "" {
+		return false, "not ready"
+	}
+	return false, string(pod.Status.Phase)
+}
+
+// IsLasting says whether an error of connecting will stay until somebody does something about it.
+func IsLasting(err error) bool {
+	switch reason.Of(err) {
+	case reason.ManagerNotInstalled, reason.Unauthorized, reason.Forbidden, reason.VersionSkew:
+		return true
+	}
+	return errors.Is(err, errRefused)
+}
