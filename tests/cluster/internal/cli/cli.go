@@ -40,6 +40,7 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) 
 func Main(args []string, env Env) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends this at once
 	root := New(env)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

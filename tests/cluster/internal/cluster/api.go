@@ -82,7 +82,7 @@ func (a api) ready(ctx context.Context) error {
 // settled tells what the cluster still lacks.
 func (a api) settled(ctx context.Context, p plan.Plan) error {
 	for _, node := range p.AllNodes() {
-		if err := a.nodeReady(ctx, node.Name); err != nil {
+		if err := a.nodeReady(ctx, node.Name, time.Time{}); err != nil {
 			return err
 		}
 	}
@@ -92,26 +92,26 @@ func (a api) settled(ctx context.Context, p plan.Plan) error {
 	return a.dnsReady(ctx)
 }
 
-func (a api) nodeReady(ctx context.Context, name string) error {
+// nodeReady fails unless kubelet has said, at or after a time, that the node is ready. Times in the API are whole seconds.
+func (a api) nodeReady(ctx context.Context, name string, since time.Time) error {
 	node, err := a.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("node %s: %w", name, err)
 	}
 	for _, condition := range node.Status.Conditions {
-		if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue {
-			if taints := node.Spec.Taints; len(taints) > 0 {
-				return fmt.Errorf("node %s is tainted: %s", name, taints[0].ToString())
-			}
+		switch {
+		case condition.Type != corev1.NodeReady:
+		case condition.LastHeartbeatTime.Unix() < since.Unix():
+			return fmt.Errorf("node %s has not reported since its start", name)
+		case condition.Status != corev1.ConditionTrue:
+			return fmt.Errorf("node %s is not ready: %s", name, condition.Message)
+		case len(node.Spec.Taints) > 0:
+			return fmt.Errorf("node %s is tainted: %s", name, node.Spec.Taints[0].ToString())
+		default:
 			return nil
 		}
-		if condition.Type == corev1.NodeReady {
-			err = fmt.Errorf("node %s is not ready: %s", name, condition.Message)
-		}
 	}
-	if err == nil {
-		err = fmt.Errorf("node %s has not reported yet", name)
-	}
-	return err
+	return fmt.Errorf("node %s has not reported yet", name)
 }
 
 func (a api) dnsReady(ctx context.Context) error {

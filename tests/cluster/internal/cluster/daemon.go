@@ -16,6 +16,8 @@ import (
 type daemon struct {
 	name string
 	log  string
+	// started is when this run of the tool started it, or zero if it was running.
+	started time.Time
 	// exited is closed when a daemon that this run of the tool has started ends.
 	exited chan struct{}
 }
@@ -44,6 +46,7 @@ func (c *Cluster) ensure(m machine.Machine, args []string) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.started = time.Now()
 	go func() {
 		command.Wait()
 		close(d.exited)

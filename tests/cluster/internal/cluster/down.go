@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,20 +70,8 @@ func (c *Cluster) stopMachines(ctx context.Context, p plan.Plan) error {
 func sweep(ctx context.Context, p plan.Plan) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	for {
-		left := process.InNetns(fabric.Inodes(p))
-		alive := false
-		for _, one := range left {
-			if one.Alive() && one.PID != os.Getpid() {
-				alive = true
-				if err := one.Kill(ctx); err != nil {
-					return err
-				}
-			}
-		}
-		if !alive {
-			break
-		}
+	if err := empty(ctx, fabric.Inodes(p)); err != nil {
+		return err
 	}
 	for _, node := range p.AllNodes() { // of machines that were not recorded
 		if err := machine.RemoveCgroup(ctx, p.Cgroup(node.Name)); err != nil {
@@ -90,6 +79,23 @@ func sweep(ctx context.Context, p plan.Plan) error {
 		}
 	}
 	return nil
+}
+
+// empty ends all processes in network namespaces.
+func empty(ctx context.Context, netns map[uint64]bool) error {
+	for {
+		left := slices.DeleteFunc(process.InNetns(netns), func(one process.Process) bool {
+			return one.PID == os.Getpid() || !one.Alive()
+		})
+		if len(left) == 0 {
+			return nil
+		}
+		for _, one := range left {
+			if err := one.Kill(ctx); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // remove deletes what the tool has made in the state directory, and the directory if nothing else is in it. The plan goes

@@ -40,7 +40,7 @@ func (c *Cluster) Up(ctx context.Context, p plan.Plan) error {
 	if err := c.configure(p); err != nil {
 		return err
 	}
-	machines, err := c.startMachines(p)
+	machines, err := c.startMachines(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (c *Cluster) spec(p plan.Plan, name string) machine.Spec {
 }
 
 // startMachines starts those that are not running, all but the laptop, which is a network and nothing more.
-func (c *Cluster) startMachines(p plan.Plan) (map[string]machine.Machine, error) {
+func (c *Cluster) startMachines(ctx context.Context, p plan.Plan) (map[string]machine.Machine, error) {
 	machines := map[string]machine.Machine{}
 	for _, name := range p.Machines() {
 		if name == plan.Laptop {
@@ -77,6 +77,9 @@ func (c *Cluster) startMachines(p plan.Plan) (map[string]machine.Machine, error)
 		}
 		if !m.Init.Alive() {
 			err := c.Out.Step("start machine "+name, func() (err error) {
+				if err := c.clear(ctx, p, m); err != nil {
+					return err
+				}
 				if m, err = machine.Start(c.spec(p, name)); err != nil {
 					return err
 				}
@@ -91,6 +94,14 @@ func (c *Cluster) startMachines(p plan.Plan) (map[string]machine.Machine, error)
 	return machines, nil
 }
 
+// clear removes what a machine left that was killed, or that a killed run of this tool did not get to record.
+func (c *Cluster) clear(ctx context.Context, p plan.Plan, m machine.Machine) error {
+	if err := empty(ctx, fabric.Inodes(p, m.Spec.Name)); err != nil {
+		return err
+	}
+	return m.Stop(ctx)
+}
+
 // startDaemons starts everything that runs on the machines, what can be at the same time.
 func (c *Cluster) startDaemons(ctx context.Context, p plan.Plan, machines map[string]machine.Machine) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -100,7 +111,7 @@ func (c *Cluster) startDaemons(ctx context.Context, p plan.Plan, machines map[st
 		return c.startControlPlane(ctx, p, machines[plan.ControlPlane], apiReady)
 	}}
 	for _, node := range p.AllNodes() {
-		steps = append(steps, func() error { return c.startNode(ctx, node, machines[node.Name], apiReady) })
+		steps = append(steps, func() error { return c.startNode(ctx, p, node, machines[node.Name], apiReady) })
 	}
 	for i, step := range steps {
 		steps[i] = func() error { // the first failure ends the waiting of the others
@@ -162,7 +173,7 @@ func (c *Cluster) startControlPlane(ctx context.Context, p plan.Plan, m machine.
 	})
 }
 
-func (c *Cluster) startNode(ctx context.Context, node plan.Node, m machine.Machine, apiReady <-chan struct{}) error {
+func (c *Cluster) startNode(ctx context.Context, p plan.Plan, node plan.Node, m machine.Machine, apiReady <-chan struct{}) error {
 	err := c.Out.Step(node.Name+"'s containerd and images", func() error { return c.startContainerd(ctx, m) })
 	if err != nil {
 		return err
@@ -173,16 +184,23 @@ func (c *Cluster) startNode(ctx context.Context, node plan.Node, m machine.Machi
 		return ctx.Err()
 	}
 	return c.Out.Step(node.Name+"'s kubelet", func() error {
-		var daemons []*daemon
-		for _, args := range [][]string{render.Kubelet(node), render.Proxy()} {
-			d, err := c.ensure(m, args)
-			if err != nil {
+		api, err := c.api(p)
+		if err != nil {
+			return err
+		}
+		proxy, err := c.ensure(m, render.Proxy())
+		if err != nil {
+			return err
+		}
+		kubelet, err := c.ensure(m, render.Kubelet(node))
+		if err != nil {
+			return err
+		}
+		return await(ctx, "kubelet of "+node.Name, time.Minute, []*daemon{kubelet, proxy}, func(ctx context.Context) error {
+			if err := probe(ctx, m.Spec.Netns, "http://127.0.0.1:10248/healthz"); err != nil {
 				return err
 			}
-			daemons = append(daemons, d)
-		}
-		return await(ctx, "kubelet of "+node.Name, time.Minute, daemons, func(ctx context.Context) error {
-			return probe(ctx, m.Spec.Netns, "http://127.0.0.1:10248/healthz")
+			return api.nodeReady(ctx, node.Name, kubelet.started)
 		})
 	})
 }

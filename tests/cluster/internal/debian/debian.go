@@ -61,6 +61,7 @@ func apt(ctx context.Context, args ...string) error {
 	command := exec.CommandContext(ctx, "apt-get", append([]string{"--quiet", "--option=DPkg::Lock::Timeout=120"}, args...)...)
 	command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	command.Stdout, command.Stderr = &output, &output
+	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) } // killing it could leave half a package
 	if err := command.Run(); err != nil {
 		return fmt.Errorf("apt-get %s: %w\n%s", args[0], err, output.String())
 	}

@@ -75,10 +75,13 @@ func Down(p plan.Plan) error {
 	return errors.Join(failures...)
 }
 
-// Inodes identify the network namespaces that exist.
-func Inodes(p plan.Plan) map[uint64]bool {
+// Inodes identify the network namespaces of machines, as far as they exist; of all machines if none is named.
+func Inodes(p plan.Plan, names ...string) map[uint64]bool {
+	if len(names) == 0 {
+		names = append(p.Machines(), plan.Fabric)
+	}
 	inodes := map[uint64]bool{}
-	for _, name := range append(p.Machines(), plan.Fabric) {
+	for _, name := range names {
 		var stat unix.Stat_t
 		if isNetns(Path(p, name)) && unix.Stat(Path(p, name), &stat) == nil {
 			inodes[stat.Ino] = true

@@ -67,10 +67,9 @@ func ControllerManager(p plan.Plan) []string {
 	return []string{
 		"kube-controller-manager",
 		"--kubeconfig=" + In(ManagerKubeconfig),
-		"--authentication-kubeconfig=" + In(ManagerKubeconfig),
-		"--authorization-kubeconfig=" + In(ManagerKubeconfig),
 		"--bind-address=127.0.0.1",
 		"--leader-elect=false",
+		"--node-monitor-period=1s", // until it has looked, a new node takes no pods
 		"--use-service-account-credentials",
 		"--root-ca-file=" + In(CACertificate),
 		"--service-account-private-key-file=" + In(AccountKey),
@@ -86,8 +85,6 @@ func Scheduler() []string {
 	return []string{
 		"kube-scheduler",
 		"--kubeconfig=" + In(SchedulerKubeconfig),
-		"--authentication-kubeconfig=" + In(SchedulerKubeconfig),
-		"--authorization-kubeconfig=" + In(SchedulerKubeconfig),
 		"--bind-address=127.0.0.1",
 		"--leader-elect=false",
 		"--profiling=false",
