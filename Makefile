@@ -1,7 +1,9 @@
 # The two commands that matter: `make demo` and `make test`. Both install what they need (Debian, root) and start from nothing.
 
 SHELL   := /bin/bash
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+ifndef VERSION
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+endif
 BIN     := bin
 LDFLAGS := -s -w -X sidestep.dev/sidestep/internal/version.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
