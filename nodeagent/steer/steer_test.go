@@ -1,0 +1,282 @@
+package steer_test
+
+import (
+	"bufio"
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/podnet"
+	"sidestep.dev/sidestep/nodeagent/steer"
+)
+
+const port = 8080
+
+// world is a pod with an app, its node, and bpffs.
+type world struct {
+	node  *testnet.Node
+	pod   *testnet.Pod
+	app   *net.TCPListener
+	bpffs string
+}
+
+func newWorld(t *testing.T) *world {
+	node := testnet.NewNode(t)
+	w := &world{node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t)}
+	w.app = testnet.Listen(t, w.pod.Namespace, ":8080")
+	greet(w.app, "app")
+	return w
+}
+
+// greet answers each connection with a word.
+func greet(l net.Listener, word string) {
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = c.Write([]byte(word + "\n"))
+			}()
+		}
+	}()
+}
+
+// ask gives the word that a client in the namespace is greeted with.
+func ask(t *testing.T, from *netns.Namespace, to netip.Addr) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	c, err := testnet.Dial(ctx, from, netip.AddrPortFrom(to, port))
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	word, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(word)
+}
+
+// agent is one node agent's steering of the pod.
+type agent struct {
+	node      *steer.Node
+	program   *steer.Program
+	listeners []*net.TCPListener
+}
+
+// start steers the pod to listeners that greet with word.
+func (w *world) start(t *testing.T, word string) *agent {
+	t.Helper()
+	a := &agent{node: steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler))}
+	t.Cleanup(func() { _ = a.node.Close() })
+	var err error
+	a.program, err = a.node.Load()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = a.program.Close() })
+	ns := podnet.Namespace{Namespace: w.pod.Namespace}
+	for _, home := range []string{"127.0.0.1", "::1"} {
+		l, err := ns.Listen(netip.MustParseAddr(home))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = l.Close() })
+		greet(l, word)
+		require.NoError(t, a.program.SetListener(l))
+		a.listeners = append(a.listeners, l)
+	}
+	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+		require.NoError(t, a.program.Add(netip.AddrPortFrom(ip, port)))
+	}
+	require.NoError(t, a.program.Attach(w.pod))
+	return a
+}
+
+// kill does what the kernel does when a process is killed: everything is closed, nothing is detached.
+func (a *agent) kill(t *testing.T) {
+	t.Helper()
+	for _, l := range a.listeners {
+		require.NoError(t, l.Close())
+	}
+	require.NoError(t, a.program.Close())
+	require.NoError(t, a.node.Close())
+}
+
+func (w *world) pins(t *testing.T) []string {
+	t.Helper()
+	pins, err := filepath.Glob(filepath.Join(w.bpffs, "sidestep/*/*"))
+	require.NoError(t, err)
+	return pins
+}
+
+// nothingLeft asserts that bpffs is as it was, and no program is attached.
+func (w *world) nothingLeft(t *testing.T) {
+	t.Helper()
+	assert.NoDirExists(t, filepath.Join(w.bpffs, "sidestep"), "something is left in bpffs")
+	assert.Empty(t, attached(t, w.pod.Inode()), "something is still attached")
+}
+
+// attached lists the links of a namespace.
+func attached(t *testing.T, inode uint64) (ids []link.ID) {
+	t.Helper()
+	it := new(link.Iterator)
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err == nil && info.NetNs() != nil && uint64(info.NetNs().NetnsInode) == inode {
+			ids = append(ids, info.ID)
+		}
+	}
+	require.NoError(t, it.Err())
+	return ids
+}
+
+func TestSteering(t *testing.T) {
+	w := newWorld(t)
+	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+		require.Equal(t, "app", ask(t, w.node.Namespace, ip), "before anything is attached")
+	}
+	a := w.start(t, "agent")
+	loop4, loop6 := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
+	for _, tc := range []struct {
+		name string
+		from *netns.Namespace
+		to   netip.Addr
+		want string
+	}{
+		{"a client outside reaches the agent over IPv4", w.node.Namespace, w.pod.IP4, "agent"},
+		{"a client outside reaches the agent over IPv6", w.node.Namespace, w.pod.IP6, "agent"},
+		{"the pod reaches its app at its own IPv4 address", w.pod.Namespace, w.pod.IP4, "app"},
+		{"the pod reaches its app at its own IPv6 address", w.pod.Namespace, w.pod.IP6, "app"},
+		{"the pod reaches its app at 127.0.0.1", w.pod.Namespace, loop4, "app"},
+		{"the pod reaches its app at ::1", w.pod.Namespace, loop6, "app"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			assert.Equal(t, tc.want, ask(t, tc.from, tc.to))
+		})
+	}
+	require.NoError(t, a.program.Remove(netip.AddrPortFrom(w.pod.IP4, port)))
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "target removed")
+	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6), "target not removed")
+	outcomes, err := a.program.Outcomes()
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, outcomes[bpf.Steered], uint64(3))
+	require.NoError(t, a.program.Detach())
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6), "detached")
+	w.nothingLeft(t)
+}
+
+func TestMeshProxyInThePodIsSteered(t *testing.T) {
+	w := newWorld(t)
+	w.start(t, "agent")
+	ns := podnet.Namespace{Namespace: w.pod.Namespace}
+	// Envoy dials from 127.0.0.6.
+	c, err := ns.Dial(t.Context(), netip.MustParseAddr("127.0.0.6"), netip.AddrPortFrom(w.pod.IP4, port), nil)
+	require.NoError(t, err)
+	defer c.Close()
+	word, err := bufio.NewReader(c).ReadString('\n')
+	require.NoError(t, err)
+	assert.Equal(t, "agent\n", word)
+}
+
+func TestClosedListenerLeavesConnectionsToTheApp(t *testing.T) {
+	w := newWorld(t)
+	a := w.start(t, "agent")
+	require.NoError(t, a.listeners[0].Close())
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6), "the other listener is open")
+}
+
+func TestSilentAgentLeavesConnectionsToTheApp(t *testing.T) {
+	w := newWorld(t)
+	a := w.start(t, "agent")
+	require.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.Eventually(t, func() bool { return ask(t, w.node.Namespace, w.pod.IP4) == "app" }, 5*time.Second, 50*time.Millisecond)
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6))
+	require.NoError(t, a.node.Beat())
+	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "it is back")
+}
+
+func TestKilledAgentIsReplacedByTheNext(t *testing.T) {
+	w := newWorld(t)
+	first := w.start(t, "first")
+	require.Equal(t, "first", ask(t, w.node.Namespace, w.pod.IP4))
+	first.kill(t)
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "killed")
+	require.Len(t, w.pins(t), 1, "the pin outlives the agent")
+	second := w.start(t, "second")
+	assert.Equal(t, "second", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.Len(t, w.pins(t), 1)
+	assert.Len(t, attached(t, w.pod.Inode()), 1, "the link was taken over, not a second one made")
+	require.NoError(t, second.program.Detach())
+	w.nothingLeft(t)
+}
+
+func TestYoungerAgentTakesOver(t *testing.T) {
+	w := newWorld(t)
+	old := w.start(t, "old")
+	young := w.start(t, "young")
+	assert.Equal(t, "young", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.ErrorIs(t, old.program.Attach(w.pod), steer.ErrSuperseded)
+	require.NoError(t, old.program.Detach())
+	require.NoError(t, old.node.Unload())
+	require.NoError(t, old.node.Sweep(func(uint64) bool { return false }))
+	assert.Equal(t, "young", ask(t, w.node.Namespace, w.pod.IP4), "the older one has left it alone")
+	require.NoError(t, young.node.Unload())
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+	w.nothingLeft(t)
+}
+
+func TestAttachMendsARemovedPin(t *testing.T) {
+	w := newWorld(t)
+	a := w.start(t, "agent")
+	for _, pin := range w.pins(t) {
+		require.NoError(t, os.Remove(pin))
+	}
+	require.Eventually(t, func() bool { return ask(t, w.node.Namespace, w.pod.IP4) == "app" }, 5*time.Second, 10*time.Millisecond)
+	require.NoError(t, a.program.Attach(w.pod))
+	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+}
+
+func TestSweep(t *testing.T) {
+	w := newWorld(t)
+	w.start(t, "first").kill(t)
+	other := &world{node: w.node, pod: w.node.NewPod(t), bpffs: w.bpffs}
+	other.start(t, "first").kill(t)
+	require.Len(t, w.pins(t), 2)
+	next := steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler))
+	defer next.Close()
+	require.NoError(t, next.Sweep(func(inode uint64) bool { return inode == w.pod.Inode() }))
+	assert.Len(t, w.pins(t), 1, "only what is to be kept is kept")
+	assert.Empty(t, attached(t, other.pod.Inode()))
+	inode := w.pod.Inode()
+	require.NoError(t, w.app.Close())
+	w.pod.Delete()
+	assert.Eventually(t, func() bool {
+		return next.Sweep(func(uint64) bool { return true }) == nil && len(w.pins(t)) == 0
+	}, 5*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
+	assert.Empty(t, attached(t, inode))
+}
+
+func TestPurge(t *testing.T) {
+	w := newWorld(t)
+	w.start(t, "agent").kill(t)
+	require.NoError(t, steer.Purge(w.bpffs))
+	w.nothingLeft(t)
+	require.NoError(t, steer.Purge(w.bpffs), "there is nothing to purge")
+}
