@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,13 +19,14 @@ type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellC
 
 // completeWith offers the names that find returns, and nothing when it fails: an error message would spoil the prompt.
 func completeWith(find func(context.Context, *cobra.Command) ([]string, error)) completion {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
 		defer cancel()
 		names, err := find(ctx, cmd)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
+		names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, word) })
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
@@ -98,7 +100,7 @@ func completeInterceptFlags(e *env, g *global, cmd *cobra.Command) {
 		_ = cmd.RegisterFlagCompletionFunc(name, completeWorkloads(e, g))
 	}
 	_ = cmd.RegisterFlagCompletionFunc("mechanism", words(mechanismTCP, mechanismHTTP))
-	_ = cmd.RegisterFlagCompletionFunc("existing", words("auto", "idle", "all", "none"))
+	_ = cmd.RegisterFlagCompletionFunc("existing", words("auto", "none"))
 	for _, name := range []string{"http-header", "http-match"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, words(headerAuto, headerAll))
 	}

@@ -150,7 +150,7 @@ func (e *env) installOptions(cmd *cobra.Command, g *global) install.Options {
 }
 
 func (e *env) clusterOptions(g *global) install.Options {
-	return install.Options{KubeFlags: g.kube, Namespace: g.managerNamespace, Chart: e.chart, Version: e.version}
+	return install.Options{KubeFlags: g.kube, Namespace: g.managerNamespace, Chart: e.chart, Version: e.version, Program: e.name}
 }
 
 func (e *env) install(ctx context.Context, g *global, c cluster, s install.Settings) error {

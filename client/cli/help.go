@@ -9,8 +9,12 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// help prints the help of cmd. cobra's templates could print the flags in one heap only, and kubectl's would bury ours.
+const helpWidth = 120
+
+// help prints the help of cmd. cobra's template would print all inherited flags in one heap, and kubectl's would bury ours; they are
+// listed by the root and by connect.
 func (e *env) help(cmd *cobra.Command, _ []string) {
+	cmd.InitDefaultHelpFlag()
 	out := cmd.OutOrStdout()
 	long := cmd.Long
 	if long == "" {
@@ -24,32 +28,7 @@ func (e *env) help(cmd *cobra.Command, _ []string) {
 		fmt.Fprintf(out, "\nExamples:\n%s\n", strings.TrimRight(cmd.Example, "\n"))
 	}
 	helpCommands(out, cmd)
-	own, kube, others := pflag.NewFlagSet("", 0), pflag.NewFlagSet("", 0), pflag.NewFlagSet("", 0)
-	kubeNames := newKubeFlags()
-	cmd.InitDefaultHelpFlag()
-	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) { own.AddFlag(f) })
-	cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) { others.AddFlag(f) })
-	if !cmd.HasParent() {
-		// All flags of the root are for every command.
-		own, others = pflag.NewFlagSet("", 0), own
-	}
-	rest := pflag.NewFlagSet("", 0)
-	others.VisitAll(func(f *pflag.Flag) {
-		if kubeNames.Lookup(f.Name) != nil {
-			kube.AddFlag(f)
-		} else {
-			rest.AddFlag(f)
-		}
-	})
-	own.SortFlags = cmd.Flags().SortFlags
-	for _, section := range []struct {
-		title string
-		flags *pflag.FlagSet
-	}{{"Flags", own}, {"Global flags", rest}, {"Kubernetes flags", kube}} {
-		if section.flags.HasAvailableFlags() {
-			fmt.Fprintf(out, "\n%s:\n%s\n", section.title, strings.TrimRight(section.flags.FlagUsagesWrapped(120), "\n"))
-		}
-	}
+	helpFlags(out, cmd)
 	if cmd.HasAvailableSubCommands() {
 		fmt.Fprintf(out, "\nUse \"%s COMMAND --help\" to read about a command.\n", cmd.CommandPath())
 	}
@@ -74,5 +53,44 @@ func helpCommands(out io.Writer, cmd *cobra.Command) {
 				fmt.Fprintf(out, "  %-*s  %s\n", cmd.NamePadding(), sub.Name(), sub.Short)
 			}
 		}
+	}
+}
+
+func helpFlags(out io.Writer, cmd *cobra.Command) {
+	kubeNames := newKubeFlags()
+	own, global, kube := newSection(cmd), newSection(cmd), newSection(cmd)
+	sort := func(f *pflag.Flag, otherwise *pflag.FlagSet) {
+		if kubeNames.Lookup(f.Name) != nil {
+			kube.AddFlag(f)
+		} else {
+			otherwise.AddFlag(f)
+		}
+	}
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if cmd.HasParent() {
+			sort(f, own)
+		} else {
+			sort(f, global) // the root's flags are for every command
+		}
+	})
+	cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) { sort(f, global) })
+	helpSection(out, "Flags", own)
+	helpSection(out, "Global flags", global)
+	if !cmd.HasParent() || cmd.Name() == "connect" {
+		helpSection(out, "Kubernetes flags", kube)
+	} else if !cmd.HasAvailableSubCommands() {
+		fmt.Fprintf(out, "\nkubectl's flags, such as --context and --kubeconfig, say which cluster is meant: see '%s --help'.\n", cmd.Root().Name())
+	}
+}
+
+func newSection(cmd *cobra.Command) *pflag.FlagSet {
+	section := pflag.NewFlagSet("", pflag.ContinueOnError)
+	section.SortFlags = cmd.Flags().SortFlags
+	return section
+}
+
+func helpSection(out io.Writer, title string, flags *pflag.FlagSet) {
+	if flags.HasAvailableFlags() {
+		fmt.Fprintf(out, "\n%s:\n%s\n", title, strings.TrimRight(flags.FlagUsagesWrapped(helpWidth), "\n"))
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -90,7 +92,11 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, req *daemonpb.Intercep
 		return err
 	}
 	defer s.Close()
+	before := s.holds(ctx, req.GetName())
 	made, err := s.intercept(ctx, req)
+	if canceled(err) {
+		s.awaitUndo(ctx, req.GetName(), before)
+	}
 	if err != nil {
 		return err
 	}
@@ -111,8 +117,7 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, req *daemonpb.Intercep
 	})
 }
 
-// intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it; that is waited
-// for, so that a command that was interrupted leaves nothing behind.
+// intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it.
 func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
 	s.line.Set("intercepting " + req.GetWorkload())
 	defer s.line.Close()
@@ -131,6 +136,28 @@ func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest)
 			return event.GetResult(), nil
 		default:
 			s.line.Set(event.GetProgress())
+		}
+	}
+}
+
+// holds tells whether this laptop has an intercept of that name.
+func (s *session) holds(ctx context.Context, name string) bool {
+	st, err := s.Status(ctx, &daemonpb.Empty{})
+	return err == nil && slices.ContainsFunc(st.GetIntercepts(), func(i *daemonpb.InterceptInfo) bool { return i.GetName() == name })
+}
+
+// awaitUndo waits for a moment until the daemon has undone an intercept that was interrupted, so that whoever looks next does
+// not see it.
+func (s *session) awaitUndo(ctx context.Context, name string, before bool) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for s.holds(ctx, name) != before {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

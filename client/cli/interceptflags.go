@@ -18,7 +18,7 @@ type interceptFlags struct {
 	workload, deployment              string
 	service, container                string
 	mechanism                         string
-	headers                           []string
+	headers, matches, oldMatches      []string // the same flag in the spelling of three generations
 	pathEqual, pathPrefix, pathRegexp string
 	existing                          string
 	timeout                           time.Duration
@@ -33,29 +33,26 @@ const (
 func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	flags.StringArrayVarP(&f.ports, "port", "p", nil,
-		"Local port, and the service port if there are several, by name or number: `LOCAL[:ID]` (default: the container's port)")
+		"Local port, as `LOCAL[:ID]` with the service port's name or number if there are several (default: the container's port)")
 	flags.StringVar(&f.address, "address", "127.0.0.1", "Local `IP` address to which the requests are sent")
-	flags.StringVarP(&f.workload, "workload", "w", "", "Workload to intercept, if the intercept is to have another name: `NAME` or KIND/NAME")
-	flags.StringVarP(&f.deployment, "deployment", "d", "", "Same as --workload: `NAME`")
-	flags.StringVar(&f.service, "service", "", "Service whose requests are meant, when several select the workload: `NAME`")
-	flags.StringVar(&f.container, "container", "", "Container whose port is meant, when the port does not tell: `NAME`")
-	flags.StringVar(&f.mechanism, "mechanism", "", "Take all connections (`tcp`, the default) or HTTP requests that match (http)")
+	flags.StringVarP(&f.workload, "workload", "w", "", "Workload, as `[KIND/]NAME`, if the intercept is to have another name")
+	flags.StringVarP(&f.deployment, "deployment", "d", "", "Same as --workload, also as `[KIND/]NAME`")
+	flags.StringVar(&f.service, "service", "", "`NAME` of the service that is meant, when several select the workload")
+	flags.StringVar(&f.container, "container", "", "`NAME` of the container that is meant, when the port does not tell")
+	flags.StringVar(&f.mechanism, "mechanism", "", "`MECHANISM`: tcp takes all connections, http the requests that match (default tcp, or http with --http flags)")
 	flags.StringArrayVar(&f.headers, "http-header", nil,
-		"Take HTTP requests with this header, `NAME=VALUE` or 'NAME: VALUE'; can be repeated. A VALUE with regexp characters is an RE2 "+
-			"expression for the whole value. \"auto\" is a header of your own, and the default with any other --http flag; \"all\" takes every "+
-			"request. Implies --mechanism http")
-	flags.StringArrayVar(&f.headers, "http-match", nil, "Same as --http-header")
-	flags.StringArrayVar(&f.headers, "match", nil, "Same as --http-header")
-	flags.StringVar(&f.pathEqual, "http-path-equal", "", "Take HTTP requests for this `PATH`. Implies --mechanism http")
-	flags.StringVar(&f.pathPrefix, "http-path-prefix", "", "Take HTTP requests whose path begins with `PREFIX`. Implies --mechanism http")
-	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take HTTP requests whose whole path matches the RE2 expression `REGEX`. Implies --mechanism http")
-	flags.StringVar(&f.existing, "existing", "auto",
-		"Which `CONNECTIONS` that are already open are taken over: auto (those that carry what matches), idle, all or none")
-	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait for all pods (default 30s)")
+		"Take requests with this `HEADER`, NAME=VALUE or 'NAME: VALUE'; can be repeated. A VALUE with regexp characters is an RE2 expression "+
+			"for the whole value. \"auto\" is a header of your own, and the default with any other --http flag; \"all\" takes every request")
+	flags.StringArrayVar(&f.matches, "http-match", nil, "Same as --http-header, with a `HEADER`")
+	flags.StringArrayVar(&f.oldMatches, "match", nil, "Same as --http-header")
+	flags.StringVar(&f.pathEqual, "http-path-equal", "", "Take requests for this `PATH`")
+	flags.StringVar(&f.pathPrefix, "http-path-prefix", "", "Take requests whose path begins with this `PREFIX`")
+	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take requests whose whole path matches this RE2 `EXPRESSION`")
+	flags.StringVar(&f.existing, "existing", "auto", "Which `CONNECTIONS` that are already open are taken over")
+	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
 	f.absent = addAbsentFlags(flags)
-	for _, name := range []string{"match"} {
-		_ = flags.MarkHidden(name)
-	}
+	_ = flags.MarkHidden("match")
+	_ = flags.MarkHidden("existing") // until connections that are already open can be taken over
 }
 
 // intercept names as the API server takes them.
@@ -173,9 +170,11 @@ func (f *interceptFlags) setAddress(r *daemonpb.InterceptRequest, _ *pflag.FlagS
 
 func (f *interceptFlags) checkRest(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
 	switch f.existing {
-	case "auto", "idle", "all", "none":
+	case "auto", "none":
+	case "idle", "all":
+		return unavailable("--existing "+f.existing+" is", "leave it out: connections that are already open stay with the pods until they end")
 	default:
-		return usagef("--existing %s: unknown — use auto, idle, all or none", f.existing)
+		return usagef("--existing %s: unknown — use auto or none", f.existing)
 	}
 	if f.timeout < 0 {
 		return usagef("--timeout %s: less than nothing", f.timeout)

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 
@@ -37,7 +39,7 @@ func (f *interceptFlags) setRules(r *daemonpb.InterceptRequest, flags *pflag.Fla
 	case mechanismHTTP:
 	case mechanismTCP:
 		if len(used) > 0 {
-			return usagef("--mechanism tcp takes whole connections and %s looks into HTTP requests — leave one out", strings.Join(used, ", "))
+			return usagef("--mechanism tcp contradicts %s: it takes connections without looking into them — leave one out", strings.Join(used, ", "))
 		}
 	default:
 		return usagef("--mechanism %s: unknown — use tcp or http", f.mechanism)
@@ -76,7 +78,9 @@ func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.Flag
 	}
 	switch {
 	case f.pathRegexp != "":
-		return checkRegexp("--http-path-regex "+f.pathRegexp, f.pathRegexp, 0)
+		if _, err := regexp.Compile(f.pathRegexp); err != nil {
+			return badRegexp("--http-path-regex", f.pathRegexp, err)
+		}
 	case f.pathEqual != "" && !strings.HasPrefix(f.pathEqual, "/"):
 		return usagef("--http-path-equal %s: a path begins with / — did you mean /%s?", f.pathEqual, f.pathEqual)
 	case f.pathPrefix != "" && !strings.HasPrefix(f.pathPrefix, "/"):
@@ -87,7 +91,7 @@ func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.Flag
 
 func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
 	all := false
-	for _, given := range f.headers {
+	for _, given := range slices.Concat(f.headers, f.matches, f.oldMatches) {
 		switch given {
 		case headerAuto:
 			r.AutoHeader = true
@@ -98,15 +102,12 @@ func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
 		}
 		h, err := match.ParseHeaderFlag(given)
 		if err != nil {
-			return usagef("--http-header %s: %w", given, err)
+			return badHeader(given, err)
 		}
 		header := &daemonpb.Header{Name: h.Name}
 		switch {
 		case h.Regex != nil:
 			header.Value, header.Regex = *h.Regex, true
-			if err := checkRegexp("--http-header "+given, *h.Regex, strings.LastIndex(given, *h.Regex)); err != nil {
-				return err
-			}
 		case h.Value != nil:
 			header.Value = *h.Value
 		}
@@ -121,19 +122,25 @@ func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
 	return nil
 }
 
-// checkRegexp says what is wrong with an expression, and where in the flag's value, which holds it from offset on.
-func checkRegexp(what, expression string, offset int) error {
-	_, err := regexp.Compile(expression)
-	if err == nil {
-		return nil
+// badHeader says what is wrong with a header condition.
+func badHeader(given string, err error) error {
+	if at := strings.IndexAny(given, "=:"); at >= 0 {
+		if _, err := regexp.Compile(strings.TrimSpace(given[at+1:])); err != nil {
+			return badRegexp("--http-header", given, err)
+		}
 	}
+	return usagef("--http-header: %w", err)
+}
+
+// badRegexp says what is wrong with an expression, and where in the flag's value.
+func badRegexp(flag, given string, err error) error {
 	var bad *syntax.Error
 	if !errors.As(err, &bad) {
-		return usagef("%s: bad regular expression: %w", what, err)
+		return usagef("%s %s: bad regular expression: %w", flag, given, err)
 	}
-	reason := fmt.Sprintf("%s: bad regular expression: %s", what, bad.Code)
-	if at := strings.Index(expression, bad.Expr); at >= 0 && bad.Expr != "" {
-		reason += fmt.Sprintf(": %q at position %d", bad.Expr, max(offset, 0)+at+1)
+	where := ""
+	if at := strings.LastIndex(given, bad.Expr); at >= 0 && bad.Expr != "" {
+		where = fmt.Sprintf(": %q at position %d", bad.Expr, utf8.RuneCountInString(given[:at])+1)
 	}
-	return usageError{errors.New(reason + " — the syntax is RE2's: https://github.com/google/re2/wiki/Syntax")}
+	return usagef("%s %s: bad regular expression: %s%s — the syntax is RE2's, and \\ goes before a character that stands for itself", flag, given, bad.Code, where)
 }

@@ -19,6 +19,9 @@ func newKubeFlags() *pflag.FlagSet {
 			return
 		}
 		f.Shorthand = ""
+		if f.Name == "cache-dir" {
+			f.DefValue = "" // a path of this machine, which help need not show
+		}
 		flags.AddFlag(f)
 	})
 	return flags

@@ -133,7 +133,8 @@ func (e *env) readYes(ctx context.Context) (bool, error) {
 	}()
 	select {
 	case <-ctx.Done():
-		return false, context.Cause(ctx)
+		fmt.Fprintln(e.stderr)
+		return false, ctx.Err()
 	case line := <-answer:
 		switch strings.ToLower(strings.TrimSpace(line)) {
 		case "", "y", "yes":

@@ -36,7 +36,7 @@ type global struct {
 // main runs the command line args and returns the exit code.
 func (e *env) main(ctx context.Context, args []string) int {
 	root := newRootCmd(e)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil {
 		return e.fail(ctx, cmd, err)

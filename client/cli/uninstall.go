@@ -18,9 +18,9 @@ func newUninstallCmd(e *env, g *global) *cobra.Command {
 		Use:     "uninstall --everything",
 		Short:   "Remove everything from the cluster and from this laptop",
 		GroupID: groupInstall,
-		Long: fmt.Sprintf(`Remove everything, without asking: all intercepts of everybody in all namespaces, the node agents and what they have put on
-their nodes, the traffic manager, the definition of intercepts, and the namespace if '%[1]s helm install' has made it. Then the daemon of
-this laptop ends, and its files are deleted. Workloads are not touched; they never were.
+		Long: fmt.Sprintf(`Remove everything, without asking: all intercepts of everybody in all namespaces, the node agents and what they have put
+on their nodes, the traffic manager, the definition of intercepts, and the namespace if '%[1]s helm install' has made
+it. Then the daemon of this laptop ends, and its files are deleted. Workloads are not touched; they never were.
 
 To remove the traffic manager and keep the intercepts for the next one, use '%[1]s helm uninstall'.`, e.name),
 		Example: fmt.Sprintf(`  %[1]s uninstall --everything`, e.name),

@@ -35,6 +35,7 @@ type Options struct {
 	Namespace string         // of the traffic manager
 	Chart     fs.FS          // the chart's files
 	Version   string         // of the images, unless the values say otherwise
+	Program   string         // what hints call this program
 }
 
 // Settings say how it is installed or removed.
@@ -59,6 +60,7 @@ func (s Settings) step(format string, args ...any) {
 type Cluster struct {
 	namespace string
 	version   string
+	program   string
 	chart     fs.FS
 	server    string
 	kube      kubernetes.Interface
@@ -84,7 +86,7 @@ func Reach(o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
 	}
 	return &Cluster{
-		namespace: o.Namespace, version: o.Version, chart: o.Chart, server: config.Host, kube: kube, dynamic: dyn,
+		namespace: o.Namespace, version: o.Version, program: o.Program, chart: o.Chart, server: config.Host, kube: kube, dynamic: dyn,
 		poll: 500 * time.Millisecond, settle: 2 * time.Second,
 		helm: func() (*action.Configuration, error) {
 			helm := &action.Configuration{}

@@ -32,8 +32,8 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	}
 	if last != nil {
 		if last.Info.Status == release.StatusDeployed {
-			return fmt.Errorf("the traffic manager %s is already installed in namespace %s — use 'helm upgrade' to change it",
-				last.Chart.Metadata.AppVersion, c.namespace)
+			return fmt.Errorf("the traffic manager %s is already installed in namespace %s — use '%s helm upgrade' to change it",
+				last.Chart.Metadata.AppVersion, c.namespace, c.program)
 		}
 		s.step("removing what is left of an installation that was not finished")
 		if err := c.uninstallRelease(ctx, helm, s); err != nil {
@@ -51,7 +51,7 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 		return nil
 	}
 	if undoErr := undo(context.WithoutCancel(ctx)); undoErr != nil {
-		return errors.Join(err, fmt.Errorf("and what had been made could not be removed: %w — use 'uninstall --everything'", undoErr))
+		return errors.Join(err, fmt.Errorf("and what had been made could not be removed: %w — use '%s uninstall --everything'", undoErr, c.program))
 	}
 	return err
 }
@@ -174,7 +174,8 @@ func (c *Cluster) foreignInstallation(ctx context.Context) error {
 }
 
 func (c *Cluster) notInstalled() error {
-	return fmt.Errorf("the traffic manager is not installed in namespace %s — run 'helm install', or name its namespace with --manager-namespace", c.namespace)
+	return fmt.Errorf("the traffic manager is not installed in namespace %s — run '%s helm install', or name its namespace with --manager-namespace",
+		c.namespace, c.program)
 }
 
 // rights adds what to do to an error that says that a right is missing.

@@ -36,7 +36,7 @@ func (c *Cluster) waitReady(ctx context.Context, s Settings) error {
 	} else {
 		text += " "
 	}
-	return fmt.Errorf("%s— see 'kubectl get pods --namespace %s'; 'helm uninstall' removes what was installed", text, c.namespace)
+	return fmt.Errorf("%s— see 'kubectl get pods --namespace %s'; '%s helm uninstall' removes what was installed", text, c.namespace, c.program)
 }
 
 // notReady describes each workload that is not yet as it should be.

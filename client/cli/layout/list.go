@@ -16,6 +16,7 @@ type Workload struct {
 	Name             string      `json:"name"`
 	Namespace        string      `json:"namespace"`
 	WorkloadKind     string      `json:"workload_kind"`
+	State            string      `json:"state"`
 	NotInterceptable string      `json:"not_interceptable_reason,omitempty"`
 	Intercepts       []Intercept `json:"intercepts,omitempty"`
 	Others           []Intercept `json:"intercepts_of_others,omitempty"`
@@ -26,8 +27,9 @@ func WorkloadRecords(workloads []*daemonpb.WorkloadInfo) []Workload {
 	records := make([]Workload, 0, len(workloads))
 	for _, w := range sorted(workloads) {
 		records = append(records, Workload{
-			Name: w.GetName(), Namespace: w.GetNamespace(), WorkloadKind: w.GetKind(), NotInterceptable: w.GetNotInterceptable(),
-			Intercepts: interceptRecords(w.GetIntercepts()), Others: interceptRecords(w.GetOthers()),
+			Name: w.GetName(), Namespace: w.GetNamespace(), WorkloadKind: w.GetKind(), State: workloadState(w),
+			NotInterceptable: w.GetNotInterceptable(),
+			Intercepts:       interceptRecords(w.GetIntercepts()), Others: interceptRecords(w.GetOthers()),
 		})
 	}
 	return records
@@ -48,7 +50,7 @@ func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, p Paint) error {
 	var text strings.Builder
 	for i, wl := range workloads {
 		pad := strings.Repeat(" ", width-utf8.RuneCountInString(names[i]))
-		fmt.Fprintf(&text, "%s%s: %s\n", names[i], pad, workloadState(wl, p))
+		fmt.Fprintf(&text, "%s%s: %s\n", names[i], pad, workloadText(wl, p))
 		for _, mine := range byName(wl.GetIntercepts()) {
 			_, _ = interceptBlock(mine, p).WriteTo(&text)
 		}
@@ -64,21 +66,39 @@ func sorted(workloads []*daemonpb.WorkloadInfo) []*daemonpb.WorkloadInfo {
 	})
 }
 
-func workloadState(w *daemonpb.WorkloadInfo, p Paint) string {
+// What can be said about a workload.
+const (
+	stateIntercepted      = "intercepted"
+	stateNotInterceptable = "not interceptable"
+	stateReady            = "ready to intercept"
+)
+
+func workloadState(w *daemonpb.WorkloadInfo) string {
 	switch {
 	case len(w.GetIntercepts()) > 0:
-		return p.Good("intercepted") + alsoBy(w.GetOthers())
+		return stateIntercepted
 	case w.GetNotInterceptable() != "":
-		return p.Odd("not interceptable") + ": " + w.GetNotInterceptable()
+		return stateNotInterceptable
 	default:
-		return "ready to intercept" + alsoBy(w.GetOthers())
+		return stateReady
 	}
 }
 
-// alsoBy names the other people who hold an intercept on the workload, and what they take when they take everything.
-func alsoBy(others []*daemonpb.InterceptInfo) string {
+func workloadText(w *daemonpb.WorkloadInfo, p Paint) string {
+	switch state := workloadState(w); state {
+	case stateIntercepted:
+		return p.Good(state) + others(", also by ", w.GetOthers())
+	case stateNotInterceptable:
+		return p.Odd(state) + ": " + w.GetNotInterceptable()
+	default:
+		return state + others(", intercepted by ", w.GetOthers())
+	}
+}
+
+// others names the other people who hold an intercept on the workload, and what they take when they take everything.
+func others(prefix string, intercepts []*daemonpb.InterceptInfo) string {
 	var people []string
-	for _, o := range others {
+	for _, o := range intercepts {
 		who := o.GetHolder()
 		if len(o.GetConditions()) == 0 {
 			who += " (" + intercepting(o) + ")"
@@ -91,5 +111,5 @@ func alsoBy(others []*daemonpb.InterceptInfo) string {
 		return ""
 	}
 	slices.Sort(people)
-	return ", also intercepted by " + strings.Join(people, ", ")
+	return prefix + strings.Join(people, ", ")
 }

@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+)
+
+func TestHelp(t *testing.T) {
+	for _, command := range []string{
+		"", "connect", "quit", "status", "list", "intercept", "leave", "helm", "helm install", "helm upgrade", "helm uninstall",
+		"uninstall", "version", "completion",
+	} {
+		t.Run("help of "+command, func(t *testing.T) {
+			text := newWorld(t).transcript(append(strings.Fields(command), "--help")...)
+			golden(t, strings.TrimSpace("help "+command), text)
+			for line := range strings.Lines(text) {
+				assert.LessOrEqual(t, len(strings.TrimRight(line, "\n")), 135, line)
+			}
+		})
+	}
+}
+
+func TestTheNameOfTheProgramIsTheOneItWasCalledBy(t *testing.T) {
+	assert.Equal(t, "telepresence", programName([]string{"/usr/local/bin/telepresence"}))
+	assert.Equal(t, "telepresence", programName([]string{"telepresence.exe"}))
+	assert.Equal(t, "sidestep", programName([]string{"./sidestep-linux-amd64"}))
+	assert.Equal(t, "sidestep", programName(nil))
+
+	w := newWorld(t)
+	w.name = "telepresence"
+	golden(t, "help telepresence", w.transcript("--help"))
+	assert.Equal(t, exitUsage, w.do("intercept"))
+	assert.Contains(t, w.stderr.String(), "telepresence intercept: error: ")
+	assert.NotContains(t, w.stderr.String(), "sidestep")
+	for _, command := range []string{"intercept", "list", "leave", "connect", "quit", "helm install", "helm upgrade", "helm uninstall", "version", "completion bash"} {
+		assert.Zero(t, w.do(append(strings.Fields(command), "--help")...))
+		assert.NotContains(t, strings.ReplaceAll(w.stdout.String(), `(default "sidestep")`, ""), "sidestep", command)
+	}
+}
+
+func TestWithoutACommandTheHelpIsPrinted(t *testing.T) {
+	w := newWorld(t)
+	assert.Zero(t, w.do())
+	assert.Contains(t, w.stdout.String(), "Traffic commands:")
+}
+
+func TestCompletionScripts(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		w := newWorld(t)
+		assert.Zero(t, w.do("completion", shell))
+		assert.Contains(t, w.stdout.String(), "sidestep", shell)
+		assert.Empty(t, w.stderr.String())
+	}
+}

@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"google.golang.org/grpc/codes"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/daemon/reason"
+)
+
+func someWorkloads() []*daemonpb.WorkloadInfo {
+	bob := &daemonpb.InterceptInfo{Name: "orders", Holder: "bob@desk", Mechanism: "http", Conditions: []string{`header("coder") == "bob"`}, State: "ACTIVE"}
+	ann := &daemonpb.InterceptInfo{Name: "stock", Holder: "ann@desk", Mechanism: "tcp", State: "ACTIVE"}
+	return []*daemonpb.WorkloadInfo{
+		{Kind: "StatefulSet", Name: "stock", Namespace: "shop", Others: []*daemonpb.InterceptInfo{ann}},
+		{Kind: "Deployment", Name: "orders", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{anIntercept()}, Others: []*daemonpb.InterceptInfo{bob}},
+		{Kind: "Deployment", Name: "frontend", Namespace: "shop"},
+		{Kind: "ReplicaSet", Name: "legacy", Namespace: "shop", NotInterceptable: "it runs on the host's network"},
+	}
+}
+
+func TestList(t *testing.T) {
+	elsewhere := &daemonpb.WorkloadInfo{Kind: "Deployment", Name: "frontend", Namespace: "default"}
+	for name, set := range map[string]func(*world){
+		"one namespace":    func(w *world) { w.daemon.workloads = someWorkloads() },
+		"several":          func(w *world) { w.daemon.workloads = append(someWorkloads(), elsewhere) },
+		"nothing":          func(*world) {},
+		"colours":          func(w *world) { w.terminal = true; w.daemon.workloads = someWorkloads() },
+		"without a daemon": func(w *world) { w.stop(); w.daemon.workloads = someWorkloads() },
+	} {
+		t.Run("list of "+name, func(t *testing.T) {
+			w := newWorld(t)
+			if name != "without a daemon" {
+				w.connected(true)
+			}
+			w.vars["TERM"] = "xterm"
+			set(w)
+			w.progress(t)
+			text := w.transcript("list")
+			for _, args := range [][]string{{"list", "--output", "json"}, {"list", "--output", "yaml"}} {
+				text += "\n" + w.transcript(args...)
+			}
+			golden(t, "list "+name, text)
+		})
+	}
+}
+
+// progress turns the spinner off, which draws by the clock.
+func (w *world) progress(*testing.T) {
+	inner := w.isTerminal
+	w.isTerminal = func(stream any) (int, bool) {
+		if stream == w.env.stderr {
+			return 0, false
+		}
+		return inner(stream)
+	}
+}
+
+func TestListAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
+	for args, want := range map[[3]string]*daemonpb.ListRequest{
+		{"list"}:                           {Filter: "all"},
+		{"list", "-n", "shop"}:             {Filter: "all", Namespace: "shop"},
+		{"list", "-A"}:                     {Filter: "all", AllNamespaces: true},
+		{"list", "-i"}:                     {Filter: "intercepted"},
+		{"list", "--intercepts", "-A"}:     {Filter: "intercepted", AllNamespaces: true},
+		{"list", "-o"}:                     {Filter: "interceptable"},
+		{"list", "--only-interceptable=0"}: {Filter: "all"},
+		{"list", "--debug", "-a"}:          {Filter: "all"},
+	} {
+		w := newWorld(t).connected(true)
+		var words []string
+		for _, a := range args {
+			if a != "" {
+				words = append(words, a)
+			}
+		}
+		assert.Zero(t, w.do(words...), w.stderr.String())
+		got := request[*daemonpb.ListRequest](t, w)
+		assert.Equal(t, want.String(), got.String(), words)
+	}
+}
+
+func missingManager() error {
+	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled, "there is no traffic manager in namespace sidestep of https://10.0.0.1:6443")
+}
+
+func TestListInstallsTheTrafficManagerThatIsMissing(t *testing.T) {
+	start := func(t *testing.T) *world {
+		w := newWorld(t).connected(false)
+		w.daemon.workloads = someWorkloads()
+		w.daemon.connectErr = missingManager()
+		w.cluster.after = func() { w.daemon.connectErr = nil }
+		return w
+	}
+	t.Run("not without being told to, when nobody can be asked", func(t *testing.T) {
+		w := start(t)
+		golden(t, "list manager missing", w.transcript("list")+"\n"+w.transcript("list", "--output", "json"))
+		assert.Empty(t, w.cluster.calls)
+	})
+	t.Run("with --yes", func(t *testing.T) {
+		w := start(t)
+		golden(t, "list manager missing, yes", w.transcript("list", "--yes"))
+		assert.Equal(t, []string{"install"}, w.cluster.calls)
+		assert.True(t, w.cluster.settings.Wait)
+		assert.True(t, w.cluster.settings.CreateNamespace)
+		assert.Equal(t, "sidestep", w.cluster.options.Namespace)
+	})
+	t.Run("when the user agrees with Enter", func(t *testing.T) {
+		w := start(t)
+		w.terminal, w.vars["TERM"] = true, "dumb"
+		w.stdin.WriteString("\n")
+		golden(t, "list manager missing, agreed", w.transcript("list"))
+		assert.Equal(t, []string{"install"}, w.cluster.calls)
+	})
+	t.Run("not when the user refuses", func(t *testing.T) {
+		w := start(t)
+		w.terminal, w.vars["TERM"] = true, "dumb"
+		w.stdin.WriteString("n\n")
+		golden(t, "list manager missing, refused", w.transcript("list"))
+		assert.Empty(t, w.cluster.calls)
+	})
+	t.Run("not when there is no answer", func(t *testing.T) {
+		w := start(t)
+		w.terminal, w.vars["TERM"] = true, "dumb"
+		assert.Equal(t, exitError, w.do("list"))
+		assert.Empty(t, w.cluster.calls)
+	})
+	t.Run("not when the user presses Ctrl-C", func(t *testing.T) {
+		w := start(t)
+		w.terminal, w.vars["TERM"] = true, "dumb"
+		ctx, cancel := context.WithCancelCause(context.Background())
+		w.env.stdin = blockingReader{onRead: func() { cancel(signalError(2)) }}
+		assert.Equal(t, 130, w.doCtx(ctx, "list"))
+		assert.Empty(t, w.cluster.calls)
+	})
+}
+
+// blockingReader is a terminal at which nobody types.
+type blockingReader struct{ onRead func() }
+
+func (b blockingReader) Read([]byte) (int, error) {
+	b.onRead()
+	select {}
+}

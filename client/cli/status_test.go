@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+)
+
+// anIntercept is an active http intercept of two pods.
+func anIntercept() *daemonpb.InterceptInfo {
+	return &daemonpb.InterceptInfo{
+		Name: "orders-shop", Namespace: "shop", WorkloadKind: "Deployment", Workload: "orders", State: "ACTIVE", Destination: "127.0.0.1:9000",
+		Service: "orders", ServicePort: "http", Mechanism: "http", Holder: "jane@laptop", Coverage: "2/2",
+		Conditions:  []string{`header("x-telepresence-intercept-id") ~= regexp("` + testSession + `:orders-shop")`, `path-prefix("/api")`},
+		CurlHeaders: []string{"x-telepresence-intercept-id: " + testSession + ":orders-shop"},
+		Pods: []*daemonpb.PodInfo{
+			{Name: "orders-5d9c7b-abcde", Node: "node1", Steering: true},
+			{Name: "orders-5d9c7b-fghij", Node: "node2", Steering: true},
+		},
+	}
+}
+
+func aTroubledIntercept() *daemonpb.InterceptInfo {
+	return &daemonpb.InterceptInfo{
+		Name: "echo", Namespace: "default", WorkloadKind: "StatefulSet", Workload: "echo", State: "FAILED", Destination: "127.0.0.1:7000",
+		Message: "pod echo-1 cannot be steered", Mechanism: "tcp", Holder: "jane@laptop", Coverage: "1/2",
+		Pods: []*daemonpb.PodInfo{
+			{Name: "echo-0", Node: "node1", Steering: true},
+			{Name: "echo-1", Node: "node2", Message: "needs Linux 5.9, this is 5.4"},
+		},
+	}
+}
+
+func TestStatus(t *testing.T) {
+	for name, set := range map[string]func(*world){
+		"without a daemon":       func(*world) {},
+		"not connected":          func(w *world) { w.connected(false) },
+		"connected, nothing":     func(w *world) { w.connected(true) },
+		"connected, intercepts":  func(w *world) { w.daemon.status = statusOf(anIntercept(), aTroubledIntercept()); w.connected(true) },
+		"of a resumed session":   func(w *world) { w.hasSaved = true; w.daemon.status = statusOf(anIntercept()) },
+		"as telepresence":        func(w *world) { w.name = "telepresence"; w.connected(true) },
+		"of another version":     func(w *world) { w.daemon.version = "v1.0.0"; w.connected(true) },
+		"on a colour terminal":   func(w *world) { w.terminal = true; w.daemon.status = statusOf(aTroubledIntercept()); w.connected(true) },
+		"on a terminal NO_COLOR": func(w *world) { w.terminal = true; w.vars["NO_COLOR"] = "1"; w.connected(true) },
+		"reconnecting": func(w *world) {
+			w.daemon.status = statusOf(anIntercept())
+			w.daemon.status.Connected, w.daemon.status.State = false, "Reconnecting"
+			w.daemon.status.Message = "the port-forward to pod sidestep-manager-0 ended"
+			w.connected(true)
+		},
+	} {
+		t.Run("status "+name, func(t *testing.T) {
+			w := newWorld(t)
+			set(w)
+			text := w.transcript("status")
+			for _, args := range [][]string{{"status", "--wide"}, {"status", "--output", "json"}, {"--output=yaml", "status"}} {
+				text += "\n" + w.transcript(args...)
+			}
+			golden(t, "status "+name, text)
+		})
+	}
+}
+
+func TestStatusStartsNoDaemonUnlessThereIsASessionToResume(t *testing.T) {
+	w := newWorld(t)
+	assert.Zero(t, w.do("status"))
+	assert.Zero(t, w.do("version"))
+	assert.Zero(t, w.do("quit"))
+	assert.Zero(t, w.launches)
+
+	w.hasSaved = true
+	assert.Zero(t, w.do("version"))
+	assert.Zero(t, w.launches, "the version can be told without")
+	assert.Zero(t, w.do("status"))
+	assert.Equal(t, 1, w.launches)
+}
+
+func TestVersion(t *testing.T) {
+	w := newWorld(t)
+	text := w.transcript("version")
+	w.connected(true)
+	text += "\n" + w.transcript("version") + "\n" + w.transcript("version", "--output", "json") + "\n" + w.transcript("version", "--format=yaml") +
+		"\n" + w.transcript("--version")
+	golden(t, "version", text)
+}

@@ -1,0 +1,333 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/install"
+	"sidestep.dev/sidestep/client/cli/layout"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/daemon/socket"
+)
+
+var update = flag.Bool("update", false, "write what is printed into testdata instead of comparing it")
+
+const (
+	testVersion = "v1.2.3"
+	testSession = "71d5e134-1163-4d17-8138-e35624c1e941"
+)
+
+// daemonServer is a daemon with a real socket that answers what a test wants.
+type daemonServer struct {
+	daemonpb.UnimplementedDaemonServer
+	mu         sync.Mutex
+	version    string
+	status     *daemonpb.StatusInfo // with the session that Connect makes
+	connected  bool
+	connectErr error
+	quitErr    error
+	workloads  []*daemonpb.WorkloadInfo
+	progress   []string
+	// intercept answers Intercept; nil makes an intercept from the request.
+	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
+	left      []string
+	leaveErr  error
+
+	requests []proto.Message
+	quit     func()
+}
+
+func (d *daemonServer) saw(m proto.Message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.requests = append(d.requests, proto.Clone(m))
+}
+
+func (d *daemonServer) Version(context.Context, *daemonpb.Empty) (*daemonpb.VersionInfo, error) {
+	return &daemonpb.VersionInfo{Version: d.version, Executable: "/usr/local/bin/sidestep", Pid: 4711}, nil
+}
+
+func (d *daemonServer) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.StatusInfo, error) {
+	v, _ := d.Version(ctx, nil)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.connected {
+		return &daemonpb.StatusInfo{Daemon: v, State: "Not connected"}, nil
+	}
+	s := proto.Clone(d.status).(*daemonpb.StatusInfo)
+	s.Daemon = v
+	return s, nil
+}
+
+func (d *daemonServer) Connect(ctx context.Context, r *daemonpb.ConnectRequest) (*daemonpb.StatusInfo, error) {
+	d.saw(r)
+	if d.connectErr != nil {
+		return nil, d.connectErr
+	}
+	d.mu.Lock()
+	d.connected = true
+	d.mu.Unlock()
+	return d.Status(ctx, nil)
+}
+
+func (d *daemonServer) Disconnect(context.Context, *daemonpb.Empty) (*daemonpb.Empty, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.connected = false
+	return &daemonpb.Empty{}, d.quitErr
+}
+
+func (d *daemonServer) Quit(context.Context, *daemonpb.Empty) (*daemonpb.Empty, error) {
+	go d.quit()
+	return &daemonpb.Empty{}, d.quitErr
+}
+
+func (d *daemonServer) List(_ context.Context, r *daemonpb.ListRequest) (*daemonpb.ListReply, error) {
+	d.saw(r)
+	return &daemonpb.ListReply{Workloads: d.workloads}, nil
+}
+
+func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.ServerStreamingServer[daemonpb.InterceptEvent]) error {
+	d.saw(r)
+	for _, p := range d.progress {
+		if err := stream.Send(&daemonpb.InterceptEvent{Progress: p}); err != nil {
+			return err
+		}
+	}
+	make := d.intercept
+	if make == nil {
+		make = func(_ context.Context, r *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
+			return made(r), nil
+		}
+	}
+	info, err := make(stream.Context(), r)
+	if err != nil {
+		return err
+	}
+	return stream.Send(&daemonpb.InterceptEvent{Result: info})
+}
+
+func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daemonpb.LeaveReply, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leaveErr != nil {
+		return nil, d.leaveErr
+	}
+	for _, i := range d.status.GetIntercepts() {
+		if i.GetName() == r.GetName() {
+			d.left = append(d.left, r.GetName())
+			return &daemonpb.LeaveReply{Left: i}, nil
+		}
+	}
+	return nil, reason.New(codes.NotFound, reason.InterceptNotFound, "intercept named %q not found — 'sidestep list --intercepts' shows yours", r.GetName())
+}
+
+// made is the intercept that the request asks for, as it is when all is well.
+func made(r *daemonpb.InterceptRequest) *daemonpb.InterceptInfo {
+	i := &daemonpb.InterceptInfo{
+		Name: r.GetName(), Namespace: "default", WorkloadKind: "Deployment", Workload: r.GetWorkload(), State: "ACTIVE",
+		Destination: fmt.Sprintf("%s:%d", r.GetAddress(), r.GetLocalPort()), Service: r.GetWorkload(), ServicePort: r.GetPortIdentifier(),
+		Mechanism: r.GetMechanism(), Holder: "jane@laptop", Coverage: "1/1",
+	}
+	if r.GetNamespace() != "" {
+		i.Namespace = r.GetNamespace()
+	}
+	if r.GetAutoHeader() {
+		id := testSession + ":" + r.GetName()
+		i.Conditions = append(i.Conditions, fmt.Sprintf(`header("x-telepresence-intercept-id") ~= regexp("%s")`, id))
+		i.CurlHeaders = append(i.CurlHeaders, "x-telepresence-intercept-id: "+id)
+	}
+	return i
+}
+
+// clusterSpy is a cluster that takes note of what is done to it.
+type clusterSpy struct {
+	options  install.Options
+	calls    []string
+	settings install.Settings
+	err      error
+	after    func() // after each call
+}
+
+func (c *clusterSpy) did(what string, s install.Settings) error {
+	c.calls, c.settings = append(c.calls, what), s
+	if s.Progress != nil {
+		s.Progress("doing it")
+	}
+	if c.after != nil {
+		c.after()
+	}
+	return c.err
+}
+
+func (c *clusterSpy) Server() string { return "https://10.0.0.1:6443" }
+func (c *clusterSpy) Install(_ context.Context, s install.Settings) error {
+	return c.did("install", s)
+}
+func (c *clusterSpy) Upgrade(_ context.Context, s install.Settings) error {
+	return c.did("upgrade", s)
+}
+func (c *clusterSpy) Uninstall(_ context.Context, s install.Settings) error {
+	return c.did("uninstall", s)
+}
+func (c *clusterSpy) RemoveEverything(_ context.Context, s install.Settings) error {
+	return c.did("remove everything", s)
+}
+func (c *clusterSpy) WorkloadNames(_ context.Context, namespace string) ([]string, error) {
+	return []string{"orders-in-" + namespace, "stock-in-" + namespace}, c.err
+}
+func (c *clusterSpy) NamespaceNames(context.Context) ([]string, error) {
+	return []string{"default", "shop"}, c.err
+}
+
+// world is a laptop for the length of a test.
+type world struct {
+	*env
+	t              *testing.T
+	daemon         *daemonServer
+	cluster        *clusterSpy
+	stdin          *bytes.Buffer
+	stdout, stderr bytes.Buffer
+	vars           map[string]string
+	launches       int
+	cleaned        int
+	hasSaved       bool
+	terminal       bool // all three streams
+	programs       [][]string
+	programCode    int
+	socket         string
+	serving        *grpc.Server
+}
+
+// newWorld has a cluster, no daemon yet, and no terminal.
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, cluster: &clusterSpy{}, stdin: &bytes.Buffer{}, vars: map[string]string{"KUBECONFIG": "kube/config"}}
+	w.socket = filepath.Join(t.TempDir(), "d.sock")
+	w.daemon = &daemonServer{version: testVersion, status: statusOf(), quit: w.stop}
+	t.Cleanup(w.stop)
+	w.env = &env{
+		name: "sidestep", version: testVersion,
+		stdin: w.stdin, stdout: &w.stdout, stderr: &w.stderr,
+		getenv:     func(name string) string { return w.vars[name] },
+		isTerminal: func(any) (int, bool) { return 60, w.terminal },
+		workingDir: func() (string, error) { return "/home/jane/orders", nil },
+		launch: func(context.Context) error {
+			w.launches++
+			w.connected(w.hasSaved)
+			return nil
+		},
+		saved:      func() bool { return w.hasSaved },
+		clean:      func() error { w.cleaned++; return nil },
+		foreground: func(context.Context) error { return errors.New("the daemon ran") },
+		chart:      fstest.MapFS{},
+	}
+	w.dial = func(ctx context.Context) (daemonpb.DaemonClient, io.Closer, error) {
+		return socket.DialPath(ctx, w.socket)
+	}
+	w.env.cluster = func(o install.Options) (cluster, error) { w.cluster.options = o; return w.cluster, nil }
+	w.run = func(_ context.Context, args []string) (int, error) {
+		w.programs = append(w.programs, args)
+		return w.programCode, nil
+	}
+	return w
+}
+
+func statusOf(intercepts ...*daemonpb.InterceptInfo) *daemonpb.StatusInfo {
+	return &daemonpb.StatusInfo{
+		Connected: true, Session: testSession, State: "Connected", KubernetesServer: "https://10.0.0.1:6443", KubernetesContext: "staging",
+		Namespace: "default", ManagerNamespace: "sidestep", ManagerVersion: testVersion, Holder: "jane@laptop", Intercepts: intercepts,
+	}
+}
+
+// connected starts the daemon, with a session or without.
+func (w *world) connected(session bool) *world {
+	w.daemon.mu.Lock()
+	w.daemon.connected = session
+	w.daemon.mu.Unlock()
+	listener, err := net.Listen("unix", w.socket)
+	require.NoError(w.t, err)
+	w.serving = grpc.NewServer()
+	daemonpb.RegisterDaemonServer(w.serving, w.daemon)
+	serving := w.serving
+	go func() { _ = serving.Serve(listener) }()
+	return w
+}
+
+func (w *world) stop() {
+	if w.serving != nil {
+		w.serving.GracefulStop()
+	}
+}
+
+// do runs a command line.
+func (w *world) do(args ...string) int { return w.doCtx(context.Background(), args...) }
+
+func (w *world) doCtx(ctx context.Context, args ...string) int {
+	w.stdout.Reset()
+	w.stderr.Reset()
+	return w.main(ctx, args)
+}
+
+// transcript runs a command line and returns it as a terminal would have shown it.
+func (w *world) transcript(args ...string) string {
+	code := w.do(args...)
+	text := "$ " + w.name
+	for _, a := range args {
+		if strings.ContainsAny(a, " ()[]*?'\"$&;|") || a == "" {
+			a = layout.Quote(a)
+		}
+		text += " " + a
+	}
+	text += "\n" + w.stdout.String()
+	if w.stderr.Len() > 0 {
+		text += "[stderr]\n" + w.stderr.String()
+	}
+	return text + fmt.Sprintf("[exit %d]\n", code)
+}
+
+// golden compares text with a file in testdata.
+func golden(t *testing.T, name, text string) {
+	t.Helper()
+	path := filepath.Join("testdata", strings.ReplaceAll(strings.ReplaceAll(name, ",", ""), " ", "-")+".golden")
+	if *update {
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+		return
+	}
+	want, err := os.ReadFile(path)
+	require.NoError(t, err, "run the tests with -update to make it")
+	assert.Equal(t, string(want), text)
+}
+
+// request is the last request of type T that the daemon saw.
+func request[T proto.Message](t *testing.T, w *world) T {
+	t.Helper()
+	w.daemon.mu.Lock()
+	defer w.daemon.mu.Unlock()
+	var none T
+	for i := len(w.daemon.requests) - 1; i >= 0; i-- {
+		if r, ok := w.daemon.requests[i].(T); ok {
+			return r
+		}
+	}
+	require.Failf(t, "the daemon saw no such request", "%T", none)
+	return none
+}
