@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -361,27 +362,9 @@ func (l lab) testRepair(t *testing.T) {
 	t.Log(l.up("--ip-family", "dual"))
 	l.run("status")
 	// A whole machine, too: it comes back as after a power failure.
-	l.run("exec", "node2", "--", "sh", "-c", "true")
-	pid := strings.TrimSuffix(strings.Fields(strings.SplitAfter(grepLine(l.statusText(), "node2", "init"), "pid ")[1])[0], "\n")
-	require.NoError(t, exec.Command("kill", "-9", pid).Run())
+	pid := regexp.MustCompile(`node2 .* init +running, pid (\d+)`).FindStringSubmatch(l.run("status"))
+	require.Len(t, pid, 2)
+	require.NoError(t, exec.Command("kill", "-9", pid[1]).Run())
 	t.Log(l.up("--ip-family", "dual"))
 	l.run("kubectl", "rollout", "status", "-n", "shop", "deployment/probe", "--timeout=60s")
-}
-
-func (l lab) statusText() string {
-	output, _ := l.try("status")
-	return output
-}
-
-func grepLine(text string, words ...string) string {
-lines:
-	for line := range strings.Lines(text) {
-		for _, word := range words {
-			if !strings.Contains(line, word) {
-				continue lines
-			}
-		}
-		return line
-	}
-	return ""
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -102,6 +103,7 @@ func open(env Env, out io.Writer) (*cluster.Cluster, error) {
 func newUp(env Env) *cobra.Command {
 	var p plan.Plan
 	var family string
+	var wait time.Duration
 	command := &cobra.Command{
 		Use:   "up",
 		Short: "Bring the cluster up, or repair it, and wait until it is ready",
@@ -112,6 +114,7 @@ func newUp(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.Wait = wait
 			return c.Up(command.Context(), p)
 		},
 	}
@@ -119,6 +122,7 @@ func newUp(env Env) *cobra.Command {
 	command.Flags().IntVar(&p.Nodes, "nodes", 2, "number of nodes")
 	command.Flags().StringVar(&family, "ip-family", string(plan.IPv4), "ipv4 or dual")
 	command.Flags().BoolVar(&p.HostLink, "host-link", true, "make the API server reachable from this machine itself")
+	command.Flags().DurationVar(&wait, "wait", 3*time.Minute, "how long each part may take to become ready")
 	return command
 }
 

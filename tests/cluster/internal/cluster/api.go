@@ -141,7 +141,7 @@ func (c *Cluster) apply(ctx context.Context, m machine.Machine, manifest []byte)
 	if _, err := file.Write(manifest); err != nil {
 		return fmt.Errorf("apply manifest: %w", err)
 	}
-	return await(ctx, "kubectl apply", 30*time.Second, nil, func(context.Context) error {
+	return await(ctx, "kubectl apply", c.Wait, nil, func(context.Context) error {
 		if _, err := file.Seek(0, io.SeekStart); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,8 @@ type Cluster struct {
 	State string
 	// Cache is where programs and images are kept from one cluster to the next.
 	Cache upstream.Cache
+	// Wait is how long each part may take to become ready.
+	Wait time.Duration
 	// Out tells the user what is happening.
 	Out *progress.Printer
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"sidestep.dev/sidestep/tests/cluster/internal/fabric"
 	"sidestep.dev/sidestep/tests/cluster/internal/machine"
@@ -148,7 +147,7 @@ func (c *Cluster) startControlPlane(ctx context.Context, p plan.Plan, m machine.
 		if err := errors.Join(start(render.Etcd()), start(render.APIServer(p))); err != nil {
 			return err
 		}
-		return await(ctx, "the API server", time.Minute, daemons, api.ready)
+		return await(ctx, "the API server", c.Wait, daemons, api.ready)
 	})
 	if err != nil {
 		return err
@@ -169,7 +168,7 @@ func (c *Cluster) startControlPlane(ctx context.Context, p plan.Plan, m machine.
 		return err
 	}
 	return c.Out.Step("nodes, DNS and service accounts", func() error {
-		return await(ctx, "the cluster", 3*time.Minute, daemons, func(ctx context.Context) error { return api.settled(ctx, p) })
+		return await(ctx, "the cluster", c.Wait, daemons, func(ctx context.Context) error { return api.settled(ctx, p) })
 	})
 }
 
@@ -196,7 +195,7 @@ func (c *Cluster) startNode(ctx context.Context, p plan.Plan, node plan.Node, m 
 		if err != nil {
 			return err
 		}
-		return await(ctx, "kubelet of "+node.Name, time.Minute, []*daemon{kubelet, proxy}, func(ctx context.Context) error {
+		return await(ctx, "kubelet of "+node.Name, c.Wait, []*daemon{kubelet, proxy}, func(ctx context.Context) error {
 			if err := probe(ctx, m.Spec.Netns, "http://127.0.0.1:10248/healthz"); err != nil {
 				return err
 			}
@@ -211,7 +210,7 @@ func (c *Cluster) startContainerd(ctx context.Context, m machine.Machine) error 
 		return err
 	}
 	var images string
-	err = await(ctx, "containerd of "+m.Spec.Name, 30*time.Second, []*daemon{d}, func(context.Context) (err error) {
+	err = await(ctx, "containerd of "+m.Spec.Name, c.Wait, []*daemon{d}, func(context.Context) (err error) {
 		images, err = c.capture(m, nil, "ctr", "--address", render.ContainerdSocket, "--namespace", "k8s.io", "images", "list", "-q")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, images)
