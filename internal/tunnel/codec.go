@@ -1,5 +1,3 @@
-// Package tunnel carries TCP connections over gRPC streams, one stream a connection: opening with an answer, raw bytes, half-close, reset and
-// back-pressure. Data is never copied between the socket's buffer and the transport.
 package tunnel
 
 import (
@@ -10,12 +8,13 @@ import (
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
 // Frame is tunnelpb.Frame with its data in the transport's own buffers. Whoever holds a Frame owns a reference to its data and gives it
-// back with Free.
+// back with Free: the receiver of a frame, and its sender after SendMsg, whether that failed or not, since gRPC takes references of its own.
 type Frame struct {
 	Kind tunnelpb.Frame_Kind
 	Data mem.BufferSlice
@@ -105,7 +104,7 @@ func (f *Frame) decode(c *cursor) error {
 				return err
 			}
 		default:
-			if err := c.skip(tag & 7); err != nil {
+			if err := c.skip(tag>>3, tag&7); err != nil {
 				return err
 			}
 		}
@@ -155,6 +154,9 @@ func (c *cursor) take(n uint64, want bool) (mem.BufferSlice, error) {
 		}
 		size := min(n, uint64(c.rest[0].Len()-c.off))
 		if want {
+			if out == nil {
+				out = make(mem.BufferSlice, 0, len(c.rest))
+			}
 			out = append(out, c.rest[0].Slice(c.off, c.off+int(size)))
 		}
 		c.off += int(size)
@@ -164,7 +166,7 @@ func (c *cursor) take(n uint64, want bool) (mem.BufferSlice, error) {
 }
 
 // skip passes a field that this version does not know.
-func (c *cursor) skip(wireType uint64) error {
+func (c *cursor) skip(field, wireType uint64) error {
 	n := uint64(0)
 	var err error
 	switch wireType {
@@ -179,9 +181,25 @@ func (c *cursor) skip(wireType uint64) error {
 		}
 	case 5:
 		n = 4
-	default: // groups are not used here
-		return errMalformed
+	default:
+		return c.skipGroup(field, wireType)
 	}
 	_, err = c.take(n, false)
+	return err
+}
+
+// skipGroup passes a group, which only a peer with a stranger schema than ours would send: it may cost a copy.
+func (c *cursor) skipGroup(field, wireType uint64) error {
+	ahead := *c
+	rest, err := ahead.take(uint64(c.rest.Len()-c.off), true)
+	if err != nil {
+		return err
+	}
+	defer rest.Free()
+	n := protowire.ConsumeFieldValue(protowire.Number(field), protowire.Type(wireType), rest.Materialize())
+	if n < 0 {
+		return protowire.ParseError(n)
+	}
+	_, err = c.take(uint64(n), false)
 	return err
 }

@@ -1,17 +1,24 @@
+// Package tunnel carries TCP connections over gRPC streams, one stream a connection: opening with an answer, raw bytes, half-close, reset and
+// back-pressure. Data is never copied between the socket's buffer and the transport.
+//
+// The two ends of a tunnel are Conns, both over streams that gRPC clients made: Open makes the node agent's and Accept the laptop's. In between, the manager joins two server-side
+// streams with RecvOpen, SendOpen and Relay. Copy joins a Conn with a TCP connection.
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
-	"time"
 
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
@@ -34,16 +41,7 @@ func (e *ResetError) Error() string { return "tunnel reset: " + e.Reason }
 // Is makes a reset tunnel look like a reset TCP connection.
 func (e *ResetError) Is(target error) bool { return target == syscall.ECONNRESET }
 
-const (
-	// frameData bounds the data of one frame.
-	frameData = 64 << 10
-	// lingering bounds how long a closed tunnel waits for its peer before it is given up.
-	lingering = 30 * time.Second
-)
-
-var pool = mem.DefaultBufferPool()
-
-// Conn is one end of a tunnel over a client-side stream. Reading and writing may go on at the same time; several goroutines may write.
+// Conn is one end of a tunnel over a client-side stream. All methods may be called concurrently.
 type Conn struct {
 	stream Stream
 	cancel context.CancelFunc // ends the stream
@@ -52,32 +50,45 @@ type Conn struct {
 
 	frames chan Frame // from pump to Read; closed when the stream has nothing more
 	opened chan *tunnelpb.Opened
-	done   chan struct{} // closed by Reset and by the end of the stream
+	broken chan struct{} // closed when err is set
+	shut   chan struct{} // closed when nothing is to be read any more: by Close or Reset
+	ended  chan struct{} // closed when pump has ended
 
-	writing   sync.Mutex
-	finSent   bool
-	closeOnce sync.Once
+	writing       sync.Mutex   // around SendMsg, of which gRPC allows one at a time
+	sending       atomic.Int32 // calls of Write under way
+	timedOut      atomic.Bool  // a Write was cut short by its deadline
+	finSent       atomic.Bool
+	finReceived   atomic.Bool
+	writeDeadline *deadline
 
-	reading sync.Mutex
-	current mem.BufferSlice // what Read has not given out yet
-	eof     bool
-
-	mu           sync.Mutex
-	err          error // why the tunnel broke
+	reading      sync.Mutex
+	current      mem.BufferSlice // what Read has not given out yet
+	eof          bool
 	readDeadline *deadline
-	closed       bool
+
+	mu     sync.Mutex
+	err    error // why the tunnel broke
+	closed bool
+	reset  bool
 }
+
+var (
+	_ net.Conn      = (*Conn)(nil)
+	_ io.WriterTo   = (*Conn)(nil)
+	_ io.ReaderFrom = (*Conn)(nil)
+)
 
 // Option changes how a Conn is made.
 type Option func(*Conn)
 
-// OnClose gives the function that cancels the stream's context. Without it a Conn that is reset or closed early lives on until its peer ends it.
+// OnClose gives the function that cancels the stream's context. It is called when the stream has ended, or has to. Without it a Conn
+// that is reset or closed early lives on until its peer ends it, and so does a Write that the peer holds back.
 func OnClose(cancel context.CancelFunc) Option { return func(c *Conn) { c.cancel = cancel } }
 
 // Open starts a tunnel: it sends OPEN and waits for nothing. Data may be written at once; whether it arrives is what Opened tells.
 func Open(s Stream, open *tunnelpb.Open, options ...Option) (*Conn, error) {
 	c := newConn(s, options)
-	c.local, c.remote = addr(open.GetRemoteAddr()), addr(open.GetInterceptNamespace()+"/"+open.GetInterceptName())
+	c.local, c.remote = address(open.GetRemoteAddr()), address(open.GetLocalAddr())
 	if err := SendOpen(s, open); err != nil {
 		c.cancel()
 		return nil, fmt.Errorf("open tunnel: %w", err)
@@ -94,7 +105,7 @@ func Accept(s Stream, options ...Option) (*tunnelpb.Open, *Conn, error) {
 		c.cancel()
 		return nil, nil, fmt.Errorf("accept tunnel: %w", err)
 	}
-	c.local, c.remote = addr(open.GetLocalAddr()), addr(open.GetRemoteAddr())
+	c.local, c.remote = address(open.GetLocalAddr()), address(open.GetRemoteAddr())
 	go c.pump()
 	return open, c, nil
 }
@@ -102,42 +113,38 @@ func Accept(s Stream, options ...Option) (*tunnelpb.Open, *Conn, error) {
 func newConn(s Stream, options []Option) *Conn {
 	c := &Conn{
 		stream: s, cancel: func() {},
-		frames: make(chan Frame, 1), opened: make(chan *tunnelpb.Opened, 1), done: make(chan struct{}),
-		readDeadline: newDeadline(),
+		frames: make(chan Frame, 1), opened: make(chan *tunnelpb.Opened, 1),
+		broken: make(chan struct{}), shut: make(chan struct{}), ended: make(chan struct{}),
 	}
+	c.readDeadline = newDeadline(nil)
+	c.writeDeadline = newDeadline(c.writeTimeout)
 	for _, o := range options {
 		o(c)
 	}
 	return c
 }
 
-// pump takes frames off the stream. One frame waits in the channel; behind it gRPC's flow control holds the peer back.
+// pump takes frames off the stream until it ends. One frame waits in the channel; behind it gRPC's flow control holds the peer back.
 func (c *Conn) pump() {
+	defer close(c.ended)
+	defer c.cancel()
 	defer close(c.frames)
 	for {
 		var f Frame
 		if err := c.stream.RecvMsg(&f); err != nil {
-			if err == io.EOF {
-				err = errors.New("the other side ended it early")
-			}
-			c.fail(err.Error())
+			c.streamEnded(err)
 			return
 		}
 		switch f.Kind {
 		case tunnelpb.Frame_DATA:
-			select {
-			case c.frames <- f:
-			case <-c.done:
-				f.Free()
-				return
-			}
+			c.deliver(f)
 		case tunnelpb.Frame_OPENED:
 			answer := new(tunnelpb.Opened)
 			err := proto.Unmarshal(f.Data.Materialize(), answer)
 			f.Free()
 			if err != nil {
-				c.fail("malformed OPENED")
-				return
+				c.Reset("malformed OPENED")
+				continue
 			}
 			select {
 			case c.opened <- answer:
@@ -145,8 +152,9 @@ func (c *Conn) pump() {
 			}
 		case tunnelpb.Frame_FIN:
 			f.Free()
-			c.drain()
-			return
+			if !c.finReceived.Swap(true) {
+				c.deliver(Frame{Kind: tunnelpb.Frame_FIN})
+			}
 		case tunnelpb.Frame_RESET:
 			reason := string(f.Data.Materialize())
 			f.Free()
@@ -158,51 +166,68 @@ func (c *Conn) pump() {
 	}
 }
 
-// drain follows the peer's FIN: Read sees the end at once, and the stream is watched for the peer's RESET or the clean end.
-func (c *Conn) drain() {
-	select {
-	case c.frames <- Frame{Kind: tunnelpb.Frame_FIN}:
-	case <-c.done:
+// streamEnded is told how the stream ended. After FIN in both directions the handler of its server returns, which is the good end.
+func (c *Conn) streamEnded(err error) {
+	switch {
+	case c.finReceived.Load() && c.finSent.Load():
+	case err == io.EOF:
+		c.fail("the other side ended it early")
+	default:
+		c.fail(status.Convert(err).Message())
+	}
+}
+
+// deliver gives a frame to the reader.
+func (c *Conn) deliver(f Frame) {
+	data := f.Kind == tunnelpb.Frame_DATA
+	if data && (f.Data.Len() == 0 || c.finReceived.Load()) {
+		f.Free()
 		return
 	}
-	for {
-		var f Frame
-		err := c.stream.RecvMsg(&f)
-		f.Free()
-		switch {
-		case err == io.EOF && c.finished():
-			c.cancel()
-			return
-		case err != nil:
-			c.fail(err.Error())
-			return
-		case f.Kind == tunnelpb.Frame_RESET:
-			c.fail("by the other side")
-			return
+	select {
+	case c.frames <- f:
+		select {
+		case <-c.shut:
+			data = c.dropFrame()
+		default:
+			data = false
 		}
+	case <-c.shut:
+		f.Free()
+	}
+	if data {
+		c.Reset("data arrived after the reader had closed")
 	}
 }
 
-func (c *Conn) finished() bool {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	return c.finSent
+// dropFrame takes away a frame that waits for a reader who will not come, and reports whether it was data.
+func (c *Conn) dropFrame() (data bool) {
+	select {
+	case f := <-c.frames:
+		f.Free()
+		return f.Kind == tunnelpb.Frame_DATA && f.Data != nil
+	default:
+		return false
+	}
 }
 
-// fail marks the tunnel as broken and ends the stream; the first reason stays.
+// fail marks the tunnel as broken; the first reason stays.
 func (c *Conn) fail(reason string) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.err == nil {
 		c.err = &ResetError{Reason: reason}
-		close(c.done)
+		close(c.broken)
 	}
-	c.mu.Unlock()
-	c.cancel()
 }
 
-func (c *Conn) broken() error {
+// failure is why the connection cannot be used any more, or nil.
+func (c *Conn) failure() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed && !c.reset {
+		return net.ErrClosed
+	}
 	return c.err
 }
 
@@ -211,220 +236,50 @@ func (c *Conn) Opened(ctx context.Context) (*tunnelpb.Opened, error) {
 	select {
 	case answer := <-c.opened:
 		return answer, nil
-	default:
+	case <-c.ended:
+	case <-c.broken:
+	case <-c.shut:
+	case <-ctx.Done():
 	}
 	select {
-	case answer := <-c.opened:
+	case answer := <-c.opened: // it came just before the end
 		return answer, nil
-	case <-c.done:
-		select {
-		case answer := <-c.opened: // it came just before the end
-			return answer, nil
-		default:
-			return nil, c.broken()
-		}
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for the laptop to answer: %w", ctx.Err())
+	default:
 	}
+	err := cmp.Or(c.failure(), ctx.Err(), errUnanswered)
+	return nil, fmt.Errorf("wait for the laptop to answer: %w", err)
 }
 
 // Answer sends OPENED.
 func (c *Conn) Answer(result tunnelpb.Opened_Result, message string) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
+	if err := c.failure(); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
 	return SendOpened(c.stream, result, message)
 }
 
-// Read gives io.EOF after the peer's FIN and a *ResetError after a reset.
-func (c *Conn) Read(p []byte) (int, error) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if len(p) == 0 {
-		return 0, nil
-	}
-	if err := c.fill(); err != nil {
-		return 0, err
-	}
-	n := 0
-	for n < len(p) && len(c.current) > 0 {
-		m, rest := mem.ReadUnsafe(p[n:], c.current[0])
-		n += m
-		if rest == nil || rest.Len() == 0 {
-			c.current = c.current[1:]
-		} else {
-			c.current[0] = rest
-		}
-	}
-	return n, nil
-}
+// LocalAddr is the client's address on the end that opened, and the pod's on the other.
+func (c *Conn) LocalAddr() net.Addr { return c.local }
 
-// fill waits until c.current holds data.
-func (c *Conn) fill() error {
-	for len(c.current) == 0 {
-		if c.eof {
-			return io.EOF
-		}
-		if err := c.closedErr(); err != nil {
-			return err
-		}
-		select {
-		case f, ok := <-c.frames:
-			switch {
-			case !ok:
-				return c.broken()
-			case f.Kind == tunnelpb.Frame_FIN:
-				c.eof = true
-			default:
-				c.current = f.Data
-			}
-		case <-c.readDeadline.passed():
-			return os.ErrDeadlineExceeded
-		}
-	}
-	return nil
-}
-
-func (c *Conn) closedErr() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return net.ErrClosed
-	}
-	return nil
-}
-
-// WriteTo writes everything up to the peer's FIN to w, without copying.
-func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	var total int64
-	for {
-		if err := c.fill(); err != nil {
-			if err == io.EOF {
-				err = nil
-			}
-			return total, err
-		}
-		for len(c.current) > 0 {
-			n, err := w.Write(c.current[0].ReadOnlyData())
-			total += int64(n)
-			c.current[0].Free()
-			c.current = c.current[1:]
-			if err != nil {
-				return total, err
-			}
-		}
-	}
-}
-
-// Write copies p once, since the transport may send it after Write has returned.
-func (c *Conn) Write(p []byte) (int, error) {
-	written := 0
-	for len(p) > 0 {
-		n := min(len(p), frameData)
-		if err := c.send(mem.Copy(p[:n], pool)); err != nil {
-			return written, err
-		}
-		written += n
-		p = p[n:]
-	}
-	return written, nil
-}
-
-// send sends one buffer, which it takes over.
-func (c *Conn) send(b mem.Buffer) error {
-	defer b.Free()
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	if c.finSent {
-		return fmt.Errorf("write to tunnel: %w", net.ErrClosed)
-	}
-	if err := c.stream.SendMsg(&Frame{Data: mem.BufferSlice{b}}); err != nil {
-		if broken := c.broken(); broken != nil {
-			return broken
-		}
-		return &ResetError{Reason: err.Error()}
-	}
-	return nil
-}
-
-// CloseWrite sends FIN: no more data from here.
-func (c *Conn) CloseWrite() error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	if c.finSent {
-		return nil
-	}
-	c.finSent = true
-	if err := c.stream.SendMsg(&Frame{Kind: tunnelpb.Frame_FIN}); err != nil {
-		if broken := c.broken(); broken != nil {
-			return broken
-		}
-		return &ResetError{Reason: err.Error()}
-	}
-	return nil
-}
-
-// Reset ends both directions at once. The peer sees a reset: the cancelled stream says it.
-func (c *Conn) Reset(reason string) { c.fail(reason) }
-
-// Close ends the tunnel as close(2) does a connection: FIN if none was sent, nobody reads any more, and data that still comes resets it.
-func (c *Conn) Close() error {
-	c.closeOnce.Do(func() {
-		c.mu.Lock()
-		c.closed = true
-		c.mu.Unlock()
-		c.readDeadline.set(time.Unix(1, 0)) // wake a Read that waits
-		_ = c.CloseWrite()
-		go c.linger()
-	})
-	return nil
-}
-
-// linger lets the FIN get through before the stream is cancelled.
-func (c *Conn) linger() {
-	timer := time.NewTimer(lingering)
-	defer timer.Stop()
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if len(c.current) > 0 {
-		c.current.Free()
-		c.current = nil
-		c.fail("closed with unread data")
-	}
-	for {
-		select {
-		case f, ok := <-c.frames:
-			if !ok {
-				return
-			}
-			if f.Kind != tunnelpb.Frame_FIN {
-				f.Free()
-				c.fail("closed with unread data")
-			}
-		case <-timer.C:
-			c.fail("closed, and the other side did not close")
-		}
-	}
-}
-
-// LocalAddr and RemoteAddr name the ends as OPEN did.
-func (c *Conn) LocalAddr() net.Addr  { return c.local }
+// RemoteAddr is the pod's address on the end that opened, and the client's on the other.
 func (c *Conn) RemoteAddr() net.Addr { return c.remote }
 
-// SetDeadline is SetReadDeadline: writes wait for as long as the peer holds them back, or until Reset.
-func (c *Conn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
-
-// SetReadDeadline makes Read return os.ErrDeadlineExceeded from then on.
-func (c *Conn) SetReadDeadline(t time.Time) error {
-	c.readDeadline.set(t)
-	return nil
-}
-
-// SetWriteDeadline is not supported.
-func (c *Conn) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
-
+// addr is an address that OPEN gave in another form than "ip:port".
 type addr string
 
 func (addr) Network() string  { return "tunnel" }
 func (a addr) String() string { return string(a) }
+
+func address(s string) net.Addr {
+	if ap, err := netip.ParseAddrPort(s); err == nil {
+		return net.TCPAddrFromAddrPort(ap)
+	}
+	return addr(s)
+}
+
+var (
+	errFinished   = errors.New("write after CloseWrite")
+	errUnanswered = errors.New("it has closed instead")
+)

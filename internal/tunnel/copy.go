@@ -1,83 +1,98 @@
 package tunnel
 
 import (
-	"errors"
-	"io"
 	"net"
-
-	"google.golang.org/grpc/mem"
+	"sync"
+	"time"
 )
+
+// drainPatience is how long what arrived before the tunnel broke may take to be written to a TCP connection.
+var drainPatience = time.Second
 
 // Copy joins a TCP connection and a tunnel in both directions: half-close, reset and back-pressure pass from one to the other. It returns, with
-// both closed, when both directions have ended; the counts are in bytes.
+// both closed, when both directions have ended; the counts are in bytes, and the error is that of the side that broke first.
 func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
-	ended := make(chan error, 1)
-	go func() {
-		var err error
-		fromTunnel, err = t.WriteTo(tcp)
-		if err == nil {
-			err = tcp.CloseWrite()
-		}
-		if err != nil {
-			reset(tcp, t, err)
-		}
-		ended <- err
-	}()
-	toTunnel, err = t.ReadFrom(tcp)
-	if err == nil {
-		err = t.CloseWrite()
-	}
-	if err != nil {
-		reset(tcp, t, err)
-	}
-	if other := <-ended; err == nil || (other != nil && errors.Is(err, net.ErrClosed)) {
-		err = other
-	}
+	j := &joint{tcp: tcp, t: t, over: make(chan struct{})}
+	var both, watch sync.WaitGroup
+	both.Go(func() { toTunnel = j.up() })
+	both.Go(func() { fromTunnel = j.down() })
+	watch.Go(j.watch)
+	both.Wait()
+	close(j.over)
+	watch.Wait()
 	_ = tcp.Close()
 	_ = t.Close()
-	return toTunnel, fromTunnel, err
+	return toTunnel, fromTunnel, j.err
 }
 
-// reset carries an error of either side to both.
-func reset(tcp *net.TCPConn, t *Conn, err error) {
+// joint is a TCP connection and a tunnel that are joined.
+type joint struct {
+	tcp  *net.TCPConn
+	t    *Conn
+	over chan struct{}
+	once sync.Once
+	err  error // set before either side is reset
+}
+
+// breaks remembers the first error.
+func (j *joint) breaks(err error) { j.once.Do(func() { j.err = err }) }
+
+// up passes what the TCP connection gives to the tunnel.
+func (j *joint) up() int64 {
+	n, readErr, writeErr := j.t.readFrom(j.tcp)
+	if readErr == nil && writeErr == nil {
+		writeErr = j.t.CloseWrite()
+	}
+	switch {
+	case readErr != nil:
+		j.breaks(readErr)
+		j.t.Reset(readErr.Error())
+	case writeErr != nil:
+		// The tunnel is gone; down passes on what had arrived before, and ends with a better reason.
+	}
+	return n
+}
+
+// down passes what the tunnel gives to the TCP connection.
+func (j *joint) down() int64 {
+	n, readErr, writeErr := j.t.writeTo(j.tcp)
+	if readErr == nil && writeErr == nil {
+		writeErr = j.tcp.CloseWrite()
+	}
+	switch {
+	case readErr != nil:
+		j.breaks(readErr)
+		abort(j.tcp)
+	case writeErr != nil:
+		j.breaks(writeErr)
+		j.t.Reset(writeErr.Error())
+		abort(j.tcp)
+	}
+	return n
+}
+
+// watch resets the TCP connection when the tunnel is gone and the peer does not take what has arrived, which no write would tell.
+func (j *joint) watch() {
+	select {
+	case <-j.t.broken:
+		select {
+		case <-j.t.shut: // this end did it
+		case <-time.After(drainPatience):
+		case <-j.over:
+			return
+		}
+	case <-j.t.shut:
+	case <-j.over:
+		return
+	}
+	if err := j.t.failure(); err != nil {
+		j.breaks(err)
+	}
+	abort(j.tcp)
+}
+
+// abort makes the kernel send RST instead of FIN.
+func abort(tcp *net.TCPConn) {
 	_ = tcp.SetLinger(0)
 	_ = tcp.Close()
-	t.Reset(err.Error())
-}
-
-// Sizes of the buffers that a socket is read into: the large one while data streams, the small one while a connection idles.
-const (
-	smallRead = 4 << 10
-	largeRead = frameData
-)
-
-// ReadFrom sends everything that r gives, up to its end, without copying. It does not send FIN.
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	var total int64
-	size := smallRead
-	for {
-		buf := pool.Get(size)
-		n, err := r.Read((*buf)[:size])
-		if n > 0 {
-			total += int64(n)
-			data := (*buf)[:n]
-			*buf = data
-			if sendErr := c.send(mem.NewBuffer(buf, pool)); sendErr != nil {
-				return total, sendErr
-			}
-		} else {
-			pool.Put(buf)
-		}
-		if err == io.EOF {
-			return total, nil
-		}
-		if err != nil {
-			return total, err
-		}
-		if n == size {
-			size = largeRead
-		} else if n < smallRead/2 {
-			size = smallRead
-		}
-	}
 }

@@ -7,12 +7,18 @@ import (
 
 // deadline is a point in time that can be moved while others wait for it.
 type deadline struct {
-	mu    sync.Mutex
-	timer *time.Timer
-	past  chan struct{} // closed once the deadline has passed
+	onPast func() // called when it has passed; may be nil
+	mu     sync.Mutex
+	timer  *time.Timer
+	past   chan struct{} // closed once the deadline has passed
 }
 
-func newDeadline() *deadline { return &deadline{past: make(chan struct{})} }
+func newDeadline(onPast func()) *deadline {
+	if onPast == nil {
+		onPast = func() {}
+	}
+	return &deadline{onPast: onPast, past: make(chan struct{})}
+}
 
 func (d *deadline) passed() <-chan struct{} {
 	d.mu.Lock()
@@ -36,10 +42,14 @@ func (d *deadline) set(t time.Time) {
 	if t.IsZero() {
 		return
 	}
+	past := d.past
 	if wait := time.Until(t); wait > 0 {
-		past := d.past
-		d.timer = time.AfterFunc(wait, func() { close(past) })
+		d.timer = time.AfterFunc(wait, func() {
+			close(past)
+			d.onPast()
+		})
 	} else {
-		close(d.past)
+		close(past)
+		d.onPast()
 	}
 }

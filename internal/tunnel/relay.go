@@ -3,8 +3,12 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
@@ -45,48 +49,83 @@ func sendMessage(s Stream, kind tunnelpb.Frame_Kind, m proto.Message) error {
 	return s.SendMsg(&Frame{Kind: kind, Data: mem.BufferSlice{mem.SliceBuffer(body)}})
 }
 
-// Relay passes frames between two streams as they are. It returns nil when both directions have ended with FIN, and otherwise an error as
-// soon as either stream ends or sends RESET. Both streams' RPC handlers must return after it: that is what ends the other stream, and with it the goroutine
-// that may still be reading there.
+// relayPatience is how long a stream may take the news that the other one is gone. If it holds them back, the end of its RPC says it.
+const relayPatience = 500 * time.Millisecond
+
+// Relay passes frames between two server-side streams as they are. It returns nil when both directions have ended with FIN, and otherwise an error
+// as soon as either stream ends or sends RESET; the other one has got RESET then, if it takes anything. Both streams' RPC handlers must return
+// after it, with that error: that is what ends the streams, and with them the goroutines that may still use them. What was passed on before
+// is still delivered, ahead of the end of the RPC.
 func Relay(a, b Stream) error {
-	ended := make(chan error, 2)
-	go func() { ended <- forward(a, b) }()
-	go func() { ended <- forward(b, a) }()
-	for range 2 {
+	r := &relay{fins: make(chan struct{}, 2), ends: make(chan error, 2)}
+	go r.forward(a, b, &r.aToB, &r.bToA)
+	go r.forward(b, a, &r.bToA, &r.aToB)
+	aGone, bGone := a.Context().Done(), b.Context().Done()
+	var patience <-chan time.Time
+	for fins, ends := 0, 0; ; {
 		select {
-		case err := <-ended:
-			if err != nil {
+		case <-r.fins:
+			if fins++; fins == 2 {
+				return nil
+			}
+		case err := <-r.ends:
+			// When the receiving stream of a direction breaks, the other direction finds that out as well, and tells the sender.
+			if ends++; ends == 2 || !errors.Is(err, errSend) {
 				return err
 			}
-		case <-a.Context().Done():
-			return errors.Join(errGone, a.Context().Err())
-		case <-b.Context().Done():
-			return errors.Join(errGone, b.Context().Err())
+			patience = time.After(relayPatience)
+		// Usually the direction that receives from there tells; but it may be held back by the other stream.
+		case <-aGone:
+			aGone, patience = nil, time.After(relayPatience)
+		case <-bGone:
+			bGone, patience = nil, time.After(relayPatience)
+		case <-patience:
+			return errGone
 		}
 	}
-	return nil
 }
 
-var errGone = errors.New("one end of the tunnel is gone")
+var (
+	errGone = errors.New("one end of the tunnel is gone")
+	errSend = errors.New("write to one end of the tunnel")
+)
 
-// forward passes one direction's frames until FIN (nil) or RESET.
-func forward(from, to Stream) error {
+type relay struct {
+	fins       chan struct{} // a direction has passed on FIN
+	ends       chan error    // a direction cannot go on
+	aToB, bToA atomic.Bool   // FIN was passed on
+}
+
+// forward passes one direction's frames, until the stream ends or sends RESET: that may also come after FIN.
+func (r *relay) forward(from, to Stream, fin, otherFin *atomic.Bool) {
 	for {
 		var f Frame
 		if err := from.RecvMsg(&f); err != nil {
-			return fmt.Errorf("read from one end of the tunnel: %w", err)
+			if fin.Load() && otherFin.Load() {
+				return
+			}
+			reason := "the other end ended it early"
+			if err != io.EOF {
+				reason = "the other end is gone: " + status.Convert(err).Message()
+			}
+			_ = to.SendMsg(&Frame{Kind: tunnelpb.Frame_RESET, Data: mem.BufferSlice{mem.SliceBuffer(reason)}})
+			r.ends <- fmt.Errorf("read from one end of the tunnel: %w", err)
+			return
 		}
 		kind := f.Kind
-		err := to.SendMsg(&f)
-		f.Free()
-		if err != nil {
-			return fmt.Errorf("write to the other end of the tunnel: %w", err)
+		if err := to.SendMsg(&f); err != nil {
+			f.Free()
+			r.ends <- fmt.Errorf("%w: %w", errSend, err)
+			return
 		}
-		switch kind {
-		case tunnelpb.Frame_FIN:
-			return nil
-		case tunnelpb.Frame_RESET:
-			return &ResetError{Reason: "reset by one end"}
+		if kind == tunnelpb.Frame_RESET {
+			r.ends <- &ResetError{Reason: string(f.Data.Materialize())}
+			f.Free()
+			return
+		}
+		f.Free()
+		if kind == tunnelpb.Frame_FIN && !fin.Swap(true) {
+			r.fins <- struct{}{}
 		}
 	}
 }
