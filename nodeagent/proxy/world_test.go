@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/internal/tunnel"
@@ -40,9 +41,9 @@ type world struct {
 	laptop *laptop
 }
 
-// laptop answers tunnels by connecting to a local address.
+// laptop answers tunnels by connecting to a local address. Both its end and the node agent's are clients of one gRPC server, as they are
+// of the manager.
 type laptop struct {
-	agentpb.UnimplementedAgentsServer
 	mu     sync.Mutex
 	local  string                                      // the local process
 	answer func(*tunnelpb.Open) tunnelpb.Opened_Result // nil: OK
@@ -50,7 +51,7 @@ type laptop struct {
 	gone   bool                                        // there is no manager
 	opens  int
 	conns  []*tunnel.Conn
-	client agentpb.AgentsClient
+	agents agentpb.AgentsClient
 }
 
 func (l *laptop) set(f func(*laptop)) {
@@ -76,14 +77,60 @@ func (l *laptop) opened() int {
 	return l.opens
 }
 
-// Tunnel is the laptop's end; the manager in between is left out.
-func (l *laptop) Tunnel(s grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
-	ctx, cancel := context.WithCancel(s.Context())
-	defer cancel()
-	open, c, err := tunnel.Accept(s, tunnel.OnClose(cancel))
+// manager is as much of one as tunnels need.
+type manager struct {
+	agentpb.UnimplementedAgentsServer
+	clientpb.UnimplementedClientsServer
+	parked chan parked
+}
+
+type parked struct {
+	stream tunnel.Stream
+	done   chan error
+}
+
+func (m *manager) Accept(s grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	p := parked{s, make(chan error, 1)}
+	select {
+	case m.parked <- p:
+		return <-p.done
+	case <-s.Context().Done():
+		return nil
+	}
+}
+
+func (m *manager) Tunnel(s grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	open, err := tunnel.RecvOpen(s)
 	if err != nil {
 		return err
 	}
+	p := <-m.parked
+	err = tunnel.SendOpen(p.stream, open)
+	if err == nil {
+		err = tunnel.Relay(s, p.stream)
+	}
+	p.done <- err
+	return err
+}
+
+// accept serves one parked stream after another.
+func (l *laptop) accept(ctx context.Context, clients clientpb.ClientsClient) {
+	for {
+		sctx, cancel := context.WithCancel(ctx)
+		s, err := clients.Accept(sctx)
+		if err != nil {
+			cancel()
+			return
+		}
+		open, c, err := tunnel.Accept(s, tunnel.OnClose(cancel))
+		if err != nil {
+			return
+		}
+		go l.deliver(ctx, open, c)
+	}
+}
+
+func (l *laptop) deliver(ctx context.Context, open *tunnelpb.Open, c *tunnel.Conn) {
 	l.mu.Lock()
 	l.opens++
 	l.conns = append(l.conns, c)
@@ -93,25 +140,26 @@ func (l *laptop) Tunnel(s grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Fram
 		select {
 		case <-delay:
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
+	result, message := tunnelpb.Opened_OK, ""
 	if answer != nil {
-		if r := answer(open); r != tunnelpb.Opened_OK {
-			c.Answer(r, "told so by the test")
-			<-ctx.Done()
-			return nil
+		result, message = answer(open), "told so by the test"
+	}
+	var tcp net.Conn
+	if result == tunnelpb.Opened_OK {
+		var err error
+		if tcp, err = net.Dial("tcp", local); err != nil {
+			result, message = tunnelpb.Opened_REFUSED, err.Error()
 		}
 	}
-	tcp, err := net.Dial("tcp", local)
-	if err != nil {
-		c.Answer(tunnelpb.Opened_REFUSED, err.Error())
-		<-ctx.Done()
-		return nil
+	c.Answer(result, message)
+	if result == tunnelpb.Opened_OK {
+		tunnel.Copy(tcp.(*net.TCPConn), c)
+		return
 	}
-	c.Answer(tunnelpb.Opened_OK, "")
-	_, _, err = tunnel.Copy(tcp.(*net.TCPConn), c)
-	return err
+	c.Close()
 }
 
 // Open implements Tunnels.
@@ -123,7 +171,7 @@ func (l *laptop) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, e
 		return nil, errors.New("no connection to the manager")
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s, err := l.client.Tunnel(ctx)
+	s, err := l.agents.Tunnel(ctx)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -132,19 +180,32 @@ func (l *laptop) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, e
 }
 
 func newLaptop(t testing.TB) *laptop {
-	l := &laptop{}
+	l, m := &laptop{}, &manager{parked: make(chan parked)}
 	pipe := bufconn.Listen(1 << 20)
 	server := grpc.NewServer(tunnel.ServerOptions()...)
-	agentpb.RegisterAgentsServer(server, l)
+	agentpb.RegisterAgentsServer(server, m)
+	clientpb.RegisterClientsServer(server, m)
 	go server.Serve(pipe)
-	cc, err := grpc.NewClient("passthrough:laptop", append(tunnel.DialOptions(),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))...)
-	require.NoError(t, err)
-	l.client = agentpb.NewAgentsClient(cc)
+	dial := func() *grpc.ClientConn {
+		cc, err := grpc.NewClient("passthrough:manager", append(tunnel.DialOptions(),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
+			grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+		require.NoError(t, err)
+		return cc
+	}
+	agent, client := dial(), dial()
+	l.agents = agentpb.NewAgentsClient(agent)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { l.accept(ctx, clientpb.NewClientsClient(client)) })
+	}
 	t.Cleanup(func() {
-		cc.Close()
+		cancel()
+		agent.Close()
+		client.Close()
 		server.Stop()
+		wg.Wait()
 	})
 	return l
 }

@@ -130,10 +130,11 @@ func (r *Router) passBody(rest *http1.Rest) error {
 	r.mu.Lock()
 	app := r.turn
 	r.mu.Unlock()
-	srcErr, dstErr, doubt := copyBody(app, r.Client, &r.in, rest)
-	r.mu.Lock()
-	app.open = false
-	r.mu.Unlock()
+	srcErr, dstErr, doubt := copyBody(app, r.Client, &r.in, rest, func() {
+		r.mu.Lock()
+		app.open = false
+		r.mu.Unlock()
+	})
 	switch {
 	case doubt != nil:
 		return r.turnRaw(doubt)

@@ -121,7 +121,7 @@ func (p *peer) body(rest http1.Rest) (ok bool) {
 			if !p.write() {
 				return false
 			}
-			srcErr, dstErr, doubt := copyBody(p.r.Client, p, &p.buf, &rest)
+			srcErr, dstErr, doubt := copyBody(p.r.Client, p, &p.buf, &rest, nil)
 			switch {
 			case dstErr != nil:
 				p.clientBroke()
@@ -305,11 +305,12 @@ func (p *peer) peerEnded(err error) {
 	p.appEnded(err)
 }
 
-// copyBody passes a body on. After a doubt, the bytes that were not passed on are in b.
-func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest) (srcErr, dstErr, doubt error) {
+// copyBody passes a body on. last, unless it is nil, is called before the piece that ends it is written. After a doubt, the bytes that
+// were not passed on are in b.
+func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest, last func()) (srcErr, dstErr, doubt error) {
 	for !rest.Done() {
 		if b.Len() == 0 {
-			if n := rest.Data(); n > 0 {
+			if n := rest.Data() - 1; n >= stream.Worth { // the last byte is left for the end to be seen
 				srcErr, dstErr = stream.CopyN(dst, src, b, n)
 				if srcErr != nil || dstErr != nil {
 					return srcErr, dstErr, nil
@@ -321,9 +322,12 @@ func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest) (srcEr
 				return srcErr, nil, nil
 			}
 		}
-		n, _, doubt := rest.Scan(b.Bytes())
+		n, done, doubt := rest.Scan(b.Bytes())
 		if doubt != nil {
 			return nil, nil, doubt
+		}
+		if done && last != nil {
+			last()
 		}
 		if _, dstErr = dst.Write(b.Bytes()[:n]); dstErr != nil {
 			return nil, dstErr, nil

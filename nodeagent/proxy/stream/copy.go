@@ -1,17 +1,15 @@
 package stream
 
-// Worth splicing is at least this many bytes: below it, reading and writing them costs less.
-const spliceFrom = 64 << 10
+// Worth is how many bytes CopyN pays for. Fewer are better read and written.
+const Worth = 64 << 10
 
 // CopyN passes n bytes from src to dst. Either error may be set, and tells whose it is; both are nil only when all n were passed.
 // b is for the bytes on their way; it must be empty, and may afterwards hold bytes that came behind the n.
 func CopyN(dst, src Duplex, b *Buffer, n int64) (srcErr, dstErr error) {
+	if s := spliceable(dst, src); s != nil {
+		return s.exactly(n)
+	}
 	for n > 0 {
-		if n >= spliceFrom {
-			if s := spliceable(dst, src); s != nil {
-				return s.exactly(n)
-			}
-		}
 		if srcErr = src.Fill(b); srcErr != nil {
 			return srcErr, nil
 		}
