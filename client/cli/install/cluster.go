@@ -11,13 +11,12 @@ import (
 
 	"github.com/spf13/pflag"
 	"helm.sh/helm/v3/pkg/action"
+	"helm.sh/helm/v3/pkg/cli/values"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-
-	"helm.sh/helm/v3/pkg/cli/values"
 )
 
 const (
@@ -27,6 +26,8 @@ const (
 	selector = "app.kubernetes.io/name=sidestep"
 	// dialPatience is how long a cluster may take to answer at all.
 	dialPatience = 10 * time.Second
+	// requestPatience is how long one request may take, unless --request-timeout says so.
+	requestPatience = 30 * time.Second
 )
 
 // Options say which cluster and which namespace of it.
@@ -104,6 +105,9 @@ func configFlags(o Options) *genericclioptions.ConfigFlags {
 	config.WrapConfigFn = func(c *rest.Config) *rest.Config {
 		c.WarningHandler = rest.NoWarnings{}
 		c.QPS, c.Burst = 50, 300
+		if c.Timeout == 0 {
+			c.Timeout = requestPatience // no watch is made here
+		}
 		return c
 	}
 	set := pflag.NewFlagSet("", pflag.ContinueOnError)

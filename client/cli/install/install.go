@@ -91,10 +91,11 @@ func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configura
 	install.ReleaseName, install.Namespace = releaseName, c.namespace
 	install.SkipCRDs, install.DisableHooks, install.Timeout = true, s.NoHooks, s.Timeout
 	madeRelease = true
-	if _, err = install.RunWithContext(ctx, chrt, vals); err != nil {
+	// helm gets no context: it would go on in the background when that ends. It does not wait for pods and is done in a moment.
+	if _, err = install.Run(chrt, vals); err != nil {
 		return undo, rights(fmt.Errorf("install the chart: %w", err))
 	}
-	return undo, nil
+	return undo, ctx.Err()
 }
 
 // Upgrade brings the installation to this program's version.
@@ -121,7 +122,7 @@ func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
 	// Not helm's ReuseValues, which would also keep the old chart's defaults and miss the new chart's.
 	upgrade.ResetThenReuseValues = s.ReuseValues
 	upgrade.MaxHistory = 10
-	if _, err := upgrade.RunWithContext(ctx, releaseName, chrt, vals); err != nil {
+	if _, err := upgrade.Run(releaseName, chrt, vals); err != nil {
 		return rights(fmt.Errorf("upgrade the chart: %w", err))
 	}
 	if s.Wait {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"helm.sh/helm/v3/pkg/action"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"time"
 )
 
 // Uninstall removes the release and waits until its pods are gone: by then the node agents have taken everything off their nodes.
@@ -36,18 +36,8 @@ func (c *Cluster) uninstallRelease(ctx context.Context, helm *action.Configurati
 	uninstall := action.NewUninstall(helm)
 	uninstall.DisableHooks, uninstall.Timeout, uninstall.IgnoreNotFound = s.NoHooks, s.Timeout, true
 	uninstall.DeletionPropagation = "foreground"
-	done := make(chan error, 1)
-	go func() {
-		_, err := uninstall.Run(releaseName)
-		done <- err
-	}()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-done:
-		if err != nil {
-			return rights(fmt.Errorf("uninstall the chart: %w", err))
-		}
+	if _, err := uninstall.Run(releaseName); err != nil {
+		return rights(fmt.Errorf("uninstall the chart: %w", err))
 	}
 	return c.waitPodsGone(ctx, s)
 }
