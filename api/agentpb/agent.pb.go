@@ -836,8 +836,10 @@ type TargetReport struct {
 	InterceptUid string                 `protobuf:"bytes,3,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
 	// The datapath is in place, a connection through it was handed to the node agent, and, while the laptop is connected, a probe
 	// through the tunnel reached it.
-	Steering      bool   `protobuf:"varint,4,opt,name=steering,proto3" json:"steering,omitempty"`
-	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`          // why not
+	Steering bool   `protobuf:"varint,4,opt,name=steering,proto3" json:"steering,omitempty"`
+	Message  string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // why not
+	// The reason lasts: the pod can never be steered, or tries have failed for a while. Otherwise it is being worked on.
+	Failed        bool   `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
 	Connections   uint64 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"` // steered since the target was set up
 	Matched       uint64 `protobuf:"varint,7,opt,name=matched,proto3" json:"matched,omitempty"`         // connections (tcp) or requests (http) sent to the laptop for this intercept
 	Fallbacks     uint64 `protobuf:"varint,8,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`     // matched, but given to the app since the laptop could not take them
@@ -908,6 +910,13 @@ func (x *TargetReport) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *TargetReport) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
 }
 
 func (x *TargetReport) GetConnections() uint64 {
@@ -988,13 +997,14 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x05match\"_\n" +
 	"\x06Report\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x129\n" +
-	"\atargets\x18\x02 \x03(\v2\x1f.sidestep.agent.v1.TargetReportR\atargets\"\xf0\x01\n" +
+	"\atargets\x18\x02 \x03(\v2\x1f.sidestep.agent.v1.TargetReportR\atargets\"\x88\x02\n" +
 	"\fTargetReport\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
 	"\rintercept_uid\x18\x03 \x01(\tR\finterceptUid\x12\x1a\n" +
 	"\bsteering\x18\x04 \x01(\bR\bsteering\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\x12 \n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x16\n" +
+	"\x06failed\x18\t \x01(\bR\x06failed\x12 \n" +
 	"\vconnections\x18\x06 \x01(\x04R\vconnections\x12\x18\n" +
 	"\amatched\x18\a \x01(\x04R\amatched\x12\x1c\n" +
 	"\tfallbacks\x18\b \x01(\x04R\tfallbacks2\x9a\x01\n" +

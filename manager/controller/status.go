@@ -70,7 +70,7 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 		case !s.Steering:
 			pod.Message = s.Message
 		}
-		failed := s.Reported && !s.Steering && s.Message != ""
+		failed := s.Reported && !s.Steering && s.Failed
 		if !p.Ready {
 			if failed && p.DeletionTimestamp == nil {
 				cov.pods = append(cov.pods, pod)

@@ -28,6 +28,7 @@ type Stream struct {
 // verdict is what a node agent says of one placement.
 type verdict struct {
 	steering bool
+	failed   bool
 	message  string
 }
 
@@ -141,7 +142,7 @@ func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 func (s *Stream) Report(r *agentpb.Report) {
 	targets := make(map[ruleKey]verdict, len(r.Targets))
 	for _, t := range r.Targets {
-		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Message}
+		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message}
 	}
 	p := s.plan
 	p.mu.Lock()
@@ -172,7 +173,9 @@ type Steering struct {
 	// Reported: it has spoken about the placement as it is now.
 	Reported bool
 	Steering bool
-	Message  string
+	// Failed: it has given up for now; Message says why.
+	Failed  bool
+	Message string
 }
 
 func (s *Stream) steering(k ruleKey, r *placed) Steering {
@@ -181,7 +184,7 @@ func (s *Stream) steering(k ruleKey, r *placed) Steering {
 		return st
 	}
 	if v, ok := s.targets[k]; ok {
-		st.Reported, st.Steering, st.Message = true, v.steering, v.message
+		st.Reported, st.Steering, st.Failed, st.Message = true, v.steering, v.failed, v.message
 	}
 	return st
 }

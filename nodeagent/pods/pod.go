@@ -16,6 +16,8 @@ import (
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 5 * time.Second
+	// retryLasting is the pause from which on a problem is reported as one that lasts.
+	retryLasting = time.Second
 )
 
 // pod is one pod that is assigned or being let go.
@@ -29,6 +31,7 @@ type pod struct {
 	desired *agentpb.Pod // nil: let go
 	site    *site        // nil until opened; only run changes it
 	problem string       // why there is no site, or not all of it
+	lasting bool         // the problem is not one of setting up
 	done    bool         // tried to reach the desired state
 	status  status
 	asked   bool // probes are to be made at once
@@ -135,7 +138,7 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 		return p.letGo(want == nil)
 	}
 	err := p.establish(want)
-	p.settle(err)
+	p.settle(err, refusal(want) != nil || p.retry >= retryLasting)
 	if err == nil {
 		p.retry = 0
 		p.probe(want)
@@ -148,15 +151,16 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 	return p.retry, false
 }
 
-// settle notes the outcome of a try.
-func (p *pod) settle(err error) {
+// settle notes the outcome of a try, and whether a problem is likely to stay.
+func (p *pod) settle(err error, lasting bool) {
 	problem := ""
 	if err != nil {
 		problem = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 	p.mu.Lock()
-	differs := p.problem != problem || !p.done
-	p.problem, p.done = problem, true
+	lasting = lasting && err != nil
+	differs := p.problem != problem || p.lasting != lasting || !p.done
+	p.problem, p.lasting, p.done = problem, lasting, true
 	p.mu.Unlock()
 	if differs {
 		p.set.notify()
@@ -212,7 +216,7 @@ func (p *pod) open(want *agentpb.Pod) (*site, error) {
 
 // letGo gives new connections to the app, and closes the listeners when no more can be on their way to them.
 func (p *pod) letGo(forever bool) (pause time.Duration, gone bool) {
-	p.settle(nil)
+	p.settle(nil, false)
 	if p.site == nil {
 		return time.Hour, forever
 	}

@@ -14,6 +14,7 @@ import (
 const (
 	datapathPatience = time.Second     // nothing but this machine takes part
 	tunnelPatience   = 5 * time.Second // to the laptop and back
+	lastingFailures  = 3               // failed probes after which the failure is reported as one that lasts
 )
 
 // claim is an intercept's hold on a port; without intercept it is the datapath of the port.
@@ -61,11 +62,11 @@ func claims(t *agentpb.Target) map[claim]*agentpb.Rule {
 	return cs
 }
 
-// verdict says whether a rule works, or why not.
-func (s *status) verdict(port uint16, r *agentpb.Rule) (bool, string) {
+// verdict says whether a rule works, or why not and whether that is likely to stay.
+func (s *status) verdict(port uint16, r *agentpb.Rule) (steering, failed bool, message string) {
 	c := claim{port, r.GetInterceptUid()}
 	if why, ok := s.rejected[c]; ok {
-		return false, why
+		return false, true, why
 	}
 	needs := []claim{{port: port}}
 	if r.GetConnected() {
@@ -73,12 +74,12 @@ func (s *status) verdict(port uint16, r *agentpb.Rule) (bool, string) {
 	}
 	for _, c := range needs {
 		if why, ok := s.results[c]; !ok {
-			return false, "being probed"
+			return false, false, "being probed"
 		} else if why != "" {
-			return false, why
+			return false, s.failures >= lastingFailures, why
 		}
 	}
-	return true, ""
+	return true, false, ""
 }
 
 // report is the state of all the pod's rules.
@@ -89,14 +90,14 @@ func (p *pod) report() []*agentpb.TargetReport {
 	for _, t := range p.desired.GetTargets() {
 		port := uint16(t.GetPort())
 		for _, r := range t.GetRules() {
-			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem}
+			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem, Failed: p.lasting}
 			if p.site != nil {
 				stats := p.site.stats(port)
 				counted := stats.Intercepts[r.GetInterceptUid()]
 				tr.Connections, tr.Matched, tr.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
 			}
 			if p.problem == "" {
-				tr.Steering, tr.Message = p.status.verdict(port, r)
+				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)
 			}
 			reports = append(reports, tr)
 		}
@@ -141,7 +142,7 @@ func (p *pod) mend() {
 		return
 	}
 	if err := p.site.attach(); err != nil {
-		p.settle(err)
+		p.settle(err, true)
 		p.set.yield(err)
 	}
 }
@@ -181,7 +182,7 @@ func (p *pod) learn(s *site, c claim, why string) {
 	if why != "" {
 		p.status.failures++
 	}
-	if !known || before != why {
+	if !known || before != why || p.status.failures == lastingFailures {
 		p.set.notify()
 		if why != "" {
 			p.log.Warn("probe", "port", c.port, "intercept", c.intercept, "error", why)
