@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"sidestep.dev/sidestep/tests/cluster/internal/debian"
 	"sidestep.dev/sidestep/tests/cluster/internal/machine"
 	"sidestep.dev/sidestep/tests/cluster/internal/process"
 )
@@ -60,7 +61,7 @@ func (c *Cluster) ensure(m machine.Machine, args []string) (*daemon, error) {
 
 // daemonEnv keeps what the user has set for other purposes away from the daemons.
 func daemonEnv() []string {
-	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+	return []string{"PATH=" + debian.SearchPath(), "HOME=/root"}
 }
 
 // failure adds the end of a daemon's log to an error.

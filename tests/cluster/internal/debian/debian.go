@@ -19,30 +19,47 @@ const CNIPlugins = "/usr/lib/cni"
 
 // needed maps each file that must be there to the package that has it.
 var needed = map[string]string{
-	"containerd":                            "containerd",
-	"containerd-shim-runc-v2":               "containerd",
-	"ctr":                                   "containerd",
-	"runc":                                  "runc",
-	"iptables":                              "iptables",
-	"ip6tables":                             "iptables",
-	"conntrack":                             "conntrack",
-	"modprobe":                              "kmod",
-	"mount":                                 "mount",
-	filepath.Join(CNIPlugins, "ptp"):        "containernetworking-plugins",
-	filepath.Join(CNIPlugins, "host-local"): "containernetworking-plugins",
-	filepath.Join(CNIPlugins, "portmap"):    "containernetworking-plugins",
-	filepath.Join(CNIPlugins, "loopback"):   "containernetworking-plugins",
+	"containerd":               "containerd",
+	"containerd-shim-runc-v2":  "containerd",
+	"ctr":                      "containerd",
+	"runc":                     "runc",
+	"iptables":                 "iptables",
+	"ip6tables":                "iptables",
+	"conntrack":                "conntrack",
+	"modprobe":                 "kmod",
+	"mount":                    "mount",
+	CNIPlugins + "/ptp":        "containernetworking-plugins",
+	CNIPlugins + "/host-local": "containernetworking-plugins",
+	CNIPlugins + "/portmap":    "containernetworking-plugins",
+	CNIPlugins + "/loopback":   "containernetworking-plugins",
 }
 
+// programDirs are where the daemons look, whatever is in the user's PATH.
+var programDirs = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+
+// SearchPath is the PATH that finds what Install installs.
+func SearchPath() string { return strings.Join(programDirs, ":") }
+
 // Missing lists the packages to install.
-func Missing() []string {
+func Missing() []string { return missing(exists) }
+
+func missing(exists func(path string) bool) []string {
 	packages := map[string]bool{}
 	for file, name := range needed {
-		if _, err := exec.LookPath(file); err != nil {
+		found := exists(file)
+		if !filepath.IsAbs(file) {
+			found = slices.ContainsFunc(programDirs, func(dir string) bool { return exists(filepath.Join(dir, file)) })
+		}
+		if !found {
 			packages[name] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(packages))
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // Install installs packages.

@@ -124,8 +124,7 @@ func kubelet(p plan.Plan, _ plan.Node) object {
 		"featureGates":     object{"KubeletCrashLoopBackOffMax": true},
 		"crashLoopBackOff": object{"maxContainerRestartPeriod": "1s"},
 
-		"nodeStatusUpdateFrequency": "5s",
-		"logging":                   object{"flushFrequency": "1s"},
+		"logging": object{"flushFrequency": "1s"},
 	}
 }
 
