@@ -5,6 +5,29 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/home"
+	"sidestep.dev/sidestep/client/link"
+	"sidestep.dev/sidestep/client/session"
+	"sidestep.dev/sidestep/internal/version"
+)
+
+const (
+	// stopTimeout bounds how long calls may go on when the daemon ends.
+	stopTimeout = 2 * time.Second
+	// socketCheck is how often the daemon looks whether its socket is still there.
+	socketCheck = time.Second
 )
 
 // Options say where the daemon lives.
@@ -17,10 +40,96 @@ type Options struct {
 	LogFile string
 	// LogLevel is debug, info, warn or error; empty: info.
 	LogLevel string
+
+	// Timing of the link to the manager, and how its pods are reached; the zero values are right except in tests.
+	Timing  link.Timing
+	Forward link.Forward
 }
 
 // Run serves the socket until Quit is called, ctx ends, a SIGTERM or SIGINT comes, or the socket is removed. It returns nil at
 // once when another daemon serves the socket. Only Quit ends the session: after everything else the next daemon resumes it.
 func Run(ctx context.Context, o Options) error {
-	return errors.New("not yet")
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	socket, err := listen(ctx, o.Socket)
+	if errors.Is(err, errServed) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer socket.release()
+	log, closeLog, err := newLog(o)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	log.Info("daemon started", "version", version.Version, "pid", os.Getpid(), "socket", o.Socket)
+
+	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log, Timing: o.Timing, Forward: o.Forward})
+	s.resume()
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(4<<20),
+		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
+	)
+	daemonpb.RegisterDaemonServer(server, s)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(socket) }()
+	why, err := wait(ctx, socket, s.quit, served)
+	log.Info("daemon ends", "why", why)
+	shutdown(server)
+	s.close()
+	return err
+}
+
+// wait returns when the daemon is to end, and why.
+func wait(ctx context.Context, socket *endpoint, quit <-chan struct{}, served <-chan error) (string, error) {
+	ticker := time.NewTicker(socketCheck)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-quit:
+			return "quit", nil
+		case <-ctx.Done():
+			return "signal", nil
+		case err := <-served:
+			return "cannot serve", fmt.Errorf("serve the daemon's socket: %w", err)
+		case <-ticker.C:
+			if socket.removed() {
+				return "socket removed", nil
+			}
+		}
+	}
+}
+
+// shutdown lets calls end for a moment.
+func shutdown(server *grpc.Server) {
+	force := time.AfterFunc(stopTimeout, server.Stop)
+	defer force.Stop()
+	server.GracefulStop()
+}
+
+// newLog logs to the file, or, when that cannot be had (a home that is read-only), to stderr.
+func newLog(o Options) (*slog.Logger, func(), error) {
+	var level slog.Level
+	if o.LogLevel != "" {
+		if err := level.UnmarshalText([]byte(o.LogLevel)); err != nil {
+			return nil, nil, fmt.Errorf("log level: %w", err)
+		}
+	}
+	var out io.Writer = os.Stderr
+	closeLog := func() {}
+	var fileErr error
+	if o.LogFile != "" {
+		var file *logFile
+		if file, fileErr = openLog(o.LogFile); fileErr == nil {
+			out, closeLog = file, func() { _ = file.Close() }
+		}
+	}
+	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	if fileErr != nil {
+		log.Warn("logging to stderr", "error", fileErr)
+	}
+	klog.SetSlogLogger(log.With("from", "client-go"))
+	return log, closeLog, nil
 }

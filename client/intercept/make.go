@@ -24,33 +24,39 @@ import (
 const undoTimeout = 10 * time.Second
 
 // Make makes an intercept and returns it when every ready pod is steering, or there is none. An intercept of that name that is there already moves
-// to the service, port and destination that are asked for. When it fails, or ctx ends before, everything is as it was.
-func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string)) (*v1alpha1.Intercept, error) {
+// to the service, port and destination that are asked for. When it fails, or ctx ends, or confirm returns an error, everything is as it was.
+func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string), confirm func(*v1alpha1.Intercept) error) error {
 	cluster, err := r.source.Cluster()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	api, err := cluster.Client()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	before, release, err := r.reserve(a)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
 	m := &maker{registry: r, ask: a, cluster: cluster, api: api, progress: progress, before: before}
 	if err := m.write(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	made, err := m.wait(ctx)
 	if err == nil {
 		err = r.checkPort(a.Spec.Name, localAddr(made))
 	}
-	if err != nil {
-		return nil, m.undo(ctx, err)
+	if err == nil {
+		err = ctx.Err()
 	}
-	return made, nil
+	if err == nil {
+		err = confirm(made)
+	}
+	if err != nil {
+		return m.undo(ctx, err)
+	}
+	return nil
 }
 
 // reserve makes sure that the intercept can be made, and that nobody makes one in its way meanwhile. before is the intercept that has the name.
@@ -183,7 +189,7 @@ func (m *maker) create(ctx context.Context) error {
 // move changes the existing object, if it is to change.
 func (m *maker) move(ctx context.Context) error {
 	want := m.ask.Spec
-	changed, err := m.update(ctx, func(s *v1alpha1.InterceptSpec) {
+	changed, err := m.update(ctx, m.before, func(s *v1alpha1.InterceptSpec) {
 		s.Service, s.Port, s.Container, s.Destination = want.Service, want.Port, want.Container, want.Destination
 	})
 	if err != nil {
@@ -193,9 +199,9 @@ func (m *maker) move(ctx context.Context) error {
 	return nil
 }
 
-// update changes the spec of the object that was there before, whatever else is happening to it.
-func (m *maker) update(ctx context.Context, change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
-	object := m.before.DeepCopy()
+// update changes the spec of an object, whatever else is happening to it.
+func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
+	object := from.DeepCopy()
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		spec := object.Spec.DeepCopy()
 		change(spec)
@@ -249,6 +255,8 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 		case <-changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-m.registry.ctx.Done():
+			return nil, reason.New(codes.Aborted, reason.NoSession, "disconnected while intercept %q was being made", m.ask.Spec.Name)
 		case <-timer.C:
 			return nil, reason.New(codes.DeadlineExceeded, reason.NotSteering, "intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, missing(object))
 		}
@@ -312,11 +320,9 @@ func (m *maker) undo(ctx context.Context, cause error) error {
 	var err error
 	if m.before != nil {
 		was := m.before.Spec
-		if m.object.Generation != m.before.Generation {
-			_, err = m.update(ctx, func(s *v1alpha1.InterceptSpec) {
-				s.Service, s.Port, s.Container, s.Destination = was.Service, was.Port, was.Container, was.Destination
-			})
-		}
+		_, err = m.update(ctx, m.object, func(s *v1alpha1.InterceptSpec) {
+			s.Service, s.Port, s.Container, s.Destination = was.Service, was.Port, was.Container, was.Destination
+		})
 	} else {
 		err = m.registry.delete(ctx, m.cluster, m.object)
 	}

@@ -37,8 +37,19 @@ type Route struct {
 	Source    *kube.Source
 	Namespace string // of the installation
 
-	// forward connects to a port of a pod; tests replace it.
-	forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
+	// Forward connects to a port of a pod; nil: through the API server.
+	Forward Forward
+}
+
+// Forward connects to a port of a pod.
+type Forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
+
+func throughAPIServer(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
+	conn, err := portforward.Dial(ctx, c.Config, namespace, pod, port)
+	if err != nil {
+		return nil, err // not a nil *portforward.Conn in an interface
+	}
+	return conn, nil
 }
 
 // Dial connects to a pod of the manager that is ready, and gives what TLS needs to know that it is the manager.
@@ -54,17 +65,17 @@ func (r *Route) Dial(ctx context.Context) (net.Conn, *tls.Config, error) {
 	g.Go(func() (err error) { authority, err = r.authority(gctx, cluster); return err })
 	g.Go(func() (err error) { pod, err = r.pod(gctx, cluster); return err })
 	if err := g.Wait(); err != nil {
-		// Where the ConfigMap is missing the pods are too, and that nothing is installed says more.
-		if _, missing := r.authority(ctx, cluster); reason.Of(missing) == reason.ManagerNotInstalled {
-			return nil, nil, missing
+		if reason.Of(err) == reason.ManagerNotReady {
+			// Where the ConfigMap is missing the pods are too, and that nothing is installed says more.
+			if _, missing := r.authority(ctx, cluster); missing != nil {
+				err = missing
+			}
 		}
 		return nil, nil, err
 	}
-	forward := r.forward
+	forward := r.Forward
 	if forward == nil {
-		forward = func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
-			return portforward.Dial(ctx, c.Config, namespace, pod, port)
-		}
+		forward = throughAPIServer
 	}
 	conn, err := forward(ctx, cluster, r.Namespace, pod, grpcPort)
 	if err != nil {

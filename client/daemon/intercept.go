@@ -1,0 +1,146 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/intercept"
+	"sidestep.dev/sidestep/client/link"
+	"sidestep.dev/sidestep/client/session"
+	"sidestep.dev/sidestep/client/workload"
+)
+
+func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daemon_InterceptServer) error {
+	ctx := events.Context()
+	current, err := s.session()
+	if err != nil {
+		return err
+	}
+	ask, err := intercept.NewAsk(req, current.Client, current.Record().Namespace)
+	if err != nil {
+		return err
+	}
+	progress := func(line string) { _ = events.Send(&daemonpb.InterceptEvent{Progress: line}) }
+	if err := connected(ctx, current, ask.Timeout, progress); err != nil {
+		return err
+	}
+	cluster, err := current.Source.Cluster()
+	if err != nil {
+		return err
+	}
+	w := &ask.Spec.Workload
+	if w.Kind, err = workload.Find(ctx, cluster, ask.Namespace, w.Kind, w.Name); err != nil {
+		return err
+	}
+	return current.Registry.Make(ctx, ask, progress, func(made *v1alpha1.Intercept) error {
+		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
+		if silent(info.GetDestination()) {
+			progress(fmt.Sprintf("nothing listens on %s yet: until something does, the pods answer", info.GetDestination()))
+		}
+		if err := current.Unstored(); err != nil {
+			progress(fmt.Sprintf("the session is not kept on disk and ends with the daemon: %v", err))
+		}
+		return events.Send(&daemonpb.InterceptEvent{Result: info})
+	})
+}
+
+// connected waits for a connection that is being made again.
+func connected(ctx context.Context, current *session.Session, timeout time.Duration, progress func(string)) error {
+	state, _ := current.Link.State()
+	if state.Connected {
+		return nil
+	}
+	_, message := describe(state)
+	progress("waiting for the traffic manager: " + message)
+	waiting, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	state = current.Link.Wait(waiting, func(st link.State) bool { return st.Connected || link.IsLasting(st.Err) })
+	switch {
+	case state.Connected:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case link.IsLasting(state.Err):
+		return state.Err
+	}
+	_, message = describe(state)
+	return reason.New(codes.Unavailable, reason.ManagerNotReady, "not connected to the traffic manager: %s — try again when `sidestep status` says Connected", message)
+}
+
+func (s *service) Leave(ctx context.Context, req *daemonpb.LeaveRequest) (*daemonpb.LeaveReply, error) {
+	current, err := s.session()
+	if err != nil {
+		return nil, err
+	}
+	left, err := current.Registry.Leave(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &daemonpb.LeaveReply{Left: intercept.Print(left, false)}, nil
+}
+
+// Filters of List.
+const (
+	filterAll           = "all"
+	filterIntercepted   = "intercepted"
+	filterInterceptable = "interceptable"
+)
+
+func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonpb.ListReply, error) {
+	current, err := s.session()
+	if err != nil {
+		return nil, err
+	}
+	switch req.GetFilter() {
+	case "", filterAll, filterIntercepted, filterInterceptable:
+	default:
+		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no filter %q — use all, intercepted or interceptable", req.GetFilter())
+	}
+	namespace := req.GetNamespace()
+	switch {
+	case req.GetAllNamespaces():
+		namespace = ""
+	case namespace == "":
+		namespace = current.Record().Namespace
+	}
+	cluster, err := current.Source.Cluster()
+	if err != nil {
+		return nil, err
+	}
+	listing, err := workload.List(ctx, cluster, namespace)
+	if err != nil {
+		return nil, err
+	}
+	reply := &daemonpb.ListReply{}
+	for _, w := range listing.Workloads {
+		info := &daemonpb.WorkloadInfo{Kind: w.Kind, Name: w.Name, Namespace: w.Namespace, NotInterceptable: w.NotInterceptable}
+		for i, printed := range current.Print(ctx, w.Intercepts, listing.Services) {
+			if w.Intercepts[i].Spec.Client.Session == current.Client.Session {
+				info.Intercepts = append(info.Intercepts, printed)
+			} else {
+				info.Others = append(info.Others, printed)
+			}
+		}
+		if wanted(info, req.GetFilter()) {
+			reply.Workloads = append(reply.Workloads, info)
+		}
+	}
+	return reply, nil
+}
+
+func wanted(w *daemonpb.WorkloadInfo, filter string) bool {
+	switch filter {
+	case filterIntercepted:
+		return len(w.GetIntercepts()) > 0
+	case filterInterceptable:
+		return w.GetNotInterceptable() == ""
+	default:
+		return true
+	}
+}

@@ -1,0 +1,184 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"sidestep.dev/sidestep/client/home"
+)
+
+// startTimeout bounds how long a daemon waits for another one that holds the lock to serve, or to go away.
+const startTimeout = 10 * time.Second
+
+// errServed: another daemon serves the socket.
+var errServed = errors.New("another daemon serves the socket")
+
+// endpoint is the socket that is served, and the lock that makes sure that nobody else does.
+type endpoint struct {
+	net.Listener
+	path string
+	lock *os.File
+	file os.FileInfo // of the socket
+}
+
+// listen takes the lock and makes the socket. The error is errServed when another daemon is there already.
+func listen(ctx context.Context, path string) (*endpoint, error) {
+	if len(path) > 100 { // of 108 on Linux and 104 elsewhere
+		return nil, fmt.Errorf("the path %s is too long for a socket: set SIDESTEP_DAEMON_SOCKET to a shorter one", path)
+	}
+	if err := makeDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("%w: set SIDESTEP_DAEMON_SOCKET to a path that can be written", err)
+	}
+	lock, err := takeLock(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	e := &endpoint{path: path, lock: lock}
+	if err := e.bind(); err != nil {
+		e.release()
+		return nil, err
+	}
+	return e, nil
+}
+
+// makeDir makes the socket's directory for the user alone. One that is there, and not sidestep's own, is left as it is.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if filepath.Base(dir) == "sidestep" && info.Mode().Perm()&0o077 != 0 {
+		return os.Chmod(dir, 0o700)
+	}
+	return nil
+}
+
+func takeLock(ctx context.Context, path string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		if serves(path) {
+			return nil, errServed
+		}
+		lock, err := tryLock(home.Lock(path))
+		if lock != nil || err != nil {
+			return lock, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			holder, _ := os.ReadFile(home.Lock(path))
+			return nil, fmt.Errorf("another daemon (process %s) holds %s and does not serve", strings.TrimSpace(string(holder)), home.Lock(path))
+		}
+	}
+}
+
+// tryLock returns nil and no error when somebody else has the lock.
+func tryLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the daemon's socket: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	// The one who had it may have removed the file meanwhile: then this is a lock on nothing.
+	mine, err := f.Stat()
+	current, statErr := os.Stat(path)
+	if err != nil || statErr != nil || !os.SameFile(mine, current) {
+		_ = f.Close()
+		return nil, nil
+	}
+	if err := f.Truncate(0); err == nil {
+		_, _ = fmt.Fprintf(f, "%d\n", os.Getpid())
+	}
+	return f, nil
+}
+
+// serves says whether somebody accepts connections on the socket.
+func serves(path string) bool {
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// bind makes the socket in place of one that a dead daemon has left.
+func (e *endpoint) bind() error {
+	if info, err := os.Lstat(e.path); err == nil {
+		if info.Mode()&os.ModeSocket == 0 {
+			return fmt.Errorf("%s is in the way: it is not a socket", e.path)
+		}
+		if err := os.Remove(e.path); err != nil {
+			return fmt.Errorf("remove the socket of a daemon that has ended: %w", err)
+		}
+	}
+	listener, err := net.Listen("unix", e.path)
+	if err != nil {
+		return fmt.Errorf("serve the daemon's socket: %w", err)
+	}
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) // by then it may be another daemon's
+	err = os.Chmod(e.path, 0o600)
+	if err == nil {
+		e.file, err = os.Lstat(e.path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("serve the daemon's socket: %w", err), listener.Close())
+	}
+	e.Listener = listener
+	return nil
+}
+
+// Accept takes connections of this user only, whatever the directory's rights.
+func (e *endpoint) Accept() (net.Conn, error) {
+	for {
+		conn, err := e.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if uid, ok := peer(conn); !ok || uid == os.Getuid() || uid == 0 {
+			return conn, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+// removed says whether the socket is no longer in its place.
+func (e *endpoint) removed() bool {
+	info, err := os.Lstat(e.path)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	return !os.SameFile(info, e.file)
+}
+
+// release gives the socket and the lock up.
+func (e *endpoint) release() {
+	if e.Listener != nil {
+		_ = e.Listener.Close()
+		if !e.removed() {
+			_ = os.Remove(e.path)
+		}
+	}
+	mine, err := e.lock.Stat()
+	if current, statErr := os.Stat(e.lock.Name()); err == nil && statErr == nil && os.SameFile(mine, current) {
+		_ = os.Remove(e.lock.Name())
+	}
+	_ = e.lock.Close()
+}

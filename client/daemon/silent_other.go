@@ -1,0 +1,6 @@
+//go:build !linux
+
+package daemon
+
+// silent cannot be told here without connecting.
+func silent(string) bool { return false }

@@ -1,0 +1,298 @@
+package session
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/forward"
+	"sidestep.dev/sidestep/client/intercept"
+	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/client/link"
+)
+
+const (
+	// syncTimeout bounds how long a connection to the manager waits for the list of intercepts, which it delivers to.
+	syncTimeout = 3 * time.Second
+	// readyTimeout bounds how long Open waits for a manager that is just starting.
+	readyTimeout = 30 * time.Second
+	// resumeTimeout bounds how long Reuse waits for a connection that is being made anew.
+	resumeTimeout = 10 * time.Second
+)
+
+// DefaultManagerNamespace is where sidestep is installed unless something else is said.
+const DefaultManagerNamespace = "sidestep"
+
+// Target is the cluster that a caller means.
+type Target struct {
+	Access           kube.Access
+	Namespace        string // chosen by the caller; empty: the kubeconfig's
+	ManagerNamespace string
+}
+
+// Session is a session that goes on until End or Close.
+type Session struct {
+	Link     *link.Link
+	Registry *intercept.Registry
+	Source   *kube.Source
+	Client   intercept.Client
+
+	store   Store
+	log     *slog.Logger
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	record   Record
+	stored   bool  // the record belongs on disk
+	unstored error // why it is not there
+	ports    map[string]bool
+}
+
+// Options of sessions.
+type Options struct {
+	Store  Store
+	Log    *slog.Logger
+	Timing link.Timing
+	// Forward connects to a port of a pod; nil: through the API server.
+	Forward link.Forward
+}
+
+// Open begins a session with a cluster. It returns when the manager has been reached, and an error when it cannot be.
+func Open(ctx context.Context, target Target, o Options) (*Session, error) {
+	record, err := NewRecord()
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := target.Access.Load()
+	if err != nil {
+		return nil, err
+	}
+	record.adopt(target, cluster)
+	s, err := start(record, false, o)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	state := s.Link.Wait(ctx, func(st link.State) bool {
+		return st.Connected || st.Err != nil && (link.IsLasting(st.Err) || reason.Of(st.Err) == reason.NoCluster)
+	})
+	if state.Connected {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.stored = true
+		s.save()
+		return s, nil
+	}
+	s.Close()
+	if state.Err == nil {
+		return nil, reason.New(codes.DeadlineExceeded, reason.ManagerNotReady, "the traffic manager in namespace %s does not answer", record.ManagerNamespace)
+	}
+	return nil, state.Err
+}
+
+// Resume goes on with the session on disk, if there is one. It does not wait for the cluster.
+func Resume(o Options) (*Session, error) {
+	record, err := o.Store.Load()
+	if err != nil || record == nil {
+		return nil, err
+	}
+	return start(record, true, o)
+}
+
+func start(record *Record, stored bool, o Options) (*Session, error) {
+	client, key, err := record.client()
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{
+		Source: kube.NewSource(record.Access), Client: client, store: o.Store, log: o.Log,
+		record: *record, stored: stored, ports: map[string]bool{},
+	}
+	s.Registry = intercept.NewRegistry(client, s.Source, record.Namespaces, s.saveNamespaces, o.Log)
+	route := &link.Route{Source: s.Source, Namespace: record.ManagerNamespace, Forward: o.Forward}
+	s.Link = link.New(link.Config{
+		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing,
+		Dial: func(ctx context.Context) (net.Conn, *tls.Config, error) { return s.dial(ctx, route) },
+		Serve: func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32) {
+			s.Registry.Refresh()
+			forward.NewPool(clients, s.Registry, o.Log).Run(ctx, wants)
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.running.Go(func() { s.Link.Run(ctx) })
+	return s, nil
+}
+
+// dial connects to the manager and meanwhile learns which intercepts there are: the manager delivers as soon as it has said hello.
+func (s *Session) dial(ctx context.Context, route *link.Route) (net.Conn, *tls.Config, error) {
+	synced := make(chan struct{})
+	go func() {
+		defer close(synced)
+		ctx, cancel := context.WithTimeoutCause(ctx, syncTimeout, fmt.Errorf("no answer in %v", syncTimeout))
+		defer cancel()
+		if err := s.Registry.Sync(ctx); err != nil {
+			s.log.Warn("connecting without knowing all intercepts", "error", err)
+		}
+	}()
+	conn, config, err := route.Dial(ctx)
+	if err == nil {
+		<-synced
+	}
+	return conn, config, err
+}
+
+// adopt makes the record that of a target. The context is pinned: when the kubeconfig's current context changes, the session does not follow.
+func (r *Record) adopt(t Target, cluster *kube.Cluster) {
+	r.Access = t.Access
+	if cluster.Context != "" {
+		flags := maps.Clone(t.Access.Flags)
+		if flags == nil {
+			flags = map[string]string{}
+		}
+		flags["context"] = cluster.Context
+		r.Access.Flags = flags
+	}
+	r.Server, r.Context = cluster.Server, cluster.Context
+	r.ManagerNamespace = cmp.Or(t.ManagerNamespace, r.ManagerNamespace, DefaultManagerNamespace)
+	switch {
+	case t.Namespace != "":
+		r.Namespace, r.NamespaceChosen = t.Namespace, true
+	case !r.NamespaceChosen:
+		r.Namespace = cluster.Namespace
+	}
+}
+
+// Reuse lets the session serve a caller who means target, if that is the session's cluster. It waits a little for a connection that is just
+// being made again, and returns an error if that fails for a reason that somebody has to see to.
+func (s *Session) Reuse(ctx context.Context, t Target) error {
+	cluster, err := t.Access.Load()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	have := s.record
+	if err := have.same(t, cluster); err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	s.record.adopt(t, cluster)
+	s.Source.Use(s.record.Access)
+	if changed := s.record.Namespace != have.Namespace || s.record.NamespaceChosen != have.NamespaceChosen ||
+		!sameAccess(s.record.Access, have.Access); changed && s.stored {
+		s.save()
+	}
+	s.mu.Unlock()
+
+	before, _ := s.Link.State()
+	if before.Connected {
+		return nil
+	}
+	s.Link.Hurry()
+	ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
+	defer cancel()
+	bad := func(err error) bool {
+		return err != nil && (link.IsLasting(err) || reason.Of(err) == reason.NoCluster)
+	}
+	state := s.Link.Wait(ctx, func(st link.State) bool { return st.Connected || st.Attempts > before.Attempts && bad(st.Err) })
+	if !state.Connected && bad(state.Err) {
+		return state.Err
+	}
+	return nil
+}
+
+func sameAccess(a, b kube.Access) bool {
+	return maps.Equal(a.Flags, b.Flags) && a.KubeconfigEnv == b.KubeconfigEnv && a.Dir == b.Dir
+}
+
+func (r *Record) same(t Target, cluster *kube.Cluster) error {
+	switch {
+	case r.Server != cluster.Server || r.Context != cluster.Context:
+		name := r.Server
+		if r.Context != "" {
+			name = fmt.Sprintf("context %s (%s)", r.Context, r.Server)
+		}
+		return reason.New(codes.FailedPrecondition, reason.OtherCluster, "already connected to %s — run `sidestep quit` first", name)
+	case t.ManagerNamespace != "" && t.ManagerNamespace != r.ManagerNamespace:
+		return reason.New(codes.FailedPrecondition, reason.OtherCluster,
+			"already connected to the traffic manager in namespace %s — run `sidestep quit` first", r.ManagerNamespace)
+	}
+	return nil
+}
+
+// Record is a copy of the record as it is now.
+func (s *Session) Record() Record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.record
+	r.Namespaces = slices.Clone(r.Namespaces)
+	return r
+}
+
+// Unstored is why the session is not on disk; nil if it is.
+func (s *Session) Unstored() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unstored
+}
+
+func (s *Session) saveNamespaces(namespaces []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.record.Namespaces = namespaces
+	if !s.stored {
+		return nil
+	}
+	return s.save()
+}
+
+// save is called with mu held. A disk that cannot be written does not hinder the session, only its resumption.
+func (s *Session) save() error {
+	err := s.store.Save(&s.record)
+	if err != nil && s.unstored == nil {
+		s.log.Warn("the session cannot be kept on disk: a daemon that is started anew will not resume it", "error", err)
+	}
+	s.unstored = err
+	return err
+}
+
+// Close ends the session in this process. It stays on disk, and its intercepts in the cluster.
+func (s *Session) Close() {
+	s.cancel()
+	s.Registry.Close()
+	s.running.Wait()
+}
+
+// End ends the session for good: its intercepts are deleted. When some cannot be, the error says so, and the session is over all the same.
+func (s *Session) End(ctx context.Context) error {
+	left := s.Registry.LeaveAll(ctx)
+	s.mu.Lock()
+	s.stored = false
+	s.mu.Unlock()
+	s.Close()
+	if err := s.store.Remove(); err != nil {
+		s.log.Warn("the session's file stays", "error", err)
+	}
+	if left == nil {
+		return nil
+	}
+	grace := "its grace period"
+	if state, _ := s.Link.State(); state.Grace > 0 {
+		grace = state.Grace.String()
+	}
+	return reason.New(codes.Unavailable, reason.InterceptsLeft,
+		"disconnected, but intercepts could not be deleted (%v) — the traffic manager deletes them after %s", left, grace)
+}

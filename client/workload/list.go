@@ -1,0 +1,199 @@
+package workload
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/kube"
+)
+
+// pageSize bounds one answer of the API server.
+const pageSize = 500
+
+// Workload is one of a kind that can be intercepted, with what intercepts it.
+type Workload struct {
+	Kind, Name, Namespace string
+	// NotInterceptable is the reason why this one cannot be; empty if it can.
+	NotInterceptable string
+	Intercepts       []*v1alpha1.Intercept
+}
+
+// Listing is what the API server says about one namespace, or all, at one time.
+type Listing struct {
+	Workloads []Workload
+	// Services by namespace and name.
+	Services map[client.ObjectKey]*corev1.Service
+}
+
+// key of a workload.
+type key struct{ kind, namespace, name string }
+
+// List asks for the workloads of a namespace, or of all of them if it is "", in the order of their names. It needs no right outside of what it lists.
+func List(ctx context.Context, cluster *kube.Cluster, namespace string) (*Listing, error) {
+	api, err := cluster.Client()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := cluster.Call(ctx)
+	defer cancel()
+	var deployments []appsv1.Deployment
+	var statefulSets []appsv1.StatefulSet
+	var replicaSets []appsv1.ReplicaSet
+	var services []corev1.Service
+	var intercepts []v1alpha1.Intercept
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return pages(gctx, api, namespace, func() client.ObjectList { return &appsv1.DeploymentList{} },
+			func(l client.ObjectList) { deployments = append(deployments, l.(*appsv1.DeploymentList).Items...) })
+	})
+	g.Go(func() error {
+		return pages(gctx, api, namespace, func() client.ObjectList { return &appsv1.StatefulSetList{} },
+			func(l client.ObjectList) { statefulSets = append(statefulSets, l.(*appsv1.StatefulSetList).Items...) })
+	})
+	g.Go(func() error {
+		return pages(gctx, api, namespace, func() client.ObjectList { return &appsv1.ReplicaSetList{} },
+			func(l client.ObjectList) { replicaSets = append(replicaSets, l.(*appsv1.ReplicaSetList).Items...) })
+	})
+	g.Go(func() error {
+		return pages(gctx, api, namespace, func() client.ObjectList { return &corev1.ServiceList{} },
+			func(l client.ObjectList) { services = append(services, l.(*corev1.ServiceList).Items...) })
+	})
+	g.Go(func() error {
+		return pages(gctx, api, namespace, func() client.ObjectList { return &v1alpha1.InterceptList{} },
+			func(l client.ObjectList) { intercepts = append(intercepts, l.(*v1alpha1.InterceptList).Items...) })
+	})
+	if err := g.Wait(); err != nil {
+		return nil, cluster.Explain(err)
+	}
+
+	b := &builder{
+		listing:    &Listing{Services: map[client.ObjectKey]*corev1.Service{}},
+		services:   map[string][]*corev1.Service{},
+		intercepts: map[key][]*v1alpha1.Intercept{},
+	}
+	for i := range services {
+		s := &services[i]
+		b.services[s.Namespace] = append(b.services[s.Namespace], s)
+		b.listing.Services[client.ObjectKeyFromObject(s)] = s
+	}
+	for i := range intercepts {
+		k := key{intercepts[i].Spec.Workload.Kind, intercepts[i].Namespace, intercepts[i].Spec.Workload.Name}
+		b.intercepts[k] = append(b.intercepts[k], &intercepts[i])
+	}
+	for i := range deployments {
+		b.add("Deployment", &deployments[i], &deployments[i].Spec.Template)
+	}
+	for i := range statefulSets {
+		b.add("StatefulSet", &statefulSets[i], &statefulSets[i].Spec.Template)
+	}
+	for i := range replicaSets {
+		b.addReplicaSet(&replicaSets[i])
+	}
+	slices.SortFunc(b.listing.Workloads, func(x, y Workload) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Kind, y.Kind))
+	})
+	return b.listing, nil
+}
+
+// pages lists everything of a kind, page by page.
+func pages(ctx context.Context, api client.Client, namespace string, empty func() client.ObjectList, take func(client.ObjectList)) error {
+	next := ""
+	for {
+		list := empty()
+		if err := api.List(ctx, list, client.InNamespace(namespace), client.Limit(pageSize), client.Continue(next)); err != nil {
+			return err
+		}
+		take(list)
+		if next = list.GetContinue(); next == "" {
+			return nil
+		}
+	}
+}
+
+type builder struct {
+	listing    *Listing
+	services   map[string][]*corev1.Service
+	intercepts map[key][]*v1alpha1.Intercept
+}
+
+func (b *builder) add(kind string, object metav1.Object, template *corev1.PodTemplateSpec) {
+	intercepts := b.intercepts[key{kind, object.GetNamespace(), object.GetName()}]
+	slices.SortFunc(intercepts, func(x, y *v1alpha1.Intercept) int { return cmp.Compare(x.Name, y.Name) })
+	b.listing.Workloads = append(b.listing.Workloads, Workload{
+		Kind: kind, Name: object.GetName(), Namespace: object.GetNamespace(), Intercepts: intercepts,
+		NotInterceptable: obstacle(template, b.services[object.GetNamespace()]),
+	})
+}
+
+// addReplicaSet leaves out those that are another workload's business: a Deployment's, and revisions of something else that have been scaled down.
+func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
+	owner := ownerKind(r)
+	superseded := owner != "" && r.Spec.Replicas != nil && *r.Spec.Replicas == 0
+	intercepted := len(b.intercepts[key{"ReplicaSet", r.Namespace, r.Name}]) > 0
+	if (owner == "Deployment" || superseded) && !intercepted {
+		return
+	}
+	b.add("ReplicaSet", r, &r.Spec.Template)
+}
+
+// obstacle is why pods of a template cannot be intercepted, and "" if they can.
+func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service) string {
+	spec := &template.Spec
+	switch {
+	case spec.HostNetwork:
+		return "its pods use the network of their node"
+	case spec.OS != nil && spec.OS.Name == corev1.Windows:
+		return "its pods run on Windows"
+	}
+	selected := false
+	for _, s := range services {
+		if len(s.Spec.Selector) == 0 || s.Spec.Type == corev1.ServiceTypeExternalName || !labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(template.Labels)) {
+			continue
+		}
+		selected = true
+		for _, port := range s.Spec.Ports {
+			if isTCP(port.Protocol) {
+				return ""
+			}
+		}
+	}
+	containers := slices.Clone(spec.Containers)
+	for _, c := range spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			containers = append(containers, c)
+		}
+	}
+	for _, c := range containers {
+		for _, port := range c.Ports {
+			if isTCP(port.Protocol) {
+				return ""
+			}
+		}
+	}
+	if selected {
+		return "its services have no TCP port"
+	}
+	return "no service and no container port"
+}
+
+func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
+
+// SeveralPorts says whether a service has more than one port that can be intercepted, so that it matters which one is.
+func SeveralPorts(s *corev1.Service) bool {
+	n := 0
+	for _, port := range s.Spec.Ports {
+		if isTCP(port.Protocol) {
+			n++
+		}
+	}
+	return n > 1
+}
