@@ -205,6 +205,17 @@ func get(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
+// measures waits for lines among the metrics.
+func (r *running) measures(t *testing.T, lines ...string) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, metrics := get(t, r.http+"/metrics")
+		for _, line := range lines {
+			assert.True(c, strings.Contains("\n"+metrics, "\n"+line+"\n"), "metric %s", line)
+		}
+	}, patient, often)
+}
+
 // dial makes a connection that shows the metadata with each call.
 func (r *running) dial(t *testing.T, pairs ...string) *grpc.ClientConn {
 	t.Helper()

@@ -72,12 +72,7 @@ func TestManyTunnelsAtOnce(t *testing.T) {
 	for range cap(done) {
 		require.NoError(t, <-done)
 	}
-	require.Eventually(t, func() bool {
-		_, metrics := get(t, m.http+"/metrics")
-		return bytes.Contains([]byte(metrics), []byte("sidestep_manager_tunnels_open 0\n")) &&
-			bytes.Contains([]byte(metrics), []byte(`sidestep_manager_relayed_bytes_total{to="laptop"} 1000`)) &&
-			bytes.Contains([]byte(metrics), []byte(`sidestep_manager_tunnels_total{result="RELAYED"} 200`))
-	}, patient, often)
+	m.measures(t, "sidestep_manager_tunnels_open 0", `sidestep_manager_relayed_bytes_total{to="laptop"} 1000`, `sidestep_manager_tunnels_total{result="RELAYED"} 200`)
 }
 
 func TestOpenTellsTheLaptopWhichConnectionItIs(t *testing.T) {
@@ -165,10 +160,7 @@ func TestDeathOnOneSideResetsTheOther(t *testing.T) {
 			}
 			_, err = left.Read(make([]byte, 1))
 			assert.ErrorIs(t, err, syscall.ECONNRESET)
-			require.Eventually(t, func() bool {
-				_, metrics := get(t, m.http+"/metrics")
-				return bytes.Contains([]byte(metrics), []byte("sidestep_manager_tunnels_open 0\n"))
-			}, patient, often)
+			m.measures(t, "sidestep_manager_tunnels_open 0")
 		})
 	}
 }

@@ -33,6 +33,13 @@ const (
 	retryLast  = 10 * time.Second
 )
 
+// Results of writes, as metrics call them.
+const (
+	written    = "written"
+	conflicted = "conflict"
+	failed     = "failed"
+)
+
 // writer brings statuses to the API, and deletes intercepts.
 type writer struct {
 	client  client.Client
@@ -56,13 +63,17 @@ type want struct {
 }
 
 func newWriter(c client.Client, log *slog.Logger, current func(types.NamespacedName) *v1alpha1.Intercept) *writer {
-	return &writer{
+	w := &writer{
 		client: c, log: log, current: current, wants: map[types.UID]*want{},
 		queue: workqueue.NewTypedDelayingQueue[types.UID](),
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestep_manager_status_writes_total", Help: "Writes of an intercept's status, by result.",
 		}, []string{"result"}),
 	}
+	for _, result := range []string{written, conflicted, failed} {
+		w.writes.WithLabelValues(result)
+	}
+	return w
 }
 
 // set says what the status is to be.
@@ -218,12 +229,12 @@ func (w *writer) write(ctx context.Context, base *v1alpha1.Intercept, st *v1alph
 		err := w.client.Status().Update(ctx, obj)
 		switch {
 		case err == nil:
-			w.writes.WithLabelValues("written").Inc()
+			w.writes.WithLabelValues(written).Inc()
 			return obj, nil
 		case apierrors.IsNotFound(err):
 			return base, nil
 		case apierrors.IsConflict(err) && attempt < 5:
-			w.writes.WithLabelValues("conflict").Inc()
+			w.writes.WithLabelValues(conflicted).Inc()
 			live := &v1alpha1.Intercept{}
 			if err := w.client.Get(ctx, key(base), live); err != nil {
 				return base, client.IgnoreNotFound(err)
@@ -233,7 +244,7 @@ func (w *writer) write(ctx context.Context, base *v1alpha1.Intercept, st *v1alph
 			}
 			base = live
 		default:
-			w.writes.WithLabelValues("failed").Inc()
+			w.writes.WithLabelValues(failed).Inc()
 			return base, err
 		}
 	}
