@@ -43,7 +43,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := admin.Sidestep(ctx, "helm", "install", "--set", "image.pullPolicy=Never"); err != nil {
+	if _, _, err := admin.Install(ctx); err != nil {
 		return err
 	}
 	defer func() { _, _ = admin.Sidestep(context.WithoutCancel(ctx), "uninstall", "--everything") }()

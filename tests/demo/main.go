@@ -64,14 +64,11 @@ func run(ctx context.Context) error {
 
 func (s *stage) install(ctx context.Context) error {
 	say("An administrator installs sidestep with the chart that the command line carries.")
-	args := []string{"helm", "install"}
-	if s.Local() {
-		args = append(args, "--set", "image.pullPolicy=Never")
-	}
-	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
-		args = append(args, "--set", "image.registry="+registry)
-	}
-	return s.types(ctx, s.admin, args...)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	command, out, err := s.admin.Install(ctx)
+	fmt.Printf("admin$ %s\n%s\n", command, out)
+	return err
 }
 
 func (s *stage) header(ctx context.Context) error {

@@ -24,16 +24,9 @@ func testNotInstalled(t *testing.T, s *scene) {
 }
 
 func testInstall(t *testing.T, s *scene) {
-	args := []string{"helm", "install"}
-	if s.Local() {
-		args = append(args, "--set", "image.pullPolicy=Never")
-	}
-	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
-		args = append(args, "--set", "image.registry="+registry)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	_, err := s.admin.Sidestep(ctx, args...)
+	_, _, err := s.admin.Install(ctx)
 	require.NoError(t, err)
 	out := sidestep(t, s.ann, "connect", "-n", lab.Namespace)
 	assert.Contains(t, out, "Connected")

@@ -113,3 +113,16 @@ func (d *Developer) Serve(ctx context.Context, kind, address string) (stop func(
 
 // Home is the developer's home directory.
 func (d *Developer) Home() string { return d.home }
+
+// Install installs sidestep with the command line, so that developers may use it in the shop, and returns the command and what it printed.
+func (d *Developer) Install(ctx context.Context) (command, out string, err error) {
+	args := []string{"helm", "install", "--set", "developers[0].kind=Group,developers[0].name=developers,developerNamespaces={" + Namespace + "}"}
+	if d.lab.local {
+		args = append(args, "--set", "image.pullPolicy=Never")
+	}
+	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
+		args = append(args, "--set", "image.registry="+registry)
+	}
+	out, err = d.Sidestep(ctx, args...)
+	return "sidestep " + strings.Join(args, " "), out, err
+}
