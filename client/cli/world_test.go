@@ -107,18 +107,20 @@ func (d *daemonServer) List(_ context.Context, r *daemonpb.ListRequest) (*daemon
 
 func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.ServerStreamingServer[daemonpb.InterceptEvent]) error {
 	d.saw(r)
-	for _, p := range d.progress {
+	d.mu.Lock()
+	progress, answer := d.progress, d.intercept
+	d.mu.Unlock()
+	for _, p := range progress {
 		if err := stream.Send(&daemonpb.InterceptEvent{Progress: p}); err != nil {
 			return err
 		}
 	}
-	make := d.intercept
-	if make == nil {
-		make = func(_ context.Context, r *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
+	if answer == nil {
+		answer = func(_ context.Context, r *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
 			return made(r), nil
 		}
 	}
-	info, err := make(stream.Context(), r)
+	info, err := answer(stream.Context(), r)
 	if err != nil {
 		return err
 	}
