@@ -91,14 +91,15 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a socket in the pod: %w", err)
 	}
+	// Steered connections have the app's own port as their local port, and inherit this from the listener: without it an app that restarts
+	// could not bind its port while any of them lives.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return -1, errors.Join(fmt.Errorf("let the app bind its port beside us: %w", err), unix.Close(fd))
+	}
 	return fd, nil
 }
 
 func bind(fd int, from netip.Addr, bound func(netip.AddrPort)) error {
-	// Both ends are in this namespace. On lo, and only there, the kernel lets a port be used again one second after its last
-	// connection (tcp_tw_reuse=2, the default); otherwise a busy pod would run out of ports within a minute. Without the right
-	// to do it (before Linux 5.7 it takes CAP_NET_RAW) the dial works as well.
-	_ = unix.BindToDevice(fd, "lo")
 	if bound == nil {
 		// The port is chosen at connect, where only the pair of addresses has to be free.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
