@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -15,8 +16,11 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// localRepository is where images that no registry has are looked for: it is the chart's default.
-const localRepository = "docker.io/sidestep"
+// Names of images are REGISTRY/sidestep/NAME:TAG, as the chart's defaults say; its value image.registry is the registry.
+const (
+	repository      = "sidestep"
+	defaultRegistry = "docker.io"
+)
 
 type options struct {
 	bin, out, tag, push string
@@ -39,7 +43,7 @@ func newCommand(stdout io.Writer) *cobra.Command {
 	flags.StringVar(&opts.bin, "bin", "bin", "directory with the programs, statically linked")
 	flags.StringVar(&opts.out, "out", "", "directory for the tarballs, one per image")
 	flags.StringVar(&opts.tag, "tag", version.Version, "tag of all images")
-	flags.StringVar(&opts.push, "push", "", "registry and path to push to, such as registry.example/sidestep")
+	flags.StringVar(&opts.push, "push", "", "registry to push to, as sidestep/NAME, such as registry.example:5000")
 	flags.BoolVar(&opts.apps, "apps", false, "also the sample workloads")
 	command.MarkFlagsOneRequired("out", "push")
 	return command
@@ -99,22 +103,26 @@ func deliver(ctx context.Context, table io.Writer, opts options, name string, im
 		return fmt.Errorf("size of image %s: %w", name, err)
 	}
 	if opts.out != "" {
-		reference := fmt.Sprintf("%s/%s:%s", localRepository, name, opts.tag)
+		ref := reference(defaultRegistry, name, opts.tag)
 		path := filepath.Join(opts.out, name+".tar")
-		if err := pack.Save(path, reference, image); err != nil {
+		if err := pack.Save(path, ref, image); err != nil {
 			return err
 		}
-		fmt.Fprintf(table, "%s\t%.1f MiB\t%s\n", reference, size, path)
+		fmt.Fprintf(table, "%s\t%.1f MiB\t%s\n", ref, size, path)
 	}
 	if opts.push != "" {
-		reference := fmt.Sprintf("%s/%s:%s", opts.push, name, opts.tag)
-		digest, err := pack.Push(ctx, reference, image)
+		ref := reference(opts.push, name, opts.tag)
+		digest, err := pack.Push(ctx, ref, image)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(table, "%s\t%.1f MiB\tpushed %s\n", reference, size, digest)
+		fmt.Fprintf(table, "%s\t%.1f MiB\tpushed %s\n", ref, size, digest)
 	}
 	return nil
+}
+
+func reference(registry, name, tag string) string {
+	return fmt.Sprintf("%s/%s/%s:%s", strings.TrimSuffix(registry, "/"), repository, name, tag)
 }
 
 // compressedSize is what a node downloads, in MiB.

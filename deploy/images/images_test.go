@@ -66,14 +66,14 @@ func TestSampleWorkloadsArePackedOnlyWhenAskedFor(t *testing.T) {
 	assert.Equal(t, 2, strings.Count(printed, "\n"))
 }
 
-func TestImagesArePushedUnderTheGivenPath(t *testing.T) {
+func TestImagesArePushedToWhereTheChartLooksForThem(t *testing.T) {
 	server := httptest.NewServer(registry.New())
 	defer server.Close()
-	repository := strings.TrimPrefix(server.URL, "http://") + "/team/sidestep"
-	_, err := images(t, "--bin", bin(t, "sidestep-manager", "sidestep-nodeagent"), "--push", repository, "--tag", "v9")
+	address := strings.TrimPrefix(server.URL, "http://")
+	_, err := images(t, "--bin", bin(t, "sidestep-manager", "sidestep-nodeagent"), "--push", address, "--tag", "v9")
 	require.NoError(t, err)
 	for _, program := range []string{"manager", "nodeagent"} {
-		reference, err := name.ParseReference(repository + "/" + program + ":v9")
+		reference, err := name.ParseReference(address + "/sidestep/" + program + ":v9")
 		require.NoError(t, err)
 		_, err = remote.Head(reference)
 		assert.NoError(t, err)

@@ -1,6 +1,6 @@
 // Command images packs the programs in bin/ into container images that hold nothing else.
 //
-//	go run ./deploy/images --out build/images --tag v1.2.3 [--apps] [--push registry.example/sidestep]
+//	go run ./deploy/images --out build/images --tag v1.2.3 [--apps] [--push registry.example]
 package main
 
 import (
