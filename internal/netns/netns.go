@@ -50,7 +50,7 @@ func Open(path string) (*Namespace, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	// Only the goroutine of Do is ever elsewhere, and it keeps its thread to itself.
+	// Only a goroutine in Do is ever elsewhere, and it keeps its thread to itself.
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the process's own network namespace: %w", err), file.Close())
@@ -83,26 +83,21 @@ func enter(file *os.File) error {
 // Close lets go of the namespace. Sockets that were opened in it stay open.
 func (n *Namespace) Close() error { return errors.Join(n.file.Close(), n.home.Close()) }
 
-// Do runs fn on a thread that is in the namespace. fn must not start goroutines, which would run outside.
+// Do runs fn in the namespace. fn must not start goroutines, which would run outside. It panics if the thread cannot come back,
+// for nothing that the goroutine does would be where it should be.
 func (n *Namespace) Do(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := enter(n.file); err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("enter network namespace %d: %w", n.id.Inode, explain(err))
-			return
+	// A locked thread is not used for other goroutines, nor for starting other threads.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := enter(n.file); err != nil {
+		return fmt.Errorf("enter network namespace %d: %w", n.id.Inode, explain(err))
+	}
+	defer func() {
+		if err := enter(n.home); err != nil {
+			panic(fmt.Sprintf("leave network namespace %d: %v", n.id.Inode, err))
 		}
-		err := fn()
-		if back := enter(n.home); back != nil {
-			// The thread stays locked, and the runtime ends it together with this goroutine.
-			err = errors.Join(err, fmt.Errorf("leave network namespace %d: %w", n.id.Inode, back))
-		} else {
-			runtime.UnlockOSThread()
-		}
-		done <- err
 	}()
-	return <-done
+	return fn()
 }
 
 // Holds says whether an interface of the namespace has one of the addresses.

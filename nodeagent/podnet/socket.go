@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,12 @@ import (
 )
 
 // Namespace is the open network namespace of a pod. Holding it open, or any socket in it, keeps it alive after its pod is gone.
-type Namespace struct{ *netns.Namespace }
+type Namespace struct {
+	*netns.Namespace
+
+	crowded atomic.Int64  // when the kernel last had no port left for a dial, Unix nanoseconds
+	next    atomic.Uint32 // counts up the ports that are then tried
+}
 
 // Open opens the namespace behind a path such as /proc/42/ns/net.
 func Open(path string) (*Namespace, error) {
@@ -26,7 +32,7 @@ func Open(path string) (*Namespace, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Namespace{ns}, nil
+	return &Namespace{Namespace: ns}, nil
 }
 
 // Listen opens a listener on a free port of ip in the namespace. It is plain TCP (Go's own listeners are MPTCP sockets, which
@@ -60,6 +66,60 @@ func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 // Dial connects from an address of the namespace to an address of the same namespace. If bound is given, it learns the local
 // address before the peer can.
 func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
+	if bound != nil {
+		return n.dial(ctx, netip.AddrPortFrom(from, 0), to, bound)
+	}
+	if time.Since(time.Unix(0, n.crowded.Load())) > crowdedFor {
+		c, err := n.dial(ctx, netip.AddrPortFrom(from, 0), to, nil)
+		if !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return c, err
+		}
+		n.crowded.Store(time.Now().UnixNano())
+	}
+	return n.dialCrowded(ctx, from, to)
+}
+
+// crowdedFor is how long the kernel is not asked for a port again, after it has searched all of them in vain.
+const crowdedFor = time.Second
+
+// dialCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
+// which a busy pod would soon run out of; but it lets them be used by those who ask for them, where timestamps keep old segments
+// apart from new ones (tcp_twsk_unique).
+func (n *Namespace) dialCrowded(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+	low, count, err := n.portRange()
+	if err != nil {
+		return nil, err
+	}
+	for try := 0; ; try++ {
+		port := low + uint16(n.next.Add(1)%count)
+		c, err := n.dial(ctx, netip.AddrPortFrom(from, port), to, nil)
+		taken := errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE)
+		if !taken || try == crowdedTries || ctx.Err() != nil {
+			return c, err
+		}
+	}
+}
+
+// crowdedTries is how many ports may be found taken by open connections.
+const crowdedTries = 1000
+
+// portRange is what net.ipv4.ip_local_port_range of the namespace says, for both families.
+func (n *Namespace) portRange() (low uint16, count uint32, err error) {
+	var text []byte
+	if err := n.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+		return err
+	}); err != nil {
+		return 0, 0, fmt.Errorf("read the pod's range of local ports: %w", err)
+	}
+	var high uint16
+	if _, err := fmt.Sscan(string(text), &low, &high); err != nil || low > high {
+		return 0, 0, fmt.Errorf("read the pod's range of local ports: %q: %w", text, err)
+	}
+	return low, uint32(high-low) + 1, nil
+}
+
+func (n *Namespace) dial(ctx context.Context, from, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
 	fd, err := n.socket(to.Addr())
 	if err != nil {
 		return nil, err
@@ -70,7 +130,7 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 		return nil, err
 	}
 	if err := connect(ctx, file, to); err != nil {
-		return nil, fmt.Errorf("connect from %s to %s in the pod: %w", from, to, err)
+		return nil, fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err)
 	}
 	c, err := net.FileConn(file)
 	if err != nil {
@@ -91,22 +151,21 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a socket in the pod: %w", err)
 	}
-	// Steered connections have the app's own port as their local port, and inherit this from the listener: without it an app that restarts
-	// could not bind its port while any of them lives.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return -1, errors.Join(fmt.Errorf("let the app bind its port beside us: %w", err), unix.Close(fd))
-	}
 	return fd, nil
 }
 
-func bind(fd int, from netip.Addr, bound func(netip.AddrPort)) error {
-	if bound == nil {
+func bind(fd int, from netip.AddrPort, bound func(netip.AddrPort)) error {
+	// A port of which connections are left may be bound; connect sees to it that no two have the same pair of addresses.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return fmt.Errorf("allow a used port: %w", err)
+	}
+	if bound == nil && from.Port() == 0 {
 		// The port is chosen at connect, where only the pair of addresses has to be free.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 			return fmt.Errorf("defer the choice of a port: %w", err)
 		}
 	}
-	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))); err != nil {
+	if err := unix.Bind(fd, sockaddr(from)); err != nil {
 		return fmt.Errorf("bind to %s in the pod: %w", from, err)
 	}
 	if bound == nil {

@@ -1,0 +1,220 @@
+package podnet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/testnet"
+)
+
+func newPod(t testing.TB) (*testnet.Pod, *Namespace) {
+	p := testnet.NewNode(t).NewPod(t)
+	return p, &Namespace{Namespace: p.Namespace}
+}
+
+func TestListenersArePlainTCPWithLongQueues(t *testing.T) {
+	_, ns := newPod(t)
+	var most int
+	require.NoError(t, ns.Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/../../../sys/net/core/somaxconn")
+		if err != nil {
+			text, err = os.ReadFile("/proc/sys/net/core/somaxconn")
+		}
+		if err == nil {
+			most, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		}
+		return err
+	}))
+	for _, home := range []string{"127.0.0.1", "::1"} {
+		l, err := ns.Listen(netip.MustParseAddr(home))
+		require.NoError(t, err)
+		defer l.Close()
+		raw, err := l.SyscallConn()
+		require.NoError(t, err)
+		require.NoError(t, raw.Control(func(fd uintptr) {
+			protocol, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
+			assert.NoError(t, err)
+			assert.Equal(t, unix.IPPROTO_TCP, protocol, "a sockmap refuses MPTCP")
+			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			assert.NoError(t, err)
+			assert.EqualValues(t, most, info.Sacked, "the length of the accept queue")
+		}))
+	}
+}
+
+func TestDial(t *testing.T) {
+	p, ns := newPod(t)
+	for _, ip := range []netip.Addr{p.IP4, p.IP6} {
+		app := testnet.Listen(t, p.Namespace, netip.AddrPortFrom(ip, 0).String())
+		to := app.Addr().(*net.TCPAddr).AddrPort()
+		var local netip.AddrPort
+		c, err := ns.Dial(t.Context(), ip, to, func(a netip.AddrPort) { local = a })
+		require.NoError(t, err)
+		defer c.Close()
+		accepted, err := app.Accept()
+		require.NoError(t, err)
+		defer accepted.Close()
+		assert.Equal(t, local.String(), accepted.RemoteAddr().String(), "the address was known before the connection")
+		assert.Equal(t, ip, local.Addr())
+		_, err = io.WriteString(c, "hello")
+		require.NoError(t, err)
+		require.NoError(t, c.CloseWrite())
+		got, err := io.ReadAll(accepted)
+		require.NoError(t, err)
+		assert.Equal(t, "hello", string(got))
+	}
+}
+
+func TestDialTellsWhyItFails(t *testing.T) {
+	p, ns := newPod(t)
+	_, err := ns.Dial(t.Context(), p.IP4, netip.AddrPortFrom(p.IP4, 1), nil)
+	assert.ErrorIs(t, err, syscall.ECONNREFUSED)
+
+	// A listener whose queue is full does not answer.
+	fd := -1
+	require.NoError(t, ns.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	}))
+	defer unix.Close(fd)
+	require.NoError(t, unix.Bind(fd, sockaddr(netip.AddrPortFrom(p.IP4, 0))))
+	require.NoError(t, unix.Listen(fd, 0))
+	sa, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	to := addrPort(sa)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	for err = error(nil); err == nil; {
+		var c net.Conn
+		if c, err = ns.Dial(ctx, p.IP4, to, nil); err == nil {
+			defer c.Close()
+		}
+	}
+	assert.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+// A client that closes first leaves its port behind for a minute; a busy pod would run out of them.
+func TestPortsOfClosedConnectionsAreUsedAgain(t *testing.T) {
+	p, ns := newPod(t)
+	require.NoError(t, ns.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40099"), 0)
+	}))
+	for _, ip := range []netip.Addr{p.IP4, p.IP6} {
+		app := testnet.Listen(t, p.Namespace, netip.AddrPortFrom(ip, 8080).String())
+		go func() {
+			for {
+				c, err := app.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					_, _ = io.Copy(io.Discard, c)
+					_ = c.Close()
+				}()
+			}
+		}()
+		start := time.Now()
+		for range 1000 {
+			c, err := ns.Dial(t.Context(), ip, netip.AddrPortFrom(ip, 8080), nil)
+			require.NoError(t, err)
+			require.NoError(t, c.CloseWrite())
+			_, err = io.Copy(io.Discard, c)
+			require.NoError(t, err)
+			require.NoError(t, c.Close())
+		}
+		t.Logf("%s: 1000 connections over 100 ports in %s", ip, time.Since(start))
+	}
+}
+
+func TestManyGoroutinesDialAndNoneIsLeftInThePod(t *testing.T) {
+	p, ns := newPod(t)
+	app := testnet.Listen(t, p.Namespace, netip.AddrPortFrom(p.IP4, 0).String())
+	go func() {
+		for {
+			c, err := app.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	to := app.Addr().(*net.TCPAddr).AddrPort()
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range 200 {
+				c, err := ns.Dial(t.Context(), p.IP4, to, nil)
+				if !assert.NoError(t, err) {
+					return
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	clients.Wait()
+	there := fmt.Sprintf("net:[%d]", ns.Inode())
+	tasks, err := os.ReadDir("/proc/self/task")
+	require.NoError(t, err)
+	for _, task := range tasks {
+		if at, err := os.Readlink("/proc/self/task/" + task.Name() + "/ns/net"); err == nil {
+			assert.NotEqual(t, there, at)
+		}
+	}
+}
+
+func BenchmarkDial(b *testing.B) {
+	p, ns := newPod(b)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(b, err)
+	defer l.Close()
+	app := testnet.Listen(b, p.Namespace, netip.AddrPortFrom(p.IP4, 0).String())
+	for _, l := range []net.Listener{l, app} {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					_, _ = c.Read(make([]byte, 1))
+					_ = c.Close()
+				}()
+			}
+		}()
+	}
+	reset := func(c net.Conn, err error) {
+		require.NoError(b, err)
+		_ = c.(*net.TCPConn).SetLinger(0)
+		_ = c.Close()
+	}
+	b.Run("in the pod", func(b *testing.B) {
+		for b.Loop() {
+			c, err := ns.Dial(b.Context(), p.IP4, app.Addr().(*net.TCPAddr).AddrPort(), nil)
+			reset(c, err)
+		}
+	})
+	b.Run("plain, on loopback of this process", func(b *testing.B) {
+		for b.Loop() {
+			reset(net.Dial("tcp", l.Addr().String()))
+		}
+	})
+	b.Run("a visit alone", func(b *testing.B) {
+		for b.Loop() {
+			_ = ns.Do(func() error { return nil })
+		}
+	})
+}
