@@ -150,13 +150,27 @@ type running struct {
 
 func start(t *testing.T, k *kube, change ...func(*Options)) *running {
 	t.Helper()
+	before := k.watches.Load()
+	r := startWith(t, k, change...)
+	r.kube = k
+	// Events between an informer's list and its watch are lost with the fake.
+	want := before + 6
+	if k.blocked.Load() {
+		want--
+	}
+	require.Eventually(t, func() bool { return k.watches.Load() >= want }, patient, often)
+	return r
+}
+
+func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *running {
+	t.Helper()
 	dir := t.TempDir()
 	pool := writeCertificate(t, dir)
 	o := Options{TLSDir: dir, Namespace: "sidestep", SessionGrace: time.Hour, AgentServiceAccount: "sidestep-nodeagent", TokenAudience: "sidestep-manager"}
 	for _, f := range change {
 		f(&o)
 	}
-	m, err := New(o, k, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
+	m, err := New(o, c, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
 	require.NoError(t, err)
 	grpcListener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -164,18 +178,11 @@ func start(t *testing.T, k *kube, change ...func(*Options)) *running {
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{
-		Manager: m, kube: k, grpc: grpcListener.Addr().String(), http: "http://" + httpListener.Addr().String(),
+		Manager: m, grpc: grpcListener.Addr().String(), http: "http://" + httpListener.Addr().String(),
 		tls: &tls.Config{RootCAs: pool, ServerName: "sidestep-manager"}, stop: stop, done: make(chan error, 1),
 	}
-	before := k.watches.Load()
 	go func() { r.done <- m.serve(ctx, grpcListener, httpListener) }()
 	t.Cleanup(r.end)
-	// Events between an informer's list and its watch are lost with the fake.
-	want := before + 6
-	if k.blocked.Load() {
-		want--
-	}
-	require.Eventually(t, func() bool { return k.watches.Load() >= want }, patient, often)
 	return r
 }
 
@@ -262,7 +269,7 @@ func ownedBy(kind string, owner client.Object) []metav1.OwnerReference {
 
 func template() corev1.PodTemplateSpec {
 	return corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "orders"}}, Spec: corev1.PodSpec{
-		Containers: []corev1.Container{{Name: "app", Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}, Ports: []corev1.ContainerPort{
+		Containers: []corev1.Container{{Name: "app", Image: "orders", Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}, Ports: []corev1.ContainerPort{
 			{Name: "web", ContainerPort: 8080}, {Name: "rpc", ContainerPort: 9000},
 		}}},
 	}}

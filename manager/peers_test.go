@@ -33,8 +33,13 @@ type nodeAgent struct {
 
 func (r *running) agent(t *testing.T, node string, steer ...func(*agentpb.TargetReport)) *nodeAgent {
 	t.Helper()
+	return r.agentWith(t, node, "node/"+node, steer...)
+}
+
+func (r *running) agentWith(t *testing.T, node, token string, steer ...func(*agentpb.TargetReport)) *nodeAgent {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	a := &nodeAgent{conn: r.dial(t, "authorization", "Bearer node/"+node), cancel: cancel, ended: make(chan error, 1), steer: func(*agentpb.TargetReport) {}}
+	a := &nodeAgent{conn: r.dial(t, "authorization", "Bearer "+token), cancel: cancel, ended: make(chan error, 1), steer: func(*agentpb.TargetReport) {}}
 	if len(steer) > 0 {
 		a.steer = steer[0]
 	}

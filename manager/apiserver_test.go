@@ -1,0 +1,242 @@
+package manager
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/yaml"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+// apiServer starts an API server of its own, with the chart's CRDs and rights, and gives the configuration of an administrator and that of the
+// manager's service account. It needs the programs that `make cluster` builds, or KUBEBUILDER_ASSETS.
+func apiServer(t *testing.T) (admin, manager *rest.Config) {
+	t.Helper()
+	env := &envtest.Environment{
+		CRDDirectoryPaths: []string{"../deploy/chart/crds"}, ErrorIfCRDPathMissing: true, BinaryAssetsDirectory: assets(t),
+	}
+	admin, err := env.Start()
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, env.Stop()) })
+	scheme := Scheme()
+	require.NoError(t, rbacv1.AddToScheme(scheme))
+	c, err := client.New(admin, client.Options{Scheme: scheme})
+	require.NoError(t, err)
+	template, err := os.ReadFile("../deploy/chart/templates/manager-rbac.yaml")
+	require.NoError(t, err)
+	_, rules, found := strings.Cut(string(template), "\nrules:\n")
+	require.True(t, found)
+	rules, _, _ = strings.Cut(rules, "\n---")
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"}}
+	require.NoError(t, yaml.Unmarshal([]byte("rules:\n"+rules), role))
+	account := metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager"}
+	for _, o := range []client.Object{
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}},
+		&corev1.ServiceAccount{ObjectMeta: account}, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-nodeagent"}},
+		role, &rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace, Name: account.Name}},
+		},
+	} {
+		require.NoError(t, c.Create(t.Context(), o))
+	}
+	manager = rest.CopyConfig(admin)
+	manager.Impersonate = rest.ImpersonationConfig{
+		UserName: "system:serviceaccount:sidestep:sidestep-manager", Groups: []string{"system:serviceaccounts", "system:authenticated"},
+	}
+	return admin, manager
+}
+
+// assets gives a directory with etcd and kube-apiserver.
+func assets(t *testing.T) string {
+	t.Helper()
+	if os.Getenv("KUBEBUILDER_ASSETS") != "" {
+		return ""
+	}
+	cache, err := os.UserCacheDir()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	for _, program := range []string{"etcd-*/etcd", "kubernetes-*/kube-apiserver", "kubernetes-*/kubectl"} {
+		found, err := filepath.Glob(filepath.Join(cache, "sidestep-cluster", program))
+		require.NoError(t, err)
+		if len(found) == 0 {
+			t.Skip("no API server to test with: make a cluster once, or set KUBEBUILDER_ASSETS")
+		}
+		require.NoError(t, os.Symlink(found[len(found)-1], filepath.Join(dir, filepath.Base(program))))
+	}
+	return dir
+}
+
+func TestWithARealAPIServer(t *testing.T) {
+	admin, rights := apiServer(t)
+	k := &kube{}
+	var err error
+	k.WithWatch, err = client.NewWithWatch(admin, client.Options{Scheme: Scheme()})
+	require.NoError(t, err)
+	t.Run("wrong objects are refused with a reason", func(t *testing.T) { refuses(t, k) })
+
+	c, err := NewClient(rights)
+	require.NoError(t, err)
+	m := startWith(t, c, func(o *Options) { o.SessionGrace = 2 * time.Second })
+	m.ready(t)
+	rs := k.shop(t)
+	k.run(t, k.pod(t, rs, "p1", "node-1"))
+	t.Run("only a node agent's token of the node is accepted", func(t *testing.T) { reviews(t, k, m) })
+	a := m.agentWith(t, "node-1", k.token(t, "sidestep-nodeagent", "node-1"))
+	l := m.laptop(t, "alice", 0)
+	t.Run("an intercept becomes active in little time", func(t *testing.T) { measure(t, k) })
+	t.Run("an intercept follows its pods", func(t *testing.T) {
+		k.create(t, asks("alice", "http", "tcp"))
+		k.until(t, "alice", v1alpha1.StateActive)
+		p2 := k.pod(t, rs, "p2", "node-1")
+		k.run(t, p2)
+		require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" }, patient, often)
+		require.NoError(t, k.Delete(t.Context(), p2, client.GracePeriodSeconds(0)))
+		require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "1/1" }, patient, often)
+		a.has(t, "p1:8080=alice")
+	})
+	t.Run("an intercept ends some time after its laptop went", func(t *testing.T) {
+		l.cancel()
+		k.until(t, "alice", v1alpha1.StateDisconnected)
+		events := &corev1.EventList{}
+		require.Eventually(t, func() bool {
+			return k.List(t.Context(), events, client.InNamespace(ns)) == nil && len(events.Items) == 1
+		}, patient, often)
+		assert.Equal(t, "SessionGone", events.Items[0].Reason)
+		a.has(t)
+	})
+}
+
+// run makes a pod ready, as a kubelet would.
+func (k *kube) run(t *testing.T, p *corev1.Pod) {
+	t.Helper()
+	p.Status = corev1.PodStatus{
+		Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}, HostIP: "192.0.2.1", HostIPs: []corev1.HostIP{{IP: "192.0.2.1"}},
+		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+	}
+	require.NoError(t, k.Status().Update(t.Context(), p))
+}
+
+// token makes a token as the kubelet projects it into a pod.
+func (k *kube) token(t *testing.T, account, node string, audiences ...string) string {
+	t.Helper()
+	if len(audiences) == 0 {
+		audiences = []string{"sidestep-manager"}
+	}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}
+	require.NoError(t, client.IgnoreAlreadyExists(k.Create(t.Context(), n)))
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", GenerateName: "agent-"}, Spec: corev1.PodSpec{
+		NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "c", Image: "i"}},
+	}}
+	require.NoError(t, k.Create(t.Context(), p))
+	request := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{
+		Audiences: audiences, BoundObjectRef: &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name, UID: p.UID},
+	}}
+	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: account}}
+	require.NoError(t, k.SubResource("token").Create(t.Context(), sa, request))
+	return request.Status.Token
+}
+
+func reviews(t *testing.T, k *kube, m *running) {
+	for _, tc := range []struct {
+		name, token string
+		want        codes.Code
+	}{
+		{"another account", k.token(t, "sidestep-manager", "node-1"), codes.PermissionDenied},
+		{"another node", k.token(t, "sidestep-nodeagent", "node-2"), codes.PermissionDenied},
+		{"another audience", k.token(t, "sidestep-nodeagent", "node-1", "api"), codes.Unauthenticated},
+		{"no token at all", "nonsense", codes.Unauthenticated},
+	} {
+		a := m.agentWith(t, "node-1", tc.token)
+		assert.Equal(t, tc.want, status.Code(<-a.ended), tc.name)
+	}
+}
+
+// measure makes and deletes intercepts one after the other.
+func measure(t *testing.T, k *kube) {
+	var took []time.Duration
+	w, err := k.Watch(t.Context(), &v1alpha1.InterceptList{}, client.InNamespace(ns))
+	require.NoError(t, err)
+	defer w.Stop()
+	for range 30 {
+		ic := asks("alice", "http", "alice")
+		began := time.Now()
+		k.create(t, ic)
+		for event := range w.ResultChan() {
+			now := event.Object.(*v1alpha1.Intercept)
+			if now.UID == ic.UID && now.Status.State == v1alpha1.StateActive {
+				break
+			}
+		}
+		took = append(took, time.Since(began))
+		require.NoError(t, k.Delete(t.Context(), ic))
+	}
+	slices.Sort(took)
+	t.Logf("from create to ACTIVE: p50 %s, slowest %s", took[len(took)/2], took[len(took)-1])
+	assert.Less(t, took[len(took)/2], 150*time.Millisecond)
+}
+
+// refuses checks what the API server says to wrong objects.
+func refuses(t *testing.T, k *kube) {
+	text := func(s string) *string { return &s }
+	for _, tc := range []struct {
+		name   string
+		change func(*v1alpha1.InterceptSpec)
+		says   string
+	}{
+		{"a tcp intercept with conditions", func(s *v1alpha1.InterceptSpec) { s.Mechanism = v1alpha1.MechanismTCP },
+			"spec.http needs mechanism http: a tcp intercept takes every connection"},
+		{"an unknown mechanism", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = "udp", nil }, `Unsupported value: "udp": supported values: "tcp", "http"`},
+		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Pod" }, `supported values: "Deployment", "ReplicaSet", "StatefulSet"`},
+		{"no workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "" }, "spec.workload.name in body should be at least 1 chars long"},
+		{"a key where its hash belongs", func(s *v1alpha1.InterceptSpec) { s.Client.KeyHash = "secret" }, "spec.client.keyHash in body should match"},
+		{"a session that is no UUID", func(s *v1alpha1.InterceptSpec) { s.Client.Session = "mine" }, "spec.client.session in body should match"},
+		{"a header by value and expression", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Regex = text(".*") }, "give either value or regex, and not both"},
+		{"a header by nothing", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Value = nil }, "give either value or regex, and not both"},
+		{"a header name with a space", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Name = "x dev" }, "spec.http.headers[0].name in body should match"},
+		{"a path in two ways", func(s *v1alpha1.InterceptSpec) {
+			s.HTTP.Path = &v1alpha1.PathMatch{Equal: text("/a"), Prefix: text("/")}
+		}, "give exactly one of equal, prefix and regex"},
+		{"a path in no way", func(s *v1alpha1.InterceptSpec) { s.HTTP.Path = &v1alpha1.PathMatch{} }, "give exactly one of equal, prefix and regex"},
+		{"a port that cannot be", func(s *v1alpha1.InterceptSpec) { s.Destination.Port = 70000 }, "spec.destination.port"},
+		{"an unknown way with open connections", func(s *v1alpha1.InterceptSpec) { s.Existing = "kill" }, `supported values: "auto", "idle", "all", "none"`},
+	} {
+		ic := asks("alice", "http", "alice")
+		tc.change(&ic.Spec)
+		assert.ErrorContains(t, k.Create(t.Context(), ic), tc.says, tc.name)
+	}
+
+	ic := asks("alice", "http", "alice")
+	ic.Spec.Existing = ""
+	k.create(t, ic)
+	assert.Equal(t, "auto", ic.Spec.Existing)
+	for _, change := range []func(*v1alpha1.InterceptSpec){
+		func(s *v1alpha1.InterceptSpec) { s.Client.Holder = "bob" },
+		func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Value = text("bob") },
+		func(s *v1alpha1.InterceptSpec) { s.HTTP = nil },
+		func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "stock" },
+	} {
+		changed := ic.DeepCopy()
+		change(&changed.Spec)
+		assert.ErrorContains(t, k.Update(t.Context(), changed), "of an intercept cannot change: delete it and create another")
+	}
+	ic.Spec.Port, ic.Spec.Service, ic.Spec.Container = "grpc", "orders", "app"
+	assert.NoError(t, k.Update(t.Context(), ic), "an intercept may move")
+	require.NoError(t, k.Delete(t.Context(), ic))
+}
