@@ -1,0 +1,348 @@
+package nodeagent_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent"
+	"sidestep.dev/sidestep/nodeagent/uplink"
+)
+
+const (
+	appPort = 8080
+	header  = "x-who"
+)
+
+// world is a node with one pod, whose app answers "app", and a manager.
+type world struct {
+	*manager
+	node  *testnet.Node
+	pod   *testnet.Pod
+	app   net.Listener
+	bpffs string
+}
+
+func newWorld(t *testing.T) *world {
+	node := testnet.NewNode(t)
+	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t)}
+	w.app = serve(t, w.pod)
+	return w
+}
+
+func serve(t *testing.T, p *testnet.Pod) net.Listener {
+	app := testnet.Listen(t, p.Namespace, fmt.Sprintf(":%d", appPort))
+	server := &http.Server{Handler: word("app")}
+	go func() { _ = server.Serve(app) }()
+	return app
+}
+
+// run starts an agent in this process. stop is what SIGTERM does, and waits for its end.
+func (w *world) run(t *testing.T) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- nodeagent.Run(ctx, nodeagent.Config{
+			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(),
+			Drain: 10 * time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		})
+	}()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		assert.NoError(t, <-done)
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// wants is the pod as an assignment has it, with an intercept of requests whose header says "me".
+func (w *world) wants() *agentpb.Pod { return wants(w.pod) }
+
+func wants(p *testnet.Pod) *agentpb.Pod {
+	return &agentpb.Pod{
+		Uid: p.UID, Namespace: "shop", Name: "orders-0", Ips: p.IPs(),
+		Targets: []*agentpb.Target{{Port: appPort, Rules: []*agentpb.Rule{{
+			InterceptUid: "i-1", InterceptNamespace: "shop", InterceptName: "orders", Connected: true,
+			Http: &agentpb.HTTPMatch{Headers: []*agentpb.HeaderMatch{{
+				Name: header, Match: &agentpb.HeaderMatch_Value{Value: "me"},
+			}}},
+		}}}},
+	}
+}
+
+// get makes one request on a connection of its own.
+func (w *world) get(ip netip.Addr, who string) (string, error) { return get(w.node, ip, who) }
+
+func get(from *testnet.Node, ip netip.Addr, who string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return testnet.Dial(ctx, from.Namespace, netip.AddrPortFrom(ip, appPort))
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://orders/", nil)
+	if err != nil {
+		return "", err
+	}
+	if who != "" {
+		req.Header.Set(header, who)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return string(body), err
+}
+
+func (w *world) expect(t *testing.T, who, want string) {
+	t.Helper()
+	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+		got, err := w.get(ip, who)
+		assert.NoError(t, err)
+		assert.Equal(t, want, got, "request of %q to %s", who, ip)
+	}
+}
+
+// eventually waits until requests are answered so.
+func (w *world) eventually(t *testing.T, who, want string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		got, err := w.get(w.pod.IP4, who)
+		return err == nil && got == want
+	}, 10*time.Second, 20*time.Millisecond, "request of %q answered by %s", who, want)
+}
+
+func (w *world) nothingLeft(t *testing.T) {
+	t.Helper()
+	assert.NoDirExists(t, filepath.Join(w.bpffs, "sidestep"))
+}
+
+func TestInterceptComesAndGoes(t *testing.T) {
+	w := newWorld(t)
+	w.expect(t, "me", "app")
+	w.run(t)
+	w.steering(t, w.assign(w.wants()))
+	assert.Equal(t, "node-1", w.hello.GetNode())
+	assert.NotEmpty(t, w.hello.GetKernel())
+	w.expect(t, "me", "laptop")
+	w.expect(t, "somebody", "app")
+	w.expect(t, "", "app")
+	r := w.await(t, "counters", func(r *agentpb.Report) bool { return r.GetTargets()[0].GetMatched() >= 2 })
+	assert.GreaterOrEqual(t, r.GetTargets()[0].GetConnections(), uint64(6))
+	assert.Equal(t, w.pod.UID, r.GetTargets()[0].GetPodUid())
+	last := w.assign()
+	w.await(t, "empty", func(r *agentpb.Report) bool { return r.GetRevision() == last && len(r.GetTargets()) == 0 })
+	w.eventually(t, "me", "app")
+	w.nothingLeft(t)
+}
+
+func TestPodsThatCannotBeSteered(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	for _, tc := range []struct {
+		name   string
+		change func(*agentpb.Pod)
+		want   string
+	}{
+		{"on the host's network", func(p *agentpb.Pod) { p.HostNetwork = true }, "hostNetwork"},
+		{"in a gVisor sandbox", func(p *agentpb.Pod) { p.RuntimeClass = "gvisor" }, "sandbox"},
+		{"in a Kata virtual machine", func(p *agentpb.Pod) { p.RuntimeClass = "kata-qemu" }, "sandbox"},
+		{"not on this node", func(p *agentpb.Pod) { p.Uid = "ffffffff-1111-2222-3333-444444444444" }, "no process of the pod"},
+		{"with another pod's address", func(p *agentpb.Pod) { p.Ips = []string{"198.18.200.2"} }, "none of the pod's addresses"},
+		{"with an expression that does not compile", func(p *agentpb.Pod) {
+			p.Targets[0].Rules[0].Http.Headers[0].Match = &agentpb.HeaderMatch_Regex{Regex: "("}
+		}, "missing closing"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			pod := w.wants()
+			tc.change(pod)
+			revision := w.assign(pod)
+			r := w.await(t, tc.want, func(r *agentpb.Report) bool {
+				return r.GetRevision() == revision && len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), tc.want)
+			})
+			assert.False(t, r.GetTargets()[0].GetSteering())
+			w.expect(t, "me", "app")
+		})
+	}
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+}
+
+func TestLaptopThatDoesNotAnswerIsNotSteering(t *testing.T) {
+	w := newWorld(t)
+	w.away = true
+	w.run(t)
+	w.assign(w.wants())
+	w.await(t, "sleeping laptop", func(r *agentpb.Report) bool {
+		return len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), "the laptop sleeps")
+	})
+	w.expect(t, "me", "app")
+	disconnected := w.wants()
+	disconnected.Targets[0].Rules[0].Connected = false
+	w.steering(t, w.assign(disconnected))
+	w.mu.Lock()
+	w.away = false
+	w.mu.Unlock()
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+}
+
+func TestManagerComesBack(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+	w.stop()
+	w.expect(t, "me", "app")
+	w.expect(t, "", "app")
+	back := time.Now()
+	w.start(t, w.address)
+	w.eventually(t, "me", "laptop")
+	assert.Less(t, time.Since(back), 5*time.Second)
+	w.steering(t, 1)
+}
+
+func TestTokenIsReadAgain(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, os.WriteFile(w.tokenFile, []byte("outdated"), 0o600))
+	w.run(t)
+	w.assign(w.wants())
+	time.AfterFunc(300*time.Millisecond, func() { _ = os.WriteFile(w.tokenFile, []byte(bearer), 0o600) })
+	w.steering(t, 1)
+}
+
+func TestAgentGivesEverythingBackAtItsEnd(t *testing.T) {
+	w := newWorld(t)
+	stop := w.run(t)
+	w.steering(t, w.assign(w.wants()))
+	open, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
+	require.NoError(t, err)
+	defer open.Close()
+	ask := func() string {
+		_, err := io.WriteString(open, "GET / HTTP/1.1\r\nHost: orders\r\n\r\n")
+		require.NoError(t, err)
+		buf := make([]byte, 4096)
+		require.NoError(t, open.SetReadDeadline(time.Now().Add(5*time.Second)))
+		n, err := open.Read(buf)
+		require.NoError(t, err)
+		return string(buf[:n])
+	}
+	require.Contains(t, ask(), "app")
+	stopped := make(chan struct{})
+	go func() {
+		stop()
+		close(stopped)
+	}()
+	w.eventually(t, "me", "app")
+	assert.Contains(t, ask(), "app", "an open connection goes on")
+	w.nothingLeft(t)
+	require.NoError(t, open.Close())
+	<-stopped
+	w.expect(t, "me", "app")
+}
+
+func TestYoungerAgentTakesOver(t *testing.T) {
+	w := newWorld(t)
+	w.steeringByRun(t)
+	load := newLoad(t, w, 4)
+	w.mu.Lock()
+	w.report = nil
+	w.mu.Unlock()
+	stopYoung := w.run(t)
+	w.steering(t, 1)
+	w.expect(t, "me", "laptop")
+	load.stop(t)
+	stopYoung()
+	w.expect(t, "me", "app")
+}
+
+func (w *world) steeringByRun(t *testing.T) (stop func()) {
+	stop = w.run(t)
+	w.steering(t, w.assign(w.wants()))
+	return stop
+}
+
+// load is clients that connect, make one request, and do it again.
+type load struct {
+	quit                    chan struct{}
+	done                    sync.WaitGroup
+	requests, wrong, faults atomic.Int64
+	first                   atomic.Value
+}
+
+// newLoad starts n clients without header, who must always reach the app, and as many with it, who must reach somebody.
+func newLoad(t *testing.T, w *world, n int) *load {
+	l := &load{quit: make(chan struct{})}
+	for i := range 2 * n {
+		who, ip := "", w.pod.IP4
+		if i%2 == 1 {
+			who = "me"
+		}
+		if i%4 >= 2 {
+			ip = w.pod.IP6
+		}
+		l.done.Go(func() {
+			for {
+				select {
+				case <-l.quit:
+					return
+				default:
+				}
+				got, err := w.get(ip, who)
+				l.requests.Add(1)
+				if err != nil {
+					l.faults.Add(1)
+					l.first.CompareAndSwap(nil, err.Error())
+				} else if who == "" && got != "app" {
+					l.wrong.Add(1)
+				}
+			}
+		})
+	}
+	return l
+}
+
+func (l *load) stop(t *testing.T) {
+	t.Helper()
+	close(l.quit)
+	l.done.Wait()
+	t.Logf("%d requests", l.requests.Load())
+	assert.Zero(t, l.faults.Load(), "failed requests of %d, the first: %v", l.requests.Load(), l.first.Load())
+	assert.Zero(t, l.wrong.Load(), "requests that reached the laptop and should not have")
+	assert.Greater(t, l.requests.Load(), int64(100))
+}
+
+func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	l := newLoad(t, w, 4)
+	for range 10 {
+		w.steering(t, w.assign(w.wants()))
+		w.eventually(t, "me", "laptop")
+		gone := w.assign()
+		w.await(t, "gone", func(r *agentpb.Report) bool { return r.GetRevision() == gone })
+		w.eventually(t, "me", "app")
+	}
+	l.stop(t)
+}

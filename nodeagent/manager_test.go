@@ -1,0 +1,242 @@
+package nodeagent_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+const bearer = "the-token"
+
+// manager is the manager's side of the wire, with a laptop behind it that answers every request with "laptop".
+type manager struct {
+	agentpb.UnimplementedAgentsServer
+	address, caFile, tokenFile string
+	cert                       tls.Certificate
+	server                     *grpc.Server
+
+	mu         sync.Mutex
+	assignment *agentpb.Assignment
+	sent       chan struct{} // closed and renewed when the assignment changes
+	hello      *agentpb.Hello
+	report     *agentpb.Report
+	reported   chan struct{} // closed and renewed with each report
+	attaches   int
+	away       bool // the laptop answers no probes
+}
+
+func newManager(t *testing.T) *manager {
+	t.Helper()
+	m := &manager{
+		sent: make(chan struct{}), reported: make(chan struct{}),
+		caFile: filepath.Join(t.TempDir(), "ca.crt"), tokenFile: filepath.Join(t.TempDir(), "token"),
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"sidestep-manager"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	m.cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	require.NoError(t, os.WriteFile(m.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	require.NoError(t, os.WriteFile(m.tokenFile, []byte(bearer+"\n"), 0o600))
+	m.start(t, "127.0.0.1:0")
+	t.Cleanup(m.stop)
+	return m
+}
+
+func (m *manager) start(t *testing.T, address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	require.NoError(t, err)
+	m.address = l.Addr().String()
+	m.server = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&m.cert)))...)
+	agentpb.RegisterAgentsServer(m.server, m)
+	go func() { _ = m.server.Serve(l) }()
+}
+
+// stop cuts all connections, as a manager that is killed does.
+func (m *manager) stop() { m.server.Stop() }
+
+func (m *manager) authenticate(ctx context.Context) error {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get("authorization"); len(v) != 1 || v[0] != "Bearer "+bearer {
+		return status.Error(codes.Unauthenticated, "wrong token")
+	}
+	return nil
+}
+
+// assign sends an assignment to the agent, and to every one that attaches later.
+func (m *manager) assign(pods ...*agentpb.Pod) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.assignment = &agentpb.Assignment{Revision: m.assignment.GetRevision() + 1, Pods: pods}
+	close(m.sent)
+	m.sent = make(chan struct{})
+	return m.assignment.GetRevision()
+}
+
+func (m *manager) current() (*agentpb.Assignment, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.assignment, m.sent
+}
+
+func (m *manager) Attach(stream agentpb.Agents_AttachServer) error {
+	if err := m.authenticate(stream.Context()); err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.hello, m.report = first.GetHello(), nil
+	m.attaches++
+	m.mu.Unlock()
+	go func() {
+		for {
+			msg, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			m.mu.Lock()
+			m.report = msg.GetReport()
+			close(m.reported)
+			m.reported = make(chan struct{})
+			m.mu.Unlock()
+		}
+	}()
+	for {
+		a, changed := m.current()
+		if a != nil {
+			if err := stream.Send(a); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return nil
+		}
+	}
+}
+
+// await waits for a report that satisfies ok.
+func (m *manager) await(t *testing.T, what string, ok func(*agentpb.Report) bool) *agentpb.Report {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		m.mu.Lock()
+		r, next := m.report, m.reported
+		m.mu.Unlock()
+		if r != nil && ok(r) {
+			return r
+		}
+		select {
+		case <-next:
+		case <-deadline:
+			require.Failf(t, "no such report", "%s; the last was %v", what, r)
+		}
+	}
+}
+
+// steering waits until all targets of the revision, at least one, are reported as steering.
+func (m *manager) steering(t *testing.T, revision uint64) {
+	t.Helper()
+	m.await(t, "all targets are steering", func(r *agentpb.Report) bool {
+		for _, target := range r.GetTargets() {
+			if !target.GetSteering() {
+				return false
+			}
+		}
+		return r.GetRevision() >= revision && len(r.GetTargets()) > 0
+	})
+}
+
+// Tunnel is the laptop at the other end, too.
+func (m *manager) Tunnel(stream agentpb.Agents_TunnelServer) error {
+	if err := m.authenticate(stream.Context()); err != nil {
+		return err
+	}
+	open, c, err := tunnel.Accept(stream)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	away := m.away
+	m.mu.Unlock()
+	if away {
+		return c.Answer(tunnelpb.Opened_NO_CLIENT, "the laptop sleeps")
+	}
+	if err := c.Answer(tunnelpb.Opened_OK, ""); err != nil {
+		return err
+	}
+	if open.GetProbe() {
+		_, err := io.Copy(io.Discard, c)
+		return err
+	}
+	l := &once{conn: c, done: make(chan struct{})}
+	server := &http.Server{Handler: word("laptop"), ConnState: func(_ net.Conn, s http.ConnState) {
+		if s == http.StateClosed {
+			close(l.done)
+		}
+	}}
+	_ = server.Serve(l)
+	return nil
+}
+
+// once is a listener with a single connection.
+type once struct {
+	conn net.Conn
+	mu   sync.Mutex
+	done chan struct{}
+}
+
+func (o *once) Accept() (net.Conn, error) {
+	o.mu.Lock()
+	c := o.conn
+	o.conn = nil
+	o.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	<-o.done
+	return nil, net.ErrClosed
+}
+
+func (o *once) Close() error   { return nil }
+func (o *once) Addr() net.Addr { return &net.TCPAddr{} }
+
+// word is a handler that answers with a word.
+func word(text string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, text) })
+}
