@@ -38,6 +38,8 @@ type Config struct {
 	Security    []grpc.DialOption // credentials for the manager
 	Node        string            // name of the Kubernetes node
 	BPFFS, Proc string
+	// Linger is how long listeners are kept after their pod was let go, 0 for the default: see pods.Config.
+	Linger time.Duration
 	// Drain is how long connections may go on once the agent was told to end.
 	Drain time.Duration
 	// HTTP serves health and metrics; nil for none. The agent closes it.
@@ -103,7 +105,7 @@ func newAgent(cfg Config) (*agent, error) {
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
 	a.pods = pods.New(pods.Config{
 		Finder: finder{podnet.NewFinder(cfg.Proc)}, Steering: steering{a.steering},
-		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log,
+		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger,
 	})
 	a.register()
 	return a, nil

@@ -115,6 +115,19 @@ func get(from *testnet.Node, ip netip.Addr, who string) (string, error) {
 	return string(body), err
 }
 
+// fetch gives the answer of a server in this namespace.
+func fetch(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return resp.StatusCode, string(body)
+}
+
 func (w *world) expect(t *testing.T, who, want string) {
 	t.Helper()
 	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {

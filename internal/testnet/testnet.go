@@ -12,6 +12,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -123,6 +126,29 @@ func (p *Pod) Delete() {
 		return netlink.LinkDel(l)
 	})
 	_ = p.Close()
+}
+
+// Watch gives a function that says whether the pod's namespace no longer exists.
+func Watch(t testing.TB, p *Pod) (gone func() bool) {
+	t.Helper()
+	// A program that does nothing tells by its link.
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = prog.Close() })
+	var l *link.NetNsLink
+	require.NoError(t, p.Control(func(fd int) (err error) {
+		l, err = link.AttachNetNs(fd, prog)
+		return err
+	}))
+	t.Cleanup(func() { _ = l.Close() })
+	return func() bool {
+		info, err := l.Info()
+		require.NoError(t, err)
+		return info.NetNs().NetnsInode == 0
+	}
 }
 
 func (p *Pod) port() string { return fmt.Sprintf("pod%d", p.number) }

@@ -1,0 +1,239 @@
+package nodeagent_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent"
+)
+
+// capabilities is all that the chart gives to the node agent.
+var capabilities = []int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}
+
+// Set in the environment, these turn the test's program into the node agent.
+const (
+	envConfine = "SIDESTEP_TEST_CONFINE" // start the node agent with these capabilities (JSON)
+	envAgent   = "SIDESTEP_TEST_AGENT"   // be the node agent
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv(envConfine) != "":
+		confine()
+	case os.Getenv(envAgent) != "":
+		os.Exit(nodeagent.Main(nodeagent.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr}))
+	}
+	os.Exit(m.Run())
+}
+
+// confine starts this program again as root with few capabilities, as a container runtime does.
+func confine() {
+	runtime.LockOSThread()
+	var keep []int
+	fail := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "confine:", err)
+			os.Exit(3)
+		}
+	}
+	fail(json.Unmarshal([]byte(os.Getenv(envConfine)), &keep))
+	for capability := range unix.CAP_LAST_CAP + 1 {
+		if !slices.Contains(keep, capability) {
+			fail(unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(capability), 0, 0, 0))
+		}
+	}
+	fail(os.Unsetenv(envConfine))
+	fail(os.Setenv(envAgent, "1"))
+	fail(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+}
+
+// process is a node agent that can be killed.
+type process struct {
+	*exec.Cmd
+	http string
+	end  func() error // waits for the end
+}
+
+// spawn starts a node agent as a process of its own, with no more capabilities than it has in a cluster.
+func (w *world) spawn(t *testing.T) *process {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &process{http: l.Addr().String()}
+	require.NoError(t, l.Close())
+	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile, "--token-file", w.tokenFile,
+		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", "8s")
+	keep, err := json.Marshal(capabilities)
+	require.NoError(t, err)
+	p.Env = append(os.Environ(), envConfine+"="+string(keep))
+	p.Stdout, p.Stderr = t.Output(), t.Output()
+	require.NoError(t, p.Start())
+	p.end = sync.OnceValue(p.Wait)
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		_ = p.end()
+	})
+	return p
+}
+
+func (p *process) kill(t *testing.T) {
+	t.Helper()
+	require.NoError(t, p.Process.Kill())
+	_ = p.end()
+}
+
+func TestKilledAgentLeavesConnectionsToTheAppUntilTheNextOneStarts(t *testing.T) {
+	w := newWorld(t)
+	first := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+	first.kill(t)
+	w.expect(t, "me", "app")
+	w.expect(t, "", "app")
+	restarted := time.Now()
+	second := w.spawn(t)
+	w.eventually(t, "me", "laptop")
+	assert.Less(t, time.Since(restarted), 5*time.Second)
+	w.expect(t, "", "app")
+	require.NoError(t, second.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, second.end())
+	w.expect(t, "me", "app")
+	w.nothingLeft(t)
+}
+
+func TestKilledAgentFailsNoNewConnection(t *testing.T) {
+	w := newWorld(t)
+	agent := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	agent.kill(t)
+	l := newLoad(t, w, 4)
+	for range 3 {
+		agent := w.spawn(t)
+		w.eventually(t, "me", "laptop")
+		require.NoError(t, agent.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, agent.end())
+	}
+	l.stop(t)
+}
+
+func TestStoppedAgentLeavesConnectionsToTheApp(t *testing.T) {
+	w := newWorld(t)
+	p := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	require.NoError(t, p.Process.Signal(syscall.SIGSTOP))
+	stopped := time.Now()
+	require.Eventually(t, func() bool {
+		got, err := w.get(w.pod.IP4, "")
+		return err == nil && got == "app"
+	}, 15*time.Second, 10*time.Millisecond)
+	assert.Less(t, time.Since(stopped), 12*time.Second)
+	w.expect(t, "me", "app")
+	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
+	w.eventually(t, "me", "laptop")
+}
+
+func TestPinsOfAKilledAgentAreSweptByTheNext(t *testing.T) {
+	w := newWorld(t)
+	p := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	p.kill(t)
+	assert.DirExists(t, w.bpffs+"/sidestep/node-1")
+	w.assign()
+	w.spawn(t)
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(w.bpffs + "/sidestep")
+		return os.IsNotExist(err)
+	}, 15*time.Second, 20*time.Millisecond)
+}
+
+func TestPurgeCommand(t *testing.T) {
+	w := newWorld(t)
+	p := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	p.kill(t)
+	var out strings.Builder
+	require.Zero(t, nodeagent.Main(nodeagent.Env{Args: []string{"purge", "--bpffs", w.bpffs}, Stdout: &out, Stderr: &out}), out.String())
+	w.nothingLeft(t)
+}
+
+func TestHealthReadinessAndMetrics(t *testing.T) {
+	w := newWorld(t)
+	p := w.spawn(t)
+	get := func(path string) (int, string) { return fetch(t, "http://"+p.http+path) }
+	require.Eventually(t, func() bool { code, _ := get("/healthz"); return code == 200 }, 10*time.Second, 20*time.Millisecond)
+	code, why := get("/readyz")
+	assert.Equal(t, 503, code)
+	assert.Contains(t, why, "no assignment")
+	w.steering(t, w.assign(w.wants()))
+	require.Eventually(t, func() bool { code, _ := get("/readyz"); return code == 200 }, 10*time.Second, 20*time.Millisecond)
+	w.expect(t, "me", "laptop")
+	_, metrics := get("/metrics")
+	for _, line := range []string{
+		`sidestep_nodeagent_attached 1`,
+		`sidestep_nodeagent_pods{steered="true"} 1`,
+		`sidestep_nodeagent_claims{steering="true"} 1`,
+		`sidestep_nodeagent_lookups_total{outcome="steered",pod="shop/orders-0"}`,
+	} {
+		assert.Contains(t, metrics, line)
+	}
+	code, _ = get("/debug/pprof/")
+	assert.Equal(t, 404, code, "profiles are served on request only")
+}
+
+func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	other := w.node.NewPod(t)
+	serve(t, other)
+	wanted := wants(other)
+	wanted.Name = "orders-1"
+	w.steering(t, w.assign(w.wants(), wanted))
+	open, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
+	require.NoError(t, err)
+	defer open.Close()
+	require.NoError(t, w.app.Close())
+	gone := testnet.Watch(t, w.pod)
+	w.pod.Delete()
+	require.Eventually(t, gone, 10*time.Second, 20*time.Millisecond, "something keeps the namespace of the deleted pod alive")
+	got, err := get(w.node, other.IP4, "me")
+	require.NoError(t, err)
+	assert.Equal(t, "laptop", got, "the other pod is still steered")
+}
+
+func TestCommandLineErrors(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"no node", nil, "--node is missing"},
+		{"wrong level", []string{"--node=n", "--log-level=loud"}, "use debug, info, warn or error"},
+		{"no certificate authority", []string{"--node=n", "--ca-file=/nowhere/ca.crt"}, "/nowhere/ca.crt"},
+		{"unknown flag", []string{"--nope"}, "unknown flag"},
+		{"argument", []string{"nope"}, "unknown command"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out strings.Builder
+			assert.Equal(t, 1, nodeagent.Main(nodeagent.Env{Args: tc.args, Stdout: &out, Stderr: &out}))
+			assert.Contains(t, out.String(), "sidestep-nodeagent: error: ")
+			assert.Contains(t, out.String(), tc.want)
+		})
+	}
+}
