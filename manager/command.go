@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"sidestep.dev/sidestep/internal/version"
 )
@@ -68,6 +69,7 @@ func NewCommand(env Env) *cobra.Command {
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: o.LogLevel}))
+			klog.SetSlogLogger(log) // what client-go has to say, such as missing rights
 			m, err := o.manager(log)
 			if err != nil {
 				return err

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -18,7 +17,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	authv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/agentpb"
@@ -53,8 +51,6 @@ type Manager struct {
 
 // New puts the parts together. Nothing runs yet.
 func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
-	klog.SetSlogLogger(log)
-	klog.SetLogger(logr.FromSlogHandler(log.Handler()))
 	files, err := certificate.FromDir(o.TLSDir)
 	if err != nil {
 		return nil, err

@@ -71,6 +71,11 @@ func (s *Service) Attach(stream attachStream) error {
 		return status.Errorf(codes.FailedPrecondition, "this manager (%s) speaks protocol %d and the node agent (%s) %d: install the same version of both",
 			version.Version, version.Protocol, hello.Version, hello.Protocol)
 	}
+	select {
+	case <-s.cfg.Closing:
+		return errClosing
+	default:
+	}
 	// Until everything has been resolved the assignment would lack pods, and the node agent would let go of them.
 	select {
 	case <-s.cfg.Plan.Opened():

@@ -38,7 +38,6 @@ func (p *Placement) spot() spot { return spot{p.Node, p.Pod.GetUid(), p.Port} }
 // placed is a placement in force on a node.
 type placed struct {
 	*Placement
-	keyHash string
 	// since is the first revision of the present stream that tells of it; 0: none yet.
 	since uint64
 }
@@ -51,10 +50,15 @@ type ruleKey struct {
 
 // node is one node's share.
 type node struct {
-	rules map[ruleKey]*placed
-	// count of rules by intercept UID, to look up who may open tunnels.
-	intercepts map[string]int
+	rules      map[ruleKey]*placed
+	intercepts map[string]share // by UID
 	stream     *Stream
+}
+
+// share is what an intercept has on a node.
+type share struct {
+	rules   int
+	keyHash string
 }
 
 // Plan is safe for concurrent use.
@@ -120,24 +124,29 @@ func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
 func (p *Plan) put(uid types.UID, keyHash string, next *Placement) {
 	n := p.nodeOf(next.Node)
 	key := ruleKey{next.Pod.GetUid(), next.Port, string(uid)}
+	had := n.intercepts[string(uid)]
 	if n.rules[key] == nil {
-		n.intercepts[string(uid)]++
+		had.rules++
 	}
-	n.rules[key] = &placed{Placement: next, keyHash: keyHash}
+	n.intercepts[string(uid)] = share{had.rules, keyHash}
+	n.rules[key] = &placed{Placement: next}
 }
 
 func (p *Plan) drop(uid types.UID, at spot) {
 	n := p.nodes[at.node]
 	delete(n.rules, ruleKey{at.pod, at.port, string(uid)})
-	if n.intercepts[string(uid)]--; n.intercepts[string(uid)] == 0 {
+	had := n.intercepts[string(uid)]
+	if had.rules--; had.rules == 0 {
 		delete(n.intercepts, string(uid))
+	} else {
+		n.intercepts[string(uid)] = had
 	}
 }
 
 func (p *Plan) nodeOf(name string) *node {
 	n := p.nodes[name]
 	if n == nil {
-		n = &node{rules: map[ruleKey]*placed{}, intercepts: map[string]int{}}
+		n = &node{rules: map[ruleKey]*placed{}, intercepts: map[string]share{}}
 		p.nodes[name] = n
 	}
 	return n
@@ -155,16 +164,9 @@ func (p *Plan) tidy(name string, n *node) {
 func (p *Plan) KeyHash(nodeName, interceptUID string) (string, bool) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	n := p.nodes[nodeName]
-	if n == nil || n.intercepts[interceptUID] == 0 {
-		return "", false
-	}
-	for at := range p.intercepts[types.UID(interceptUID)] {
-		if at.node == nodeName {
-			if r := n.rules[ruleKey{at.pod, at.port, interceptUID}]; r != nil {
-				return r.keyHash, true
-			}
-		}
+	if n := p.nodes[nodeName]; n != nil {
+		its, ok := n.intercepts[interceptUID]
+		return its.keyHash, ok
 	}
 	return "", false
 }
