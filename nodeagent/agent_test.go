@@ -275,6 +275,22 @@ func TestAgentGivesEverythingBackAtItsEnd(t *testing.T) {
 	w.expect(t, "me", "app")
 }
 
+func TestAppCanRestartUnderAnIntercept(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	w.steering(t, w.assign(w.wants()))
+	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+		open, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(ip, appPort))
+		require.NoError(t, err)
+		defer open.Close()
+	}
+	w.await(t, "open connections", func(r *agentpb.Report) bool { return r.GetTargets()[0].GetConnections() >= 2 })
+	require.NoError(t, w.app.Close())
+	serve(t, w.pod)
+	w.expect(t, "", "app")
+	w.expect(t, "me", "laptop")
+}
+
 func TestYoungerAgentTakesOver(t *testing.T) {
 	w := newWorld(t)
 	w.steeringByRun(t)

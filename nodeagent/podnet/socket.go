@@ -151,14 +151,16 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a socket in the pod: %w", err)
 	}
+	// Steered connections have the app's own port as their local port, and inherit this from the listener: without it an app that
+	// restarts could not bind its port while any of them lives. Dials need it so that a port of which connections are left may be
+	// bound; connect sees to it that no two have the same pair of addresses.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return -1, errors.Join(fmt.Errorf("let the app bind its port beside us: %w", err), unix.Close(fd))
+	}
 	return fd, nil
 }
 
 func bind(fd int, from netip.AddrPort, bound func(netip.AddrPort)) error {
-	// A port of which connections are left may be bound; connect sees to it that no two have the same pair of addresses.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return fmt.Errorf("allow a used port: %w", err)
-	}
 	if bound == nil && from.Port() == 0 {
 		// The port is chosen at connect, where only the pair of addresses has to be free.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {

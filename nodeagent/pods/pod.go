@@ -16,7 +16,7 @@ import (
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 5 * time.Second
-	// retryLasting is the pause from which on a problem is reported as one that lasts.
+	// retryLasting is the pause from which on a problem is reported, and logged, as one that lasts.
 	retryLasting = time.Second
 )
 
@@ -145,7 +145,8 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 		return p.set.cfg.WatchEvery, false
 	}
 	p.set.yield(err)
-	if p.retry = min(max(2*p.retry, retryFirst), retryMax); p.retry == retryFirst {
+	before := p.retry
+	if p.retry = min(max(2*p.retry, retryFirst), retryMax); p.retry >= retryLasting && before < retryLasting {
 		p.log.Warn("pod cannot be steered", "error", err)
 	}
 	return p.retry, false
