@@ -158,7 +158,7 @@ func (m *maker) create(ctx context.Context) error {
 	switch {
 	case err == nil:
 		m.object = object
-		m.registry.put(object.DeepCopy())
+		m.registry.wrote(object.DeepCopy())
 		return nil
 	case apierrors.IsAlreadyExists(err):
 		// A call whose answer was lost, or the registry has not seen it yet.
@@ -173,7 +173,7 @@ func (m *maker) create(ctx context.Context) error {
 		if err := m.ask.canMove(have); err != nil {
 			return err
 		}
-		m.registry.put(have.DeepCopy())
+		m.registry.wrote(have.DeepCopy())
 		m.before = have
 		return nil
 	default:
@@ -225,7 +225,7 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change fun
 	if err != nil {
 		return nil, err
 	}
-	m.registry.put(object.DeepCopy())
+	m.registry.wrote(object.DeepCopy())
 	return object, nil
 }
 

@@ -91,10 +91,20 @@ func (r *Registry) notify() {
 	r.changed = make(chan struct{})
 }
 
-// put takes an object in, unless something newer is known.
+// put takes in what the API says about an object.
 func (r *Registry) put(object *v1alpha1.Intercept) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.putLocked(object)
+}
+
+// wrote takes in the answer to a call that wrote the object. The watch may have been faster, and then knows its status too.
+func (r *Registry) wrote(object *v1alpha1.Intercept) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known, ok := r.entries[object.UID]; ok && known.object.Generation >= object.Generation {
+		return
+	}
 	r.putLocked(object)
 }
 

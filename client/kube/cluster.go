@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,8 +22,6 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/internal/version"
-
-	"google.golang.org/grpc/codes"
 )
 
 // callTimeout bounds a call to the API server when the user gave no --request-timeout.
@@ -55,17 +55,18 @@ func (a Access) Load() (*Cluster, error) {
 	if err != nil {
 		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster, "cannot read the kubeconfig: %v", err)
 	}
+	name := cmp.Or(overrides.CurrentContext, raw.CurrentContext)
+	if _, ok := raw.Contexts[name]; !ok && name != "" {
+		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster,
+			"the kubeconfig has no context %q — choose one of those that `kubectl config get-contexts` lists", name)
+	}
 	config, err := loader.ClientConfig()
 	if err != nil {
-		return nil, a.explainConfig(err, overrides.CurrentContext)
+		return nil, explainConfig(err)
 	}
 	namespace, _, err := loader.Namespace()
 	if err != nil {
-		return nil, a.explainConfig(err, overrides.CurrentContext)
-	}
-	name := overrides.CurrentContext
-	if name == "" {
-		name = raw.CurrentContext
+		return nil, explainConfig(err)
 	}
 	c := &Cluster{Config: config, Server: config.Host, Context: name, Namespace: namespace, timeout: config.Timeout}
 	c.fingerprint = fingerprint(config)
@@ -83,17 +84,12 @@ func (a Access) Load() (*Cluster, error) {
 	return c, nil
 }
 
-func (a Access) explainConfig(err error, contextName string) error {
-	switch {
-	case clientcmd.IsContextNotFound(err):
-		return reason.New(codes.FailedPrecondition, reason.NoCluster,
-			"the kubeconfig has no context %q — choose one of those that `kubectl config get-contexts` lists", contextName)
-	case clientcmd.IsEmptyConfig(err), errors.Is(err, rest.ErrNotInCluster):
+func explainConfig(err error) error {
+	if clientcmd.IsEmptyConfig(err) || errors.Is(err, rest.ErrNotInCluster) {
 		return reason.New(codes.FailedPrecondition, reason.NoCluster,
 			"no Kubernetes cluster is configured — set KUBECONFIG, or give --kubeconfig or --context")
-	default:
-		return reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", err)
 	}
+	return reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", err)
 }
 
 // fingerprint tells whether another reading of the kubeconfig gives the same access.

@@ -1,0 +1,335 @@
+package clienttest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// Namespace of the installation.
+const Namespace = "sidestep"
+
+// Manager is one that does what tests tell it to.
+type Manager struct {
+	clientpb.UnimplementedClientsServer
+	Protocol uint32 // that it says it speaks
+
+	api         *APIServer
+	certificate tls.Certificate
+	again       chan struct{} // judge anew
+
+	mu       sync.Mutex
+	server   *grpc.Server
+	sessions map[string]clientpb.Clients_SessionServer // by hash of the key
+	hellos   []*clientpb.ClientHello
+	parked   map[string]chan *parked
+	judge    func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus
+	pod      *corev1.Pod
+	starts   int
+}
+
+type parked struct {
+	stream clientpb.Clients_AcceptServer
+	done   chan struct{}
+}
+
+// NewManager installs a manager in a cluster. Intercepts become active as soon as they are made, unless Judge says otherwise.
+func NewManager(t testing.TB, api *APIServer) *Manager {
+	m := &Manager{
+		Protocol: 1, api: api, judge: Active,
+		sessions: map[string]clientpb.Clients_SessionServer{}, parked: map[string]chan *parked{}, again: make(chan struct{}, 1),
+	}
+	var ca string
+	ca, m.certificate = certificates(t)
+	api.Add(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: "sidestep-ca"}, Data: map[string]string{"ca.crt": ca}})
+	m.Start(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	var control sync.WaitGroup
+	control.Go(func() { m.control(ctx) })
+	t.Cleanup(func() {
+		m.Kill()
+		cancel()
+		control.Wait()
+	})
+	return m
+}
+
+// Start starts a new pod of the manager.
+func (m *Manager) Start(t testing.TB) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&m.certificate)))...)
+	clientpb.RegisterClientsServer(server, m)
+	go func() { _ = server.Serve(listener) }()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.starts++
+	name := fmt.Sprintf("sidestep-manager-%d", m.starts)
+	m.api.forwards.set(Namespace, name, listener.Addr().String())
+	m.pod = &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name, Labels: map[string]string{
+			"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": "manager",
+		}},
+		Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+	m.api.Add(t, m.pod)
+	m.server = server
+}
+
+// Kill ends the manager's pod at once.
+func (m *Manager) Kill() {
+	m.mu.Lock()
+	server, pod := m.server, m.pod
+	m.server, m.pod = nil, nil
+	m.mu.Unlock()
+	if server == nil {
+		return
+	}
+	server.Stop()
+	m.api.store.delete(objectKey{"pods", pod.Namespace, pod.Name}, "")
+}
+
+// Judge decides the status of intercepts from now on; nil from judge leaves one as it is.
+func (m *Manager) Judge(judge func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus) {
+	m.mu.Lock()
+	m.judge = judge
+	m.mu.Unlock()
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+}
+
+// Active is the verdict on an intercept that is as it should be: one pod steers its port 8080, of service port http.
+func Active(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
+	port := i.Spec.Port
+	if port == "" {
+		port = "http"
+	}
+	return &v1alpha1.InterceptStatus{
+		State: v1alpha1.StateActive, Service: i.Spec.Workload.Name, Port: port, ServicePort: 80, Coverage: "1/1",
+		Pods: []v1alpha1.PodStatus{{Name: i.Spec.Workload.Name + "-0", Node: "node1", Port: 8080, Steering: true}},
+	}
+}
+
+// State is a verdict with nothing but a state and a message.
+func State(state v1alpha1.State, message string) func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus {
+	return func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus {
+		return &v1alpha1.InterceptStatus{State: state, Message: message}
+	}
+}
+
+// control writes the status of every intercept whose status is not what the judge says.
+func (m *Manager) control(ctx context.Context) {
+	for {
+		_, _, changed := m.api.store.since(0)
+		m.mu.Lock()
+		judge := m.judge
+		m.mu.Unlock()
+		for _, i := range m.api.Intercepts() {
+			status := judge(&i)
+			if status == nil {
+				continue
+			}
+			status.ObservedGeneration = i.Generation
+			if reflect.DeepEqual(*status, i.Status) {
+				continue
+			}
+			i.Status = *status
+			m.api.store.update(objectKey{"intercepts", i.Namespace, i.Name}, toUnstructured(&i), true)
+		}
+		select {
+		case <-changed:
+		case <-m.again:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Intercepts lists what is stored.
+func (a *APIServer) Intercepts() []v1alpha1.Intercept {
+	items, _ := a.store.list("intercepts", "", func(*unstructured.Unstructured) bool { return true })
+	found := make([]v1alpha1.Intercept, len(items))
+	for i, item := range items {
+		data, _ := json.Marshal(item)
+		_ = json.Unmarshal(data, &found[i])
+	}
+	return found
+}
+
+// Hellos lists what laptops have said.
+func (m *Manager) Hellos() []*clientpb.ClientHello {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]*clientpb.ClientHello(nil), m.hellos...)
+}
+
+// keyHash is that of the session key which a call shows.
+func keyHash(ctx context.Context) (string, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	for _, v := range md.Get("sidestep-session-key") {
+		if key, err := hex.DecodeString(v); err == nil && len(key) == 32 {
+			hash := sha256.Sum256(key)
+			return hex.EncodeToString(hash[:]), nil
+		}
+	}
+	return "", status.Error(codes.Unauthenticated, "no session key")
+}
+
+// Session greets a laptop and answers its pings.
+func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
+	hash, err := keyHash(stream.Context())
+	if err != nil {
+		return err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.hellos = append(m.hellos, first.GetHello())
+	m.sessions[hash] = stream
+	protocol := m.Protocol
+	m.mu.Unlock()
+	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900}
+	if err := stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: hello}}); err != nil {
+		return err
+	}
+	for {
+		message, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if ping := message.GetPing(); ping != nil {
+			m.mu.Lock()
+			err := stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Pong{Pong: ping}})
+			m.mu.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Want asks the laptop with a key for more parked streams.
+func (m *Manager) Want(hash string, n uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	stream, ok := m.sessions[hash]
+	if !ok {
+		return fmt.Errorf("no session of %s", hash)
+	}
+	return stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_WantAccepts{WantAccepts: n}})
+}
+
+func (m *Manager) queue(hash string) chan *parked {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.parked[hash] == nil {
+		m.parked[hash] = make(chan *parked, 4096)
+	}
+	return m.parked[hash]
+}
+
+// Accept parks a stream.
+func (m *Manager) Accept(stream clientpb.Clients_AcceptServer) error {
+	hash, err := keyHash(stream.Context())
+	if err != nil {
+		return err
+	}
+	p := &parked{stream: stream, done: make(chan struct{})}
+	m.queue(hash) <- p
+	select {
+	case <-p.done:
+	case <-stream.Context().Done():
+	}
+	return nil
+}
+
+// Parked counts the streams that wait for a key.
+func (m *Manager) Parked(hash string) int {
+	queue := m.queue(hash)
+	alive := 0
+	for range len(queue) {
+		p := <-queue
+		if p.stream.Context().Err() == nil {
+			alive++
+			queue <- p
+		}
+	}
+	return alive
+}
+
+// Open opens a tunnel to the laptop that holds an intercept, as a node agent does.
+func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn, *tunnelpb.Opened, error) {
+	for {
+		select {
+		case p := <-m.queue(i.Spec.Client.KeyHash):
+			if p.stream.Context().Err() != nil {
+				continue
+			}
+			conn, err := tunnel.Open(p.stream, &tunnelpb.Open{
+				InterceptUid: string(i.UID), InterceptNamespace: i.Namespace, InterceptName: i.Name,
+				RemoteAddr: "10.0.0.1:1234", LocalAddr: "10.0.0.2:8080", Pod: "orders-0", Probe: probe,
+			}, tunnel.OnClose(sync.OnceFunc(func() { close(p.done) })))
+			if err != nil {
+				return nil, nil, err
+			}
+			opened, err := conn.Opened(ctx)
+			return conn, opened, err
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// certificates makes an authority and a certificate of the manager.
+func certificates(t testing.TB) (ca string, certificate tls.Certificate) {
+	sign := func(template, parent *x509.Certificate, key *ecdsa.PrivateKey, parentKey *ecdsa.PrivateKey) []byte {
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
+		require.NoError(t, err)
+		return der
+	}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	caDER := sign(authority, authority, caKey, caKey)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	der := sign(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"sidestep-manager"}}, authority, key, caKey)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})), tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}

@@ -1,0 +1,123 @@
+package clienttest
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/gorilla/websocket"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream"
+	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
+	"k8s.io/client-go/tools/portforward"
+)
+
+// forwards is the port-forwarding of the API server and its kubelets: pods are addresses of this machine.
+type forwards struct {
+	mu       sync.Mutex
+	pods     map[string]string // namespace/name to address
+	sessions map[httpstream.Connection]struct{}
+	stalled  chan struct{} // closed: nothing goes through any more
+}
+
+func newForwards() *forwards {
+	return &forwards{pods: map[string]string{}, sessions: map[httpstream.Connection]struct{}{}, stalled: make(chan struct{})}
+}
+
+func (f *forwards) set(namespace, pod, addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pods[namespace+"/"+pod] = addr
+}
+
+func (f *forwards) cut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for session := range f.sessions {
+		_ = session.Close()
+	}
+}
+
+// stall lets the sessions that there are hang; new ones work.
+func (f *forwards) stall() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.stalled)
+	f.stalled = make(chan struct{})
+}
+
+func (f *forwards) serve(w http.ResponseWriter, r *http.Request, namespace, pod string) {
+	streams := make(chan httpstream.Stream, 2)
+	upgrader := websocket.Upgrader{Subprotocols: []string{"SPDY/3.1+portforward.k8s.io"}}
+	conn, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	session, err := spdy.NewServerConnection(portforward.NewTunnelingConnection("server", conn),
+		func(stream httpstream.Stream, _ <-chan struct{}) error { streams <- stream; return nil })
+	if err != nil {
+		return
+	}
+	f.mu.Lock()
+	f.sessions[session] = struct{}{}
+	addr, stalled := f.pods[namespace+"/"+pod], f.stalled
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		delete(f.sessions, session)
+		f.mu.Unlock()
+	}()
+	go join(session, streams, addr, stalled)
+	<-session.CloseChan()
+}
+
+func join(session httpstream.Connection, streams <-chan httpstream.Stream, addr string, stalled <-chan struct{}) {
+	defer session.Close()
+	var data, errs httpstream.Stream
+	for data == nil || errs == nil {
+		select {
+		case stream := <-streams:
+			if stream.Headers().Get(corev1.StreamType) == corev1.StreamTypeError {
+				errs = stream
+			} else {
+				data = stream
+			}
+		case <-session.CloseChan():
+			return
+		}
+	}
+	backend, err := net.Dial("tcp", addr)
+	if err != nil {
+		fmt.Fprintf(errs, "failed to connect to %s: %v", addr, err)
+		return
+	}
+	defer backend.Close()
+	ended := make(chan struct{}, 2)
+	pass := func(to io.Writer, from io.Reader) {
+		_, _ = io.Copy(&gate{to, stalled}, from)
+		ended <- struct{}{}
+	}
+	go pass(backend, data)
+	go pass(data, backend)
+	select {
+	case <-ended:
+	case <-session.CloseChan():
+	}
+}
+
+// gate swallows everything once it is stalled.
+type gate struct {
+	to      io.Writer
+	stalled <-chan struct{}
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	select {
+	case <-g.stalled:
+		return len(p), nil
+	default:
+		return g.to.Write(p)
+	}
+}
