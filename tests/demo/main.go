@@ -173,7 +173,7 @@ func (s *stage) types(ctx context.Context, who *lab.Developer, args ...string) e
 	fmt.Printf("%s$ sidestep %s\n", who.Name, strings.Join(args, " "))
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	out, err := who.Sidestep(ctx, args...)
+	out, err := lab.Transcript(who.Command(ctx, append([]string{"sidestep"}, args...)...))
 	fmt.Print(out, "\n")
 	return err
 }

@@ -123,6 +123,6 @@ func (d *Developer) Install(ctx context.Context) (command, out string, err error
 	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
 		args = append(args, "--set", "image.registry="+registry)
 	}
-	out, err = d.Sidestep(ctx, args...)
+	out, err = Transcript(d.Command(ctx, append([]string{"sidestep"}, args...)...))
 	return "sidestep " + strings.Join(args, " "), out, err
 }

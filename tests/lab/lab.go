@@ -101,6 +101,17 @@ func Output(cmd *exec.Cmd) (string, error) {
 	return stdout.String(), nil
 }
 
+// Transcript runs a command and returns all that it prints, as a person would see it.
+func Transcript(cmd *exec.Cmd) (string, error) {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
+	}
+	return out.String(), err
+}
+
 // repository finds the root of the repository from the working directory.
 func repository() (string, error) {
 	dir, err := os.Getwd()
