@@ -55,7 +55,7 @@ func (e *env) fail(ctx context.Context, cmd *cobra.Command, err error) int {
 		return int(program)
 	}
 	code := exitError
-	text := sentence(err)
+	text := e.advise(sentence(err), err)
 	var sig signalError
 	var usage usageError
 	switch {
@@ -63,8 +63,8 @@ func (e *env) fail(ctx context.Context, cmd *cobra.Command, err error) int {
 		code, text = 128+int(sig), "interrupted"
 	case errors.As(err, &usage):
 		code = exitUsage
-		if !strings.Contains(text, " — ") {
-			text += fmt.Sprintf(" — see '%s --help'", cmd.CommandPath())
+		if !strings.Contains(text, dash) {
+			text += fmt.Sprintf("%ssee `%s --help`", dash, cmd.CommandPath())
 		}
 	}
 	fmt.Fprintf(e.stderr, "%s: %s %s\n", cmd.CommandPath(), e.paint(e.stderr).Bad("error:"), text)
@@ -97,7 +97,7 @@ func sentence(err error) string {
 	if !ok {
 		return text
 	}
-	return strings.Replace(text, inner.Error(), s.Message(), 1)
+	return strings.TrimSpace(strings.Replace(text, inner.Error(), s.Message(), 1))
 }
 
 // The formats of --output.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -117,6 +118,9 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, req *daemonpb.Intercep
 	})
 }
 
+// warning begins a line of the daemon's progress that is to stay on the screen.
+const warning = "warning: "
+
 // intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it.
 func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
 	s.line.Set("intercepting " + req.GetWorkload())
@@ -134,6 +138,8 @@ func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest)
 			return nil, err
 		case event.GetResult() != nil:
 			return event.GetResult(), nil
+		case strings.HasPrefix(event.GetProgress(), warning):
+			s.warn(event.GetProgress())
 		default:
 			s.line.Set(event.GetProgress())
 		}

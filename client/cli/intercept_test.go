@@ -223,6 +223,13 @@ func TestInterceptShowsProgressOnATerminalOnly(t *testing.T) {
 	assert.Equal(t, "intercepting orders\nlooking for orders\nwaiting for pods to steer: 1/2\n", w.stderr.String())
 }
 
+func TestWarningsOfTheDaemonStay(t *testing.T) {
+	w := newWorld(t).connected(true)
+	w.daemon.progress = []string{"looking for orders", "warning: nothing listens on 127.0.0.1:9000 yet", "nearly there"}
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000"))
+	assert.Equal(t, "warning: nothing listens on 127.0.0.1:9000 yet\n", w.stderr.String())
+}
+
 func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 	text := ""
 	for _, c := range []struct {
@@ -237,6 +244,9 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 		{codes.PermissionDenied, reason.Forbidden, `jane may not create intercepts in namespace default — ask for ClusterRole sidestep-user there`},
 		{codes.DeadlineExceeded, reason.NotSteering, "after 30s 1 of 2 pods are steering; pod orders-1 on node2: needs Linux 5.9 — intercept without it is not possible"},
 		{codes.Internal, "", "something that nobody thought of"},
+		{codes.InvalidArgument, reason.Invalid, "service twoports has 2 ports: http/80, admin/81; use --port LOCAL:PORT to choose one"},
+		{codes.InvalidArgument, reason.Invalid, "service twoports has no port nope; it has: http/80, admin/81"},
+		{codes.NotFound, reason.WorkloadNotFound, `workload "ordrs" not found in namespace shop`},
 	} {
 		w := newWorld(t).connected(true)
 		w.daemon.intercept = func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
@@ -254,7 +264,11 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 		w.daemon.connectErr = reason.New(codes.FailedPrecondition, c.reason, "%s", c.text)
 		text += w.transcript("intercept", "orders", "-p", "9000") + "\n"
 	}
-	w := newWorld(t).connected(true)
+	w := newWorld(t).connected(false)
+	w.name = "telepresence"
+	w.daemon.connectErr = reason.New(codes.FailedPrecondition, reason.OtherCluster, "already connected to context one — run `sidestep quit` first")
+	text += w.transcript("intercept", "orders") + "\n"
+	w = newWorld(t).connected(true)
 	w.daemon.version = "v1.0.0"
 	text += w.transcript("intercept", "orders") + "\n"
 	w = newWorld(t)

@@ -29,7 +29,7 @@ answered to their end.`,
 				return err
 			}
 			if s == nil {
-				return fmt.Errorf("intercept named %q not found: there is no session — '%s list --intercepts' shows what is intercepted", args[0], e.name)
+				return fmt.Errorf("intercept named %q not found: there is no session — `%s list --intercepts` shows what is intercepted", args[0], e.name)
 			}
 			defer s.Close()
 			s.line.Set("leaving " + args[0])

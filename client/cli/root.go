@@ -121,7 +121,7 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return usagef("%s — did you mean %s?", text, strings.Join(near, " or "))
 	}
-	return usagef("%s — '%s --help' lists them", text, cmd.CommandPath())
+	return usagef("%s — `%s --help` lists them", text, cmd.CommandPath())
 }
 
 // checkGlobal refuses what no command can do.

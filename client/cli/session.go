@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 	"syscall"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/progress"
-	"sidestep.dev/sidestep/client/daemon/reason"
 )
 
 // session is a daemon that answers, for the length of a command.
@@ -19,6 +17,8 @@ type session struct {
 	daemonpb.DaemonClient
 	io.Closer
 	line *progress.Line
+	// warn prints what must not pass by as progress does.
+	warn func(string)
 }
 
 // notRunning tells whether dialling failed because there is no daemon.
@@ -52,7 +52,12 @@ func (e *env) reach(ctx context.Context, g *global) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &session{DaemonClient: client, Closer: closer, line: e.line(g)}, nil
+	line := e.line(g)
+	warn := func(text string) {
+		line.Close()
+		e.note(g, "%s", text)
+	}
+	return &session{DaemonClient: client, Closer: closer, line: line, warn: warn}, nil
 }
 
 func (e *env) start(ctx context.Context, g *global) (*session, error) {
@@ -70,7 +75,7 @@ func (e *env) sameVersion(ctx context.Context, s *session) error {
 		return err
 	}
 	if v.GetVersion() != e.version {
-		return fmt.Errorf("the running daemon is %s and this is %s %s — run '%s quit -s' and try again",
+		return fmt.Errorf("the running daemon is %s and this is %s %s — run `%s quit -s` and try again",
 			v.GetVersion(), e.name, e.version, e.name)
 	}
 	return nil
@@ -120,26 +125,10 @@ func (e *env) connect(ctx context.Context, g *global, s *session, namespace stri
 	}
 	s.line.Set("connecting to the traffic manager")
 	defer s.line.Close()
-	st, err := s.Connect(ctx, &daemonpb.ConnectRequest{
+	return s.Connect(ctx, &daemonpb.ConnectRequest{
 		KubeFlags: setFlags(g.kube), KubeconfigEnv: e.getenv("KUBECONFIG"),
 		Namespace: namespace, ManagerNamespace: g.managerNamespace, WorkingDir: dir,
 	})
-	return st, e.hint(err)
-}
-
-// hint adds to an error of the daemon which command mends it.
-func (e *env) hint(err error) error {
-	if err != nil && strings.Contains(err.Error(), " — ") {
-		return err
-	}
-	switch reason.Of(err) {
-	case reason.ManagerNotInstalled:
-		return fmt.Errorf("%w — run '%s helm install', or ask who runs the cluster to", err, e.name)
-	case reason.OtherCluster:
-		return fmt.Errorf("%w — run '%s quit' first", err, e.name)
-	default:
-		return err
-	}
 }
 
 func connectedTo(s *daemonpb.StatusInfo) string {

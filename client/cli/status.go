@@ -33,7 +33,7 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 				return err
 			}
 			if v := st.GetDaemon().GetVersion(); st != nil && v != e.version {
-				e.note(g, "The running daemon is %s and this is %s %s: run '%s quit -s' to replace it.", v, e.name, e.version, e.name)
+				e.note(g, "The running daemon is %s and this is %s %s: run `%s quit -s` to replace it.", v, e.name, e.version, e.name)
 			}
 			return nil
 		},

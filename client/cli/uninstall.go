@@ -39,7 +39,7 @@ To remove the traffic manager and keep the intercepts for the next one, use '%[1
 				e.say(g, "There are no agents in workloads, so there is nothing to uninstall from them")
 				return nil
 			case !everything:
-				return usagef("say --everything to remove everything, or use '%s helm uninstall' to remove the traffic manager only", e.name)
+				return usagef("say --everything to remove everything, or use `%s helm uninstall` to remove the traffic manager only", e.name)
 			}
 			return e.withCluster(cmd, g, func(ctx context.Context, c cluster) error {
 				return e.removeEverything(ctx, g, c, timeout)

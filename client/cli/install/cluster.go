@@ -73,10 +73,10 @@ type Cluster struct {
 
 // Reach prepares to talk to a cluster; nothing is sent yet.
 func Reach(o Options) (*Cluster, error) {
-	flags := configFlags(o)
+	flags := &clusterGetter{ConfigFlags: configFlags(o)}
 	config, err := flags.ToRESTConfig()
 	if err != nil {
-		return nil, fmt.Errorf("find the cluster: %w — check --kubeconfig and --context, or 'kubectl config view'", err)
+		return nil, fmt.Errorf("find the cluster: %w — check --kubeconfig and --context, or `kubectl config view`", err)
 	}
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -101,7 +101,7 @@ func Reach(o Options) (*Cluster, error) {
 
 // configFlags are kubectl's flags with the traffic manager's namespace as theirs.
 func configFlags(o Options) *genericclioptions.ConfigFlags {
-	config := genericclioptions.NewConfigFlags(true).WithDiscoveryBurst(300).WithDiscoveryQPS(50)
+	config := genericclioptions.NewConfigFlags(true)
 	config.WrapConfigFn = func(c *rest.Config) *rest.Config {
 		c.WarningHandler = rest.NoWarnings{}
 		c.QPS, c.Burst = 50, 300

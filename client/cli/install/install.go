@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"helm.sh/helm/v3/pkg/action"
 	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/cli"
 	"helm.sh/helm/v3/pkg/getter"
 	"helm.sh/helm/v3/pkg/release"
@@ -32,7 +34,7 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	}
 	if last != nil {
 		if last.Info.Status == release.StatusDeployed {
-			return fmt.Errorf("the traffic manager %s is already installed in namespace %s — use '%s helm upgrade' to change it",
+			return fmt.Errorf("the traffic manager %s is already installed in namespace %s — use `%s helm upgrade` to change it",
 				last.Chart.Metadata.AppVersion, c.namespace, c.program)
 		}
 		s.step("removing what is left of an installation that was not finished")
@@ -51,7 +53,7 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 		return nil
 	}
 	if undoErr := undo(context.WithoutCancel(ctx)); undoErr != nil {
-		return errors.Join(err, fmt.Errorf("and what had been made could not be removed: %w — use '%s uninstall --everything'", undoErr, c.program))
+		return errors.Join(err, fmt.Errorf("and what had been made could not be removed: %w — use `%s uninstall --everything`", undoErr, c.program))
 	}
 	return err
 }
@@ -141,6 +143,9 @@ func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *actio
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("read the values: %w", err)
 	}
+	if err := valid(chrt, vals); err != nil {
+		return nil, nil, nil, err
+	}
 	s.step("looking at the cluster")
 	if err := c.answer(ctx); err != nil {
 		return nil, nil, nil, err
@@ -150,6 +155,19 @@ func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *actio
 		return nil, nil, nil, err
 	}
 	return chrt, helm, vals, nil
+}
+
+// valid checks the values against the chart's schema. helm would do so too, after the first objects have been made.
+func valid(chrt *chart.Chart, vals map[string]any) error {
+	all, err := chartutil.CoalesceValues(chrt, vals)
+	if err != nil {
+		return fmt.Errorf("read the values: %w", err)
+	}
+	if err := chartutil.ValidateAgainstSchema(chrt, all); err != nil {
+		text := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(err.Error()), chrt.Name()+":"))
+		return fmt.Errorf("the chart does not take these values: %s — correct --set or --values", text)
+	}
+	return nil
 }
 
 // lastRelease is the release that is there, in whatever state, or nil.
@@ -175,7 +193,7 @@ func (c *Cluster) foreignInstallation(ctx context.Context) error {
 }
 
 func (c *Cluster) notInstalled() error {
-	return fmt.Errorf("the traffic manager is not installed in namespace %s — run '%s helm install', or name its namespace with --manager-namespace",
+	return fmt.Errorf("the traffic manager is not installed in namespace %s — run `%s helm install`, or name its namespace with --manager-namespace",
 		c.namespace, c.program)
 }
 

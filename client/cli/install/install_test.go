@@ -289,7 +289,7 @@ func TestInstallWaitsAndSaysWhatIsWrongWithPods(t *testing.T) {
 	assert.Equal(t, `installed, and after 200ms still waiting for sidestep-manager 0/1, sidestep-nodeagent 0/2:
     pod sidestep-manager-0: ImagePullBackOff: Back-off pulling image "docker.io/sidestep/manager:v1.2.3"
     DaemonSet sidestep-nodeagent: pods are forbidden: violates PodSecurity
-— see 'kubectl get pods --namespace sidestep'; 'sidestep helm uninstall' removes what was installed`, err.Error())
+— see 'kubectl get pods --namespace sidestep'; 'sidestep helm uninstall' removes what was installed`, strings.ReplaceAll(err.Error(), "`", "'"))
 	assert.Equal(t, release.StatusDeployed, f.last(t).Info.Status, "it stays, to be looked at")
 }
 
@@ -297,7 +297,7 @@ func TestInstallRefusesASecondTimeAndMendsAHalfOne(t *testing.T) {
 	f := newFixture(t)
 	require.NoError(t, f.Install(t.Context(), f.settings()))
 	err := f.Install(t.Context(), f.settings())
-	require.EqualError(t, err, "the traffic manager v1.2.3 is already installed in namespace sidestep — use 'sidestep helm upgrade' to change it")
+	require.EqualError(t, err, "the traffic manager v1.2.3 is already installed in namespace sidestep — use `sidestep helm upgrade` to change it")
 
 	r := f.last(t)
 	r.Info.Status = release.StatusPendingInstall
@@ -324,7 +324,7 @@ func TestWhatSomethingElseInstalledIsLeftAlone(t *testing.T) {
 
 func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	f := newFixture(t)
-	require.ErrorContains(t, f.Upgrade(t.Context(), f.settings()), "the traffic manager is not installed in namespace sidestep — run 'sidestep helm install'")
+	require.ErrorContains(t, f.Upgrade(t.Context(), f.settings()), "the traffic manager is not installed in namespace sidestep — run `sidestep helm install`")
 	s := f.settings()
 	s.Values = values.Options{Values: []string{"image.registry=localhost"}}
 	require.NoError(t, f.Install(t.Context(), s))

@@ -36,7 +36,7 @@ func (c *Cluster) waitReady(ctx context.Context, s Settings) error {
 	} else {
 		text += " "
 	}
-	return fmt.Errorf("%s— see 'kubectl get pods --namespace %s'; '%s helm uninstall' removes what was installed", text, c.namespace, c.program)
+	return fmt.Errorf("%s— see `kubectl get pods --namespace %s`; `%s helm uninstall` removes what was installed", text, c.namespace, c.program)
 }
 
 // notReady describes each workload that is not yet as it should be.
@@ -105,7 +105,11 @@ func (c *Cluster) whyNot(ctx context.Context) []string {
 
 func podTrouble(pod corev1.Pod) string {
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
-		if waiting := status.State.Waiting; waiting != nil && waiting.Reason != "ContainerCreating" && waiting.Reason != "PodInitializing" {
+		waiting := status.State.Waiting
+		if waiting != nil && waiting.Reason == "ContainerCreating" {
+			return fmt.Sprintf("node %s is still creating it, or pulling its image %s", pod.Spec.NodeName, status.Image)
+		}
+		if waiting != nil && waiting.Reason != "PodInitializing" {
 			text := waiting.Reason
 			if waiting.Message != "" {
 				text += ": " + waiting.Message

@@ -56,7 +56,7 @@ func (c *Cluster) waitPodsGone(ctx context.Context, s Settings) error {
 		return left == 0, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return fmt.Errorf("%d pods have not ended after %s — see 'kubectl get pods --namespace %s'; a node that is down keeps its pods", left, s.Timeout, c.namespace)
+		return fmt.Errorf("%d pods have not ended after %s — see `kubectl get pods --namespace %s`; a node that is down keeps its pods", left, s.Timeout, c.namespace)
 	}
 	return err
 }
