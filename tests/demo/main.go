@@ -120,7 +120,10 @@ func (s *stage) share(ctx context.Context) error {
 
 func (s *stage) path(ctx context.Context) error {
 	say("Ann takes only what lies under /api of stock, a StatefulSet.")
-	if err := s.types(ctx, s.ann, "intercept", "stock", "--port", "9000", "--http-header", "x-user=ann", "--http-path-prefix", "/api"); err != nil {
+	if _, err := s.ann.Serve(ctx, "serve", "127.0.0.1:9002"); err != nil {
+		return err
+	}
+	if err := s.types(ctx, s.ann, "intercept", "stock", "--port", "9002", "--http-header", "x-user=ann", "--http-path-prefix", "/api"); err != nil {
 		return err
 	}
 	for _, c := range []struct{ path, answered string }{{"/api/version", "laptop/ann"}, {"/other", "stock"}} {
