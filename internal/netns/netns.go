@@ -76,24 +76,26 @@ func control(file *os.File, fn func(fd int) error) error {
 	return cmp.Or(raw.Control(func(fd uintptr) { result = fn(int(fd)) }), result)
 }
 
-func enter(file *os.File) error {
-	return control(file, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) })
-}
-
 // Close lets go of the namespace. Sockets that were opened in it stay open.
 func (n *Namespace) Close() error { return errors.Join(n.file.Close(), n.home.Close()) }
 
 // Do runs fn in the namespace. fn must not start goroutines, which would run outside. It panics if the thread cannot come back,
 // for nothing that the goroutine does would be where it should be.
 func (n *Namespace) Do(fn func() error) error {
+	return control(n.home, func(home int) error {
+		return control(n.file, func(there int) error { return n.visit(home, there, fn) })
+	})
+}
+
+func (n *Namespace) visit(home, there int, fn func() error) error {
 	// A locked thread is not used for other goroutines, nor for starting other threads.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := enter(n.file); err != nil {
+	if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace %d: %w", n.id.Inode, explain(err))
 	}
 	defer func() {
-		if err := enter(n.home); err != nil {
+		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
 			panic(fmt.Sprintf("leave network namespace %d: %v", n.id.Inode, err))
 		}
 	}()
