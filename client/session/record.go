@@ -49,10 +49,11 @@ func NewRecord() (*Record, error) {
 // holder is user@host.
 func holder() string {
 	name, host := "unknown", "unknown"
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		name = u.Username
-	} else if n := os.Getenv("USER"); n != "" {
+	// What people call themselves comes before what the account is called: accounts are shared.
+	if n := os.Getenv("USER"); n != "" {
 		name = n
+	} else if u, err := user.Current(); err == nil && u.Username != "" {
+		name = u.Username
 	}
 	if h, err := os.Hostname(); err == nil && h != "" {
 		host = h
