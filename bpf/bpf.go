@@ -97,7 +97,7 @@ func Supported() error {
 // explain adds what to do to the kernel's shortest answer.
 func explain(err error) error {
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w (the node agent needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN before Linux 5.8)", err)
+		return fmt.Errorf("%w (the node agent needs CAP_SYS_ADMIN and CAP_NET_ADMIN)", err)
 	}
 	return err
 }

@@ -37,11 +37,23 @@ type world struct {
 	pod   *testnet.Pod
 	app   net.Listener
 	bpffs string
+	out   io.Writer
+	// linger is that of agents in this process.
+	linger time.Duration
+	letGo  atomic.Int64 // how often they have closed the listeners of a pod
+}
+
+// Write is where their logs go.
+func (w *world) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), "pod let go") {
+		w.letGo.Add(1)
+	}
+	return w.out.Write(line)
 }
 
 func newWorld(t *testing.T) *world {
 	node := testnet.NewNode(t)
-	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t)}
+	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), out: t.Output()}
 	w.app = serve(t, w.pod)
 	return w
 }
@@ -61,7 +73,7 @@ func (w *world) run(t *testing.T) (stop func()) {
 	go func() {
 		done <- nodeagent.Run(ctx, nodeagent.Config{
 			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(),
-			Drain: 10 * time.Second, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+			Drain: 10 * time.Second, Linger: w.linger, Log: slog.New(slog.NewTextHandler(w, nil)),
 		})
 	}()
 	stop = sync.OnceFunc(func() {
@@ -363,15 +375,31 @@ func (l *load) stop(t *testing.T) {
 }
 
 func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
-	w := newWorld(t)
-	w.run(t)
-	l := newLoad(t, w, 4)
-	for range 10 {
-		w.steering(t, w.assign(w.wants()))
-		w.eventually(t, "me", "laptop")
-		gone := w.assign()
-		w.await(t, "gone", func(r *agentpb.Report) bool { return r.GetRevision() == gone })
-		w.eventually(t, "me", "app")
+	for _, tc := range []struct {
+		name   string
+		linger time.Duration
+		rounds int
+		closed bool // listeners are closed between the rounds
+	}{
+		{"with listeners that are used again", 0, 25, false},
+		{"with new listeners each time", 300 * time.Millisecond, 10, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.linger = tc.linger
+			w.run(t)
+			l := newLoad(t, w, 4)
+			for round := range tc.rounds {
+				w.steering(t, w.assign(w.wants()))
+				w.eventually(t, "me", "laptop")
+				gone := w.assign()
+				w.await(t, "gone", func(r *agentpb.Report) bool { return r.GetRevision() == gone })
+				w.eventually(t, "me", "app")
+				if tc.closed {
+					require.Eventually(t, func() bool { return w.letGo.Load() == int64(round+1) }, 20*time.Second, 10*time.Millisecond)
+				}
+			}
+			l.stop(t)
+		})
 	}
-	l.stop(t)
 }

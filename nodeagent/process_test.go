@@ -19,12 +19,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/testnet"
 	"sidestep.dev/sidestep/nodeagent"
 )
 
-// capabilities is all that the chart gives to the node agent.
-var capabilities = []int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}
+// capabilities is all that the chart gives to the node agent. CAP_NET_ADMIN is needed before Linux 6.9 only.
+var capabilities = []int{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}
 
 // Set in the environment, these turn the test's program into the node agent.
 const (
@@ -70,8 +71,8 @@ type process struct {
 	end  func() error // waits for the end
 }
 
-// spawn starts a node agent as a process of its own, with no more capabilities than it has in a cluster.
-func (w *world) spawn(t *testing.T) *process {
+// spawn starts a node agent as a process of its own, with the capabilities that it has in a cluster without some of them.
+func (w *world) spawn(t *testing.T, without ...int) *process {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -79,7 +80,7 @@ func (w *world) spawn(t *testing.T) *process {
 	require.NoError(t, l.Close())
 	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile, "--token-file", w.tokenFile,
 		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", "8s")
-	keep, err := json.Marshal(capabilities)
+	keep, err := json.Marshal(slices.DeleteFunc(slices.Clone(capabilities), func(c int) bool { return slices.Contains(without, c) }))
 	require.NoError(t, err)
 	p.Env = append(os.Environ(), envConfine+"="+string(keep))
 	p.Stdout, p.Stderr = t.Output(), t.Output()
@@ -96,6 +97,40 @@ func (p *process) kill(t *testing.T) {
 	t.Helper()
 	require.NoError(t, p.Process.Kill())
 	_ = p.end()
+}
+
+func TestMissingCapabilitiesAreNamed(t *testing.T) {
+	w := newWorld(t)
+	w.assign(w.wants())
+	for name, capability := range map[string]int{"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE} {
+		p := w.spawn(t, capability)
+		w.await(t, name, func(r *agentpb.Report) bool {
+			return len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), name)
+		})
+		w.expect(t, "me", "app")
+		p.kill(t)
+	}
+}
+
+func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {
+	w := newWorld(t)
+	p := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
+	require.NoError(t, err)
+	var before unix.Rlimit
+	few := unix.Rlimit{Cur: uint64(len(open)), Max: uint64(len(open))}
+	require.NoError(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &few, &before))
+	waiting, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
+	require.NoError(t, err)
+	defer waiting.Close()
+	require.Eventually(t, func() bool {
+		got, err := w.get(w.pod.IP4, "me")
+		return err == nil && got == "app"
+	}, 15*time.Second, 100*time.Millisecond)
+	require.NoError(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	w.eventually(t, "me", "laptop")
 }
 
 func TestKilledAgentLeavesConnectionsToTheAppUntilTheNextOneStarts(t *testing.T) {

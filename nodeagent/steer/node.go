@@ -56,7 +56,8 @@ func (n *Node) Open() error {
 		return err
 	}
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("lift the limit on locked memory, which Linux before 5.11 counts maps against: %w", err)
+		// Not fatal: a few pods may fit into the limit.
+		n.log.Warn("the limit on locked memory counts against maps before Linux 5.11, and cannot be lifted without CAP_SYS_RESOURCE", "error", err)
 	}
 	if err := ensureBPFFS(n.bpffs, n.log); err != nil {
 		return err

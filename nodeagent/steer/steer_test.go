@@ -194,6 +194,16 @@ func TestMeshProxyInThePodIsSteered(t *testing.T) {
 	assert.Equal(t, "agent\n", word)
 }
 
+func TestSteeringWorksWithSYNCookies(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.pod.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0) // for every connection
+	}))
+	w.start(t, "agent")
+	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6))
+}
+
 func TestClosedListenerLeavesConnectionsToTheApp(t *testing.T) {
 	w := newWorld(t)
 	a := w.start(t, "agent")
