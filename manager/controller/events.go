@@ -6,7 +6,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -166,7 +165,7 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 	}
 }
 
-func (c *Controller) templateLabels(ic *v1alpha1.Intercept) labels.Set {
+func (c *Controller) templateLabels(ic *v1alpha1.Intercept) map[string]string {
 	ref := ic.Spec.Workload
 	switch ref.Kind {
 	case "Deployment":

@@ -23,7 +23,7 @@ const (
 	writers = 8
 	// gather is how long a status waits for more to be said, unless somebody may be waiting for it.
 	gather = 50 * time.Millisecond
-	// settle is how long after a start an intercept that was active is not called anything else for want of node agents and laptops: they
+	// settle is how long after a start an intercept that was active before is not called anything else for want of node agents and laptops: they
 	// are on their way back.
 	settle = 3 * time.Second
 	// recheck is the delay before a status that another has written is put right. A second manager, during a rollout, has a view of its own;
@@ -57,6 +57,7 @@ type writer struct {
 type want struct {
 	base     *v1alpha1.Intercept // the newest that is known of the object
 	status   v1alpha1.InterceptStatus
+	seen     bool   // this manager has found it active itself
 	recheck  bool   // another has written the status
 	remove   string // why it is to be deleted
 	failures int
@@ -93,6 +94,7 @@ func (w *writer) set(ic *v1alpha1.Intercept, st v1alpha1.InterceptStatus) {
 		return
 	}
 	d.status = st
+	d.seen = d.seen || st.State == v1alpha1.StateActive
 	w.queue.AddAfter(ic.UID, w.delay(d))
 }
 
@@ -101,7 +103,7 @@ func (w *writer) delay(d *want) time.Duration {
 	was, is := d.base.Status.State, d.status.State
 	switch is {
 	case v1alpha1.StatePending, v1alpha1.StateDisconnected:
-		if left := settle - time.Since(w.start); left > 0 && was == v1alpha1.StateActive {
+		if left := settle - time.Since(w.start); left > 0 && was == v1alpha1.StateActive && !d.seen {
 			return left
 		}
 		return gather

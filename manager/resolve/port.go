@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
@@ -51,7 +50,6 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 
 // findService gives the service that leads to the workload, or nil if there is none.
 func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Service, error) {
-	podLabels := labels.Set(w.template.Labels)
 	var selecting []*corev1.Service
 	var names []string
 	var asked *corev1.Service
@@ -59,7 +57,7 @@ func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Servic
 		if s.Name == ic.Spec.Service {
 			asked = s
 		}
-		if Selects(s, podLabels) {
+		if Selects(s, w.template.Labels) {
 			selecting = append(selecting, s)
 			names = append(names, s.Name)
 		}
@@ -85,9 +83,16 @@ func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Servic
 }
 
 // Selects says whether the service leads to pods with these labels.
-func Selects(s *corev1.Service, podLabels labels.Set) bool {
-	return s.Spec.Type != corev1.ServiceTypeExternalName && len(s.Spec.Selector) > 0 &&
-		labels.SelectorFromSet(s.Spec.Selector).Matches(podLabels)
+func Selects(s *corev1.Service, podLabels map[string]string) bool {
+	if s.Spec.Type == corev1.ServiceTypeExternalName || len(s.Spec.Selector) == 0 {
+		return false
+	}
+	for k, want := range s.Spec.Selector {
+		if have, ok := podLabels[k]; !ok || have != want {
+			return false
+		}
+	}
+	return true
 }
 
 // candidate is a port to choose from.
