@@ -28,7 +28,7 @@ func loadedPrograms() ([]string, error) {
 			continue // gone meanwhile
 		}
 		if program.Type() == ebpf.SkLookup {
-			found = append(found, program.String())
+			found = append(found, fmt.Sprintf("program %d %s", id, program))
 		}
 		program.Close()
 	}

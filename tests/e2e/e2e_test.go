@@ -22,6 +22,7 @@ import (
 type scene struct {
 	*lab.Lab
 	admin, ann, bob *lab.Developer
+	loaded          []string // BPF programs and links that were there before
 }
 
 // TestEndToEnd installs sidestep once, puts it through everything, and removes it. The order matters only for the first and the last.
@@ -37,10 +38,12 @@ func TestEndToEnd(t *testing.T) {
 	require.NoError(t, err)
 	s.bob, err = l.Developer(ctx, "bob")
 	require.NoError(t, err)
-	for _, d := range []*lab.Developer{s.ann, s.bob} {
+	for _, d := range []*lab.Developer{s.admin, s.ann, s.bob} {
 		t.Cleanup(func() { _, _ = d.Sidestep(context.Background(), "quit", "-s") })
 	}
 	before := s.snapshot(t)
+	s.loaded, err = loadedPrograms()
+	require.NoError(t, err)
 
 	tests := []struct {
 		name string

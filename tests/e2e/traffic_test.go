@@ -112,7 +112,7 @@ func testPath(t *testing.T, s *scene) {
 func testTCP(t *testing.T, s *scene) {
 	serve(t, s.ann, "lines", "127.0.0.1:9001")
 	out := intercept(t, s.ann, "echo", "--port", "9001")
-	assert.Contains(t, out, "Intercepting : all TCP connections")
+	assert.Contains(t, out, "Intercepting  : all TCP connections")
 	for node := range 2 {
 		summary, err := s.Load(t.Context(), node, "tcp://echo:7777", "-n", "200", "-c", "16", "--matched", "1")
 		require.NoError(t, err)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,7 +20,7 @@ import (
 )
 
 func testNotInstalled(t *testing.T, s *scene) {
-	_, err := s.ann.Sidestep(t.Context(), "list", "-n", lab.Namespace)
+	_, err := s.admin.Sidestep(t.Context(), "list", "-n", lab.Namespace)
 	require.ErrorContains(t, err, "helm install")
 }
 
@@ -85,7 +86,7 @@ func testWrongObjects(t *testing.T, s *scene) {
 		"keyHash":"` + strings.Repeat("0", 64) + `"}}}`
 	for _, c := range []struct{ name, old, new, expect string }{
 		{"match rules of a tcp intercept", `"http",`, `"tcp","http":{},`, "every connection"},
-		{"kind of workload", `"Deployment"`, `"Job"`, "Supported value"},
+		{"kind of workload", `"Deployment"`, `"Job"`, "supported values"},
 		{"both value and regex", `"http",`, `"http","http":{"headers":[{"name":"a","value":"b","regex":"c"}]},`, "value or regex"},
 		{"two paths", `"http",`, `"http","http":{"path":{"equal":"/","prefix":"/"}},`, "exactly one"},
 		{"no client", `"client"`, `"clients"`, "client"},
@@ -165,12 +166,13 @@ func testUninstall(t *testing.T, s *scene) {
 		return
 	}
 	for _, node := range []string{"node1", "node2"} {
-		left, err := lab.Output(s.OnNode(t.Context(), node, "sh", "-c", `find /sys/fs/bpf -mindepth 1; ip -o link | grep -i sidestep; ip rule | grep -v 'lookup \(local\|main\|default\)'; true`))
+		left, err := lab.Output(s.OnNode(t.Context(), node, "sh", "-c", `find /sys/fs/bpf -mindepth 1 ! -name "*.debug"; ip -o link | grep -i sidestep; ip rule | grep -v 'lookup \(local\|main\|default\)'; true`))
 		require.NoError(t, err)
 		assert.Empty(t, left, "left on %s", node)
 	}
 	programs, err := loadedPrograms()
 	require.NoError(t, err)
+	programs = slices.DeleteFunc(programs, func(p string) bool { return slices.Contains(s.loaded, p) })
 	assert.Empty(t, programs, "BPF programs, maps or links are still loaded")
 }
 

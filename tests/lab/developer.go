@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -92,11 +93,12 @@ func (d *Developer) Serve(ctx context.Context, kind, address string) (stop func(
 		cancel()
 		return nil, err
 	}
-	stop = func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		_ = cmd.Wait()
 		_ = output.Close()
-	}
+	})
+	d.lab.stops = append(d.lab.stops, stop)
 	err = Eventually(ctx, 5*time.Second, func(context.Context) error {
 		log, err := os.ReadFile(output.Name())
 		if err == nil && !strings.Contains(string(log), "listens on") {

@@ -22,6 +22,7 @@ type Lab struct {
 	tag   string // of the images
 	dir   string // for developers' homes and kubeconfigs
 	out   io.Writer
+	stops []func() // of what runs on laptops
 }
 
 // Up brings everything up but sidestep itself, says on out what it does, and returns when the shop answers. $SIDESTEP_IMAGE_TAG names the
@@ -68,8 +69,13 @@ func (l *Lab) upLocal(ctx context.Context) error {
 	return os.WriteFile(l.admin, []byte(config), 0o600)
 }
 
-// Close removes the lab's own files; the cluster stays, so that the next run is quick.
-func (l *Lab) Close() error { return os.RemoveAll(l.dir) }
+// Close stops what runs on laptops and removes the lab's own files; the cluster stays, so that the next run is quick.
+func (l *Lab) Close() error {
+	for _, stop := range l.stops {
+		stop()
+	}
+	return os.RemoveAll(l.dir)
+}
 
 // Local says whether the cluster is the one of tests/cluster, whose nodes are namespaces of this machine.
 func (l *Lab) Local() bool { return l.local }
