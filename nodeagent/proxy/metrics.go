@@ -30,8 +30,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		return g
 	}
 	const (
-		requests = "HTTP requests by where they went: to the app, to a laptop, or to the app because the laptop could not take them."
-		claimed  = "Connections that a tcp intercept claimed, by where they went."
+		requests  = "HTTP requests by where they went."
+		whole     = "Connections that a tcp intercept claimed, by where they went."
+		fallbacks = "HTTP requests that went to the app because the laptop that claims them could not take them."
 	)
 	to := func(where string) prometheus.Labels { return prometheus.Labels{"to": where} }
 	return &metrics{
@@ -39,9 +40,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		open:            gauge("open_connections", "Steered connections that are being served."),
 		passed:          counter("requests_total", requests, to("app")),
 		matched:         counter("requests_total", requests, to("laptop")),
-		fallbacks:       counter("requests_total", requests, to("fallback")),
-		claimedConns:    counter("claimed_connections_total", claimed, to("laptop")),
-		claimedFellBack: counter("claimed_connections_total", claimed, to("fallback")),
+		fallbacks:       counter("fallback_requests_total", fallbacks, nil),
+		claimedConns:    counter("claimed_connections_total", whole, to("laptop")),
+		claimedFellBack: counter("claimed_connections_total", whole, to("app")),
 		tunnels:         gauge("open_tunnels", "Open tunnels to laptops."),
 		panics:          counter("panics_total", "Connections that were reset because of a fault in the proxy.", nil),
 	}

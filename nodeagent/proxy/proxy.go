@@ -30,7 +30,7 @@ type AppDialer interface {
 }
 
 // Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when there is no connection to
-// the manager.
+// the manager. ctx bounds the opening, and has no say over the tunnel after it.
 type Tunnels interface {
 	Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error)
 }

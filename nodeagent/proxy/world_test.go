@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -29,10 +30,11 @@ import (
 
 // world is a pod's app, a proxy in front of it, and a laptop behind a tunnel over gRPC, all in this process.
 type world struct {
-	t      *testing.T
-	proxy  *Proxy
-	target *Target
-	addr   string // where clients connect
+	t       *testing.T
+	proxy   *Proxy
+	target  *Target
+	metrics *prometheus.Registry
+	addr    string // where clients connect
 
 	app   string // the app's address; empty: it refuses connections
 	mu    sync.Mutex
@@ -242,14 +244,14 @@ func (w *world) appDials() int {
 
 // newWorld starts a world whose app and local process are at these addresses. Its end checks that all connections were let go.
 func newWorld(t *testing.T, app, local string) *world {
-	w := &world{t: t, app: app, laptop: newLaptop(t)}
+	w := &world{t: t, app: app, laptop: newLaptop(t), metrics: prometheus.NewRegistry()}
 	w.laptop.local = local
 	level := slog.LevelWarn + 4
 	if os.Getenv("PROXY_TEST_LOG") != "" {
 		level = slog.LevelDebug
 	}
 	w.proxy = New(Config{
-		Tunnels: w.laptop, OpenTimeout: 500 * time.Millisecond,
+		Tunnels: w.laptop, OpenTimeout: 500 * time.Millisecond, Metrics: w.metrics,
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
 	})
 	w.target = NewTarget("shop/orders-0", w)
