@@ -26,11 +26,7 @@ import (
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
 
-const (
-	// beatEvery is well below the three seconds after which the steering programs take the agent for dead.
-	beatEvery  = 500 * time.Millisecond
-	sweepEvery = 2 * time.Second
-)
+const sweepEvery = 2 * time.Second
 
 // Config is what the flags say.
 type Config struct {
@@ -140,26 +136,6 @@ func (a *agent) work(ctx context.Context) {
 	}
 }
 
-// beat tells the kernel that connections are being taken, for as long as that is so.
-func (a *agent) beat(ctx context.Context) {
-	tick := time.NewTicker(beatEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		err := a.pods.Responsive()
-		if err == nil {
-			err = a.steering.Beat()
-		}
-		if err != nil {
-			a.cfg.Log.Error("connections go to the apps until this is over", "error", err)
-		}
-	}
-}
-
 func kernel() string {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -188,9 +164,6 @@ func (s steering) Load() (pods.Program, error) {
 	}
 	return p, nil
 }
-
-// health says whether the agent does its work: 500 ms without a sign of life are nothing, being stuck is.
-func (a *agent) health() error { return a.pods.Responsive() }
 
 // ready says whether the agent has made its node as the manager wants it. One that was superseded stays ready.
 func (a *agent) ready() error {

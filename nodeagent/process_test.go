@@ -120,8 +120,9 @@ func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
 	require.NoError(t, err)
 	var before unix.Rlimit
-	few := unix.Rlimit{Cur: uint64(len(open)), Max: uint64(len(open))}
-	require.NoError(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &few, &before))
+	require.NoError(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	few := unix.Rlimit{Cur: uint64(len(open)), Max: before.Max}
+	require.NoError(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &few, nil))
 	waiting, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
 	require.NoError(t, err)
 	defer waiting.Close()

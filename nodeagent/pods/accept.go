@@ -20,6 +20,7 @@ const (
 // accept serves what arrives at a listener until it is closed. When accepting fails, the loop counts as busy until it has worked
 // again or nothing waits any longer, so that a lack of file descriptors makes connections go to the app.
 func (s *site) accept(d *door) {
+	failing := false
 	for {
 		c, err := d.AcceptTCP()
 		d.busy.CompareAndSwap(0, time.Now().UnixNano())
@@ -29,12 +30,18 @@ func (s *site) accept(d *door) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case !errors.Is(err, os.ErrDeadlineExceeded):
-			s.pod.log.Error("accept", "listener", d.Addr(), "error", err)
+			if !failing {
+				s.pod.log.Error("accept", "listener", d.Addr(), "error", err)
+			}
+			failing = true
 			time.Sleep(acceptPause)
 			_ = d.SetDeadline(time.Now().Add(acceptPause))
 			continue
 		}
-		_ = d.SetDeadline(time.Time{})
+		if failing {
+			failing = false
+			_ = d.SetDeadline(time.Time{})
+		}
 		d.busy.Store(0)
 	}
 }

@@ -1,0 +1,76 @@
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// beatEvery is well below the three seconds after which the steering programs take the agent for dead.
+	beatEvery = 500 * time.Millisecond
+	// recovery is how long the agent does not beat after it was found unable to serve, so that it does not waver.
+	recovery = 3 * time.Second
+	// spareFiles is how many file descriptors must be free for connections that come between two beats.
+	spareFiles = 256
+)
+
+// beat tells the kernel that connections are taken and can be passed on, for as long as that is so.
+func (a *agent) beat(ctx context.Context) {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	var unable time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := a.able()
+		if err != nil {
+			if unable.IsZero() {
+				a.cfg.Log.Error("connections go to the apps until this is over", "error", err)
+			}
+			unable = time.Now()
+			continue
+		}
+		if !unable.IsZero() {
+			if time.Since(unable) < recovery {
+				continue
+			}
+			a.cfg.Log.Info("connections are steered again")
+			unable = time.Time{}
+		}
+		if err := a.steering.Beat(); err != nil {
+			a.cfg.Log.Error("heartbeat", "error", err)
+		}
+	}
+}
+
+// able says whether the agent can serve what is steered to it.
+func (a *agent) able() error {
+	if err := a.pods.Responsive(); err != nil {
+		return err
+	}
+	return canOpen(spareFiles)
+}
+
+// canOpen says whether n more file descriptors can be opened.
+func canOpen(n int) error {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return fmt.Errorf("see if files can be opened: %w", err)
+	}
+	defer null.Close()
+	for range n {
+		fd, err := unix.FcntlInt(null.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("fewer than %d file descriptors are left: %w", n, err)
+		}
+		defer unix.Close(fd)
+	}
+	return nil
+}
