@@ -22,10 +22,10 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/httpstream"
-	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/client-go/rest"
 	k8sportforward "k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"sidestep.dev/sidestep/client/portforward"
 )
@@ -236,7 +236,9 @@ func TestDialFailures(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		_, err = portforward.Dial(ctx, &rest.Config{Host: "http://" + l.Addr().String()}, "sidestep", "manager-0", 8443)
-		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		var timeout net.Error
+		require.ErrorAs(t, err, &timeout)
+		assert.True(t, timeout.Timeout())
 		assert.True(t, strings.HasPrefix(err.Error(), "port-forward to pod sidestep/manager-0: "), err.Error())
 	})
 }

@@ -1,0 +1,93 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// dead is a link whose manager is never there; it counts the attempts.
+func dead(wall func() time.Time) (*Link, *atomic.Int32) {
+	var attempts atomic.Int32
+	return New(Config{Log: slog.New(slog.DiscardHandler), Wall: wall, Dial: func(context.Context) (net.Conn, *tls.Config, error) {
+		attempts.Add(1)
+		return nil, nil, errors.New("not there")
+	}}), &attempts
+}
+
+// running runs a link in a bubble of its own time.
+func running(t *testing.T, wall func() time.Time, test func(l *Link, attempts *atomic.Int32)) {
+	synctest.Test(t, func(t *testing.T) {
+		l, attempts := dead(wall)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { l.Run(ctx); close(ended) }()
+		synctest.Wait()
+		test(l, attempts)
+		cancel()
+		<-ended
+	})
+}
+
+func TestRetries(t *testing.T) {
+	running(t, nil, func(l *Link, attempts *atomic.Int32) {
+		state, _ := l.State()
+		assert.EqualError(t, state.Err, "not there")
+		assert.False(t, state.Connected)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		early := attempts.Load()
+		assert.GreaterOrEqual(t, early, int32(60), "in the first minute no pause is longer than a second")
+		assert.LessOrEqual(t, early, int32(140))
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		late := attempts.Load() - early
+		assert.GreaterOrEqual(t, late, int32(120), "later none is longer than five")
+		assert.LessOrEqual(t, late, int32(260))
+	})
+}
+
+func TestHurry(t *testing.T) {
+	running(t, nil, func(l *Link, attempts *atomic.Int32) {
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		before := attempts.Load()
+		l.Hurry()
+		synctest.Wait()
+		assert.Equal(t, before+1, attempts.Load(), "at once")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		assert.Greater(t, attempts.Load(), before+2, "and then as after a fresh loss")
+	})
+}
+
+func TestSleepIsNoticed(t *testing.T) {
+	var asleep atomic.Int64
+	wall := func() time.Time { return time.Now().Round(0).Add(time.Duration(asleep.Load())) }
+	running(t, wall, func(_ *Link, attempts *atomic.Int32) {
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		before := attempts.Load()
+		asleep.Add(int64(time.Hour)) // the monotonic clock stands still meanwhile
+		time.Sleep(1500 * time.Millisecond)
+		synctest.Wait()
+		assert.GreaterOrEqual(t, attempts.Load(), before+4, "no pause of five seconds")
+	})
+}
+
+func TestWait(t *testing.T) {
+	running(t, nil, func(l *Link, _ *atomic.Int32) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		assert.False(t, l.Wait(ctx, func(s State) bool { return s.Connected }).Connected)
+		assert.GreaterOrEqual(t, l.Wait(context.Background(), func(s State) bool { return s.Attempts > 5 }).Attempts, 6)
+	})
+}
