@@ -188,18 +188,20 @@ func (c *cursor) skip(field, wireType uint64) error {
 	return err
 }
 
-// skipGroup passes a group, which only a peer with a stranger schema than ours would send: it may cost a copy.
+// skipGroup passes a group, which only a peer with a stranger schema than ours would send: it may cost a copy, but one only.
 func (c *cursor) skipGroup(field, wireType uint64) error {
-	ahead := *c
-	rest, err := ahead.take(uint64(c.rest.Len()-c.off), true)
-	if err != nil {
-		return err
+	if len(c.rest) > 1 {
+		joined := c.rest.Materialize()[c.off:]
+		c.rest, c.off = mem.BufferSlice{mem.SliceBuffer(joined)}, 0
 	}
-	defer rest.Free()
-	n := protowire.ConsumeFieldValue(protowire.Number(field), protowire.Type(wireType), rest.Materialize())
+	var ahead []byte
+	if len(c.rest) > 0 {
+		ahead = c.rest[0].ReadOnlyData()[c.off:]
+	}
+	n := protowire.ConsumeFieldValue(protowire.Number(field), protowire.Type(wireType), ahead)
 	if n < 0 {
 		return protowire.ParseError(n)
 	}
-	_, err = c.take(uint64(n), false)
-	return err
+	c.off += n
+	return nil
 }

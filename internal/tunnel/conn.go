@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
@@ -70,6 +71,8 @@ type Conn struct {
 	err    error // why the tunnel broke
 	closed bool
 	reset  bool
+
+	closePatience time.Duration
 }
 
 var (
@@ -115,6 +118,7 @@ func newConn(s Stream, options []Option) *Conn {
 		stream: s, cancel: func() {},
 		frames: make(chan Frame, 1), opened: make(chan *tunnelpb.Opened, 1),
 		broken: make(chan struct{}), shut: make(chan struct{}), ended: make(chan struct{}),
+		closePatience: closePatience,
 	}
 	c.readDeadline = newDeadline(nil)
 	c.writeDeadline = newDeadline(c.writeTimeout)

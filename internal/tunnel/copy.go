@@ -7,7 +7,7 @@ import (
 )
 
 // drainPatience is how long what arrived before the tunnel broke may take to be written to a TCP connection.
-var drainPatience = time.Second
+const drainPatience = time.Second
 
 // Copy joins a TCP connection and a tunnel in both directions: half-close, reset and back-pressure pass from one to the other. It returns, with
 // both closed, when both directions have ended; the counts are in bytes, and the error is that of the side that broke first.

@@ -8,9 +8,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
-// How long the end of a connection may take before its stream is cancelled, which the peer sees as a reset without a reason. They are
-// variables for tests.
-var (
+// How long the end of a connection may take before its stream is cancelled, which the peer sees as a reset without a reason.
+const (
 	// writePatience is how long a Write that the peer holds back may go on after Close or Reset.
 	writePatience = 100 * time.Millisecond
 	// resetPatience is how long the server has to end a stream after RESET.
@@ -85,6 +84,11 @@ func (c *Conn) sendFin() {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	stop.Stop()
+	select {
+	case <-c.broken: // and after a RESET nothing may be sent
+		return
+	default:
+	}
 	if !c.finSent.Load() {
 		_ = c.finish() // however long the peer holds it back: it is alive, or the transport breaks
 	}
@@ -95,7 +99,7 @@ func (c *Conn) awaitEnd() {
 	if c.dropInput() {
 		c.Reset("closed with unread data")
 	}
-	timer := time.NewTimer(closePatience)
+	timer := time.NewTimer(c.closePatience)
 	defer timer.Stop()
 	select {
 	case <-c.ended:

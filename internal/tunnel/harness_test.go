@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/test/bufconn"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
@@ -74,15 +76,19 @@ func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 }
 
 // newManager starts a manager and checks, when the test is over, that no goroutine of a tunnel is left.
-func newManager(t testing.TB, over transport, more ...grpc.ServerOption) *manager {
+func newManager(t testing.TB, over transport) *manager {
+	return newManagerWithPool(t, over, mem.DefaultBufferPool())
+}
+
+func newManagerWithPool(t testing.TB, over transport, pool mem.BufferPool) *manager {
 	t.Helper()
 	m := &manager{parked: make(chan parkedStream, 4096)}
 	listener, options, dial := over(t)
-	options = append(append(tunnel.ServerOptions(), grpc.UnknownServiceHandler(m.handle)), append(options, more...)...)
-	m.server = grpc.NewServer(options...)
+	options = append(options, grpc.UnknownServiceHandler(m.handle), experimental.BufferPool(pool))
+	m.server = grpc.NewServer(append(tunnel.ServerOptions(), options...)...)
 	go func() { _ = m.server.Serve(listener) }()
 	connect := func() *grpc.ClientConn {
-		cc, err := grpc.NewClient("passthrough:"+listener.Addr().String(), append(tunnel.DialOptions(), dial()...)...)
+		cc, err := grpc.NewClient("passthrough:"+listener.Addr().String(), append(append(tunnel.DialOptions(), dial()...), experimental.WithBufferPool(pool))...)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = cc.Close() })
 		return cc
@@ -103,7 +109,12 @@ func (m *manager) handle(_ any, s grpc.ServerStream) error {
 	if err != nil {
 		return err
 	}
-	p := <-m.parked
+	var p parkedStream
+	select {
+	case p = <-m.parked:
+	case <-s.Context().Done():
+		return s.Context().Err()
+	}
 	if err = tunnel.SendOpen(p, open); err == nil {
 		err = tunnel.Relay(s, p)
 	}
@@ -142,7 +153,7 @@ func (m *manager) open(t testing.TB) *tunnel.Conn {
 func stream(t testing.TB, cc *grpc.ClientConn, method string) (grpc.ClientStream, context.CancelFunc) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.WaitForReady(true))
+	s, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	require.NoError(t, err)
 	return s, cancel
 }
