@@ -25,7 +25,7 @@ import (
 )
 
 // apiServer starts an API server of its own, with the chart's CRDs and rights, and gives the configuration of an administrator and that of the
-// manager's service account. It needs the programs that `make cluster` builds, or KUBEBUILDER_ASSETS.
+// manager's service account. It needs the programs that `make cluster-up` builds, or KUBEBUILDER_ASSETS.
 func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	t.Helper()
 	env := &envtest.Environment{
@@ -76,7 +76,7 @@ func assets(t *testing.T) string {
 		found, err := filepath.Glob(filepath.Join(cache, "sidestep-cluster", program))
 		require.NoError(t, err)
 		if len(found) == 0 {
-			t.Skip("no API server to test with: make a cluster once, or set KUBEBUILDER_ASSETS")
+			t.Skip("no API server to test with: run make cluster-up once, or set KUBEBUILDER_ASSETS")
 		}
 		require.NoError(t, os.Symlink(found[len(found)-1], filepath.Join(dir, filepath.Base(program))))
 	}
@@ -189,7 +189,7 @@ func measure(t *testing.T, k *kube) {
 	}
 	slices.Sort(took)
 	t.Logf("from create to ACTIVE: p50 %s, slowest %s", took[len(took)/2], took[len(took)-1])
-	assert.Less(t, took[len(took)/2], 150*time.Millisecond)
+	assert.Less(t, took[len(took)/2], 500*time.Millisecond, "20 ms on an idle machine")
 }
 
 // refuses checks what the API server says to wrong objects.
