@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,12 +31,37 @@ const roleVariable = "SIDESTEP_PROXY_BENCH_ROLE"
 func TestMain(m *testing.M) {
 	switch role := strings.Fields(os.Getenv(roleVariable)); {
 	case len(role) == 0:
-		os.Exit(m.Run())
+		code := m.Run()
+		if left := leaked(); code == 0 && left != "" {
+			fmt.Println("goroutines of the proxy are left behind:\n" + left)
+			code = 1
+		}
+		os.Exit(code)
 	case role[0] == "app":
 		benchApp()
 	default:
 		benchLoad(role[0], role[1], role[2], role[3])
 	}
+}
+
+// leaked returns the stacks of goroutines of the proxy that are still there some time after all tests.
+func leaked() string {
+	var left []string
+	for range 100 {
+		left = nil
+		all := make([]byte, 10<<20)
+		all = all[:runtime.Stack(all, true)]
+		for stack := range strings.SplitSeq(string(all), "\n\n") {
+			if strings.Contains(stack, "/proxy/router.") || strings.Contains(stack, "/proxy/stream.") || strings.Contains(stack, "proxy.(*connection)") {
+				left = append(left, stack)
+			}
+		}
+		if len(left) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return strings.Join(left, "\n\n")
 }
 
 // benchApp serves until its standard input ends.
@@ -220,4 +247,45 @@ func BenchmarkAgainstDirect(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 		})
 	}
+}
+
+// BenchmarkIdleConnections reports what a connection costs the proxy that has served a request and waits for the next: memory of the process, without
+// what the kernel keeps for its two sockets.
+func BenchmarkIdleConnections(b *testing.B) {
+	const conns = 2000
+	addrs := benchWorld(b)
+	memory := func() float64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc + m.StackInuse)
+	}
+	for b.Loop() {
+		before, goroutines := memory(), runtime.NumGoroutine()
+		var fds []int
+		for range conns {
+			fds = append(fds, idle(b, addrs["proxy"]))
+		}
+		b.ReportMetric((memory()-before)/conns, "bytes/connection")
+		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/conns, "goroutines/connection")
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// idle makes one request on a connection that costs this process no more than a descriptor.
+func idle(b *testing.B, addr string) (fd int) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	require.NoError(b, err)
+	to := netip.MustParseAddrPort(addr)
+	require.NoError(b, unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}))
+	_, err = unix.Write(fd, []byte("GET / HTTP/1.1\r\nHost: o\r\n\r\n"))
+	require.NoError(b, err)
+	n, err := unix.Read(fd, make([]byte, 4096))
+	require.NoError(b, err)
+	require.Positive(b, n)
+	return fd
 }
