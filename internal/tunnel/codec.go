@@ -72,7 +72,7 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // The fields of Frame on the wire: number<<3 | wire type.
 const (
-	tagKind = 1<<3 | 0
+	tagKind = 1 << 3 // a varint: type 0
 	tagData = 2<<3 | 2
 )
 

@@ -84,7 +84,7 @@ func testKillDaemon(t *testing.T, s *scene) {
 		var status struct {
 			UserDaemon struct {
 				PID int `json:"pid"`
-			} `json:"userDaemon"`
+			} `json:"user_daemon"`
 		}
 		decode(t, sidestep(t, s.ann, "status", "--output", "json"), &status)
 		require.NotZero(t, status.UserDaemon.PID)
