@@ -53,7 +53,7 @@ func (w *world) Write(line []byte) (int, error) {
 
 func newWorld(t *testing.T) *world {
 	node := testnet.NewNode(t)
-	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), out: t.Output()}
+	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), out: t.Output(), linger: 500 * time.Millisecond}
 	w.app = serve(t, w.pod)
 	return w
 }
@@ -257,6 +257,16 @@ func TestTokenIsReadAgain(t *testing.T) {
 	w.steering(t, 1)
 }
 
+func TestCertificateAuthorityIsReadAgain(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)
+	w.steering(t, w.assign(w.wants()))
+	w.stop()
+	w.certify(t)
+	w.start(t, w.address)
+	w.eventually(t, "me", "laptop")
+}
+
 func TestAgentGivesEverythingBackAtItsEnd(t *testing.T) {
 	w := newWorld(t)
 	stop := w.run(t)
@@ -381,7 +391,7 @@ func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
 		rounds int
 		closed bool // listeners are closed between the rounds
 	}{
-		{"with listeners that are used again", 0, 25, false},
+		{"with listeners that are used again", 5 * time.Second, 25, false},
 		{"with new listeners each time", 300 * time.Millisecond, 10, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -56,6 +56,16 @@ func newManager(t *testing.T) *manager {
 		sent: make(chan struct{}), reported: make(chan struct{}),
 		caFile: filepath.Join(t.TempDir(), "ca.crt"), tokenFile: filepath.Join(t.TempDir(), "token"),
 	}
+	m.certify(t)
+	require.NoError(t, os.WriteFile(m.tokenFile, []byte(bearer+"\n"), 0o600))
+	m.start(t, "127.0.0.1:0")
+	t.Cleanup(m.stop)
+	return m
+}
+
+// certify gives the manager a new certificate, which is its own authority.
+func (m *manager) certify(t *testing.T) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
@@ -67,10 +77,6 @@ func newManager(t *testing.T) *manager {
 	require.NoError(t, err)
 	m.cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	require.NoError(t, os.WriteFile(m.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	require.NoError(t, os.WriteFile(m.tokenFile, []byte(bearer+"\n"), 0o600))
-	m.start(t, "127.0.0.1:0")
-	t.Cleanup(m.stop)
-	return m
 }
 
 func (m *manager) start(t *testing.T, address string) {

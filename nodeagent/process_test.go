@@ -100,6 +100,7 @@ func (p *process) kill(t *testing.T) {
 }
 
 func TestMissingCapabilitiesAreNamed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.assign(w.wants())
 	for name, capability := range map[string]int{"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE} {
@@ -113,6 +114,7 @@ func TestMissingCapabilitiesAreNamed(t *testing.T) {
 }
 
 func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := w.spawn(t)
 	w.steering(t, w.assign(w.wants()))
@@ -135,6 +137,7 @@ func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {
 }
 
 func TestKilledAgentLeavesConnectionsToTheAppUntilTheNextOneStarts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	first := w.spawn(t)
 	w.steering(t, w.assign(w.wants()))
@@ -169,6 +172,7 @@ func TestKilledAgentFailsNoNewConnection(t *testing.T) {
 }
 
 func TestStoppedAgentLeavesConnectionsToTheApp(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := w.spawn(t)
 	w.steering(t, w.assign(w.wants()))
@@ -185,6 +189,7 @@ func TestStoppedAgentLeavesConnectionsToTheApp(t *testing.T) {
 }
 
 func TestPinsOfAKilledAgentAreSweptByTheNext(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := w.spawn(t)
 	w.steering(t, w.assign(w.wants()))
@@ -233,6 +238,7 @@ func TestHealthReadinessAndMetrics(t *testing.T) {
 }
 
 func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.spawn(t)
 	w.steering(t, w.assign(w.wants()))
