@@ -178,7 +178,7 @@ func TestHomeThatCannotBeWritten(t *testing.T) {
 	assert.Contains(t, info.GetMessage(), "the session is not kept on disk and ends with the daemon")
 	_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hi")})
 	require.NoError(t, err)
-	assert.Contains(t, said[len(said)-1], "the session is not kept on disk")
+	assert.Contains(t, said[len(said)-1], "warning: the session is not kept on disk")
 	got, err := w.says(w.object(), 2)
 	require.NoError(t, err)
 	assert.Equal(t, "hi", got)

@@ -46,10 +46,10 @@ type Options struct {
 	Forward link.Forward
 }
 
-// Run serves the socket until Quit is called, ctx ends, a SIGTERM or SIGINT comes, or the socket is removed. It returns nil at
+// Run serves the socket until Quit is called, ctx ends, a SIGTERM, SIGINT or SIGHUP comes, or the socket is removed. It returns nil at
 // once when another daemon serves the socket. Only Quit ends the session: after everything else the next daemon resumes it.
 func Run(ctx context.Context, o Options) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
 	socket, err := listen(ctx, o.Socket)
 	if errors.Is(err, errServed) {

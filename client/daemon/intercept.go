@@ -16,6 +16,9 @@ import (
 	"sidestep.dev/sidestep/client/workload"
 )
 
+// warning begins the lines of progress that are to stay on the screen.
+const warning = "warning: "
+
 func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daemon_InterceptServer) error {
 	ctx := events.Context()
 	current, err := s.session()
@@ -41,10 +44,10 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	return current.Registry.Make(ctx, ask, progress, func(made *v1alpha1.Intercept) error {
 		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
 		if silent(info.GetDestination()) {
-			progress(fmt.Sprintf("nothing listens on %s yet: until something does, the pods answer", info.GetDestination()))
+			progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, the pods answer", info.GetDestination()))
 		}
 		if err := current.Unstored(); err != nil {
-			progress(fmt.Sprintf("the session is not kept on disk and ends with the daemon: %v", err))
+			progress(fmt.Sprintf(warning+"the session is not kept on disk and ends with the daemon: %v", err))
 		}
 		return events.Send(&daemonpb.InterceptEvent{Result: info})
 	})

@@ -82,7 +82,7 @@ func TestIntercept(t *testing.T) {
 		port := w.unusedPort()
 		_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: port})
 		require.NoError(t, err)
-		assert.Contains(t, said, fmt.Sprintf("nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
+		assert.Contains(t, said, fmt.Sprintf("warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
 		conn, opened, err := w.manager.Open(t.Context(), w.object(), false)
 		require.NoError(t, err)
 		defer conn.Close()

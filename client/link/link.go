@@ -136,7 +136,7 @@ func (l *Link) Run(ctx context.Context) {
 	defer cancel()
 	watch.Go(func() { l.watchSleep(ctx) })
 
-	delay, down := l.Timing.First, time.Now()
+	delay, down, said := l.Timing.First, time.Now(), ""
 	for ctx.Err() == nil {
 		connected, err := l.connect(ctx)
 		if ctx.Err() != nil {
@@ -145,8 +145,14 @@ func (l *Link) Run(ctx context.Context) {
 		if connected > l.Timing.Late {
 			delay, down = l.Timing.First, time.Now()
 		}
+		if connected > 0 {
+			said = ""
+		}
 		l.set(func(s *State) { s.Connected, s.Err = false, err; s.Attempts++ })
-		l.Log.Warn("not connected to the traffic manager", "error", err, "retry", delay)
+		if err.Error() != said { // an outage may last all night
+			said = err.Error()
+			l.Log.Warn("not connected to the traffic manager", "error", err)
+		}
 		if l.pause(ctx, delay) {
 			delay, down = l.Timing.First, time.Now()
 			continue

@@ -29,6 +29,8 @@ const (
 	readyTimeout = 30 * time.Second
 	// resumeTimeout bounds how long Reuse waits for a connection that is being made anew.
 	resumeTimeout = 10 * time.Second
+	// endTimeout bounds how long End tries to delete the intercepts when the cluster does not answer.
+	endTimeout = 10 * time.Second
 )
 
 // DefaultManagerNamespace is where sidestep is installed unless something else is said.
@@ -278,7 +280,9 @@ func (s *Session) Close() {
 
 // End ends the session for good: its intercepts are deleted. When some cannot be, the error says so, and the session is over all the same.
 func (s *Session) End(ctx context.Context) error {
-	left := s.Registry.LeaveAll(ctx)
+	leaving, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	left := s.Registry.LeaveAll(leaving)
 	s.mu.Lock()
 	s.stored = false
 	s.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,9 +53,10 @@ func Clean() error {
 		return err
 	}
 	log := home.Log(cache)
-	logs, err := filepath.Glob(log + "*")
-	errs := []error{err}
-	for _, file := range append(logs, path, home.Lock(path), home.Session(cache)) {
+	logs, _ := filepath.Glob(log + "*")                     // with its predecessors
+	sessions, _ := filepath.Glob(home.Session(cache) + "*") // and one that was put aside
+	var errs []error
+	for _, file := range slices.Concat(logs, sessions, []string{path, home.Lock(path)}) {
 		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

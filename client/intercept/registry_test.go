@@ -1,0 +1,129 @@
+package intercept
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/kube"
+)
+
+const session = "11111111-2222-3333-4444-555555555555"
+
+func newRegistry(t *testing.T) *Registry {
+	r := NewRegistry(Client{Session: session}, kube.FixedSource(&kube.Cluster{}), nil, func([]string) error { return nil }, slog.New(slog.DiscardHandler))
+	t.Cleanup(r.Close)
+	return r
+}
+
+// object of this client; a port of 0 is the container's.
+func object(uid, version string, generation int64, port int32) *v1alpha1.Intercept {
+	return &v1alpha1.Intercept{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: uid + "-11111111", UID: types.UID(uid), ResourceVersion: version, Generation: generation,
+			Labels: map[string]string{SessionLabel: session},
+		},
+		Spec: v1alpha1.InterceptSpec{Name: uid, Client: v1alpha1.ClientReference{Session: session}, Destination: v1alpha1.Destination{Port: port}},
+	}
+}
+
+func known(r *Registry) (names []string) {
+	all, _ := r.All()
+	for _, i := range all {
+		names = append(names, i.Spec.Name)
+	}
+	return names
+}
+
+func TestRegistryIsNotTakenInByOldNews(t *testing.T) {
+	t.Run("the answer to a call that comes after the watch's news", func(t *testing.T) {
+		r := newRegistry(t)
+		active := object("a", "7", 1, 1)
+		active.Status.State = v1alpha1.StateActive
+		r.put(active)
+		r.wrote(object("a", "6", 1, 1))
+		got, _ := r.get("a")
+		assert.Equal(t, v1alpha1.StateActive, got.Status.State)
+		r.wrote(object("a", "8", 2, 2))
+		got, _ = r.get("a")
+		assert.EqualValues(t, 2, got.Spec.Destination.Port)
+	})
+	t.Run("the watch's news from before a move", func(t *testing.T) {
+		r := newRegistry(t)
+		r.wrote(object("a", "8", 2, 2))
+		r.put(object("a", "7", 1, 1))
+		got, _ := r.get("a")
+		assert.EqualValues(t, 2, got.Spec.Destination.Port)
+	})
+	t.Run("the watch's news about what was deleted", func(t *testing.T) {
+		r := newRegistry(t)
+		r.put(object("a", "1", 1, 1))
+		r.deleted("a", "left")
+		r.put(object("a", "2", 1, 1))
+		assert.Empty(t, known(r))
+	})
+	t.Run("a list that was begun before an object was made", func(t *testing.T) {
+		r := newRegistry(t)
+		r.put(object("a", "1", 1, 1))
+		begun := r.clock
+		r.put(object("b", "2", 1, 2))
+		r.replace("shop", nil, begun)
+		assert.Equal(t, []string{"b"}, known(r))
+	})
+	t.Run("what is another client's", func(t *testing.T) {
+		r := newRegistry(t)
+		other := object("a", "1", 1, 1)
+		other.Labels[SessionLabel] = "other"
+		r.put(other)
+		forged := object("b", "1", 1, 1)
+		forged.Spec.Client.Session = "other"
+		r.put(forged)
+		assert.Empty(t, known(r))
+	})
+}
+
+func TestTarget(t *testing.T) {
+	open := &tunnelpb.Open{InterceptUid: "a", InterceptNamespace: "shop", InterceptName: "a-11111111"}
+	t.Run("of an unknown intercept there is none", func(t *testing.T) {
+		r := newRegistry(t)
+		assert.False(t, r.Knows(open))
+		assert.Empty(t, r.Target(t.Context(), open))
+	})
+	t.Run("an intercept that is just being made is known by its name", func(t *testing.T) {
+		r := newRegistry(t)
+		r.reserved["a"] = &reservation{namespace: "shop", object: "a-11111111", name: "a", address: "127.0.0.1", port: 9000}
+		assert.True(t, r.Knows(open))
+		assert.Equal(t, "127.0.0.1:9000", r.Target(t.Context(), open))
+	})
+	t.Run("a container port is waited for", func(t *testing.T) {
+		r := newRegistry(t)
+		r.put(object("a", "1", 1, 0))
+		assert.True(t, r.Knows(open))
+		got := make(chan string)
+		go func() { got <- r.Target(t.Context(), open) }()
+		resolved := object("a", "2", 1, 0)
+		resolved.Status.Pods = []v1alpha1.PodStatus{{Name: "p", Port: 8080}}
+		r.put(resolved)
+		select {
+		case addr := <-got:
+			assert.Equal(t, "127.0.0.1:8080", addr)
+		case <-time.After(10 * time.Second):
+			require.Fail(t, "it waits on")
+		}
+	})
+	t.Run("and not for ever", func(t *testing.T) {
+		r := newRegistry(t)
+		r.put(object("a", "1", 1, 0))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		assert.Empty(t, r.Target(ctx, open))
+	})
+}
