@@ -104,6 +104,37 @@ func (faultyTunnels) Open(context.Context, *tunnelpb.Open) (*tunnel.Conn, error)
 	panic("fault in the tunnels")
 }
 
+// faultyAgain works once.
+type faultyAgain struct {
+	*laptop
+	used atomic.Bool
+}
+
+func (f *faultyAgain) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
+	if f.used.Swap(true) {
+		panic("fault in the tunnels")
+	}
+	return f.laptop.Open(ctx, open)
+}
+
+func TestAFaultWhileAnExchangeIsMendedCostsOneConnection(t *testing.T) {
+	w := newWorld(t, says(t, "app"), dying(t, 2, "", false))
+	metrics := prometheus.NewRegistry()
+	tunnels := &faultyAgain{laptop: w.laptop}
+	proxy := New(Config{Tunnels: tunnels, Metrics: metrics, Log: slog.New(slog.DiscardHandler)})
+	addr := serveOn(t, func(ctx context.Context, c *net.TCPConn) { proxy.Serve(ctx, c, w.target) })
+	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
+	for _, pipelined := range []string{"", "GET / HTTP/1.1\r\nHost: o\r\n\r\n"} {
+		tunnels.used.Store(false)
+		c := connect(t, addr)
+		assert.Equal(t, "laptop", c.get("/", mine))
+		c.send("GET / HTTP/1.1\r\nHost: o\r\n%s\r\n%s", mine, pipelined)
+		_, err := c.r.ReadByte()
+		assert.ErrorIs(t, err, syscall.ECONNRESET)
+	}
+	assert.EqualValues(t, 2, gathered(t, metrics)["sidestep_proxy_panics_total"])
+}
+
 func TestAFaultCostsOneConnection(t *testing.T) {
 	for name, test := range map[string]struct {
 		app   AppDialer

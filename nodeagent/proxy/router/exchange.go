@@ -19,14 +19,19 @@ type exchange struct {
 	kind       http1.RequestKind
 	method     string
 	idempotent bool
-	final      bool   // the client means to send no more
-	expects    bool   // the client may wait before it sends the body
-	open       bool   // the body is not complete
-	reused     bool   // the tunnel had been used before
-	sent       []byte // what was sent of it, as long as that is not too much
-	whole      bool   // sent is all
-	app        *peer  // set when it was given to the app after all
+	final      bool  // the client means to send no more
+	expects    bool  // the client may wait before it sends the body
+	open       bool  // the body is not complete
+	reused     bool  // the tunnel had been used before
+	app        *peer // set when it was given to the app after all
+
+	// With Router.mu held.
+	sent  []byte // what was sent of it, as long as that is not too much and it is not answered
+	whole bool   // sent is all
 }
+
+// forget lets go of the bytes. mu is held.
+func (ex *exchange) forget() { ex.sent, ex.whole = nil, false }
 
 // offer gives the request that r.req holds, n bytes of head, to the laptop that claims it. taken is false if the laptop cannot take it;
 // nothing has happened to the request then.
@@ -134,7 +139,7 @@ func (r *Router) openTunnel(ctx context.Context, ex *exchange) (Tunnel, error) {
 
 // begin makes p the one to answer ex. mu is held.
 func (r *Router) begin(ex *exchange, p *peer) {
-	ex.peer = p
+	ex.peer, p.ex = p, ex
 	r.ex, r.turn = ex, p
 	p.unanswered.push(ex.kind)
 	p.open, p.final, p.empty = ex.open, ex.final, ex.expects
@@ -166,13 +171,13 @@ func (r *Router) sendBody(ex *exchange, rest *http1.Rest) error {
 
 // sendSome sends a piece of the body of ex. Pieces are kept as long as they may have to be sent again.
 func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
-	if ex.whole = ex.whole && len(ex.sent)+len(piece) <= maxRetained; ex.whole {
-		ex.sent = append(ex.sent, piece...)
-	} else {
-		ex.sent = nil
-	}
 	p := ex.peer
 	r.mu.Lock()
+	if ex.whole && len(ex.sent)+len(piece) <= maxRetained {
+		ex.sent = append(ex.sent, piece...)
+	} else {
+		ex.forget()
+	}
 	ex.open = !done
 	p.empty = false
 	failed := p.failed

@@ -13,6 +13,7 @@ type peer struct {
 	r             *Router
 	claim         Claim // of a tunnel; nil: the app
 	untrack       func()
+	ex            *exchange // of a tunnel, the last one; with Router.mu held
 
 	// Of the goroutine that reads the responses.
 	buf      stream.Buffer
@@ -172,6 +173,7 @@ func (p *peer) write() bool {
 
 // answeredByLaptop decides whether the client's connection and the tunnel can go on. mu is held.
 func (p *peer) answeredByLaptop() {
+	p.ex.forget()
 	switch {
 	case p.last || p.final || p.open && p.empty:
 		// The laptop's server would close now. A client that has its answer and was still waiting with its body may or may not send it.

@@ -199,29 +199,36 @@ func (r *Router) peers() []*peer {
 // await waits until ok, which is called with mu held, is true. Meanwhile it mends an exchange that failed. It is called by the goroutine
 // that reads requests.
 func (r *Router) await(ok func() bool) error {
+	for {
+		failed, err := r.wait(ok)
+		if !failed {
+			return err
+		}
+		if err := r.mend(); err != nil {
+			return err
+		}
+	}
+}
+
+// wait is await that returns when an exchange failed.
+func (r *Router) wait(ok func() bool) (failed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
 		switch {
 		case r.aborted:
-			return errAborted
+			return false, errAborted
 		case r.closing:
-			return errClosing
+			return false, errClosing
 		case r.ex != nil && r.ex.peer.failed:
-			r.mu.Unlock()
-			err := r.mend()
-			r.mu.Lock()
-			if err != nil {
-				return err
-			}
+			return true, nil
 		case ok():
-			return nil
+			return false, nil
 		case r.ex != nil && r.ex.peer.opaque && !r.gone:
 			// Nobody knows whether the client has had its response: it must ask again on another connection.
-			return errAborted
-		default:
-			r.changed.Wait()
+			return false, errAborted
 		}
+		r.changed.Wait()
 	}
 }
 
