@@ -121,14 +121,21 @@ func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (string, error) 
 	if err := api.List(ctx, &pods, client.InNamespace(r.Namespace), managerLabels); err != nil {
 		return "", cluster.Explain(err)
 	}
-	var usable []string
+	var usable, running []string
 	why := "it has no pod"
 	for _, pod := range pods.Items {
 		if ready, reason := ready(&pod); ready {
 			usable = append(usable, pod.Name)
 		} else {
+			if started(&pod) {
+				running = append(running, pod.Name)
+			}
 			why = fmt.Sprintf("pod %s is %s", pod.Name, reason)
 		}
+	}
+	if len(usable) == 0 {
+		// The kubelet says only after a while that a manager which has restarted is ready. Trying is quicker.
+		usable = running
 	}
 	if len(usable) == 0 {
 		return "", reason.New(codes.Unavailable, reason.ManagerNotReady, "the traffic manager in namespace %s is not ready: %s", r.Namespace, why)
@@ -154,6 +161,16 @@ func ready(pod *corev1.Pod) (bool, string) {
 		return false, "not ready"
 	}
 	return false, string(pod.Status.Phase)
+}
+
+// started says whether all the pod's containers run.
+func started(pod *corev1.Pod) bool {
+	for _, c := range pod.Status.ContainerStatuses {
+		if c.State.Running == nil {
+			return false
+		}
+	}
+	return pod.DeletionTimestamp == nil && len(pod.Status.ContainerStatuses) > 0
 }
 
 // IsLasting says whether an error of connecting will stay until somebody does something about it.

@@ -24,7 +24,7 @@ import (
 // Pauses between tries to reach the manager: people wait for it to be back.
 const (
 	retryFirst  = 100 * time.Millisecond
-	retryMax    = 2 * time.Second
+	retryMax    = time.Second
 	dialTimeout = 3 * time.Second
 )
 
