@@ -11,10 +11,7 @@ const dash = " — "
 
 // advise adds what to do to an error that says only what happened.
 func (e *env) advise(text string, err error) string {
-	if e.name != "sidestep" {
-		// The daemon does not know by which name it was called.
-		text = strings.ReplaceAll(text, "`sidestep ", "`"+e.name+" ")
-	}
+	text = e.renamed(text)
 	if strings.Contains(text, dash) {
 		return text
 	}
@@ -45,4 +42,9 @@ func (e *env) advise(text string, err error) string {
 		what = "see `" + e.name + " intercept --help`"
 	}
 	return text + dash + what
+}
+
+// renamed puts the name by which this program was called into the commands that the daemon, which does not know it, advises.
+func (e *env) renamed(text string) string {
+	return strings.ReplaceAll(text, "`sidestep ", "`"+e.name+" ")
 }

@@ -22,8 +22,8 @@ func newConnectCmd(e *env, g *global) *cobra.Command {
 		GroupID: groupSession,
 		Long: `Connect to a cluster, as kubectl would with the same flags, and stay connected until 'quit'.
 
-The other commands connect by themselves when they need to. With a command after --, the command is run and the session ends
-with it, unless there was one before.`,
+The other commands connect by themselves when they need to. With a command after --, the command is run and the session
+ends with it, unless there was one before.`,
 		Example: fmt.Sprintf(`  # The cluster of the current context
   %[1]s connect
 

@@ -19,8 +19,8 @@ func newHelmCmd(e *env, g *global) *cobra.Command {
 		Use:     "helm",
 		Short:   "Install, upgrade or uninstall the traffic manager",
 		GroupID: groupInstall,
-		Long: `Install, upgrade or uninstall the traffic manager and the node agents. The Helm chart is part of this program, of the same
-version; nothing but the images is downloaded, and no helm needs to be installed.`,
+		Long: `Install, upgrade or uninstall the traffic manager and the node agents. The Helm chart is part of this program, of the
+same version; nothing but the images is downloaded, and no helm needs to be installed.`,
 		Args: func(cmd *cobra.Command, args []string) error { return unknownCommand(cmd, args) },
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -34,8 +34,8 @@ func newHelmInstallCmd(e *env, g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Install the traffic manager",
-		Long: `Install the traffic manager and the node agents, and wait until they are ready. Interrupted, or refused by the cluster, it removes
-what it has made.`,
+		Long: `Install the traffic manager and the node agents, and wait until they are ready. Interrupted, or refused by the
+cluster, it removes what it has made.`,
 		Example: fmt.Sprintf(`  %[1]s helm install
 
   # With images of your own registry, and a group of people who may use it
@@ -68,8 +68,8 @@ func newHelmUpgradeCmd(e *env, g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Upgrade the traffic manager, or change its values",
-		Long: `Upgrade the traffic manager and the node agents to the version of this program, the definition of intercepts included, and wait
-until they are ready. Intercepts stay. Without any values, those of the installation are kept.`,
+		Long: `Upgrade the traffic manager and the node agents to the version of this program, the definition of intercepts included,
+and wait until they are ready. Intercepts stay. Without any values, those of the installation are kept.`,
 		Example: fmt.Sprintf(`  %[1]s helm upgrade
 
   # Change one value and keep the others
@@ -96,7 +96,8 @@ func newHelmUninstallCmd(e *env, g *global) *cobra.Command {
 		Use:   "uninstall",
 		Short: "Uninstall the traffic manager",
 		Long: fmt.Sprintf(`Uninstall the traffic manager and the node agents, and wait until their pods are gone. All traffic reaches the pods
-of the applications then. The intercepts stay defined, for the next installation; '%s uninstall --everything' removes them too.`, e.name),
+of the applications then. The intercepts stay defined, for the next installation; '%s uninstall --everything' removes
+them too.`, e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

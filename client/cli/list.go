@@ -25,8 +25,8 @@ func newListCmd(e *env, g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List the workloads that can be intercepted, and those that are",
 		GroupID: groupTraffic,
-		Long: `List the workloads of a namespace: which are ready to be intercepted, which are intercepted and how, and which cannot be and
-why. Connects if need be, and installs the traffic manager if the cluster has none.`,
+		Long: `List the workloads of a namespace: which are ready to be intercepted, which are intercepted and how, and which cannot
+be and why. Connects if need be, and installs the traffic manager if the cluster has none.`,
 		Example: fmt.Sprintf(`  %[1]s list --namespace shop
 
   # What this laptop intercepts, in all namespaces

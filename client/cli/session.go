@@ -7,10 +7,14 @@ import (
 	"io"
 	"io/fs"
 	"syscall"
+	"time"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/progress"
 )
+
+// resumePatience is how long a command waits for a session that a new daemon takes up.
+const resumePatience = 3 * time.Second
 
 // session is a daemon that answers, for the length of a command.
 type session struct {
@@ -33,9 +37,33 @@ func (e *env) running(ctx context.Context, g *global) (*session, error) {
 		if !e.saved() {
 			return nil, nil
 		}
-		return e.start(ctx, g)
+		if s, err = e.start(ctx, g); err != nil {
+			return nil, err
+		}
+		return s, s.resumed(ctx)
 	}
 	return s, err
+}
+
+// resumed gives a daemon that has just been started a moment to connect again, so that what is shown is not just the beginning.
+func (s *session) resumed(ctx context.Context) error {
+	s.line.Set("connecting to the traffic manager")
+	defer s.line.Close()
+	patience, cancel := context.WithTimeout(ctx, resumePatience)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		st, err := s.Status(patience, &daemonpb.Empty{})
+		if err == nil && (st.GetConnected() || st.GetSession() == "") {
+			return nil
+		}
+		select {
+		case <-patience.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // started reaches the daemon and starts it if none runs.

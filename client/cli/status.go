@@ -51,7 +51,12 @@ func (e *env) status(ctx context.Context, g *global) (*daemonpb.StatusInfo, erro
 		return nil, err
 	}
 	defer s.Close()
-	return s.Status(ctx, &daemonpb.Empty{})
+	st, err := s.Status(ctx, &daemonpb.Empty{})
+	if err != nil {
+		return nil, err
+	}
+	st.Message = e.renamed(st.GetMessage())
+	return st, nil
 }
 
 // versions is what programs read about who is which version.

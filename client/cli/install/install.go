@@ -165,6 +165,7 @@ func valid(chrt *chart.Chart, vals map[string]any) error {
 	}
 	if err := chartutil.ValidateAgainstSchema(chrt, all); err != nil {
 		text := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(err.Error()), chrt.Name()+":"))
+		text = strings.ReplaceAll(strings.TrimPrefix(text, "- "), "\n- ", "; ")
 		return fmt.Errorf("the chart does not take these values: %s — correct --set or --values", text)
 	}
 	return nil
@@ -200,7 +201,7 @@ func (c *Cluster) notInstalled() error {
 // rights adds what to do to an error that says that a right is missing.
 func rights(err error) error {
 	if apierrors.IsForbidden(err) {
-		return fmt.Errorf("%w — installing needs the rights of a cluster administrator", err)
+		return fmt.Errorf("%w — this needs the rights of a cluster administrator", err)
 	}
 	return err
 }
