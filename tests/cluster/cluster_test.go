@@ -203,9 +203,9 @@ func (l lab) testServices(t *testing.T) {
 
 		for _, address := range append(addresses, "probe") {
 			url := "http://" + net.JoinHostPort(address, "80")
-			answers := map[string]bool{}
-			for range 20 { // the pod itself is among those that may answer
-				answers[l.run("kubectl", "exec", "-n", "shop", pod, "--", "/probe", "get", url)] = true
+			answers := map[string]bool{} // the pod itself is among those that may answer
+			for _, answer := range strings.Fields(l.run("kubectl", "exec", "-n", "shop", pod, "--", "/probe", "poll", url)) {
+				answers[answer] = true
 			}
 			assert.Len(t, answers, 2, "pods that answer %s at %s", pod, url)
 		}
@@ -365,6 +365,10 @@ func (l lab) testRepair(t *testing.T) {
 	pid := regexp.MustCompile(`node2 .* init +running, pid (\d+)`).FindStringSubmatch(l.run("status"))
 	require.Len(t, pid, 2)
 	require.NoError(t, exec.Command("kill", "-9", pid[1]).Run())
+	require.Eventually(t, func() bool {
+		output, err := l.try("status")
+		return err != nil && regexp.MustCompile(`node2 .* init +stopped`).MatchString(output)
+	}, 30*time.Second, 100*time.Millisecond)
 	t.Log(l.up("--ip-family", "dual"))
 	l.run("kubectl", "rollout", "status", "-n", "shop", "deployment/probe", "--timeout=60s")
 }

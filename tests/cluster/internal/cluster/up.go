@@ -74,7 +74,7 @@ func (c *Cluster) startMachines(ctx context.Context, p plan.Plan) (map[string]ma
 		if err != nil {
 			return nil, err
 		}
-		if !m.Init.Alive() {
+		if !m.Init.Alive() || m.Init.Ending() {
 			err := c.Out.Step("start machine "+name, func() (err error) {
 				if err := c.clear(ctx, p, m); err != nil {
 					return err

@@ -28,11 +28,11 @@ type Process struct {
 
 // Identify reads the identity of a process that runs now.
 func Identify(pid int) (Process, error) {
-	start, _, err := stat(pid)
+	now, err := look(pid)
 	if err != nil {
 		return Process{}, fmt.Errorf("identify process %d: %w", pid, err)
 	}
-	return Process{PID: pid, Start: start, Boot: bootID()}, nil
+	return Process{PID: pid, Start: now.start, Boot: bootID()}, nil
 }
 
 // Alive tells whether the very process still runs. A zombie does not.
@@ -40,8 +40,16 @@ func (p Process) Alive() bool {
 	if p.PID <= 0 || p.Boot != bootID() {
 		return false
 	}
-	start, state, err := stat(p.PID)
-	return err == nil && start == p.Start && state != 'Z' && state != 'X'
+	now, err := look(p.PID)
+	return err == nil && now.start == p.Start && now.state != 'Z' && now.state != 'X'
+}
+
+// Ending tells whether the process is alive but on its way out. The first process of a namespace stays so until all others
+// in it are gone, and cannot be entered any more.
+func (p Process) Ending() bool {
+	const exiting = 0x4 // PF_EXITING of the kernel's task flags
+	now, err := look(p.PID)
+	return p.Alive() && err == nil && now.flags&exiting != 0
 }
 
 // Signal sends a signal to the process if it still runs.
@@ -127,19 +135,30 @@ func InNetns(inodes map[uint64]bool) []Process {
 	return found
 }
 
-// stat reads the start time and the state. The command's name, which may hold anything, ends at the last parenthesis.
-func stat(pid int) (start uint64, state byte, err error) {
+// snapshot is what the kernel says of a process.
+type snapshot struct {
+	start uint64
+	state byte
+	flags uint64
+}
+
+// look reads /proc/PID/stat. The command's name in it, which may hold anything, ends at the last parenthesis.
+func look(pid int) (snapshot, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, 0, err
+		return snapshot{}, err
 	}
 	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
-	const startField = 19 // proc(5) counts it as 22, from the id on
-	if len(fields) <= startField {
-		return 0, 0, fmt.Errorf("unexpected content of /proc/%d/stat", pid)
+	const state, flags, start = 0, 6, 19 // proc(5) counts them as 3, 9 and 22
+	if len(fields) <= start {
+		return snapshot{}, fmt.Errorf("unexpected content of /proc/%d/stat", pid)
 	}
-	start, err = strconv.ParseUint(string(fields[startField]), 10, 64)
-	return start, fields[0][0], err
+	now := snapshot{state: fields[state][0]}
+	if now.start, err = strconv.ParseUint(string(fields[start]), 10, 64); err != nil {
+		return snapshot{}, err
+	}
+	now.flags, err = strconv.ParseUint(string(fields[flags]), 10, 64)
+	return now, err
 }
 
 func bootID() string {

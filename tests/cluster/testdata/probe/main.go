@@ -14,13 +14,17 @@ import (
 
 func main() {
 	if len(os.Args) != 3 {
-		log.Fatal("usage: probe serve ADDRESS | get URL | lookup NAME | print FILE")
+		log.Fatal("usage: probe serve ADDRESS | get URL | poll URL | lookup NAME | print FILE")
 	}
 	switch argument := os.Args[2]; os.Args[1] {
 	case "serve":
 		serve(argument)
 	case "get":
 		get(argument)
+	case "poll":
+		for range 20 {
+			get(argument)
+		}
 	case "lookup":
 		addresses, err := net.LookupHost(argument)
 		check(err)
@@ -42,7 +46,8 @@ func serve(address string) {
 }
 
 func get(url string) {
-	client := http.Client{Timeout: 5 * time.Second}
+	// A connection for each request, so that each may reach another pod.
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Get(url)
 	check(err)
 	defer response.Body.Close()
