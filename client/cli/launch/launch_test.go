@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		panic("the daemon is no more")
 	case len(args) == 2 && args[1] == "hang":
 		println("waiting for something")
-		time.Sleep(time.Minute)
+		time.Sleep(3 * time.Second)
 	default:
 		os.Exit(m.Run())
 	}
