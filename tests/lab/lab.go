@@ -46,7 +46,26 @@ func Up(ctx context.Context, out io.Writer) (*Lab, error) {
 			return nil, err
 		}
 	}
-	return l, l.upShop(ctx)
+	if err := l.upShop(ctx); err != nil {
+		return nil, err
+	}
+	return l, l.clean(ctx)
+}
+
+// clean removes what an interrupted run may have left on the local cluster.
+func (l *Lab) clean(ctx context.Context) error {
+	if !l.local {
+		return nil
+	}
+	admin, err := l.Administrator(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := l.Kubectl(ctx, "get", "namespace", "sidestep"); err != nil {
+		return nil // there is nothing
+	}
+	_, err = admin.Sidestep(ctx, "uninstall", "--everything")
+	return err
 }
 
 // upLocal starts the local cluster and gives its nodes the images.
