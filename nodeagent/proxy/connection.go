@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"time"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
@@ -135,7 +136,16 @@ func (c *claim) Sent() {
 	c.proxy.metrics.matched.Inc()
 }
 
-func (c *claim) FellBack() {
+func (c *claim) FellBack(why error) {
 	c.rule.fallbacks.Add(1)
 	c.proxy.metrics.fallbacks.Inc()
+	c.fellBack(c.rule, why)
+}
+
+// fellBack says so in the log, but not for each request while a laptop is away.
+func (c *connection) fellBack(rule *claimed, why error) {
+	if rule.worthLogging(time.Now()) {
+		c.proxy.cfg.Log.Info("the app gets what an intercept claims, since the laptop cannot take it",
+			"intercept", rule.Namespace+"/"+rule.Name, "pod", c.target.pod, "error", why)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sidestep.dev/sidestep/internal/match"
 )
@@ -64,6 +65,7 @@ type claimed struct {
 // intercept is what lives as long as an intercept is among the rules.
 type intercept struct {
 	matched, fallbacks atomic.Uint64
+	logged             atomic.Int64 // when a fallback was last logged, in Unix nanoseconds
 
 	mu      sync.Mutex
 	ended   bool
@@ -147,6 +149,14 @@ func (r *rules) claimable() bool {
 // wholeOnly reports whether there are rules, none of which looks at requests.
 func (r *rules) wholeOnly() bool {
 	return len(r.claimed) > 0 && !slices.ContainsFunc(r.claimed, func(c claimed) bool { return !c.TCP })
+}
+
+// quietFor is how long no other fallback of an intercept is logged.
+const quietFor = 10 * time.Second
+
+func (in *intercept) worthLogging(now time.Time) bool {
+	last := in.logged.Load()
+	return now.UnixNano()-last >= int64(quietFor) && in.logged.CompareAndSwap(last, now.UnixNano())
 }
 
 // track adds a tunnel, of which retire is called when the intercept ends.

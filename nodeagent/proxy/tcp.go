@@ -26,10 +26,9 @@ func (c *connection) serveWhole(ctx context.Context, rule *claimed) {
 		return
 	}
 	if err != nil {
-		c.proxy.cfg.Log.Info("laptop cannot take a connection: it goes to the app",
-			"intercept", rule.Namespace+"/"+rule.Name, "pod", c.target.pod, "error", err)
 		rule.fallbacks.Add(1)
 		c.proxy.metrics.claimedFellBack.Inc()
+		c.fellBack(rule, err)
 		c.joinApp(ctx, &in)
 		return
 	}

@@ -62,9 +62,11 @@ func (r *Router) offer(claim Claim, n int) (taken bool, err error) {
 		final: !r.req.Persists(), expects: r.req.Expects() && k == 0, open: !done,
 		sent: slices.Clone(r.in.Bytes()[:n+k]), whole: true,
 	}
-	if !r.reuse(ex) && !r.open(ex) {
-		claim.FellBack()
-		return false, nil
+	if !r.reuse(ex) {
+		if err := r.open(ex); err != nil {
+			claim.FellBack(err)
+			return false, nil
+		}
 	}
 	claim.Sent()
 	r.in.Drop(n + k)
@@ -90,14 +92,13 @@ func (r *Router) reuse(ex *exchange) bool {
 	return true
 }
 
-// open sends what there is of ex through a new tunnel, and reports whether the laptop takes it. The bytes are kept until then.
-func (r *Router) open(ex *exchange) bool {
+// open sends what there is of ex through a new tunnel, and fails unless the laptop takes it. The bytes are kept until then.
+func (r *Router) open(ex *exchange) error {
 	ctx, cancel := context.WithTimeout(r.ctx, r.OpenTimeout)
 	defer cancel()
 	t, err := r.openTunnel(ctx, ex)
 	if err != nil {
-		r.Log.Info("laptop cannot take a request: it goes to the app", "intercept", ex.claim.String(), "error", err)
-		return false
+		return err
 	}
 	p := &peer{r: r, claim: ex.claim, Duplex: stream.Of(t, func() { t.Reset("connection was reset") })}
 	r.mu.Lock()
@@ -111,7 +112,7 @@ func (r *Router) open(ex *exchange) bool {
 	}
 	p.untrack = ex.claim.Track(p.retire)
 	r.spawn(p.respond)
-	return true
+	return nil
 }
 
 func (r *Router) openTunnel(ctx context.Context, ex *exchange) (Tunnel, error) {
@@ -226,13 +227,16 @@ func (r *Router) mend() error {
 	if !ex.whole {
 		return r.badGateway(ex, "it was too long to be kept")
 	}
-	if ex.reused && r.open(ex) {
-		return nil
+	why := errUnanswered
+	if ex.reused {
+		if why = r.open(ex); why == nil {
+			return nil
+		}
 	}
 	if !ex.idempotent {
 		return r.badGateway(ex, ex.method+" may not be done twice")
 	}
-	ex.claim.FellBack()
+	ex.claim.FellBack(why)
 	app, err := r.appTurn(func(app *peer) {
 		app.unanswered.push(ex.kind)
 		app.open = ex.open

@@ -80,7 +80,7 @@ func (memoryClaim) Key() string         { return "key" }
 func (memoryClaim) String() string      { return "shop/orders" }
 func (memoryClaim) Track(func()) func() { return func() {} }
 func (memoryClaim) Sent()               {}
-func (memoryClaim) FellBack()           {}
+func (memoryClaim) FellBack(error)      {}
 
 func (c memoryClaim) Open(context.Context) (Tunnel, error) {
 	near, far := pair()

@@ -35,8 +35,8 @@ type Claim interface {
 	// Track tells the intercept of an open tunnel, and returns what is to be called when the tunnel is gone. When the intercept ends, it calls
 	// retire.
 	Track(retire func()) (untrack func())
-	Sent()     // the request went to the laptop
-	FellBack() // the laptop could not take it, and the app gets it
+	Sent()              // the request went to the laptop
+	FellBack(why error) // the laptop could not take it, and the app gets it
 }
 
 // Tunnel is a *tunnel.Conn.
@@ -83,6 +83,9 @@ var (
 	errAborted = errors.New("connection was reset")
 	errClosing = errors.New("connection is being closed")
 )
+
+// errUnanswered is why a request that a laptop had taken goes to the app.
+var errUnanswered = errors.New("tunnel ended before there was an answer")
 
 // Router is one client connection.
 type Router struct {
