@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -19,7 +20,11 @@ const Namespace = manifests.DefaultNamespace
 
 // upShop applies the sample workloads and waits until all of them are ready.
 func (l *Lab) upShop(ctx context.Context) error {
-	yaml, err := manifests.Render(manifests.Options{Image: "docker.io/sidestep/apps:" + l.tag})
+	options := manifests.Options{Image: "docker.io/sidestep/apps:" + l.tag}
+	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
+		options = manifests.Options{Image: registry + "/sidestep/apps:" + l.tag, PullPolicy: "IfNotPresent"}
+	}
+	yaml, err := manifests.Render(options)
 	if err != nil {
 		return err
 	}
