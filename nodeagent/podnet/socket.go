@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/internal/netns"
@@ -33,6 +35,27 @@ func Open(path string) (*Namespace, error) {
 		return nil, err
 	}
 	return &Namespace{Namespace: ns}, nil
+}
+
+// Gateways gives the addresses that the namespace's routes go by.
+func (n *Namespace) Gateways() ([]netip.Addr, error) {
+	var gateways []netip.Addr
+	err := n.Do(func() error {
+		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if gw, ok := netip.AddrFromSlice(r.Gw); ok && !slices.Contains(gateways, gw.Unmap()) {
+				gateways = append(gateways, gw.Unmap())
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the routes of the pod: %w", err)
+	}
+	return gateways, nil
 }
 
 // Listen opens a listener on a free port of ip in the namespace. It is plain TCP (Go's own listeners are MPTCP sockets, which

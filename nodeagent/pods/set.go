@@ -37,6 +37,7 @@ type Finder interface {
 type Namespace interface {
 	steer.Namespace
 	ID() netns.ID
+	Gateways() ([]netip.Addr, error)
 	Listen(ip netip.Addr) (*net.TCPListener, error)
 	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
 	Close() error

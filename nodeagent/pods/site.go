@@ -21,6 +21,7 @@ type site struct {
 	pod      *pod
 	ns       Namespace
 	ips      []netip.Addr
+	gateways []netip.Addr // the node, as the pod sees it
 	program  Program
 	doors    []*door
 	ctx      context.Context // of the connections: its end resets them
@@ -49,8 +50,12 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr) (_ *site, err error) {
 	if err != nil {
 		return nil, err
 	}
+	gateways, err := ns.Gateways()
+	if err != nil {
+		return nil, errors.Join(err, program.Close())
+	}
 	s := &site{
-		pod: p, ns: ns, ips: ips, program: program,
+		pod: p, ns: ns, ips: ips, gateways: gateways, program: program,
 		targets: map[uint16]*proxy.Target{}, steered: map[uint16]bool{},
 	}
 	defer func() {
@@ -89,7 +94,7 @@ func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
 		port := uint16(t.GetPort())
 		wanted[port] = true
 		rules := rulesOf(t, rejected)
-		s.target(port).SetRules(rules, kubeletOf(t, want.GetHostIps()))
+		s.target(port).SetRules(rules, kubeletOf(t, want.GetHostIps(), s.gateways))
 		errs = append(errs, s.steer(port))
 	}
 	for port := range s.steered {
@@ -252,8 +257,10 @@ func rulesOf(t *agentpb.Target, rejected map[claim]string) []proxy.Rule {
 	return rules
 }
 
-func kubeletOf(t *agentpb.Target, hosts []string) proxy.Kubelet {
-	var k proxy.Kubelet
+// kubeletOf tells how to know the kubelet. It dials from whichever of the node's addresses is nearest to the pod: with most networks the pod's
+// gateway.
+func kubeletOf(t *agentpb.Target, hosts []string, gateways []netip.Addr) proxy.Kubelet {
+	k := proxy.Kubelet{HostIPs: slices.Clone(gateways)}
 	for _, host := range hosts {
 		if ip, err := netip.ParseAddr(host); err == nil {
 			k.HostIPs = append(k.HostIPs, ip.Unmap())

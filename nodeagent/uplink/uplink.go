@@ -23,9 +23,10 @@ import (
 
 // Pauses between tries to reach the manager: people wait for it to be back.
 const (
-	retryFirst  = 100 * time.Millisecond
-	retryMax    = time.Second
-	dialTimeout = 3 * time.Second
+	retryFirst    = 100 * time.Millisecond
+	retryMax      = time.Second
+	maxAssignment = 64 << 20 // bytes; a thousand intercepts on one node are far below
+	dialTimeout   = 3 * time.Second
 )
 
 // Reports are sent at most every reportPause, and every reportEvery if only counters have changed.
@@ -104,7 +105,7 @@ func (u *Uplink) Run(ctx context.Context, pods Pods) {
 func (u *Uplink) attach(ctx context.Context, pods Pods) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stream, err := u.client.Attach(ctx, grpc.WaitForReady(true))
+	stream, err := u.client.Attach(ctx, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(maxAssignment))
 	if err != nil {
 		return err
 	}
