@@ -46,6 +46,7 @@ func (e *ResetError) Is(target error) bool { return target == syscall.ECONNRESET
 type Conn struct {
 	stream Stream
 	cancel context.CancelFunc // ends the stream
+	pools  pools
 	local  net.Addr
 	remote net.Addr
 
@@ -115,7 +116,7 @@ func Accept(s Stream, options ...Option) (*tunnelpb.Open, *Conn, error) {
 
 func newConn(s Stream, options []Option) *Conn {
 	c := &Conn{
-		stream: s, cancel: func() {},
+		stream: s, cancel: func() {}, pools: pools{chunks: chunks, small: mem.DefaultBufferPool()},
 		frames: make(chan Frame, 1), opened: make(chan *tunnelpb.Opened, 1),
 		broken: make(chan struct{}), shut: make(chan struct{}), ended: make(chan struct{}),
 		closePatience: closePatience,

@@ -12,7 +12,7 @@ const drainPatience = time.Second
 // Copy joins a TCP connection and a tunnel in both directions: half-close, reset and back-pressure pass from one to the other. It returns, with
 // both closed, when both directions have ended; the counts are in bytes, and the error is that of the side that broke first.
 func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
-	j := &joint{tcp: tcp, t: t, over: make(chan struct{})}
+	j := &joint{tcp: tcp, t: t, downOver: make(chan struct{}), over: make(chan struct{})}
 	var both, watch sync.WaitGroup
 	both.Go(func() { toTunnel = j.up() })
 	both.Go(func() { fromTunnel = j.down() })
@@ -20,6 +20,9 @@ func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
 	both.Wait()
 	close(j.over)
 	watch.Wait()
+	if j.err != nil {
+		abort(tcp)
+	}
 	_ = tcp.Close()
 	_ = t.Close()
 	return toTunnel, fromTunnel, j.err
@@ -27,11 +30,12 @@ func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
 
 // joint is a TCP connection and a tunnel that are joined.
 type joint struct {
-	tcp  *net.TCPConn
-	t    *Conn
-	over chan struct{}
-	once sync.Once
-	err  error // set before either side is reset
+	tcp      *net.TCPConn
+	t        *Conn
+	downOver chan struct{} // down has ended
+	over     chan struct{} // both have
+	once     sync.Once
+	err      error // set before either side is reset
 }
 
 // breaks remembers the first error.
@@ -48,13 +52,20 @@ func (j *joint) up() int64 {
 		j.breaks(readErr)
 		j.t.Reset(readErr.Error())
 	case writeErr != nil:
-		// The tunnel is gone; down passes on what had arrived before, and ends with a better reason.
+		// The tunnel is gone. Down passes on what had arrived before, and knows why, unless it has ended or is held up.
+		select {
+		case <-j.downOver:
+		case <-time.After(drainPatience):
+		}
+		j.breaks(writeErr)
+		j.t.Reset(writeErr.Error())
 	}
 	return n
 }
 
 // down passes what the tunnel gives to the TCP connection.
 func (j *joint) down() int64 {
+	defer close(j.downOver)
 	n, readErr, writeErr := j.t.writeTo(j.tcp)
 	if readErr == nil && writeErr == nil {
 		writeErr = j.tcp.CloseWrite()
@@ -77,6 +88,7 @@ func (j *joint) watch() {
 	case <-j.t.broken:
 		select {
 		case <-j.t.shut: // this end did it
+		case <-j.downOver:
 		case <-time.After(drainPatience):
 		case <-j.over:
 			return

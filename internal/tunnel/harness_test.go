@@ -32,6 +32,7 @@ type manager struct {
 	server        *grpc.Server
 	agent, laptop *grpc.ClientConn
 	parked        chan parkedStream
+	options       []tunnel.Option // of every Conn
 }
 
 type parkedStream struct {
@@ -80,12 +81,13 @@ func newManager(t testing.TB, over transport) *manager {
 	return newManagerWithPool(t, over, mem.DefaultBufferPool())
 }
 
-func newManagerWithPool(t testing.TB, over transport, pool mem.BufferPool) *manager {
+// newManagerWithPool has gRPC take its buffers from a pool of the test's.
+func newManagerWithPool(t testing.TB, over transport, pool mem.BufferPool, options ...tunnel.Option) *manager {
 	t.Helper()
-	m := &manager{parked: make(chan parkedStream, 4096)}
-	listener, options, dial := over(t)
-	options = append(options, grpc.UnknownServiceHandler(m.handle), experimental.BufferPool(pool))
-	m.server = grpc.NewServer(append(tunnel.ServerOptions(), options...)...)
+	m := &manager{parked: make(chan parkedStream, 4096), options: options}
+	listener, credentials, dial := over(t)
+	credentials = append(credentials, grpc.UnknownServiceHandler(m.handle), experimental.BufferPool(pool))
+	m.server = grpc.NewServer(append(tunnel.ServerOptions(), credentials...)...)
 	go func() { _ = m.server.Serve(listener) }()
 	connect := func() *grpc.ClientConn {
 		cc, err := grpc.NewClient("passthrough:"+listener.Addr().String(), append(append(tunnel.DialOptions(), dial()...), experimental.WithBufferPool(pool))...)
@@ -128,7 +130,7 @@ func (m *manager) pair(t testing.TB) (near, far *tunnel.Conn) {
 	accepted := make(chan *tunnel.Conn, 1)
 	s, cancel := stream(t, m.laptop, "/test/Accept")
 	go func() {
-		_, c, err := tunnel.Accept(s, tunnel.OnClose(cancel))
+		_, c, err := tunnel.Accept(s, append(m.options, tunnel.OnClose(cancel))...)
 		if err == nil {
 			_ = c.Answer(tunnelpb.Opened_OK, "")
 		}
@@ -145,7 +147,7 @@ func (m *manager) open(t testing.TB) *tunnel.Conn {
 	t.Helper()
 	s, cancel := stream(t, m.agent, "/test/Tunnel")
 	open := &tunnelpb.Open{InterceptUid: "uid", RemoteAddr: "10.0.0.1:5000", LocalAddr: "10.0.0.2:8080"}
-	c, err := tunnel.Open(s, open, tunnel.OnClose(cancel))
+	c, err := tunnel.Open(s, open, append(m.options, tunnel.OnClose(cancel))...)
 	require.NoError(t, err)
 	return c
 }

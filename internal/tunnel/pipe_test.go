@@ -112,7 +112,7 @@ func (p pipeClient) CloseSend() error {
 }
 
 // pipedPair is both ends of a tunnel through a relay between two pipes.
-func pipedPair(t testing.TB) (near, far *tunnel.Conn) {
+func pipedPair(t testing.TB, options ...tunnel.Option) (near, far *tunnel.Conn) {
 	t.Helper()
 	agent, fromAgent, cancelAgent, retAgent := pipe(t)
 	laptop, toLaptop, cancelLaptop, retLaptop := pipe(t)
@@ -127,9 +127,9 @@ func pipedPair(t testing.TB) (near, far *tunnel.Conn) {
 			_ = tunnel.Relay(fromAgent, toLaptop)
 		}
 	}()
-	near, err := tunnel.Open(pipeClient{agent}, &tunnelpb.Open{}, tunnel.OnClose(cancelAgent))
+	near, err := tunnel.Open(pipeClient{agent}, &tunnelpb.Open{}, append(options, tunnel.OnClose(cancelAgent))...)
 	require.NoError(t, err)
-	_, far, err = tunnel.Accept(pipeClient{laptop}, tunnel.OnClose(cancelLaptop))
+	_, far, err = tunnel.Accept(pipeClient{laptop}, append(options, tunnel.OnClose(cancelLaptop))...)
 	require.NoError(t, err)
 	require.NoError(t, far.Answer(tunnelpb.Opened_OK, ""))
 	return near, far

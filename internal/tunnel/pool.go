@@ -23,8 +23,13 @@ func newChunkPool() *chunkPool {
 	}}}
 }
 
-// chunks is a variable for tests that count.
-var chunks mem.BufferPool = newChunkPool()
+var chunks = newChunkPool()
+
+// pools are where the buffers of a connection come from.
+type pools struct {
+	chunks mem.BufferPool // of chunkSize
+	small  mem.BufferPool // of any size
+}
 
 // Get returns a buffer of length, which is at most chunkSize.
 func (p *chunkPool) Get(length int) *[]byte {
@@ -37,21 +42,21 @@ func (p *chunkPool) Get(length int) *[]byte {
 func (p *chunkPool) Put(b *[]byte) { p.pool.Put(b) }
 
 // copyOf is a buffer with a copy of data, of which there is at most chunkSize.
-func copyOf(data []byte) mem.Buffer {
+func (p pools) copyOf(data []byte) mem.Buffer {
 	if len(data) <= smallData {
-		return mem.Copy(data, mem.DefaultBufferPool())
+		return mem.Copy(data, p.small)
 	}
-	b := chunks.Get(len(data))
+	b := p.chunks.Get(len(data))
 	copy(*b, data)
-	return mem.NewBuffer(b, chunks)
+	return mem.NewBuffer(b, p.chunks)
 }
 
 // filled makes a buffer of a chunk whose first n bytes were filled; it takes the chunk.
-func filled(chunk *[]byte, n int) mem.Buffer {
+func (p pools) filled(chunk *[]byte, n int) mem.Buffer {
 	if n <= smallData {
-		defer chunks.Put(chunk)
-		return mem.Copy((*chunk)[:n], mem.DefaultBufferPool())
+		defer p.chunks.Put(chunk)
+		return mem.Copy((*chunk)[:n], p.small)
 	}
 	*chunk = (*chunk)[:n]
-	return mem.NewBuffer(chunk, chunks)
+	return mem.NewBuffer(chunk, p.chunks)
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/mem"
 
 	"sidestep.dev/sidestep/internal/tunnel"
@@ -87,22 +86,14 @@ func (p *countingPool) isEmpty() bool {
 	return n == 0
 }
 
-// useCounting puts counting pools everywhere: into the tunnel's ends, and into gRPC's.
-func useCounting(t testing.TB) (chunks, rest *countingPool) {
+// newCounted starts a manager that, with both ends, takes every buffer from counting pools.
+func newCounted(t testing.TB) (m *manager, chunks, rest *countingPool) {
 	chunks, rest = newCountingPool(t), newCountingPool(t)
-	old := mem.DefaultBufferPool()
-	experimental.SetDefaultBufferPool(rest)
-	restore := tunnel.UseChunks(chunks)
-	t.Cleanup(func() {
-		restore()
-		experimental.SetDefaultBufferPool(old)
-	})
-	return chunks, rest
+	return newManagerWithPool(t, overTLS, rest, tunnel.Pools(chunks, rest)), chunks, rest
 }
 
 func TestEveryBufferComesBackOnceAndIsNotUsedAfterwards(t *testing.T) {
-	chunks, rest := useCounting(t)
-	m := newManagerWithPool(t, overTLS, rest)
+	m, chunks, rest := newCounted(t)
 	client, app, agent, laptop := m.through(t)
 	exchange(t, client, app, 24<<20)
 	assert.NoError(t, soon(t, agent).err)
@@ -122,9 +113,9 @@ func TestEveryBufferComesBackOnceAndIsNotUsedAfterwards(t *testing.T) {
 
 // gRPC leaves what was queued for a stream that it has cancelled to the garbage collector; so this is about the tunnel's ends alone.
 func TestBuffersOfResetTunnelsComeBack(t *testing.T) {
-	chunks, rest := useCounting(t)
+	chunks, rest := newCountingPool(t), newCountingPool(t)
 	for i := range 60 {
-		near, far := pipedPair(t)
+		near, far := pipedPair(t, tunnel.Pools(chunks, rest))
 		go func() { _, _ = io.Copy(near, noise(1, 64<<20)) }()
 		go func() { _, _ = io.Copy(far, noise(2, 64<<20)) }()
 		_, err := io.CopyN(io.Discard, far, int64(i)<<12)
@@ -152,8 +143,7 @@ func TestBuffersOfResetTunnelsComeBack(t *testing.T) {
 }
 
 func TestIdleTCPConnectionsHoldNoChunk(t *testing.T) {
-	chunks, rest := useCounting(t)
-	m := newManagerWithPool(t, overTLS, rest)
+	m, chunks, _ := newCounted(t)
 	client, app, _, _ := m.through(t)
 	_, err := client.Write(make([]byte, 100<<10))
 	require.NoError(t, err)
@@ -165,11 +155,11 @@ func TestIdleTCPConnectionsHoldNoChunk(t *testing.T) {
 }
 
 func TestFewBytesDoNotKeepAChunk(t *testing.T) {
-	chunks, rest := useCounting(t)
+	chunks, rest := newCountingPool(t), newCountingPool(t)
 	for _, size := range []int{1, 1000, 10_000} {
 		chunk := chunks.Get(tunnel.ChunkSize)
 		(*chunk)[size-1] = 7
-		for _, b := range []mem.Buffer{tunnel.CopyOf((*chunk)[:size]), tunnel.Filled(chunk, size)} {
+		for _, b := range []mem.Buffer{tunnel.CopyOf(chunks, rest, (*chunk)[:size]), tunnel.Filled(chunks, rest, chunk, size)} {
 			assert.Equal(t, size, b.Len())
 			assert.EqualValues(t, 7, b.ReadOnlyData()[size-1])
 			_, bytes := rest.outstanding()

@@ -61,8 +61,7 @@ func TestAReaderThatStopsMakesTheWriterStop(t *testing.T) {
 }
 
 func TestAStalledTCPReaderBoundsWhatIsHeld(t *testing.T) {
-	chunks, rest := useCounting(t)
-	m := newManagerWithPool(t, overTLS, rest)
+	m, chunks, rest := newCounted(t)
 	client, app, agent, laptop := m.through(t)
 	_, ended := stall(t, client)
 	_, held := chunks.outstanding()

@@ -2,6 +2,10 @@
 
 package tunnel
 
-import "io"
+import (
+	"io"
 
-func readInto(r io.Reader) readFunc { return plainRead(r) }
+	"google.golang.org/grpc/mem"
+)
+
+func readInto(r io.Reader, chunks mem.BufferPool) readFunc { return plainRead(r, chunks) }

@@ -7,17 +7,19 @@ import (
 	"net"
 	"os"
 	"syscall"
+
+	"google.golang.org/grpc/mem"
 )
 
 // readInto waits until a TCP connection can be read before it takes a chunk, so that thousands of idle connections cost none.
-func readInto(r io.Reader) readFunc {
+func readInto(r io.Reader, chunks mem.BufferPool) readFunc {
 	tcp, ok := r.(*net.TCPConn)
 	if !ok {
-		return plainRead(r)
+		return plainRead(r, chunks)
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return plainRead(r)
+		return plainRead(r, chunks)
 	}
 	return func() (chunk *[]byte, n int, err error) {
 		waitErr := raw.Read(func(fd uintptr) bool {

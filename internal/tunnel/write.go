@@ -17,7 +17,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	written := 0
 	for len(p) > 0 {
 		n := min(len(p), chunkSize)
-		if err := c.send(copyOf(p[:n])); err != nil {
+		if err := c.send(c.pools.copyOf(p[:n])); err != nil {
 			return written, err
 		}
 		written += n
@@ -95,16 +95,16 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 
 // readFrom tells the tunnel's errors from those of r.
 func (c *Conn) readFrom(r io.Reader) (total int64, readErr, writeErr error) {
-	read := readInto(r)
+	read := readInto(r, c.pools.chunks)
 	for {
 		chunk, n, err := read()
 		if n > 0 {
 			total += int64(n)
-			if err := c.send(filled(chunk, n)); err != nil {
+			if err := c.send(c.pools.filled(chunk, n)); err != nil {
 				return total, nil, err
 			}
 		} else if chunk != nil {
-			chunks.Put(chunk)
+			c.pools.chunks.Put(chunk)
 		}
 		if err == io.EOF {
 			return total, nil, nil
@@ -117,7 +117,7 @@ func (c *Conn) readFrom(r io.Reader) (total int64, readErr, writeErr error) {
 // readFunc reads into a chunk, which the caller has to give back; it may be nil when nothing was read.
 type readFunc func() (chunk *[]byte, n int, err error)
 
-func plainRead(r io.Reader) readFunc {
+func plainRead(r io.Reader, chunks mem.BufferPool) readFunc {
 	return func() (*[]byte, int, error) {
 		chunk := chunks.Get(chunkSize)
 		n, err := r.Read(*chunk)
