@@ -150,12 +150,12 @@ func TestRemovingATCPRuleResetsItsConnections(t *testing.T) {
 func TestResetsPassThroughTunnels(t *testing.T) {
 	result := make(chan error, 1)
 	local := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
-		b, err := r.ReadByte()
+		b, _ := r.ReadByte()
 		if b == 'R' {
 			c.SetLinger(0)
 			return
 		}
-		_, err = r.ReadByte()
+		_, err := r.ReadByte()
 		result <- err
 	})
 	w := newWorld(t, named(t, "app", true), local)
