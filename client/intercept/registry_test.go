@@ -19,7 +19,7 @@ import (
 const session = "11111111-2222-3333-4444-555555555555"
 
 func newRegistry(t *testing.T) *Registry {
-	r := NewRegistry(Client{Session: session}, kube.FixedSource(&kube.Cluster{}), nil, func([]string) error { return nil }, slog.New(slog.DiscardHandler))
+	r := NewRegistry(Client{Session: session}, kube.NewSource(kube.Access{}), nil, func([]string) error { return nil }, slog.New(slog.DiscardHandler))
 	t.Cleanup(r.Close)
 	return r
 }

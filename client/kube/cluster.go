@@ -120,19 +120,11 @@ func (c *Cluster) Call(ctx context.Context) (context.Context, context.CancelFunc
 // Client reads and writes what the laptop deals with; it has no cache. Kinds are known without asking the API server.
 func (c *Cluster) Client() (client.WithWatch, error) {
 	c.once.Do(func() {
-		if c.client != nil {
-			return
-		}
 		if c.client, c.clientErr = client.NewWithWatch(c.Config, client.Options{Scheme: Scheme(), Mapper: mapper()}); c.clientErr != nil {
 			c.clientErr = reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", c.clientErr)
 		}
 	})
 	return c.client, c.clientErr
-}
-
-// WithClient is a Cluster that is reached through the given client.
-func WithClient(config *rest.Config, contextName, namespace string, cl client.WithWatch) *Cluster {
-	return &Cluster{Config: config, Server: config.Host, Context: contextName, Namespace: namespace, timeout: callTimeout, client: cl}
 }
 
 // Scheme has the kinds that the laptop deals with.

@@ -5,40 +5,27 @@ import "sync"
 // Source gives a session its cluster, with the credentials that the kubeconfig has now.
 type Source struct {
 	mu     sync.Mutex
-	load   func() (*Cluster, error)
 	access Access
 	last   *Cluster
 }
 
 // NewSource makes a Source that reads the kubeconfig each time.
 func NewSource(a Access) *Source {
-	return &Source{access: a, load: a.Load}
-}
-
-// FixedSource always gives the same cluster.
-func FixedSource(c *Cluster) *Source {
-	return &Source{load: func() (*Cluster, error) { return c, nil }}
+	return &Source{access: a}
 }
 
 // Use changes the access, for the next call of Cluster.
 func (s *Source) Use(a Access) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.access, s.load = a, a.Load
-}
-
-// Access is the one in use.
-func (s *Source) Access() Access {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.access
+	s.access = a
 }
 
 // Cluster reads the kubeconfig. As long as it says the same, the same Cluster and its open connections are returned.
 func (s *Source) Cluster() (*Cluster, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, err := s.load()
+	c, err := s.access.Load()
 	if err != nil {
 		return nil, err
 	}

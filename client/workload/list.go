@@ -6,13 +6,16 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
 )
 
@@ -51,44 +54,33 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace string) (*Listin
 	var services []corev1.Service
 	var intercepts []v1alpha1.Intercept
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return pages(gctx, api, namespace, func() client.ObjectList { return &appsv1.DeploymentList{} },
-			func(l client.ObjectList) { deployments = append(deployments, l.(*appsv1.DeploymentList).Items...) })
+	g.Go(func() (err error) {
+		deployments, err = all(gctx, api, namespace, func(l *appsv1.DeploymentList) []appsv1.Deployment { return l.Items })
+		return err
 	})
-	g.Go(func() error {
-		return pages(gctx, api, namespace, func() client.ObjectList { return &appsv1.StatefulSetList{} },
-			func(l client.ObjectList) { statefulSets = append(statefulSets, l.(*appsv1.StatefulSetList).Items...) })
+	g.Go(func() (err error) {
+		statefulSets, err = all(gctx, api, namespace, func(l *appsv1.StatefulSetList) []appsv1.StatefulSet { return l.Items })
+		return err
 	})
-	g.Go(func() error {
-		return pages(gctx, api, namespace, func() client.ObjectList { return &appsv1.ReplicaSetList{} },
-			func(l client.ObjectList) { replicaSets = append(replicaSets, l.(*appsv1.ReplicaSetList).Items...) })
+	g.Go(func() (err error) {
+		replicaSets, err = all(gctx, api, namespace, func(l *appsv1.ReplicaSetList) []appsv1.ReplicaSet { return l.Items })
+		return err
 	})
-	g.Go(func() error {
-		return pages(gctx, api, namespace, func() client.ObjectList { return &corev1.ServiceList{} },
-			func(l client.ObjectList) { services = append(services, l.(*corev1.ServiceList).Items...) })
+	g.Go(func() (err error) {
+		services, err = all(gctx, api, namespace, func(l *corev1.ServiceList) []corev1.Service { return l.Items })
+		return err
 	})
-	g.Go(func() error {
-		return pages(gctx, api, namespace, func() client.ObjectList { return &v1alpha1.InterceptList{} },
-			func(l client.ObjectList) { intercepts = append(intercepts, l.(*v1alpha1.InterceptList).Items...) })
+	g.Go(func() (err error) {
+		intercepts, err = all(gctx, api, namespace, func(l *v1alpha1.InterceptList) []v1alpha1.Intercept { return l.Items })
+		return err
 	})
-	if err := g.Wait(); err != nil {
+	if err := g.Wait(); apierrors.IsNotFound(err) {
+		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
+			"the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
+	} else if err != nil {
 		return nil, cluster.Explain(err)
 	}
-
-	b := &builder{
-		listing:    &Listing{Services: map[client.ObjectKey]*corev1.Service{}},
-		services:   map[string][]*corev1.Service{},
-		intercepts: map[key][]*v1alpha1.Intercept{},
-	}
-	for i := range services {
-		s := &services[i]
-		b.services[s.Namespace] = append(b.services[s.Namespace], s)
-		b.listing.Services[client.ObjectKeyFromObject(s)] = s
-	}
-	for i := range intercepts {
-		k := key{intercepts[i].Spec.Workload.Kind, intercepts[i].Namespace, intercepts[i].Spec.Workload.Name}
-		b.intercepts[k] = append(b.intercepts[k], &intercepts[i])
-	}
+	b := newBuilder(services, intercepts)
 	for i := range deployments {
 		b.add("Deployment", &deployments[i], &deployments[i].Spec.Template)
 	}
@@ -104,25 +96,47 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace string) (*Listin
 	return b.listing, nil
 }
 
-// pages lists everything of a kind, page by page.
-func pages(ctx context.Context, api client.Client, namespace string, empty func() client.ObjectList, take func(client.ObjectList)) error {
-	next := ""
-	for {
-		list := empty()
-		if err := api.List(ctx, list, client.InNamespace(namespace), client.Limit(pageSize), client.Continue(next)); err != nil {
-			return err
+// all lists everything of a kind, page by page.
+func all[T, L any, P interface {
+	*L
+	client.ObjectList
+}](ctx context.Context, api client.Client, namespace string, items func(P) []T) ([]T, error) {
+	var found []T
+	for next := ""; ; {
+		page := P(new(L))
+		if err := api.List(ctx, page, client.InNamespace(namespace), client.Limit(pageSize), client.Continue(next)); err != nil {
+			return nil, err
 		}
-		take(list)
-		if next = list.GetContinue(); next == "" {
-			return nil
+		found = append(found, items(page)...)
+		if next = page.GetContinue(); next == "" {
+			return found, nil
 		}
 	}
 }
 
+// builder makes a Listing.
 type builder struct {
 	listing    *Listing
-	services   map[string][]*corev1.Service
+	services   map[string][]*corev1.Service // by namespace
 	intercepts map[key][]*v1alpha1.Intercept
+}
+
+func newBuilder(services []corev1.Service, intercepts []v1alpha1.Intercept) *builder {
+	b := &builder{
+		listing:    &Listing{Services: map[client.ObjectKey]*corev1.Service{}},
+		services:   map[string][]*corev1.Service{},
+		intercepts: map[key][]*v1alpha1.Intercept{},
+	}
+	for i := range services {
+		s := &services[i]
+		b.services[s.Namespace] = append(b.services[s.Namespace], s)
+		b.listing.Services[client.ObjectKeyFromObject(s)] = s
+	}
+	for i := range intercepts {
+		k := key{intercepts[i].Spec.Workload.Kind, intercepts[i].Namespace, intercepts[i].Spec.Workload.Name}
+		b.intercepts[k] = append(b.intercepts[k], &intercepts[i])
+	}
+	return b
 }
 
 func (b *builder) add(kind string, object metav1.Object, template *corev1.PodTemplateSpec) {
