@@ -35,7 +35,7 @@ type world struct {
 	*manager
 	node  *testnet.Node
 	pod   *testnet.Pod
-	app   net.Listener
+	app   *http.Server
 	bpffs string
 	out   io.Writer
 	// linger is that of agents in this process.
@@ -58,10 +58,11 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func serve(t *testing.T, p *testnet.Pod) net.Listener {
-	app := testnet.Listen(t, p.Namespace, fmt.Sprintf(":%d", appPort))
-	server := &http.Server{Handler: word("app")}
-	go func() { _ = server.Serve(app) }()
+// serve starts an app. Close ends it together with its connections.
+func serve(t *testing.T, p *testnet.Pod) *http.Server {
+	app := &http.Server{Handler: word("app")}
+	l := testnet.Listen(t, p.Namespace, fmt.Sprintf(":%d", appPort))
+	go func() { _ = app.Serve(l) }()
 	return app
 }
 

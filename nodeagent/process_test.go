@@ -241,15 +241,11 @@ func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.spawn(t)
-	w.steering(t, w.assign(w.wants()))
 	other := w.node.NewPod(t)
 	serve(t, other)
 	wanted := wants(other)
 	wanted.Name = "orders-1"
 	w.steering(t, w.assign(w.wants(), wanted))
-	open, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
-	require.NoError(t, err)
-	defer open.Close()
 	require.NoError(t, w.app.Close())
 	gone := testnet.Watch(t, w.pod)
 	w.pod.Delete()
@@ -257,6 +253,38 @@ func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
 	got, err := get(w.node, other.IP4, "me")
 	require.NoError(t, err)
 	assert.Equal(t, "laptop", got, "the other pod is still steered")
+}
+
+func TestConnectionsOfADeletedPodAreClosed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.spawn(t)
+	empty := w.assign()
+	w.await(t, "nothing assigned", func(r *agentpb.Report) bool { return r.GetRevision() == empty })
+	before := p.sockets(t)
+	w.steering(t, w.assign(w.wants()))
+	for range 5 {
+		open, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
+		require.NoError(t, err)
+		defer open.Close()
+	}
+	require.Eventually(t, func() bool { return p.sockets(t) >= before+2+5 }, 10*time.Second, 20*time.Millisecond)
+	w.pod.Delete()
+	require.Eventually(t, func() bool { return p.sockets(t) == before }, 10*time.Second, 20*time.Millisecond)
+}
+
+// sockets counts the open sockets of the node agent.
+func (p *process) sockets(t *testing.T) (n int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", p.Process.Pid)
+	fds, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	for _, fd := range fds {
+		if to, err := os.Readlink(dir + "/" + fd.Name()); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 func TestCommandLineErrors(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -94,7 +95,22 @@ func (n *Node) NewPod(t testing.TB) *Pod {
 	}))
 	p.run(fmt.Sprint(1000 + p.number))
 	t.Cleanup(p.Delete)
+	for ip, ns := range map[string]*netns.Namespace{
+		p.IP6.String(): p.Namespace, fmt.Sprintf("fd00:%x::1", p.number): n.Namespace,
+	} {
+		require.Eventually(t, func() bool { return local(ns, ip) }, 10*time.Second, time.Millisecond, "%s is not in use", ip)
+	}
 	return p
+}
+
+// local says whether an address is in use, which happens to those of IPv6 a moment after both ends of a veth are up.
+func local(ns *netns.Namespace, ip string) bool {
+	var routes []netlink.Route
+	err := ns.Do(func() (err error) {
+		routes, err = netlink.RouteGet(net.ParseIP(ip))
+		return err
+	})
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // IPs is the pod's addresses as texts.
@@ -180,22 +196,21 @@ func Dial(ctx context.Context, ns *netns.Namespace, address netip.AddrPort) (net
 // newNamespace makes a namespace in which lo is up.
 func newNamespace(t testing.TB) *netns.Namespace {
 	t.Helper()
-	ready, opened := make(chan error), make(chan struct{})
-	var path string
-	go func() {
-		// The thread leaves the process's namespace for good, and ends with this goroutine.
-		runtime.LockOSThread()
-		path = fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			err = up("lo")
-		}
-		ready <- err
-		<-opened
-	}()
-	defer close(opened)
-	require.NoError(t, <-ready, "make a network namespace")
-	ns, err := netns.Open(path)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const here = "/proc/thread-self/ns/net"
+	home, err := os.Open(here)
+	require.NoError(t, err)
+	defer home.Close()
+	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET), "make a network namespace")
+	made, err := os.Open(here)
+	if err == nil {
+		err = up("lo")
+	}
+	require.NoError(t, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET), "come back from a new network namespace")
+	require.NoError(t, err)
+	defer made.Close()
+	ns, err := netns.Open(fmt.Sprintf("/proc/self/fd/%d", made.Fd()))
 	require.NoError(t, err)
 	return ns
 }
