@@ -62,7 +62,7 @@ type Pod struct {
 	Ready               bool
 }
 
-// Pods lists the pods that a label selector selects, by name.
+// Pods lists the pods that a label selector selects and that are there to stay, by name.
 func (l *Lab) Pods(ctx context.Context, namespace, selector string) ([]Pod, error) {
 	text, err := l.Kubectl(ctx, "-n", namespace, "get", "pods", "-l", selector, "-o", "json")
 	if err != nil {
@@ -70,9 +70,12 @@ func (l *Lab) Pods(ctx context.Context, namespace, selector string) ([]Pod, erro
 	}
 	var list struct {
 		Items []struct {
-			Metadata struct{ Name, UID string }
-			Spec     struct{ NodeName string }
-			Status   struct {
+			Metadata struct {
+				Name, UID         string
+				DeletionTimestamp *time.Time
+			}
+			Spec   struct{ NodeName string }
+			Status struct {
 				PodIP             string
 				Conditions        []struct{ Type, Status string }
 				ContainerStatuses []struct{ RestartCount int }
@@ -84,6 +87,9 @@ func (l *Lab) Pods(ctx context.Context, namespace, selector string) ([]Pod, erro
 	}
 	var pods []Pod
 	for _, item := range list.Items {
+		if item.Metadata.DeletionTimestamp != nil {
+			continue
+		}
 		pod := Pod{Name: item.Metadata.Name, UID: item.Metadata.UID, Node: item.Spec.NodeName, IP: item.Status.PodIP}
 		for _, c := range item.Status.ContainerStatuses {
 			pod.Restarts += c.RestartCount
