@@ -119,27 +119,29 @@ func serves(path string) bool {
 	return true
 }
 
-// bind makes the socket in place of one that a dead daemon has left.
+// bind makes the socket in place of one that a dead daemon has left. It gets its name when it has its rights.
 func (e *endpoint) bind() error {
-	if info, err := os.Lstat(e.path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return fmt.Errorf("%s is in the way: it is not a socket", e.path)
-		}
-		if err := os.Remove(e.path); err != nil {
-			return fmt.Errorf("remove the socket of a daemon that has ended: %w", err)
-		}
+	if info, err := os.Lstat(e.path); err == nil && info.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("%s is in the way: it is not a socket", e.path)
 	}
-	listener, err := net.Listen("unix", e.path)
+	unnamed := e.path + ".new"
+	if err := os.Remove(unnamed); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("serve the daemon's socket: %w", err)
+	}
+	listener, err := net.Listen("unix", unnamed)
 	if err != nil {
 		return fmt.Errorf("serve the daemon's socket: %w", err)
 	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false) // by then it may be another daemon's
-	err = os.Chmod(e.path, 0o600)
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) // by then the name may be another daemon's
+	err = os.Chmod(unnamed, 0o600)
 	if err == nil {
-		e.file, err = os.Lstat(e.path)
+		e.file, err = os.Lstat(unnamed)
+	}
+	if err == nil {
+		err = os.Rename(unnamed, e.path)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("serve the daemon's socket: %w", err), listener.Close())
+		return errors.Join(fmt.Errorf("serve the daemon's socket: %w", err), listener.Close(), os.Remove(unnamed))
 	}
 	e.Listener = listener
 	return nil
