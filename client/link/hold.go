@@ -77,17 +77,17 @@ func skew(theirs *clientpb.ManagerHello) error {
 		theirs.GetVersion(), theirs.GetProtocol(), version.Version, version.Protocol, mend)
 }
 
-// hold serves the connection until it dies, and then ends everything that goes on over it.
+// hold serves the connection until it dies, which is always with an error, and then ends everything that goes on over it.
 func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer end()
 	in := make(chan *clientpb.ManagerMessage)
 	out := make(chan *clientpb.ClientMessage, 16)
-	broken := make(chan error, 2)
+	broken := make(chan error, 1)
 	wants := make(chan uint32, 16)
 	wg.Go(func() { broken <- receive(ctx, h.stream, in) })
-	wg.Go(func() { broken <- send(ctx, h.stream, out) })
+	wg.Go(func() { send(ctx, h.stream, out) })
 	wg.Go(func() { l.Serve(ctx, h.clients, wants) })
 
 	ping := time.NewTicker(l.Timing.Ping)
@@ -149,15 +149,16 @@ func receive(ctx context.Context, stream clientpb.Clients_SessionClient, in chan
 	}
 }
 
-func send(ctx context.Context, stream clientpb.Clients_SessionClient, out <-chan *clientpb.ClientMessage) error {
+// send ends silently when the stream breaks: receive learns why.
+func send(ctx context.Context, stream clientpb.Clients_SessionClient, out <-chan *clientpb.ClientMessage) {
 	for {
 		select {
 		case m := <-out:
-			if err := stream.Send(m); err != nil {
-				return nil // receive knows the reason
+			if stream.Send(m) != nil {
+				return
 			}
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

@@ -237,9 +237,9 @@ func BenchmarkAgainstDirect(b *testing.B) {
 				b.ReportMetric(median(rates[way]), way+"-"+load.unit)
 				if load.kind == "requests" {
 					b.ReportMetric(median(p50s[way]), way+"-p50-µs")
-					if way != "direct" {
-						b.ReportMetric(median(costs[way]), way+"-cpu-µs/req")
-					}
+				}
+				if way != "direct" {
+					b.ReportMetric(median(costs[way]), way+"-cpu-µs/req")
 				}
 			}
 			b.ReportMetric(median(rates["proxy"])/median(rates["direct"]), "of-direct")
