@@ -29,6 +29,9 @@ func Path(p plan.Plan, name string) string { return filepath.Join(netnsDir, p.Ne
 
 // Up makes what is missing of the network.
 func Up(p plan.Plan) error {
+	if err := shareNetnsDir(); err != nil {
+		return err
+	}
 	for _, name := range append(p.Machines(), plan.Fabric) {
 		if err := createNetns(Path(p, name)); err != nil {
 			return err
@@ -72,7 +75,40 @@ func Down(p plan.Plan) error {
 	for _, name := range append(p.Machines(), plan.Fabric) {
 		failures = append(failures, removeNetns(Path(p, name)))
 	}
-	return errors.Join(failures...)
+	return errors.Join(append(failures, leaveNetnsDir())...)
+}
+
+// shareNetnsDir makes the directory a shared mount, as ip(8) does when it finds none. Were that left to a later "ip netns add", its new
+// mount would hide those made here, and nobody could remove them.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // not a mount
+		err = errors.Join(
+			unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""),
+			unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, ""))
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", netnsDir, err)
+	}
+	return nil
+}
+
+// leaveNetnsDir removes the directory's mount unless somebody has a network namespace there.
+func leaveNetnsDir() error {
+	entries, err := os.ReadDir(netnsDir)
+	if errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
+		return nil
+	}
+	if err == nil {
+		err = unix.Unmount(netnsDir, unix.MNT_DETACH)
+	}
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: not a mount
+		return fmt.Errorf("remove the mount of %s: %w", netnsDir, err)
+	}
+	return nil
 }
 
 // Inodes identify the network namespaces of machines, as far as they exist; of all machines if none is named.
