@@ -13,7 +13,7 @@
 
 #define MAX_TARGETS 512          // (address, port) pairs of one pod
 #define MAX_LISTENERS 2          // one of IPv4, one of IPv6
-#define STALE_NS 3000000000ULL   // an agent that has not beaten for so long is taken for dead
+#define STALE_NS 1000000000ULL   // an agent that has not beaten for so long is taken for dead; it beats ten times as often
 #define LOOPBACK_NET 127         // 127.0.0.0/8
 
 // Not in the UAPI headers in a form that this program could include beside linux/bpf.h.

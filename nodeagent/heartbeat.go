@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	// beatEvery is well below the three seconds after which the steering programs take the agent for dead.
-	beatEvery = 500 * time.Millisecond
+	// beatEvery is well below the second after which the steering programs take the agent for dead.
+	beatEvery = 100 * time.Millisecond
+	// countEvery is how many beats there are from one look at the file descriptors that are left to the next.
+	countEvery = 5
 	// recovery is how long the agent does not beat after it was found unable to serve, so that it does not waver.
 	recovery = 3 * time.Second
 	// spareFiles is how many file descriptors must be free for connections that come between two beats.
@@ -23,13 +25,16 @@ func (a *agent) beat(ctx context.Context) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	var unable time.Time
-	for {
+	for beats := 0; ; beats++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		err := a.able()
+		err := a.pods.Responsive()
+		if err == nil && (beats%countEvery == 0 || !unable.IsZero()) {
+			err = canOpen(spareFiles)
+		}
 		if err != nil {
 			if unable.IsZero() {
 				a.cfg.Log.Error("connections go to the apps until this is over", "error", err)

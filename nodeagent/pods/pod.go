@@ -185,7 +185,7 @@ func (p *pod) establish(want *agentpb.Pod) error {
 		p.applied = nil
 	}
 	if equal(p.applied, want) && !p.site.lingering() {
-		return nil
+		return p.site.attach() // mends what others have broken
 	}
 	rejected, err := p.site.apply(want)
 	if err != nil {

@@ -114,7 +114,6 @@ func (p *pod) probe(want *agentpb.Pod) {
 	every := p.set.cfg.ProbeEvery
 	if failures > 0 {
 		every = min(every, time.Duration(failures)*p.set.cfg.WatchEvery)
-		p.mend()
 	}
 	if !asked && time.Since(p.probed) < every {
 		return
@@ -127,23 +126,6 @@ func (p *pod) probe(want *agentpb.Pod) {
 		for c, r := range claims(t) {
 			p.prove(s, c, func() error { return s.proveTunnel(port, r) })
 		}
-	}
-}
-
-// mend attaches the program again where connections do not arrive: somebody may have removed the pin.
-func (p *pod) mend() {
-	p.mu.Lock()
-	broken := false
-	for c, why := range p.status.results {
-		broken = broken || c.intercept == "" && why != ""
-	}
-	p.mu.Unlock()
-	if !broken {
-		return
-	}
-	if err := p.site.attach(); err != nil {
-		p.settle(err, true)
-		p.set.yield(err)
 	}
 }
 

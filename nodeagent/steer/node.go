@@ -35,13 +35,28 @@ type Node struct {
 	log         *slog.Logger
 
 	mu        sync.Mutex
-	epoch     uint64    // 0 until opened
-	heartbeat *ebpf.Map // set together with epoch
+	epoch     uint64
+	heartbeat *ebpf.Map // nil until opened
 }
 
 // NewNode describes the node called name, whose pins are below bpffs. Nothing is done before Open, or the first Load.
 func NewNode(bpffs, name string, log *slog.Logger) *Node {
-	return &Node{bpffs: bpffs, name: name, log: log}
+	return &Node{bpffs: bpffs, name: name, log: log, epoch: clock(unix.CLOCK_BOOTTIME)}
+}
+
+// Epoch is when this agent came to be, in nanoseconds since the node's boot: of two agents the younger owns the node.
+func (n *Node) Epoch() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.epoch
+}
+
+// Renew makes this the youngest agent, to be called when the one that was younger has died. What is attached stays so, and is to be
+// attached again.
+func (n *Node) Renew() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.epoch = clock(unix.CLOCK_BOOTTIME)
 }
 
 // Open prepares for steering: it asks the kernel for what is needed and mounts bpffs if nobody has. It may be called again
@@ -49,7 +64,7 @@ func NewNode(bpffs, name string, log *slog.Logger) *Node {
 func (n *Node) Open() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.epoch != 0 {
+	if n.heartbeat != nil {
 		return nil
 	}
 	if err := bpf.Supported(); err != nil {
@@ -62,33 +77,26 @@ func (n *Node) Open() error {
 	if err := ensureBPFFS(n.bpffs, n.log); err != nil {
 		return err
 	}
-	now, err := clock(unix.CLOCK_BOOTTIME)
-	if err != nil {
-		return err
-	}
 	heartbeat, err := bpf.NewHeartbeat()
 	if err != nil {
 		return err
 	}
-	n.epoch, n.heartbeat = now, heartbeat
+	n.heartbeat = heartbeat
 	return n.beat()
 }
 
-// Beat tells the programs of this agent that it is alive. Without it they pass all connections to the app after 3 seconds.
+// Beat tells the programs of this agent that it is alive. Without it they pass all connections to the app after a second.
 func (n *Node) Beat() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.epoch == 0 {
+	if n.heartbeat == nil {
 		return nil
 	}
 	return n.beat()
 }
 
 func (n *Node) beat() error {
-	now, err := clock(unix.CLOCK_MONOTONIC)
-	if err != nil {
-		return err
-	}
+	now := clock(unix.CLOCK_MONOTONIC)
 	if err := n.heartbeat.Put(uint32(0), binary.NativeEndian.AppendUint64(nil, now)); err != nil {
 		return fmt.Errorf("write the heartbeat: %w", err)
 	}
@@ -104,20 +112,27 @@ func (n *Node) Load() (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Program{node: n, objs: objs}, nil
+	info, err := objs.Steer.Info()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("inspect the steering program: %w", err), objs.Close())
+	}
+	id, _ := info.ID() // known since Linux 4.13
+	return &Program{node: n, objs: objs, id: id}, nil
 }
 
 // Sweep removes what agents before this one have left, except for the namespaces that keep names, and the pins of namespaces
 // that are gone.
 func (n *Node) Sweep(keep func(inode uint64) bool) error {
+	epoch := n.Epoch()
 	return n.unload(func(p pin, gone bool) bool {
-		return gone || p.epoch < n.epoch && !keep(p.inode)
+		return gone || p.epoch < epoch && !keep(p.inode)
 	})
 }
 
 // Unload detaches everything but what a younger agent owns.
 func (n *Node) Unload() error {
-	return n.unload(func(p pin, _ bool) bool { return p.epoch <= n.epoch })
+	epoch := n.Epoch()
+	return n.unload(func(p pin, _ bool) bool { return p.epoch <= epoch })
 }
 
 func (n *Node) unload(which func(p pin, gone bool) bool) error {
@@ -137,7 +152,7 @@ func (n *Node) unload(which func(p pin, gone bool) bool) error {
 func (n *Node) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.epoch == 0 {
+	if n.heartbeat == nil {
 		return nil
 	}
 	return n.heartbeat.Close()
@@ -148,10 +163,11 @@ func (n *Node) dir() string {
 	return filepath.Join(n.bpffs, root, strings.ReplaceAll(n.name, ".", "_"))
 }
 
-func clock(id int32) (uint64, error) {
+// clock reads a clock that every kernel has.
+func clock(id int32) uint64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(id, &ts); err != nil {
-		return 0, fmt.Errorf("read the clock: %w", err)
+		panic(fmt.Sprintf("read clock %d: %v", id, err))
 	}
-	return uint64(ts.Nano()), nil
+	return uint64(ts.Nano())
 }

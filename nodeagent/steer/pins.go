@@ -99,9 +99,16 @@ func lockDirectory(dir string, create bool) (*os.File, error) {
 	}
 }
 
+// errNoLink says that something else than the link of a network namespace is pinned.
+var errNoLink = errors.New("it is not the link of a network namespace")
+
 // open loads the pinned link. gone means that its namespace no longer exists.
 func (p pin) open() (l link.Link, gone bool, err error) {
 	l, err = link.LoadPinnedLink(p.path, nil)
+	// EACCES is the kernel's word for what is no BPF object at all, an error without a number the library's for a map or a program.
+	if err != nil && (errors.Is(err, unix.EACCES) || !errors.As(err, new(unix.Errno))) {
+		err = fmt.Errorf("%w: %w", errNoLink, err)
+	}
 	if err != nil {
 		return nil, false, fmt.Errorf("open pin %s: %w", p.path, err)
 	}
@@ -109,15 +116,24 @@ func (p pin) open() (l link.Link, gone bool, err error) {
 	if err != nil {
 		return nil, false, errors.Join(fmt.Errorf("inspect pin %s: %w", p.path, err), l.Close())
 	}
-	if ns := info.NetNs(); ns != nil {
-		gone = ns.NetnsInode == 0
+	ns := info.NetNs()
+	if ns == nil {
+		return nil, false, errors.Join(fmt.Errorf("open pin %s: %w", p.path, errNoLink), l.Close())
 	}
-	return l, gone, nil
+	return l, ns.NetnsInode == 0, nil
+}
+
+func (p pin) exists() bool {
+	_, err := os.Lstat(p.path)
+	return err == nil
 }
 
 // unloadIf detaches the link and removes the pin if which says so.
 func (p pin) unloadIf(which func(p pin, gone bool) bool) error {
 	l, gone, err := p.open()
+	if errors.Is(err, errNoLink) && which(p, true) {
+		return os.Remove(p.path)
+	}
 	if err != nil {
 		return err
 	}
@@ -135,7 +151,7 @@ func (p pin) unloadIf(which func(p pin, gone bool) bool) error {
 	return nil
 }
 
-// Purge detaches and removes everything that any agent of any node has pinned below bpffs.
+// Purge detaches and removes everything that any agent of any node, of whatever version, has pinned below bpffs.
 func Purge(bpffs string) error {
 	nodes, err := filepath.Glob(filepath.Join(bpffs, root, "*"))
 	if err != nil {
@@ -148,7 +164,7 @@ func Purge(bpffs string) error {
 			for _, p := range pins {
 				errs = append(errs, p.unloadIf(func(pin, bool) bool { return true }))
 			}
-			return errors.Join(errs...)
+			return errors.Join(append(errs, os.RemoveAll(dir))...) // also what has names that this version does not give
 		}))
 	}
 	return errors.Join(errs...)

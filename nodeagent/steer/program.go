@@ -23,9 +23,11 @@ type Namespace interface {
 
 // Program is the steering of one pod. Its methods must not be called concurrently, except for Outcomes.
 type Program struct {
-	node  *Node
-	objs  *bpf.Steer
-	inode uint64 // of the namespace that it was attached to, or 0
+	node *Node
+	objs *bpf.Steer
+	id   ebpf.ProgramID
+	own  pin       // under which it was attached; empty if it was not
+	link link.Link // held, so that steering goes on when somebody removes the pin; nil if it was not attached
 }
 
 // SetListener names the listener of its address family. The kernel forgets it when it is closed.
@@ -65,10 +67,17 @@ func (p *Program) Remove(addr netip.AddrPort) error {
 }
 
 // Attach makes this program the one of the namespace. If another agent's is there, all of its state is replaced at once: fill
-// the maps first. It gives ErrSuperseded if that agent is younger. It may be called again to mend what others have broken.
+// the maps first. It gives ErrSuperseded if that agent is younger. It may be called again, and as often as one likes, to mend
+// what others have broken: while nothing is, it costs three system calls.
 func (p *Program) Attach(ns Namespace) error {
+	if own := newPin(p.node.dir(), ns.Inode(), p.node.Epoch()); p.own == own && p.inForce() && own.exists() {
+		return nil
+	}
+	if err := ensureBPFFS(p.node.bpffs, p.node.log); err != nil {
+		return err
+	}
 	return inDirectory(p.node.dir(), true, func(pins []pin) error {
-		own := newPin(p.node.dir(), ns.Inode(), p.node.epoch)
+		own := newPin(p.node.dir(), ns.Inode(), p.node.Epoch())
 		if slices.ContainsFunc(pins, func(o pin) bool { return o.epoch > own.epoch && o.inode == own.inode }) {
 			return ErrSuperseded
 		}
@@ -80,32 +89,49 @@ func (p *Program) Attach(ns Namespace) error {
 				return err
 			}
 		}
+		if p.inForce() && p.own.inode == own.inode {
+			p.node.log.Warn("somebody has removed a pin, pinned again", "netns", own.inode)
+			return p.hold(p.link, own)
+		}
 		return p.attach(ns, own)
 	})
 }
 
-// takeOver exchanges the program of a pinned link, if its namespace still exists; else it removes the pin.
+// inForce says whether the held link still steers a namespace to this program.
+func (p *Program) inForce() bool {
+	if p.link == nil {
+		return false
+	}
+	info, err := p.link.Info()
+	return err == nil && info.Program == p.id && info.NetNs() != nil && info.NetNs().NetnsInode != 0
+}
+
+// takeOver exchanges the program of a pinned link, if its namespace still exists; else it removes the pin, and so it does with one
+// that pins no link.
 func (p *Program) takeOver(found, own pin) (bool, error) {
 	l, gone, err := found.open()
-	if err != nil {
-		return false, err
-	}
-	defer l.Close()
-	if !gone {
-		err = l.Update(p.objs.Steer)
-	}
-	if gone || errors.Is(err, unix.ENOLINK) { // the inode number of a namespace that is gone was given to ours
+	if errors.Is(err, errNoLink) {
+		p.node.log.Warn("removed a pin that steers nothing", "error", err)
 		return false, os.Remove(found.path)
 	}
 	if err != nil {
-		return false, fmt.Errorf("replace the program of network namespace %d: %w", own.inode, err)
+		return false, err
+	}
+	if !gone {
+		err = l.Update(p.objs.Steer)
+	}
+	switch {
+	case gone || errors.Is(err, unix.ENOLINK): // the inode number of a namespace that is gone was given to ours
+		return false, errors.Join(l.Close(), os.Remove(found.path))
+	case err != nil:
+		return false, errors.Join(fmt.Errorf("replace the program of network namespace %d: %w", own.inode, err), l.Close())
 	}
 	if found != own {
 		if err := os.Rename(found.path, own.path); err != nil {
-			return false, fmt.Errorf("take over pin: %w", err)
+			return false, errors.Join(fmt.Errorf("take over pin: %w", err), l.Close())
 		}
 	}
-	p.inode = own.inode
+	p.keep(l, own)
 	return true, nil
 }
 
@@ -118,28 +144,46 @@ func (p *Program) attach(ns Namespace, own pin) error {
 	if err != nil {
 		return fmt.Errorf("attach to network namespace %d: %w", own.inode, err)
 	}
-	defer l.Close() // the pin keeps the link
+	if err := p.hold(l, own); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return nil
+}
+
+// hold pins a link.
+func (p *Program) hold(l link.Link, own pin) error {
+	_ = l.Unpin() // from where it is no longer; else it would be taken for pinned
 	if err := l.Pin(own.path); err != nil {
 		return fmt.Errorf("pin the link: %w", err)
 	}
-	p.inode = own.inode
+	p.keep(l, own)
 	return nil
+}
+
+func (p *Program) keep(l link.Link, own pin) {
+	if p.link != nil && p.link != l {
+		_ = p.link.Close()
+	}
+	p.link, p.own = l, own
 }
 
 // Detach leaves all new connections of the pod to the app, unless a younger agent has taken over, whose business it is now.
 func (p *Program) Detach() error {
-	if p.inode == 0 {
+	if p.link == nil {
 		return nil
 	}
 	err := inDirectory(p.node.dir(), false, func(pins []pin) error {
-		own := newPin(p.node.dir(), p.inode, p.node.epoch)
-		if !slices.Contains(pins, own) {
+		if !slices.Contains(pins, p.own) {
 			return nil
 		}
-		return own.unloadIf(func(pin, bool) bool { return true })
+		return p.own.unloadIf(func(pin, bool) bool { return true })
 	})
+	if p.inForce() { // without a pin
+		err = errors.Join(err, p.link.Detach())
+	}
 	if err == nil {
-		p.inode = 0
+		err = p.link.Close()
+		p.link, p.own = nil, pin{}
 	}
 	return err
 }
@@ -159,5 +203,11 @@ func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 	return counts, nil
 }
 
-// Close releases the program. If it is still attached, it goes on with what its maps say.
-func (p *Program) Close() error { return p.objs.Close() }
+// Close releases the program. If it is still attached and pinned, it goes on with what its maps say.
+func (p *Program) Close() error {
+	var err error
+	if p.link != nil {
+		err = p.link.Close()
+	}
+	return errors.Join(err, p.objs.Close())
+}

@@ -3,12 +3,14 @@ package steer_test
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,9 +79,10 @@ func ask(t *testing.T, from *netns.Namespace, to netip.Addr) string {
 
 // agent is one node agent's steering of the pod.
 type agent struct {
-	node      *steer.Node
-	program   *steer.Program
-	listeners []*net.TCPListener
+	node       *steer.Node
+	program    *steer.Program
+	listeners  []*net.TCPListener
+	fallSilent func() // ends the heartbeat
 }
 
 // start steers the pod to listeners that greet with word.
@@ -104,12 +107,34 @@ func (w *world) start(t *testing.T, word string) *agent {
 		require.NoError(t, a.program.Add(netip.AddrPortFrom(ip, port)))
 	}
 	require.NoError(t, a.program.Attach(w.pod))
+	a.beat(t)
 	return a
+}
+
+func (a *agent) beat(t *testing.T) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			_ = a.node.Beat()
+			select {
+			case <-quit:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	a.fallSilent = sync.OnceFunc(func() {
+		close(quit)
+		<-done
+	})
+	t.Cleanup(a.fallSilent)
 }
 
 // kill does what the kernel does when a process is killed: everything is closed, nothing is detached.
 func (a *agent) kill(t *testing.T) {
 	t.Helper()
+	a.fallSilent()
 	for _, l := range a.listeners {
 		require.NoError(t, l.Close())
 	}
@@ -216,6 +241,7 @@ func TestSilentAgentLeavesConnectionsToTheApp(t *testing.T) {
 	w := newWorld(t)
 	a := w.start(t, "agent")
 	require.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+	a.fallSilent()
 	assert.Eventually(t, func() bool { return ask(t, w.node.Namespace, w.pod.IP4) == "app" }, 5*time.Second, 50*time.Millisecond)
 	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6))
 	require.NoError(t, a.node.Beat())
@@ -252,41 +278,45 @@ func TestYoungerAgentTakesOver(t *testing.T) {
 	w.nothingLeft(t)
 }
 
-func TestAttachMendsARemovedPin(t *testing.T) {
+func TestRenewedAgentTakesBackWhatADeadOneHad(t *testing.T) {
 	w := newWorld(t)
-	a := w.start(t, "agent")
-	for _, pin := range w.pins(t) {
-		require.NoError(t, os.Remove(pin))
-	}
-	require.Eventually(t, func() bool { return ask(t, w.node.Namespace, w.pod.IP4) == "app" }, 5*time.Second, 10*time.Millisecond)
-	require.NoError(t, a.program.Attach(w.pod))
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
-}
-
-func TestSweep(t *testing.T) {
-	w := newWorld(t)
-	w.start(t, "first").kill(t)
-	other := &world{node: w.node, pod: w.node.NewPod(t), bpffs: w.bpffs}
-	other.start(t, "first").kill(t)
-	require.Len(t, w.pins(t), 2)
-	next := steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler))
-	defer next.Close()
-	require.NoError(t, next.Sweep(func(inode uint64) bool { return inode == w.pod.Inode() }))
-	assert.Len(t, w.pins(t), 1, "only what is to be kept is kept")
-	assert.Empty(t, attached(t, other.pod.Inode()))
-	inode := w.pod.Inode()
-	require.NoError(t, w.app.Close())
-	w.pod.Delete()
-	assert.Eventually(t, func() bool {
-		return next.Sweep(func(uint64) bool { return true }) == nil && len(w.pins(t)) == 0
-	}, 5*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
-	assert.Empty(t, attached(t, inode))
-}
-
-func TestPurge(t *testing.T) {
-	w := newWorld(t)
-	w.start(t, "agent").kill(t)
-	require.NoError(t, steer.Purge(w.bpffs))
+	old := w.start(t, "old")
+	young := w.start(t, "young")
+	require.ErrorIs(t, old.program.Attach(w.pod), steer.ErrSuperseded)
+	young.kill(t)
+	require.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+	old.node.Renew()
+	require.NoError(t, old.program.Attach(w.pod))
+	assert.Equal(t, "old", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.Len(t, attached(t, w.pod.Inode()), 1)
+	require.NoError(t, old.program.Detach())
 	w.nothingLeft(t)
-	require.NoError(t, steer.Purge(w.bpffs), "there is nothing to purge")
+}
+
+func TestManyAgentsAtOnceLeaveOneOwner(t *testing.T) {
+	w := newWorld(t)
+	agents := make([]*agent, 8)
+	for i := range agents {
+		agents[i] = w.start(t, fmt.Sprint(i)) // each is younger than the one before
+	}
+	var all sync.WaitGroup
+	for _, a := range agents {
+		all.Go(func() {
+			for range 50 {
+				if err := a.program.Attach(w.pod); err != nil {
+					assert.ErrorIs(t, err, steer.ErrSuperseded)
+				}
+				assert.NoError(t, a.node.Sweep(func(uint64) bool { return true }))
+			}
+		})
+	}
+	all.Wait()
+	assert.Equal(t, "7", ask(t, w.node.Namespace, w.pod.IP4))
+	assert.Len(t, w.pins(t), 1)
+	for _, a := range agents {
+		all.Go(func() { assert.NoError(t, a.program.Detach()) })
+	}
+	all.Wait()
+	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+	w.nothingLeft(t)
 }
