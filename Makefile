@@ -65,8 +65,8 @@ test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes:
 demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts at work
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/demo
 
-bench: deps build images $(CLUSTER) ## figures on the local cluster, each against direct in the same run
-	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench
+bench: deps build images $(CLUSTER) ## figures on the local cluster, each against direct and against plain sidecars in the same run
+	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench $(BENCH)
 
 cluster-up: deps $(CLUSTER) ## the local Kubernetes
 	$(CLUSTER) up

@@ -27,7 +27,7 @@ func newCommand(e env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.AddCommand(
-		newServeCommand(e), newLinesCommand(e), newGreeterCommand(e), newSleepCommand(),
+		newServeCommand(e), newLinesCommand(e), newGreeterCommand(e), newSidecarCommand(e), newSleepCommand(),
 		newCallCommand(e), newLoadCommand(e), newManifestsCommand(e),
 	)
 	return root

@@ -13,6 +13,7 @@ import (
 	"sidestep.dev/sidestep/tests/apps/greeter"
 	"sidestep.dev/sidestep/tests/apps/lines"
 	"sidestep.dev/sidestep/tests/apps/shop"
+	"sidestep.dev/sidestep/tests/apps/sidecar"
 )
 
 func newServeCommand(e env) *cobra.Command {
@@ -109,6 +110,30 @@ func newGreeterCommand(e env) *cobra.Command {
 	}
 	who.addFlags(command, e, "laptop")
 	command.Flags().StringVar(&listen, "listen", ":9000", "address to listen on")
+	return command
+}
+
+func newSidecarCommand(e env) *cobra.Command {
+	var listen, app string
+	var whole bool
+	command := &cobra.Command{
+		Use:   "sidecar",
+		Short: "A plain reverse proxy in front of an app, for comparison",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			listener, err := listenOn(command.Context(), e, listen, "sidecar")
+			if err != nil {
+				return err
+			}
+			if whole {
+				return sidecar.ServeTCP(command.Context(), listener, app)
+			}
+			return sidecar.ServeHTTP(command.Context(), listener, app)
+		},
+	}
+	command.Flags().StringVar(&listen, "listen", ":8081", "address to listen on")
+	command.Flags().StringVar(&app, "app", "127.0.0.1:8080", "address of the app")
+	command.Flags().BoolVar(&whole, "tcp", false, "pass connections on without looking into them")
 	return command
 }
 

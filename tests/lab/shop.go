@@ -29,9 +29,7 @@ func (l *Lab) upShop(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintln(l.out, "applying the shop")
-	apply := l.kubectl(ctx, "apply", "--server-side", "--force-conflicts", "-f", "-")
-	apply.Stdin = strings.NewReader(yaml)
-	if _, err := Output(apply); err != nil {
+	if err := l.Apply(ctx, yaml); err != nil {
 		return err
 	}
 	for _, workload := range []string{"deployment/frontend", "deployment/orders", "statefulset/stock", "deployment/twoports", "deployment/echo", "deployment/greeter", "daemonset/client"} {
@@ -40,6 +38,14 @@ func (l *Lab) upShop(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Apply makes the cluster's objects as the YAML says, with the administrator's rights.
+func (l *Lab) Apply(ctx context.Context, yaml string) error {
+	apply := l.kubectl(ctx, "apply", "--server-side", "--force-conflicts", "-f", "-")
+	apply.Stdin = strings.NewReader(yaml)
+	_, err := Output(apply)
+	return err
 }
 
 // kubectl gives a command with the administrator's rights.

@@ -70,6 +70,7 @@ type Service struct {
 //	/bytes/N   N bytes
 //	/slow?ms=N an Answer after N milliseconds
 //	/echo      the request's body, as it comes in
+//	/sink      the number of bytes in the request's body
 //	/healthz   "ok", for probes
 func (s *Service) Handler() http.Handler {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -82,6 +83,14 @@ func (s *Service) Handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, upstream) })
 	mux.HandleFunc("/bytes/{count}", serveBytes)
 	mux.HandleFunc("/echo", serveEcho)
+	mux.HandleFunc("/sink", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		fmt.Fprintln(w, n)
+	})
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		if waitAsAsked(w, r) {
 			s.answer(w, r, upstream)
