@@ -6,6 +6,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
@@ -288,6 +290,37 @@ func TestAnotherNodeAgentOfTheNodeTakesOver(t *testing.T) {
 	second.has(t, "p1:8080=alice")
 	assert.ErrorContains(t, <-first.ended, "another node agent of this node has connected")
 	k.until(t, "alice", v1alpha1.StateFailed)
+}
+
+func TestOlderNodeAgentIsRefusedWhileTheYoungerIsThere(t *testing.T) {
+	k := newKube()
+	m := start(t, k)
+	k.pod(t, k.shop(t), "p1", "node-1")
+	m.laptop(t, "alice", 0)
+	old := m.agentBorn(t, "node-1", 1)
+	k.create(t, asks("alice", "http", ""))
+	k.until(t, "alice", v1alpha1.StateActive)
+	young := m.agentBorn(t, "node-1", 2)
+	young.has(t, "p1:8080=alice")
+	for range 3 {
+		err := <-old.ended
+		assert.Equal(t, codes.AlreadyExists, status.Code(err), "%v", err)
+		old = m.agentBorn(t, "node-1", 1)
+	}
+	assert.Equal(t, codes.AlreadyExists, status.Code(<-old.ended))
+	k.until(t, "alice", v1alpha1.StateActive)
+	assert.Len(t, young.ended, 0, "the younger one was not disturbed")
+	young.cancel()
+	<-young.ended
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		old = m.agentBorn(t, "node-1", 1)
+		select {
+		case err := <-old.ended:
+			assert.NoError(c, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}, patient, often)
+	old.has(t, "p1:8080=alice")
 }
 
 func TestStatusThatAnotherHasWrittenIsPutRight(t *testing.T) {

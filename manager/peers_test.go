@@ -38,6 +38,17 @@ func (r *running) agent(t *testing.T, node string, steer ...func(*agentpb.Target
 
 func (r *running) agentWith(t *testing.T, node, token string, steer ...func(*agentpb.TargetReport)) *nodeAgent {
 	t.Helper()
+	return r.agentSaying(t, &agentpb.Hello{Node: node, Protocol: 1}, token, steer...)
+}
+
+// agentBorn is an agent that says when it started.
+func (r *running) agentBorn(t *testing.T, node string, epoch uint64) *nodeAgent {
+	t.Helper()
+	return r.agentSaying(t, &agentpb.Hello{Node: node, Protocol: 1, Epoch: epoch, Boot: "this boot"}, "node/"+node)
+}
+
+func (r *running) agentSaying(t *testing.T, hello *agentpb.Hello, token string, steer ...func(*agentpb.TargetReport)) *nodeAgent {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	a := &nodeAgent{conn: r.dial(t, "authorization", "Bearer "+token), cancel: cancel, ended: make(chan error, 1), steer: func(*agentpb.TargetReport) {}}
 	if len(steer) > 0 {
@@ -46,7 +57,7 @@ func (r *running) agentWith(t *testing.T, node, token string, steer ...func(*age
 	var err error
 	a.stream, err = agentpb.NewAgentsClient(a.conn).Attach(ctx)
 	require.NoError(t, err)
-	require.NoError(t, a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: &agentpb.Hello{Node: node, Protocol: 1}}}))
+	require.NoError(t, a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: hello}}))
 	go func() { a.ended <- a.serve() }()
 	return a
 }

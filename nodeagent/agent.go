@@ -10,6 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,7 +30,11 @@ import (
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
 
-const sweepEvery = 2 * time.Second
+const (
+	sweepEvery = 2 * time.Second
+	// askEvery is how often an agent that stands by asks whether it is needed.
+	askEvery = time.Second
+)
 
 // Config is what the flags say.
 type Config struct {
@@ -51,6 +59,8 @@ type agent struct {
 	uplink   *uplink.Uplink
 	pods     *pods.Set
 	metrics  *prometheus.Registry
+	// standingBy is set while a younger agent has the node.
+	standingBy atomic.Bool
 }
 
 // Run is a node agent's life. It gives everything back when ctx ends and returns when the connections that were open have ended,
@@ -92,7 +102,7 @@ func newAgent(cfg Config) (*agent, error) {
 	var err error
 	a.uplink, err = uplink.New(uplink.Config{
 		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
-		Hello: &agentpb.Hello{Node: cfg.Node, Version: version.Version, Protocol: version.Protocol, Kernel: kernel()},
+		Hello: a.hello,
 	})
 	if err != nil {
 		return nil, err
@@ -107,32 +117,81 @@ func newAgent(cfg Config) (*agent, error) {
 	return a, nil
 }
 
-// work follows the manager until ctx ends, or a younger agent has taken over; then there is nothing to do but to wait for the end.
+// work follows the manager until ctx ends, except while a younger agent has the node.
 func (a *agent) work(ctx context.Context) {
-	following, stop := context.WithCancel(ctx)
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() { a.sweep(ctx) })
+	defer sweeping.Wait()
+	for ctx.Err() == nil {
+		a.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		a.standingBy.Store(true)
+		a.pods.StandBy()
+		a.cfg.Log.Info("a newer node agent has taken over, serving what is open until told to end, or until that one dies")
+		a.standBy(ctx)
+		a.standingBy.Store(false)
+	}
+}
+
+// follow does what the manager says until a younger agent has taken over, be it the manager or the kernel that tells.
+func (a *agent) follow(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		a.uplink.Run(following, a.pods)
-	}()
-	sweep := time.NewTicker(sweepEvery)
-	defer sweep.Stop()
 	superseded := a.pods.Superseded()
+	go func() {
+		select {
+		case <-superseded:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	_ = a.uplink.Run(ctx, a.pods)
+}
+
+// standBy waits until the manager has no younger agent any more, and makes this one the youngest then. It may lose that race
+// against one that was merely cut off, which then stands by in its turn: it is ready meanwhile, so that an upgrade goes on.
+func (a *agent) standBy(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			<-done
 			return
-		case <-superseded:
-			superseded = nil
-			stop()
-			a.cfg.Log.Info("a newer node agent has taken over, serving what is open until told to end")
-		case <-sweep.C:
+		case <-time.After(askEvery):
+		}
+		if a.uplink.Vacant(ctx) {
+			a.cfg.Log.Info("the newer node agent is gone, taking its place")
+			a.steering.Renew()
+			a.pods.Resume()
+			return
+		}
+	}
+}
+
+func (a *agent) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 			if err := a.pods.Sweep(); err != nil {
 				a.cfg.Log.Debug("sweep pins", "error", err)
 			}
 		}
+	}
+}
+
+// hello is what the manager tells this agent from others by.
+func (a *agent) hello() *agentpb.Hello {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		a.cfg.Log.Warn("the node's boot has no name", "error", err)
+	}
+	return &agentpb.Hello{
+		Node: a.cfg.Node, Version: version.Version, Protocol: version.Protocol, Kernel: kernel(),
+		Epoch: a.steering.Epoch(), Boot: strings.TrimSpace(string(boot)),
 	}
 }
 
@@ -165,12 +224,10 @@ func (s steering) Load() (pods.Program, error) {
 	return p, nil
 }
 
-// ready says whether the agent has made its node as the manager wants it. One that was superseded stays ready.
+// ready says whether the agent has made its node as the manager wants it. One that stands by is: the younger one does.
 func (a *agent) ready() error {
-	select {
-	case <-a.pods.Superseded():
+	if a.standingBy.Load() {
 		return nil
-	default:
 	}
 	if !a.pods.Assigned() {
 		return errors.New("no assignment from the manager has been put into effect yet")

@@ -47,7 +47,9 @@ type manager struct {
 	report     *agentpb.Report
 	reported   chan struct{} // closed and renewed with each report
 	attaches   int
-	away       bool // the laptop answers no probes
+	refused    int                     // hellos of agents that were older than the present one
+	present    context.CancelCauseFunc // ends the stream of the present agent; nil if there is none
+	away       bool                    // the laptop answers no probes
 }
 
 func newManager(t *testing.T) *manager {
@@ -124,10 +126,11 @@ func (m *manager) Attach(stream agentpb.Agents_AttachServer) error {
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.hello, m.report = first.GetHello(), nil
-	m.attaches++
-	m.mu.Unlock()
+	ctx, leave, err := m.admit(stream.Context(), first.GetHello())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	go func() {
 		for {
 			msg, err := stream.Recv()
@@ -135,6 +138,10 @@ func (m *manager) Attach(stream agentpb.Agents_AttachServer) error {
 				return
 			}
 			m.mu.Lock()
+			if ctx.Err() != nil {
+				m.mu.Unlock()
+				return
+			}
 			m.report = msg.GetReport()
 			close(m.reported)
 			m.reported = make(chan struct{})
@@ -150,10 +157,36 @@ func (m *manager) Attach(stream agentpb.Agents_AttachServer) error {
 		}
 		select {
 		case <-changed:
-		case <-stream.Context().Done():
-			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
+}
+
+var errYounger = status.Error(codes.AlreadyExists, "a newer node agent of this node is attached")
+
+// admit lets the youngest agent in, and the older one go.
+func (m *manager) admit(ctx context.Context, hello *agentpb.Hello) (_ context.Context, leave func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.present != nil {
+		if hello.GetEpoch() < m.hello.GetEpoch() {
+			m.refused++
+			return nil, nil, errYounger
+		}
+		m.present(errYounger)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	m.hello, m.report, m.present = hello, nil, cancel
+	m.attaches++
+	return ctx, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if context.Cause(ctx) != errYounger {
+			m.present = nil
+		}
+		cancel(nil)
+	}, nil
 }
 
 // await waits for a report that satisfies ok.

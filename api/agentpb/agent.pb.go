@@ -108,11 +108,15 @@ func (*AgentMessage_Report) isAgentMessage_Message() {}
 
 // Hello is the first message of the stream.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // must be the node that the token is bound to
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Protocol      uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // 1
-	Kernel        string                 `protobuf:"bytes,4,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // must be the node that the token is bound to
+	Version  string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Protocol uint32                 `protobuf:"varint,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // 1
+	Kernel   string                 `protobuf:"bytes,4,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// Two agents of a node run side by side during an upgrade. The one with the higher epoch, nanoseconds since the node's boot, has the
+	// node, and the other is refused with ALREADY_EXISTS for as long as the first is attached. Epochs of different boots do not compare.
+	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Boot          string `protobuf:"bytes,6,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +175,20 @@ func (x *Hello) GetProtocol() uint32 {
 func (x *Hello) GetKernel() string {
 	if x != nil {
 		return x.Kernel
+	}
+	return ""
+}
+
+func (x *Hello) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Hello) GetBoot() string {
+	if x != nil {
+		return x.Boot
 	}
 	return ""
 }
@@ -948,12 +966,14 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.sidestep.agent.v1.HelloH\x00R\x05hello\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x19.sidestep.agent.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"i\n" +
+	"\amessage\"\x93\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x16\n" +
-	"\x06kernel\x18\x04 \x01(\tR\x06kernel\"T\n" +
+	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04boot\x18\x06 \x01(\tR\x04boot\"T\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12*\n" +

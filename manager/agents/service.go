@@ -45,7 +45,10 @@ type Service struct {
 // NewService makes the service.
 func NewService(cfg Config) *Service { return &Service{cfg: cfg} }
 
-var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
+var (
+	errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
+	errYounger = status.Error(codes.AlreadyExists, "a newer node agent of this node is attached")
+)
 
 type attachStream = grpc.BidiStreamingServer[agentpb.AgentMessage, agentpb.Assignment]
 
@@ -85,8 +88,12 @@ func (s *Service) Attach(stream attachStream) error {
 		return errClosing
 	}
 	log := s.cfg.Log.With("node", node)
+	share := s.cfg.Plan.Attach(node, plan.Birth{Boot: hello.Boot, Epoch: hello.Epoch})
+	if share == nil {
+		log.Debug("node agent refused", "reason", errYounger, "version", hello.Version)
+		return errYounger
+	}
 	log.Info("node agent connected", "version", hello.Version, "kernel", hello.Kernel)
-	share := s.cfg.Plan.Attach(node)
 	defer s.cfg.Plan.Detach(share)
 	received := make(chan error, 1)
 	go func() { received <- takeReports(stream, share) }()
@@ -126,6 +133,9 @@ func (s *Service) send(stream attachStream, share *plan.Stream, received <-chan 
 		case err := <-received:
 			return err
 		case <-share.Replaced():
+			if share.Superseded() {
+				return errYounger
+			}
 			return status.Error(codes.Aborted, "another node agent of this node has connected")
 		case <-s.cfg.Closing:
 			return errClosing

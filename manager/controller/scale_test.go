@@ -73,7 +73,7 @@ func large(tb testing.TB, workloads int) (*Controller, []*plan.Stream) {
 	}
 	var streams []*plan.Stream
 	for n := range nodes {
-		streams = append(streams, shares.Attach(fmt.Sprintf("node-%d", n)))
+		streams = append(streams, shares.Attach(fmt.Sprintf("node-%d", n), plan.Birth{}))
 	}
 	return c, streams
 }

@@ -48,7 +48,7 @@ func TestAssignmentIsTheWholeNode(t *testing.T) {
 	p := plan.New(func([]types.UID) {})
 	p.Set("b", "hash-b", []plan.Placement{on("n1", "p1", 80, "b", true), on("n1", "p2", 80, "b", true), on("n2", "p3", 80, "b", true)})
 	p.Set("a", "hash-a", []plan.Placement{on("n1", "p1", 80, "a", false), on("n1", "p1", 81, "a", false)})
-	s := p.Attach("n1")
+	s := p.Attach("n1", plan.Birth{})
 	assert.True(t, woken(s), "there is something to send at the start, if only that there is nothing to do")
 	a := s.Next()
 	assert.EqualValues(t, 1, a.Revision)
@@ -71,7 +71,7 @@ func TestAssignmentIsTheWholeNode(t *testing.T) {
 
 func TestOnlyNodesWithAChangeAreWoken(t *testing.T) {
 	p := plan.New(func([]types.UID) {})
-	one, two := p.Attach("n1"), p.Attach("n2")
+	one, two := p.Attach("n1", plan.Birth{}), p.Attach("n2", plan.Birth{})
 	assert.True(t, woken(one) && woken(two))
 	both := []plan.Placement{on("n1", "p1", 80, "a", true), on("n2", "p2", 80, "a", true)}
 	p.Set("a", "hash", both)
@@ -93,7 +93,7 @@ func TestSteeringIsBelievedOnlyOfTheRuleAsItIs(t *testing.T) {
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", true)})
 	assert.Equal(t, plan.Steering{}, p.Steering("a", "n1", "p1", 80), "no agent")
 
-	s := p.Attach("n1")
+	s := p.Attach("n1", plan.Birth{})
 	assert.Equal(t, []types.UID{"a"}, told.take())
 	assert.Equal(t, plan.Steering{Attached: true}, p.Steering("a", "n1", "p1", 80))
 	s.Report(says(0, "p1", "a", true))
@@ -123,11 +123,11 @@ func TestReportsAreForgottenWithTheirStream(t *testing.T) {
 	var told changes
 	p := plan.New(told.add)
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", true)})
-	first := p.Attach("n1")
+	first := p.Attach("n1", plan.Birth{})
 	first.Report(says(first.Next().Revision, "p1", "a", true))
 	told.take()
 
-	second := p.Attach("n1")
+	second := p.Attach("n1", plan.Birth{})
 	assert.Equal(t, 1, p.Attached())
 	assert.Equal(t, []types.UID{"a"}, told.take())
 	select {
@@ -146,6 +146,26 @@ func TestReportsAreForgottenWithTheirStream(t *testing.T) {
 	assert.Equal(t, []types.UID{"a"}, told.take())
 	assert.Equal(t, plan.Steering{}, p.Steering("a", "n1", "p1", 80))
 	assert.Zero(t, p.Attached())
+}
+
+func TestTheYoungestAgentHasTheNode(t *testing.T) {
+	p := plan.New(func([]types.UID) {})
+	old := p.Attach("n1", plan.Birth{Boot: "b", Epoch: 1})
+	again := p.Attach("n1", plan.Birth{Boot: "b", Epoch: 1})
+	<-old.Replaced()
+	assert.False(t, old.Superseded(), "it is the same agent on a new connection")
+	young := p.Attach("n1", plan.Birth{Boot: "b", Epoch: 2})
+	<-again.Replaced()
+	assert.True(t, again.Superseded())
+	assert.Nil(t, p.Attach("n1", plan.Birth{Boot: "b", Epoch: 1}))
+	assert.Equal(t, 1, p.Attached())
+	p.Detach(young)
+	old = p.Attach("n1", plan.Birth{Boot: "b", Epoch: 1})
+	assert.NotNil(t, old, "the younger one is gone")
+	rebooted := p.Attach("n1", plan.Birth{Boot: "c", Epoch: 0})
+	assert.NotNil(t, rebooted, "nothing of a former boot can be alive")
+	<-old.Replaced()
+	assert.Equal(t, 1, p.Attached())
 }
 
 func TestWhoseTrafficItIs(t *testing.T) {

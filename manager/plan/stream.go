@@ -13,16 +13,18 @@ import (
 
 // Stream is one node agent's stream of assignments.
 type Stream struct {
-	plan *Plan
-	node string
-	wake chan struct{}
-	gone chan struct{}
+	plan  *Plan
+	node  string
+	birth Birth
+	wake  chan struct{}
+	gone  chan struct{}
 
 	// under plan.mu
-	revision uint64
-	reported bool
-	report   uint64 // revision of the last report
-	targets  map[ruleKey]verdict
+	superseded bool // gone, because a younger agent has come
+	revision   uint64
+	reported   bool
+	report     uint64 // revision of the last report
+	targets    map[ruleKey]verdict
 }
 
 // verdict is what a node agent says of one placement.
@@ -32,14 +34,28 @@ type verdict struct {
 	message  string
 }
 
+// Birth tells the agents of a node apart.
+type Birth struct {
+	Boot  string // of the node
+	Epoch uint64 // nanoseconds from the boot to the agent's start
+}
+
+// before says that the other agent of the same node is certainly younger.
+func (b Birth) before(other Birth) bool { return b.Boot == other.Boot && b.Epoch < other.Epoch }
+
 // Attach makes the agent on a node the one that the node's assignments go to. An earlier stream of the same node is replaced: it
-// may be a dead connection that nobody has noticed yet.
-func (p *Plan) Attach(nodeName string) *Stream {
-	s := &Stream{plan: p, node: nodeName, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+// is that of an older agent, or a dead connection that nobody has noticed yet. If it is that of a younger agent, Attach gives nil.
+func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
+	s := &Stream{plan: p, node: nodeName, birth: birth, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	s.poke()
 	p.mu.Lock()
 	n := p.nodeOf(nodeName)
+	if n.stream != nil && birth.before(n.stream.birth) {
+		p.mu.Unlock()
+		return nil
+	}
 	if n.stream != nil {
+		n.stream.superseded = n.stream.birth.before(birth)
 		close(n.stream.gone)
 	} else {
 		p.attached++
@@ -96,6 +112,13 @@ func (s *Stream) Wake() <-chan struct{} { return s.wake }
 
 // Replaced is closed when another stream of the node has taken over.
 func (s *Stream) Replaced() <-chan struct{} { return s.gone }
+
+// Superseded says of a stream that was replaced whether it was by a younger agent.
+func (s *Stream) Superseded() bool {
+	s.plan.mu.RLock()
+	defer s.plan.mu.RUnlock()
+	return s.superseded
+}
 
 // Next makes the assignment to be sent now. What it holds is shared and not to be changed.
 func (s *Stream) Next() *agentpb.Assignment {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
 // A pod that cannot be opened is tried again, after pauses that double from retryFirst to retryMax.
@@ -137,6 +138,9 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 	if want == nil || len(want.GetTargets()) == 0 {
 		return p.letGo(want == nil)
 	}
+	if isClosed(p.set.Superseded()) {
+		return p.set.cfg.WatchEvery, false // another agent does what is wanted, which this one may no longer know
+	}
 	err := p.establish(want)
 	p.settle(err, refusal(want) != nil || p.retry >= retryLasting)
 	if err == nil {
@@ -144,7 +148,10 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 		p.probe(want)
 		return p.set.cfg.WatchEvery, false
 	}
-	p.set.yield(err)
+	if errors.Is(err, steer.ErrSuperseded) {
+		p.set.StandBy()
+		return p.set.cfg.WatchEvery, false
+	}
 	before := p.retry
 	if p.retry = min(max(2*p.retry, retryFirst), retryMax); p.retry >= retryLasting && before < retryLasting {
 		p.log.Warn("pod cannot be steered", "error", err)

@@ -7,7 +7,6 @@ package pods
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -92,18 +91,18 @@ func (c Config) withDefaults() Config {
 
 // Set is the pods of the node that were assigned, and those that are being let go.
 type Set struct {
-	cfg        Config
-	ctx        context.Context // ends when connections are not waited for any longer
-	cancel     context.CancelFunc
-	changed    chan struct{}
-	superseded chan struct{}
+	cfg     Config
+	ctx     context.Context // ends when connections are not waited for any longer
+	cancel  context.CancelFunc
+	changed chan struct{}
 
-	mu       sync.Mutex
-	closed   bool // no more assignments: shutting down, or superseded
-	assigned bool
-	revision uint64
-	pods     map[string]*pod // by UID
-	running  sync.WaitGroup
+	mu         sync.Mutex
+	closed     bool          // no more assignments: shutting down
+	superseded chan struct{} // closed: no more assignments either, until Resume
+	assigned   bool
+	revision   uint64
+	pods       map[string]*pod // by UID
+	running    sync.WaitGroup
 }
 
 // New makes an empty Set.
@@ -120,7 +119,7 @@ func New(cfg Config) *Set {
 func (s *Set) Apply(a *agentpb.Assignment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed || isClosed(s.superseded) {
 		return
 	}
 	s.revision = a.GetRevision()
@@ -156,8 +155,24 @@ func (s *Set) Assigned() bool {
 // Changed receives when a report would differ from the one before, counters aside.
 func (s *Set) Changed() <-chan struct{} { return s.changed }
 
-// Superseded is closed once another agent has taken over: nothing more will be applied, and what is open is served until Close.
-func (s *Set) Superseded() <-chan struct{} { return s.superseded }
+// Superseded is closed once another agent has taken over a pod, or StandBy was called; until Resume is.
+func (s *Set) Superseded() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.superseded
+}
+
+// Resume takes the pods back, once the steering has been renewed because the agent that had taken over is gone.
+func (s *Set) Resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if isClosed(s.superseded) {
+		s.superseded = make(chan struct{})
+	}
+	for _, p := range s.list() {
+		p.reprobe()
+	}
+}
 
 // Report is the full state of the node's assigned pods.
 func (s *Set) Report() *agentpb.Report {
@@ -256,17 +271,21 @@ func (s *Set) notify() {
 	}
 }
 
-func (s *Set) yield(err error) {
-	if !errors.Is(err, steer.ErrSuperseded) {
-		return
-	}
+// StandBy leaves everything to a younger agent: nothing more will be attached, and what is open is served.
+func (s *Set) StandBy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	select {
-	case <-s.superseded:
-	default:
-		s.closed = true
+	if !isClosed(s.superseded) {
 		close(s.superseded)
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -13,7 +13,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"sidestep.dev/sidestep/api/agentpb"
@@ -49,9 +51,13 @@ type Config struct {
 	Manager string // host:port
 	// Security are dial options with the transport's and the calls' credentials.
 	Security []grpc.DialOption
-	Hello    *agentpb.Hello
-	Log      *slog.Logger
+	// Hello says who calls, at the time of each call.
+	Hello func() *agentpb.Hello
+	Log   *slog.Logger
 }
+
+// ErrSuperseded says that a younger agent of this node is attached to the manager.
+var ErrSuperseded = errors.New("the manager has a newer node agent of this node")
 
 // Uplink is a connection to the manager. It is also proxy.Tunnels.
 type Uplink struct {
@@ -81,24 +87,52 @@ func (u *Uplink) Attached() bool { return u.attached.Load() }
 // Close closes the connection and all tunnels.
 func (u *Uplink) Close() error { return u.conn.Close() }
 
-// Run keeps pods as the manager wants them until ctx ends. Tunnels go on after that, until Close.
-func (u *Uplink) Run(ctx context.Context, pods Pods) {
+// Run keeps pods as the manager wants them until ctx ends, or gives ErrSuperseded. Tunnels go on after that, until Close.
+func (u *Uplink) Run(ctx context.Context, pods Pods) error {
 	pause := retryFirst
+	said := ""
 	for ctx.Err() == nil {
 		err := u.attach(ctx, pods)
 		if u.attached.Swap(false) {
-			pause = retryFirst
+			pause, said = retryFirst, ""
 		}
 		if ctx.Err() != nil {
-			return
+			return nil
 		}
-		u.cfg.Log.Warn("manager is away, carrying on with the last assignment", "manager", u.cfg.Manager, "error", err)
+		if superseded(err) {
+			return ErrSuperseded
+		}
+		if err.Error() != said { // it may be away for a long time
+			said = err.Error()
+			u.cfg.Log.Warn("manager is away, carrying on with the last assignment", "manager", u.cfg.Manager, "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause/2 + rand.N(pause)):
 		}
 		pause = min(2*pause, retryMax)
 	}
+	return nil
+}
+
+func superseded(err error) bool { return status.Code(err) == codes.AlreadyExists }
+
+// Vacant says whether the manager would take this agent, rather than a younger one. No answer is none.
+func (u *Uplink) Vacant(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	stream, err := u.client.Attach(ctx, grpc.MaxCallRecvMsgSize(maxAssignment))
+	if err == nil {
+		err = stream.Send(u.hello())
+	}
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	return err == nil
+}
+
+func (u *Uplink) hello() *agentpb.AgentMessage {
+	return &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: u.cfg.Hello()}}
 }
 
 // attach is the life of one Attach stream.
@@ -109,7 +143,7 @@ func (u *Uplink) attach(ctx context.Context, pods Pods) error {
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: u.cfg.Hello}}); err != nil {
+	if err := stream.Send(u.hello()); err != nil {
 		return errors.Join(err, ending(stream))
 	}
 	newest := make(chan *agentpb.Assignment, 1)
