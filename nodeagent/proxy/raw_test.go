@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
 )
 
 // switching is a server that answers an upgrade or a CONNECT and then echoes, with its name in front.
@@ -94,64 +96,7 @@ func TestARefusedUpgradeLeavesHTTP(t *testing.T) {
 
 func TestAmbiguousConnectionsAreTheApps(t *testing.T) {
 	hidden := "GET /hidden HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n"
-	post := "POST / HTTP/1.1\r\nHost: o\r\n"
-	tests := map[string]string{
-		"both lengths":               post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"two lengths":                post + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
-		"the same length twice":      post + "Content-Length: 0\r\nContent-Length: 0\r\n\r\n",
-		"list of lengths":            post + "Content-Length: 0, 0\r\n\r\n",
-		"signed length":              post + "Content-Length: +0\r\n\r\n",
-		"negative length":            post + "Content-Length: -1\r\n\r\n",
-		"length in hex":              post + "Content-Length: 0x0\r\n\r\n",
-		"length with leading zeros":  post + "Content-Length: 00\r\n\r\n",
-		"length too large":           post + "Content-Length: 99999999999999999999\r\n\r\n",
-		"empty length":               post + "Content-Length: \r\n\r\n",
-		"length with underscore":     post + "Content_Length: 0\r\n\r\n",
-		"space before the colon":     post + "Content-Length : 0\r\n\r\n",
-		"space before the name":      post + " Content-Length: 0\r\n\r\n",
-		"folded field":               post + "X: a\r\n b\r\n\r\n",
-		"folded coding":              post + "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-		"unknown coding":             post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-		"coding list":                post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-		"chunked not last":           post + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-		"coding twice":               post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"coding with vertical tab":   post + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-		"coding in quotes":           post + "Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
-		"coding in HTTP/1.0":         "POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"bare LF":                    "GET / HTTP/1.1\nHost: o\n\n",
-		"one bare LF":                "GET / HTTP/1.1\r\nHost: o\nX: y\r\n\r\n",
-		"bare CR":                    "GET / HTTP/1.1\r\nHost: o\rX: y\r\n\r\n",
-		"NUL":                        "GET / HTTP/1.1\r\nHost: o\x00\r\n\r\n",
-		"no colon":                   "GET / HTTP/1.1\r\nHost\r\n\r\n",
-		"empty name":                 "GET / HTTP/1.1\r\n: o\r\n\r\n",
-		"name with a space":          "GET / HTTP/1.1\r\nHo st: o\r\n\r\n",
-		"empty line in front":        "\r\nGET / HTTP/1.1\r\nHost: o\r\n\r\n",
-		"two spaces":                 "GET  / HTTP/1.1\r\nHost: o\r\n\r\n",
-		"space in the target":        "GET /a b HTTP/1.1\r\nHost: o\r\n\r\n",
-		"tab in the target":          "GET /a\tb HTTP/1.1\r\nHost: o\r\n\r\n",
-		"lower-case head":            "head / HTTP/1.1\r\nHost: o\r\n\r\n",
-		"HTTP/0.9":                   "GET /\r\n",
-		"HTTP/1.2":                   "GET / HTTP/1.2\r\nHost: o\r\n\r\n",
-		"HTTP/2 preface":             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-		"lower-case version":         "GET / http/1.1\r\nHost: o\r\n\r\n",
-		"CONNECT with a body":        "CONNECT o:1 HTTP/1.1\r\nHost: o\r\nContent-Length: 1\r\n\r\nx",
-		"chunk size with a sign":     post + "Transfer-Encoding: chunked\r\n\r\n+0\r\n\r\n",
-		"chunk size with 0x":         post + "Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n",
-		"chunk size with a space":    post + "Transfer-Encoding: chunked\r\n\r\n0 \r\n\r\n",
-		"chunk size overflow":        post + "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n\r\n",
-		"chunk size missing":         post + "Transfer-Encoding: chunked\r\n\r\n;x\r\n\r\n",
-		"chunk line with LF":         post + "Transfer-Encoding: chunked\r\n\r\n0\n\r\n",
-		"chunk extension with LF":    post + "Transfer-Encoding: chunked\r\n\r\n1;x\nx\r\n0\r\n\r\n",
-		"chunk longer than its size": post + "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
-		"trailer with LF":            post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\r\n",
-		"trailer that is folded":     post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n c\r\n\r\n",
-		"trailer without a colon":    post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA\r\n\r\n",
-		"head of 70 KiB":             "GET / HTTP/1.1\r\nHost: o\r\nX: " + strings.Repeat("x", 70<<10) + "\r\n\r\n",
-		"TLS":                        "\x16\x03\x01\x00\xee\x01\x00",
-		"redis":                      "*1\r\n$4\r\nPING\r\n",
-		"binary":                     "\x00\x01\x02\x03",
-	}
-	for name, first := range tests {
+	for name, first := range corpus.Ambiguous {
 		t.Run(name, func(t *testing.T) {
 			got := make(chan string, 10)
 			app := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {

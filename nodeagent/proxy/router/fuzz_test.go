@@ -4,17 +4,22 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -68,13 +73,34 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	return w.s.seen.Write(p)
 }
 
-// memoryTunnel is a tunnel whose laptop takes everything.
-type memoryTunnel struct{ *end }
+// manner is how a laptop deals with what it is offered.
+type manner byte
 
-func (memoryTunnel) Opened(context.Context) (*tunnelpb.Opened, error) { return &tunnelpb.Opened{}, nil }
-func (t memoryTunnel) Reset(string)                                   { t.reset() }
+const (
+	takes   manner = iota
+	refuses        // does not take the tunnel
+	dies           // takes the tunnel, reads something and ends it without an answer
+	manners
+)
 
-type memoryClaim struct{ laptop *server }
+// memoryTunnel is a tunnel to a laptop.
+type memoryTunnel struct {
+	*end
+	manner manner
+}
+
+func (t memoryTunnel) Opened(context.Context) (*tunnelpb.Opened, error) {
+	if t.manner == refuses {
+		return &tunnelpb.Opened{Result: tunnelpb.Opened_REFUSED}, nil
+	}
+	return &tunnelpb.Opened{}, nil
+}
+func (t memoryTunnel) Reset(string) { t.reset() }
+
+type memoryClaim struct {
+	laptop *server
+	manner manner
+}
 
 func (memoryClaim) Key() string         { return "key" }
 func (memoryClaim) String() string      { return "shop/orders" }
@@ -84,12 +110,20 @@ func (memoryClaim) FellBack(error)      {}
 
 func (c memoryClaim) Open(context.Context) (Tunnel, error) {
 	near, far := pair()
-	c.laptop.wg.Go(func() { c.laptop.serve(far) })
-	return memoryTunnel{near}, nil
+	switch c.manner {
+	case takes:
+		c.laptop.wg.Go(func() { c.laptop.serve(far) })
+	case dies:
+		c.laptop.wg.Go(func() {
+			far.Read(make([]byte, 1))
+			far.Close()
+		})
+	}
+	return memoryTunnel{near, c.manner}, nil
 }
 
 // through sends data through a router in pieces of that size, and returns what the client got.
-func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bool) string {
+func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bool, how manner) string {
 	outside, client := pair()
 	done := make(chan struct{})
 	go func() {
@@ -108,7 +142,7 @@ func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bo
 					return !mine
 				})
 				if mine && claim {
-					return memoryClaim{laptop}
+					return memoryClaim{laptop, how}
 				}
 				return nil
 			},
@@ -125,7 +159,11 @@ func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bo
 		p = p[n:]
 	}
 	outside.CloseWrite()
+	outside.SetReadDeadline(time.Now().Add(5 * time.Second))
 	got, err := io.ReadAll(outside)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%q: the client waits for ever after %q", data, got)
+	}
 	outside.Close()
 	if err != nil {
 		got = append(got, "RESET"...)
@@ -140,56 +178,104 @@ func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bo
 	return string(got)
 }
 
-// FuzzRouter sends anything through a router. Without a claim the app must see, and the client get, exactly what they would without a
-// router. With one, the laptop must see whole claimed requests and nothing else, and no byte may get lost or change its place.
+// isShuffle reports whether all consists of a and b, each in order.
+func isShuffle(all, a, b []byte) bool {
+	if len(all) != len(a)+len(b) {
+		return false
+	}
+	ofA := map[int]bool{0: true} // how much of a may have been used up
+	for k, c := range all {
+		next := make(map[int]bool, len(ofA))
+		for i := range ofA {
+			if i < len(a) && a[i] == c {
+				next[i+1] = true
+			}
+			if j := k - i; j < len(b) && b[j] == c {
+				next[i] = true
+			}
+		}
+		ofA = next
+	}
+	return ofA[len(a)]
+}
+
+// FuzzRouter sends anything through a router, in pieces, to servers that are net/http's parser. Without a claim the app must see, and the client get,
+// exactly what they would without a router. With a laptop that takes what it is offered, the client must get the same answers in the
+// same order, though the laptop's; the laptop must see claimed requests alone, and no byte may get lost, come twice or
+// change its place. A laptop that refuses must leave no trace at all, one that dies none but a 502.
 func FuzzRouter(f *testing.F) {
 	const mine = "GET /mine HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\n\r\n"
+	n := 0
+	for _, all := range []map[string]string{corpus.Ambiguous, corpus.Clear} {
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if n++; len(all[name]) > 2000 {
+				continue
+			}
+			claimed := strings.Replace(all[name], "Host: o\r\n", "Host: o\r\nX-Dev: me\r\n", 1)
+			f.Add([]byte(all[name]+mine+"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"), uint16(1000), byte(n))
+			f.Add([]byte(mine+claimed+mine), uint16(3), byte(n))
+		}
+	}
 	for _, seed := range []string{
-		"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
-		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nT: u\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nT: u\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG",
-		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
 		"GET / HTTP/1.0\r\n\r\n",
-		"GET / HTTP/1.1\nHost: a\n\n",
 		"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
 		"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
 		"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
 		"\x16\x03\x01", "",
 	} {
-		f.Add([]byte(seed+mine+"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"), uint16(1000))
-		f.Add([]byte(mine+seed+mine), uint16(3))
+		for how := range manners {
+			f.Add([]byte(seed+mine+"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"), uint16(1000), byte(how))
+			f.Add([]byte(mine+seed+mine), uint16(3), byte(how))
+		}
 	}
-	f.Fuzz(func(t *testing.T, data []byte, size uint16) {
-		piece := int(size) + 1
-		alone, app := &server{name: "app"}, &server{name: "app"}
-		near, far := pair()
-		near.Write(data)
-		near.CloseWrite()
-		alone.serve(far)
-		want, _ := io.ReadAll(near)
-		if got := through(t, data, piece, app, new(server), false); got != string(want) {
-			t.Errorf("%q in pieces of %d: client gets %q, without router %q", data, piece, got, want)
-		}
-		if !bytes.Equal(data, app.seen.Bytes()) {
-			t.Errorf("%q in pieces of %d: app sees %q", data, piece, app.seen.Bytes())
-		}
-
-		app, laptop := &server{name: "app"}, &server{name: "laptop"}
-		through(t, data, piece, app, laptop, true)
-		if app.seen.Len()+laptop.seen.Len() > len(data) {
-			t.Errorf("%q in pieces of %d: app sees %q, laptop %q", data, piece, app.seen.Bytes(), laptop.seen.Bytes())
-		}
-		for _, req := range laptop.got {
-			if !slices.Contains(req.Header.Values("X-Dev"), "me") {
-				t.Errorf("%q in pieces of %d: laptop gets a request that is not claimed: %v", data, piece, req)
-			}
-		}
+	f.Fuzz(func(t *testing.T, data []byte, size uint16, how byte) {
+		tryRouter(t, data, int(size)+1, manner(how)%manners)
 	})
+}
+
+func tryRouter(t *testing.T, data []byte, piece int, how manner) {
+	alone, app := &server{name: "app"}, &server{name: "app"}
+	near, far := pair()
+	near.Write(data)
+	near.CloseWrite()
+	alone.serve(far)
+	all, _ := io.ReadAll(near)
+	want := string(all)
+	if got := through(t, data, piece, app, new(server), false, takes); got != want {
+		t.Errorf("%q in pieces of %d: client gets %q, without router %q", data, piece, got, want)
+	}
+	if !bytes.Equal(data, app.seen.Bytes()) {
+		t.Errorf("%q in pieces of %d: app sees %q", data, piece, app.seen.Bytes())
+	}
+
+	app, laptop := &server{name: "app"}, &server{name: "dev"}
+	got := strings.ReplaceAll(through(t, data, piece, app, laptop, true, how), "dev ", "app ")
+	want = strings.ReplaceAll(want, "dev ", "app ")
+	got, reset := strings.CutSuffix(got, "RESET")
+	seen := app.seen.Len() + laptop.seen.Len()
+	fail := func(what string) {
+		t.Errorf("%q in pieces of %d to a laptop of manner %d: %s; app sees %q, laptop %q, client gets %q (reset: %v), without router %q",
+			data, piece, how, what, app.seen.Bytes(), laptop.seen.Bytes(), got, reset, want)
+	}
+	if before, _, is502 := strings.Cut(got, "HTTP/1.1 502 Bad Gateway\r\n"); is502 && how == dies {
+		got, reset = before, true
+	}
+	switch {
+	case reset && how == refuses:
+		fail("the laptop that refuses leaves a trace")
+	case reset && !strings.HasPrefix(want, got), !reset && got != want:
+		fail("the client gets something else")
+	case seen > len(data) || !isShuffle(data[:seen], app.seen.Bytes(), laptop.seen.Bytes()):
+		fail("bytes got lost, or out of place")
+	case how == refuses && seen != len(data):
+		fail("the app does not get everything")
+	}
+	for _, req := range laptop.got {
+		if !slices.Contains(req.Header.Values("X-Dev"), "me") {
+			fail("laptop gets a request that is not claimed")
+		}
+	}
 }

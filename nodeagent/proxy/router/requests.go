@@ -223,24 +223,40 @@ func (r *Router) copyClient(to *peer) error {
 	return errAborted
 }
 
+// halfCloseTunnel passes the client's half-close to the laptop that has the turn, if one has, and waits until the turn is over. switched says that the
+// laptop has the whole connection.
+func (r *Router) halfCloseTunnel() (switched bool, err error) {
+	var told *peer
+	for {
+		r.mu.Lock()
+		turn, busy := r.turn, !r.idle()
+		switched = r.switched != nil
+		r.gone = true
+		r.mu.Unlock()
+		if !switched && (!busy || turn.claim == nil) {
+			return false, nil
+		}
+		if turn != told {
+			turn.CloseWrite()
+			told = turn
+		}
+		if switched {
+			return true, nil
+		}
+		// Another peer may get the turn meanwhile, if this one fails.
+		if err := r.await(func() bool { return r.idle() || r.turn != told || r.switched != nil }); err != nil {
+			return false, err
+		}
+	}
+}
+
 // halfClose passes the client's half-close on, to whoever has the turn at once, to the app when the turn is over.
 func (r *Router) halfClose() error {
 	if err := r.flush(); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	turn, switched := r.turn, r.switched
-	busy := !r.idle()
-	r.gone = true
-	r.mu.Unlock()
-	if busy && turn.claim != nil || switched != nil {
-		turn.CloseWrite()
-		if switched != nil {
-			return nil
-		}
-		if err := r.await(r.idle); err != nil {
-			return err
-		}
+	if switched, err := r.halfCloseTunnel(); switched || err != nil {
+		return err
 	}
 	if n := r.in.Len(); n > 0 { // an unfinished head
 		app, err := r.appTurn(func(*peer) {})
