@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -15,9 +16,18 @@ import (
 )
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel -type target_key -type target_value -type listener_slot -type outcome steer steer.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel steerTC steertc.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
 
 // Steer is the steering program of one pod with its maps, loaded and not yet attached.
-type Steer = steerObjects
+type Steer struct {
+	*ebpf.Program
+	Targets, Listeners, Outcomes *ebpf.Map
+
+	objects io.Closer
+}
+
+// Close closes the program and the maps, which live on where the program is attached.
+func (s *Steer) Close() error { return s.objects.Close() }
 
 // Outcome says why a connection to a target was, or was not, steered: the index into Steer.Outcomes.
 type Outcome = steerOutcome
@@ -63,30 +73,59 @@ func NewHeartbeat() (*ebpf.Map, error) {
 	return m, nil
 }
 
-// LoadSteer loads a program with maps of its own, except for the heartbeat.
+// LoadSteer loads a program for the socket lookup of a network namespace, with maps of its own, except for the heartbeat.
 func LoadSteer(heartbeat *ebpf.Map) (*Steer, error) {
-	var objs Steer
-	err := loadSteerObjects(&objs, &ebpf.CollectionOptions{
-		MapReplacements: map[string]*ebpf.Map{steerMapHeartbeat: heartbeat},
-	})
-	if err != nil {
+	var o steerObjects
+	if err := loadSteerObjects(&o, withHeartbeat(heartbeat)); err != nil {
 		return nil, fmt.Errorf("load the steering program: %w", explain(err))
 	}
-	return &objs, nil
+	return &Steer{Program: o.Steer, Targets: o.Targets, Listeners: o.Listeners, Outcomes: o.Outcomes, objects: &o}, nil
 }
 
-// Supported says whether this kernel can steer, and if not, what it lacks.
+// LoadSteerTC loads the same for the ingress of network devices.
+func LoadSteerTC(heartbeat *ebpf.Map) (*Steer, error) {
+	var o steerTCObjects
+	if err := loadSteerTCObjects(&o, withHeartbeat(heartbeat)); err != nil {
+		return nil, fmt.Errorf("load the steering program for TC: %w", explain(err))
+	}
+	return &Steer{Program: o.SteerTc, Targets: o.Targets, Listeners: o.Listeners, Outcomes: o.Outcomes, objects: &o}, nil
+}
+
+func withHeartbeat(m *ebpf.Map) *ebpf.CollectionOptions {
+	return &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{steerMapHeartbeat: m}}
+}
+
+// need is something that a kernel must have.
+type need struct {
+	probe func() error
+	text  string
+}
+
+// Supported says whether this kernel can steer at the socket lookup, and if not, what it lacks.
 func Supported() error {
-	for _, probe := range []struct {
-		have  func() error
-		needs string
-	}{
-		{func() error { return features.HaveProgramType(ebpf.SkLookup) }, "steering needs Linux 5.9 (sk_lookup programs)"},
-		{func() error { return features.HaveProgramHelper(ebpf.SkLookup, asm.FnKtimeGetNs) }, "steering needs Linux 5.9 (sk_lookup with a clock)"},
-		{func() error { return features.HaveMapType(ebpf.SockMap) }, "steering needs a Linux built with CONFIG_BPF_STREAM_PARSER (sockmap)"},
-	} {
-		if err := probe.have(); errors.Is(err, ebpf.ErrNotSupported) {
-			return fmt.Errorf("%s: %w", probe.needs, err)
+	return ask(
+		need{func() error { return features.HaveProgramType(ebpf.SkLookup) }, "steering by sk_lookup needs Linux 5.9 (sk_lookup programs)"},
+		need{func() error { return features.HaveProgramHelper(ebpf.SkLookup, asm.FnKtimeGetNs) }, "steering by sk_lookup needs Linux 5.9 (sk_lookup with a clock)"},
+		sockmap,
+	)
+}
+
+// SupportedTC says whether this kernel can steer at the ingress of devices, and if not, what it lacks. How the program is attached there
+// is another question.
+func SupportedTC() error {
+	return ask(
+		need{func() error { return features.HaveProgramType(ebpf.SchedCLS) }, "steering by TC needs a Linux built with CONFIG_NET_CLS_ACT"},
+		need{func() error { return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnSkAssign) }, "steering by TC needs Linux 5.8 (bpf_sk_assign, 5.7, and lookups in a sockmap)"},
+		sockmap,
+	)
+}
+
+var sockmap = need{func() error { return features.HaveMapType(ebpf.SockMap) }, "steering needs a Linux built with CONFIG_BPF_STREAM_PARSER (sockmap)"}
+
+func ask(needs ...need) error {
+	for _, n := range needs {
+		if err := n.probe(); errors.Is(err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("%s: %w", n.text, err)
 		} else if err != nil {
 			return fmt.Errorf("ask the kernel for what steering needs: %w", explain(err))
 		}

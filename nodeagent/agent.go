@@ -42,6 +42,8 @@ type Config struct {
 	Security    []grpc.DialOption // credentials for the manager
 	Node        string            // name of the Kubernetes node
 	BPFFS, Proc string
+	// Datapath is the way of steering; empty for the best that the kernel has.
+	Datapath steer.Datapath
 	// Linger is how long listeners are kept after their pod was let go, 0 for the default: see pods.Config.
 	Linger time.Duration
 	// Drain is how long connections may go on once the agent was told to end.
@@ -75,6 +77,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.steering.Open(); err != nil {
 		// Without steering the agent still says to those who ask for an intercept why there is none.
 		cfg.Log.Error("this node cannot steer", "error", err)
+	} else {
+		datapath, why := a.steering.Datapath()
+		cfg.Log.Info("this node can steer", "datapath", datapath, "why", why)
 	}
 	life, die := context.WithCancel(context.WithoutCancel(ctx))
 	defer die()
@@ -107,7 +112,7 @@ func newAgent(cfg Config) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log)
+	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath), steer.WithProc(cfg.Proc))
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
 	a.pods = pods.New(pods.Config{
 		Finder: finder{podnet.NewFinder(cfg.Proc)}, Steering: steering{a.steering},

@@ -39,9 +39,9 @@ func Main(env Env) int {
 
 // options are the flags.
 type options struct {
-	manager, caFile, tokenFile, node, bpffs, proc, httpAddress, logLevel string
-	drain                                                                time.Duration
-	profile                                                              bool
+	manager, caFile, tokenFile, node, bpffs, proc, datapath, httpAddress, logLevel string
+	drain                                                                          time.Duration
+	profile                                                                        bool
 }
 
 // NewCommand is the command line of sidestep-nodeagent.
@@ -64,7 +64,8 @@ func NewCommand(env Env) *cobra.Command {
 	f.StringVar(&o.caFile, "ca-file", "/etc/sidestep/ca/ca.crt", "`file` with the certificate authority of the manager")
 	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/sidestep/token", "`file` with the token that identifies this node agent")
 	f.StringVar(&o.node, "node", "", "`name` of the Kubernetes node (required)")
-	f.StringVar(&o.proc, "proc", "/proc", "`directory` where all processes of the node are seen")
+	cmd.PersistentFlags().StringVar(&o.proc, "proc", "/proc", "`directory` where all processes of the node are seen")
+	f.StringVar(&o.datapath, "datapath", string(steer.Auto), "how connections are steered: auto, sk_lookup or tc")
 	f.StringVar(&o.httpAddress, "http-address", ":8080", "`address` of /healthz, /readyz and /metrics; empty for none")
 	f.DurationVar(&o.drain, "drain", 20*time.Second, "how long open connections may go on after the order to end")
 	f.BoolVar(&o.profile, "profile", false, "serve /debug/pprof/ on the HTTP address")
@@ -79,7 +80,7 @@ func newPurgeCommand(o *options) *cobra.Command {
 		Use:   "purge",
 		Short: "Remove what node agents have left in the kernel of this node, such as after one was killed and never started again",
 		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return steer.Purge(o.bpffs) },
+		RunE:  func(*cobra.Command, []string) error { return steer.Purge(o.bpffs, steer.WithProc(o.proc)) },
 	}
 }
 
@@ -91,6 +92,10 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		return fmt.Errorf("--log-level %s: use debug, info, warn or error", o.logLevel)
 	}
+	datapath, err := steer.ParseDatapath(o.datapath)
+	if err != nil {
+		return fmt.Errorf("--datapath: %w", err)
+	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})).With("node", o.node)
 	for _, file := range []string{o.caFile, o.tokenFile} {
 		if _, err := os.Stat(file); err != nil {
@@ -99,7 +104,7 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 	}
 	cfg := Config{
 		Manager: o.manager, Security: uplink.Files(o.caFile, o.tokenFile), Node: o.node, BPFFS: o.bpffs, Proc: o.proc,
-		Drain: o.drain, Profile: o.profile, Log: log,
+		Datapath: datapath, Drain: o.drain, Profile: o.profile, Log: log,
 	}
 	if o.httpAddress != "" {
 		l, err := net.Listen("tcp", o.httpAddress)

@@ -82,6 +82,7 @@ func (n *namespace) Inode() uint64                   { return n.inode }
 func (n *namespace) ID() netns.ID                    { return netns.ID{Inode: n.inode} }
 func (n *namespace) Control(func(int) error) error   { return nil }
 func (n *namespace) Close() error                    { return nil }
+func (n *namespace) Do(fn func() error) error        { return fn() }
 func (n *namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 }

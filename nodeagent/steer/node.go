@@ -1,12 +1,15 @@
 // Package steer attaches the steering program to the network namespaces of pods, and lets go of them again.
 //
 // Every agent process loads a program and maps of its own for each pod; it never uses those of another process, whatever their
-// version. What outlives the process is one pinned link for each steered namespace:
+// version. There are three ways of steering, see Datapath: at the socket lookup of the namespace, or at the ingress of each of its
+// devices, by links (tcx) or by filters (clsact). What outlives the process is pinned:
 //
-//	<bpffs>/sidestep/<node>/<inode of the namespace>-<epoch of the owner>
+//	<bpffs>/sidestep/<node>/<inode of the namespace>-<epoch of the owner>                      a link
+//	<bpffs>/sidestep/<node>/<inode>-<epoch>-tcx-<index of the device>                          a link
+//	<bpffs>/sidestep/<node>/<inode>-<epoch>-clsact-<index of the device>[-made]                the program of a filter
 //
 // The epoch is the moment at which the owner started, so the names alone say who may do what. A younger agent takes a
-// namespace over by exchanging the link's program, which happens at once for all new connections, and renames the pin; the
+// namespace over by exchanging the program of the link or filter, which happens at once for all new connections, and renames the pin; the
 // older one sees that and keeps its hands off. The directory is changed under a lock, and exists only while something is pinned.
 package steer
 
@@ -34,14 +37,39 @@ type Node struct {
 	bpffs, name string
 	log         *slog.Logger
 
+	want Datapath
+	proc string
+
 	mu        sync.Mutex
 	epoch     uint64
 	heartbeat *ebpf.Map // nil until opened
+	datapath  Datapath  // empty until opened
+	why       string    // it is this one, or none
 }
 
+// Option is something that most callers of NewNode need not say.
+type Option func(*Node)
+
+// WithDatapath chooses the way of steering. The default is Auto.
+func WithDatapath(d Datapath) Option { return func(n *Node) { n.want = d } }
+
+// WithProc names the directory where all processes of the node are seen. The default is /proc.
+func WithProc(dir string) Option { return func(n *Node) { n.proc = dir } }
+
 // NewNode describes the node called name, whose pins are below bpffs. Nothing is done before Open, or the first Load.
-func NewNode(bpffs, name string, log *slog.Logger) *Node {
-	return &Node{bpffs: bpffs, name: name, log: log, epoch: clock(unix.CLOCK_BOOTTIME)}
+func NewNode(bpffs, name string, log *slog.Logger, options ...Option) *Node {
+	n := &Node{bpffs: bpffs, name: name, log: log, want: Auto, proc: "/proc", why: "not tried yet", epoch: clock(unix.CLOCK_BOOTTIME)}
+	for _, o := range options {
+		o(n)
+	}
+	return n
+}
+
+// Datapath is the way of steering that Open has chosen, and why; without one, why there is none.
+func (n *Node) Datapath() (chosen Datapath, why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.datapath, n.why
 }
 
 // Epoch is when this agent came to be, in nanoseconds since the node's boot: of two agents the younger owns the node.
@@ -67,12 +95,21 @@ func (n *Node) Open() error {
 	if n.heartbeat != nil {
 		return nil
 	}
-	if err := bpf.Supported(); err != nil {
-		return err
+	err := n.open()
+	if err != nil {
+		n.why = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
+	return err
+}
+
+func (n *Node) open() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		// Not fatal: a few pods may fit into the limit.
 		n.log.Warn("the limit on locked memory counts against maps before Linux 5.11, and cannot be lifted without CAP_SYS_RESOURCE", "error", err)
+	}
+	chosen, why, err := choose(n.want)
+	if err != nil {
+		return err
 	}
 	if err := ensureBPFFS(n.bpffs, n.log); err != nil {
 		return err
@@ -81,7 +118,7 @@ func (n *Node) Open() error {
 	if err != nil {
 		return err
 	}
-	n.heartbeat = heartbeat
+	n.heartbeat, n.datapath, n.why = heartbeat, chosen, why
 	return n.beat()
 }
 
@@ -108,41 +145,46 @@ func (n *Node) Load() (*Program, error) {
 	if err := n.Open(); err != nil {
 		return nil, err
 	}
-	objs, err := bpf.LoadSteer(n.heartbeat)
+	load := bpf.LoadSteerTC
+	if n.datapath == SkLookup {
+		load = bpf.LoadSteer
+	}
+	objs, err := load(n.heartbeat)
 	if err != nil {
 		return nil, err
 	}
-	info, err := objs.Steer.Info()
+	id, err := idOf(objs.Program)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("inspect the steering program: %w", err), objs.Close())
+		return nil, errors.Join(err, objs.Close())
 	}
-	id, _ := info.ID() // known since Linux 4.13
-	return &Program{node: n, objs: objs, id: id}, nil
+	return &Program{node: n, kind: n.datapath, objs: objs, id: id, held: map[int]held{}}, nil
 }
 
 // Sweep removes what agents before this one have left, except for the namespaces that keep names, and the pins of namespaces
 // that are gone.
 func (n *Node) Sweep(keep func(inode uint64) bool) error {
 	epoch := n.Epoch()
-	return n.unload(func(p pin, gone bool) bool {
-		return gone || p.epoch < epoch && !keep(p.inode)
+	return n.unload(func(p pin, gone func() bool) bool {
+		old := p.epoch < epoch
+		// That a namespace is gone takes a search to find out where a filter is concerned; those of this agent are their programs' business.
+		return old && !keep(p.inode) || (old || p.kind != ClsAct) && gone()
 	})
 }
 
 // Unload detaches everything but what a younger agent owns.
 func (n *Node) Unload() error {
 	epoch := n.Epoch()
-	return n.unload(func(p pin, _ bool) bool { return p.epoch <= epoch })
+	return n.unload(func(p pin, _ func() bool) bool { return p.epoch <= epoch })
 }
 
-func (n *Node) unload(which func(p pin, gone bool) bool) error {
+func (n *Node) unload(which func(p pin, gone func() bool) bool) error {
 	if err := n.Open(); err != nil {
 		return err
 	}
 	return inDirectory(n.dir(), false, func(pins []pin) error {
 		var errs []error
 		for _, p := range pins {
-			errs = append(errs, p.unloadIf(which))
+			errs = append(errs, p.unloadIf(searcher(n.proc, p.inode), which))
 		}
 		return errors.Join(errs...)
 	})

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -17,22 +18,48 @@ import (
 // root is the directory of all pins in bpffs.
 const root = "sidestep"
 
-// pin is one pinned link.
+// pin is what is pinned for one hook of one namespace.
 type pin struct {
+	hook
 	path         string
 	inode, epoch uint64
+	made         bool // ClsAct: the qdisc was made by an agent, and goes with the filter
 }
 
-func newPin(dir string, inode, epoch uint64) pin {
-	return pin{path: filepath.Join(dir, fmt.Sprintf("%d-%d", inode, epoch)), inode: inode, epoch: epoch}
+// newPin names a pin: of SkLookup <inode>-<epoch>, else <inode>-<epoch>-<kind>-<device>, with -made where the qdisc was made.
+func newPin(dir string, inode, epoch uint64, at hook, made bool) pin {
+	name := fmt.Sprintf("%d-%d", inode, epoch)
+	if at.kind != SkLookup {
+		name += fmt.Sprintf("-%s-%d", at.kind, at.device)
+	}
+	if made {
+		name += "-made"
+	}
+	return pin{hook: at, path: filepath.Join(dir, name), inode: inode, epoch: epoch, made: made}
 }
 
 func parsePin(path string) (pin, error) {
-	inode, epoch, _ := strings.Cut(filepath.Base(path), "-")
-	p := pin{path: path}
-	var errs [2]error
-	p.inode, errs[0] = strconv.ParseUint(inode, 10, 64)
-	p.epoch, errs[1] = strconv.ParseUint(epoch, 10, 64)
+	parts := strings.Split(filepath.Base(path), "-")
+	at, made := hook{kind: SkLookup}, false
+	var numbers [3]uint64
+	var errs [3]error
+	switch len(parts) {
+	case 5:
+		made = true
+		fallthrough
+	case 4:
+		at.kind = Datapath(parts[2])
+		numbers[2], errs[2] = strconv.ParseUint(parts[3], 10, 31)
+		at.device = int(numbers[2])
+		fallthrough
+	case 2:
+		numbers[0], errs[0] = strconv.ParseUint(parts[0], 10, 64)
+		numbers[1], errs[1] = strconv.ParseUint(parts[1], 10, 64)
+	}
+	p := newPin(filepath.Dir(path), numbers[0], numbers[1], at, made)
+	if known := len(parts) == 2 || at.kind == TCX || at.kind == ClsAct; !known || p.path != path {
+		errs[2] = errors.Join(errs[2], fmt.Errorf("%s is not the name of a pin", path))
+	}
 	return p, errors.Join(errs[:]...)
 }
 
@@ -99,28 +126,48 @@ func lockDirectory(dir string, create bool) (*os.File, error) {
 	}
 }
 
-// errNoLink says that something else than the link of a network namespace is pinned.
-var errNoLink = errors.New("it is not the link of a network namespace")
+// errForeign says that something else is pinned than the name says.
+var errForeign = errors.New("it does not hold what its name says")
 
-// open loads the pinned link. gone means that its namespace no longer exists.
-func (p pin) open() (l link.Link, gone bool, err error) {
-	l, err = link.LoadPinnedLink(p.path, nil)
-	// EACCES is the kernel's word for what is no BPF object at all, an error without a number the library's for a map or a program.
-	if err != nil && (errors.Is(err, unix.EACCES) || !errors.As(err, new(unix.Errno))) {
-		err = fmt.Errorf("%w: %w", errNoLink, err)
+// open takes hold of what is pinned. visit is how to get into its namespace.
+func (p pin) open(visit func(fn func() error) (bool, error)) (h hold, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open pin %s: %w", p.path, err)
+		}
+	}()
+	if p.kind == ClsAct {
+		program, err := ebpf.LoadPinnedProgram(p.path, nil)
+		if err != nil {
+			return nil, foreign(err)
+		}
+		held, err := newFilterHold(program, p, visit)
+		if err != nil {
+			return nil, errors.Join(err, program.Close())
+		}
+		return held, nil
 	}
+	l, err := link.LoadPinnedLink(p.path, nil)
 	if err != nil {
-		return nil, false, fmt.Errorf("open pin %s: %w", p.path, err)
+		return nil, foreign(err)
 	}
 	info, err := l.Info()
 	if err != nil {
-		return nil, false, errors.Join(fmt.Errorf("inspect pin %s: %w", p.path, err), l.Close())
+		return nil, errors.Join(fmt.Errorf("inspect: %w", err), l.Close())
 	}
-	ns := info.NetNs()
-	if ns == nil {
-		return nil, false, errors.Join(fmt.Errorf("open pin %s: %w", p.path, errNoLink), l.Close())
+	if ok := p.kind == SkLookup && info.NetNs() != nil || p.kind == TCX && info.TCX() != nil; !ok {
+		return nil, errors.Join(errForeign, l.Close())
 	}
-	return l, ns.NetnsInode == 0, nil
+	return linkHold{l}, nil
+}
+
+// foreign marks the errors that say so. EACCES is the kernel's word for what is no BPF object at all, an error without a number the
+// library's for an object of another type.
+func foreign(err error) error {
+	if errors.Is(err, unix.EACCES) || !errors.As(err, new(unix.Errno)) {
+		return fmt.Errorf("%w: %w", errForeign, err)
+	}
+	return err
 }
 
 func (p pin) exists() bool {
@@ -128,21 +175,21 @@ func (p pin) exists() bool {
 	return err == nil
 }
 
-// unloadIf detaches the link and removes the pin if which says so.
-func (p pin) unloadIf(which func(p pin, gone bool) bool) error {
-	l, gone, err := p.open()
-	if errors.Is(err, errNoLink) && which(p, true) {
+// unloadIf detaches what is pinned and removes the pin if which says so.
+func (p pin) unloadIf(visit func(fn func() error) (bool, error), which func(p pin, gone func() bool) bool) error {
+	h, err := p.open(visit)
+	if errors.Is(err, errForeign) && which(p, func() bool { return true }) {
 		return os.Remove(p.path)
 	}
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	if !which(p, gone) {
+	defer h.Close()
+	if !which(p, h.gone) {
 		return nil
 	}
-	// Removing the pin detaches too, but a little later and only if nobody else has the link open.
-	if err := l.Detach(); err != nil && !gone {
+	// Removing the pin of a link detaches too, but a little later and only if nobody else has the link open.
+	if err := h.detach(); err != nil {
 		return fmt.Errorf("detach from network namespace %d: %w", p.inode, err)
 	}
 	if err := os.Remove(p.path); err != nil {
@@ -151,8 +198,11 @@ func (p pin) unloadIf(which func(p pin, gone bool) bool) error {
 	return nil
 }
 
+func always(pin, func() bool) bool { return true }
+
 // Purge detaches and removes everything that any agent of any node, of whatever version, has pinned below bpffs.
-func Purge(bpffs string) error {
+func Purge(bpffs string, options ...Option) error {
+	n := NewNode(bpffs, "", slog.New(slog.DiscardHandler), options...)
 	nodes, err := filepath.Glob(filepath.Join(bpffs, root, "*"))
 	if err != nil {
 		return err
@@ -162,7 +212,7 @@ func Purge(bpffs string) error {
 		errs = append(errs, inDirectory(dir, false, func(pins []pin) error {
 			var errs []error
 			for _, p := range pins {
-				errs = append(errs, p.unloadIf(func(pin, bool) bool { return true }))
+				errs = append(errs, p.unloadIf(searcher(n.proc, p.inode), always))
 			}
 			return errors.Join(append(errs, os.RemoveAll(dir))...) // also what has names that this version does not give
 		}))

@@ -2,7 +2,6 @@ package steer_test
 
 import (
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,103 +16,111 @@ import (
 )
 
 func TestRemovedPinsChangeNothingAndComeBack(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		wipe func(t *testing.T, w *world)
-	}{
-		{"a pin is removed", func(t *testing.T, w *world) {
-			for _, pin := range w.pins(t) {
-				require.NoError(t, os.Remove(pin))
-			}
-		}},
-		{"the directory is removed", func(t *testing.T, w *world) {
-			require.NoError(t, os.RemoveAll(filepath.Join(w.bpffs, "sidestep")))
-		}},
-		{"bpffs is unmounted", func(t *testing.T, w *world) {
-			require.NoError(t, unix.Unmount(w.bpffs, 0))
-		}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			w := newWorld(t)
-			a := w.start(t, "agent")
-			before := attached(t, w.pod.Inode())
-			tc.wipe(t, w)
-			require.Empty(t, w.pins(t))
-			assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "the agent still holds the link")
-			require.NoError(t, a.program.Attach(w.pod))
-			assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
-			assert.Len(t, w.pins(t), 1)
-			assert.Equal(t, before, attached(t, w.pod.Inode()), "it is the same link")
-			tc.wipe(t, w)
-			require.NoError(t, a.program.Detach())
-			assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "it lets go without a pin, too")
-			assert.Empty(t, attached(t, w.pod.Inode()))
-			require.NoError(t, a.program.Attach(w.pod))
-			assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "it can be attached again")
-		})
-	}
+	everyDatapath(t, func(t *testing.T, w *world) {
+		for _, tc := range []struct {
+			name string
+			wipe func(t *testing.T, w *world)
+		}{
+			{"a pin is removed", func(t *testing.T, w *world) {
+				for _, pin := range w.pins(t) {
+					require.NoError(t, os.Remove(pin))
+				}
+			}},
+			{"the directory is removed", func(t *testing.T, w *world) {
+				require.NoError(t, os.RemoveAll(filepath.Join(w.bpffs, "sidestep")))
+			}},
+			{"bpffs is unmounted", func(t *testing.T, w *world) {
+				require.NoError(t, unix.Unmount(w.bpffs, 0))
+			}},
+		} {
+			t.Run(tc.name, func(t *testing.T) {
+				a := w.start(t, "agent")
+				before := w.attached(t)
+				tc.wipe(t, w)
+				require.Empty(t, w.pins(t))
+				assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "the agent still holds the link")
+				require.NoError(t, a.program.Attach(w.pod))
+				assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+				assert.Len(t, w.pins(t), w.hooks(t))
+				assert.Equal(t, before, w.attached(t), "it is the same link")
+				tc.wipe(t, w)
+				require.NoError(t, a.program.Detach())
+				assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "it lets go without a pin, too")
+				assert.Empty(t, w.attached(t))
+				require.NoError(t, a.program.Attach(w.pod))
+				assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "it can be attached again")
+				require.NoError(t, a.program.Detach())
+			})
+		}
+	})
 }
 
 func TestReadOnlyBPFFSIsAnError(t *testing.T) {
-	w := newWorld(t)
-	a := w.start(t, "agent")
-	require.NoError(t, a.program.Detach())
-	require.NoError(t, unix.Mount("", w.bpffs, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-	assert.ErrorIs(t, a.program.Attach(w.pod), unix.EROFS)
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.Empty(t, attached(t, w.pod.Inode()))
-	require.NoError(t, unix.Mount("", w.bpffs, "", unix.MS_REMOUNT, ""))
-	require.NoError(t, a.program.Attach(w.pod))
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+	everyDatapath(t, func(t *testing.T, w *world) {
+		a := w.start(t, "agent")
+		require.NoError(t, a.program.Detach())
+		require.NoError(t, unix.Mount("", w.bpffs, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		assert.ErrorIs(t, a.program.Attach(w.pod), unix.EROFS)
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.Empty(t, w.attached(t))
+		require.NoError(t, unix.Mount("", w.bpffs, "", unix.MS_REMOUNT, ""))
+		require.NoError(t, a.program.Attach(w.pod))
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+	})
 }
 
 func TestRubbishAmongThePins(t *testing.T) {
-	w := newWorld(t)
-	dir := filepath.Join(w.bpffs, "sidestep", "node_example")
-	require.NoError(t, os.MkdirAll(filepath.Join(dir, "nonsense"), 0o700))
-	rubbish, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	require.NoError(t, err)
-	defer rubbish.Close()
-	for _, name := range []string{"foo", "12", "12-", "-12", "12-13-14", "x-y", fmt.Sprintf("%d-1", w.pod.Inode()), "4-1"} {
-		again, err := rubbish.Clone()
+	everyDatapath(t, func(t *testing.T, w *world) {
+		dir := filepath.Join(w.bpffs, "sidestep", "node_example")
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, "nonsense"), 0o700))
+		rubbish, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 		require.NoError(t, err)
-		require.NoError(t, again.Pin(filepath.Join(dir, name)), name)
-		require.NoError(t, again.Close())
-	}
-	a := w.start(t, "agent")
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "a map under the name of the pod's pin was replaced")
-	require.NoError(t, a.node.Sweep(func(uint64) bool { return true }))
-	assert.NoFileExists(t, filepath.Join(dir, "4-1"), "what has the name of a pin and pins nothing is swept")
-	assert.FileExists(t, filepath.Join(dir, "foo"), "names of other versions are left alone")
-	require.NoError(t, a.program.Detach())
-	require.NoError(t, steer.Purge(w.bpffs))
-	w.nothingLeft(t)
+		defer rubbish.Close()
+		for _, name := range []string{"foo", "12", "12-", "-12", "12-13-14", "x-y", fmt.Sprintf("%d-1", w.pod.Inode()), "4-1", fmt.Sprintf("%d-1-tcx-1", w.pod.Inode()),
+			fmt.Sprintf("%d-1-clsact-1-made", w.pod.Inode()), "1-2-tcx-x", "1-2-none-3", "1-2-clsact-3-mad", "4-1-tcx-3", "4-1-clsact-3"} {
+			again, err := rubbish.Clone()
+			require.NoError(t, err)
+			require.NoError(t, again.Pin(filepath.Join(dir, name)), name)
+			require.NoError(t, again.Close())
+		}
+		a := w.start(t, "agent")
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "a map under the name of the pod's pin was replaced")
+		require.NoError(t, a.node.Sweep(func(uint64) bool { return true }))
+		for _, name := range []string{"4-1", "4-1-tcx-3", "4-1-clsact-3"} {
+			assert.NoFileExists(t, filepath.Join(dir, name), "what has the name of a pin and pins nothing is swept")
+		}
+		assert.FileExists(t, filepath.Join(dir, "foo"), "names of other versions are left alone")
+		require.NoError(t, a.program.Detach())
+		require.NoError(t, steer.Purge(w.bpffs, steer.WithProc(w.node.Proc())))
+		w.nothingLeft(t)
+	})
 }
 
 func TestSweep(t *testing.T) {
-	w := newWorld(t)
-	w.start(t, "first").kill(t)
-	other := &world{node: w.node, pod: w.node.NewPod(t), bpffs: w.bpffs}
-	other.start(t, "first").kill(t)
-	require.Len(t, w.pins(t), 2)
-	next := steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler))
-	defer next.Close()
-	require.NoError(t, next.Sweep(func(inode uint64) bool { return inode == w.pod.Inode() }))
-	assert.Len(t, w.pins(t), 1, "only what is to be kept is kept")
-	assert.Empty(t, attached(t, other.pod.Inode()))
-	inode := w.pod.Inode()
-	require.NoError(t, w.app.Close())
-	w.pod.Delete()
-	assert.Eventually(t, func() bool {
-		return next.Sweep(func(uint64) bool { return true }) == nil && len(w.pins(t)) == 0
-	}, 5*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
-	assert.Empty(t, attached(t, inode))
+	everyDatapath(t, func(t *testing.T, w *world) {
+		w.start(t, "first").kill(t)
+		other := &world{node: w.node, pod: w.node.NewPod(t), bpffs: w.bpffs, datapath: w.datapath}
+		other.start(t, "first").kill(t)
+		require.Len(t, w.pins(t), 2*w.hooks(t))
+		next := w.newNode()
+		defer next.Close()
+		require.NoError(t, next.Sweep(func(inode uint64) bool { return inode == w.pod.Inode() }))
+		assert.Len(t, w.pins(t), w.hooks(t), "only what is to be kept is kept")
+		assert.Empty(t, other.attached(t))
+		require.NoError(t, w.app.Close())
+		w.pod.Delete()
+		assert.Eventually(t, func() bool {
+			return next.Sweep(func(uint64) bool { return true }) == nil && len(w.pins(t)) == 0
+		}, 5*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
+		assert.Empty(t, w.attached(t))
+	})
 }
 
 func TestPurge(t *testing.T) {
-	w := newWorld(t)
-	w.start(t, "agent").kill(t)
-	require.NoError(t, steer.Purge(w.bpffs))
-	w.nothingLeft(t)
-	require.NoError(t, steer.Purge(w.bpffs), "there is nothing to purge")
+	everyDatapath(t, func(t *testing.T, w *world) {
+		w.start(t, "agent").kill(t)
+		require.NoError(t, steer.Purge(w.bpffs, steer.WithProc(w.node.Proc())))
+		w.nothingLeft(t)
+		require.NoError(t, steer.Purge(w.bpffs, steer.WithProc(w.node.Proc())), "there is nothing to purge")
+	})
 }

@@ -3,6 +3,7 @@ package steer_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,9 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/netns"
@@ -29,18 +33,30 @@ const port = 8080
 
 // world is a pod with an app, its node, and bpffs.
 type world struct {
-	node  *testnet.Node
-	pod   *testnet.Pod
-	app   *net.TCPListener
-	bpffs string
+	node     *testnet.Node
+	pod      *testnet.Pod
+	app      *net.TCPListener
+	bpffs    string
+	datapath steer.Datapath
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, datapath steer.Datapath) *world {
 	node := testnet.NewNode(t)
-	w := &world{node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t)}
+	w := &world{node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), datapath: datapath}
 	w.app = testnet.Listen(t, w.pod.Namespace, ":8080")
 	greet(w.app, "app")
 	return w
+}
+
+// everyDatapath runs a test in a world of each. All of those that the kernel should have must work.
+func everyDatapath(t *testing.T, test func(t *testing.T, w *world)) {
+	for _, d := range testnet.Datapaths(t) {
+		t.Run(d, func(t *testing.T) { test(t, newWorld(t, steer.Datapath(d))) })
+	}
+}
+
+func (w *world) newNode() *steer.Node {
+	return steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler), steer.WithDatapath(w.datapath), steer.WithProc(w.node.Proc()))
 }
 
 // greet answers each connection with a word.
@@ -88,7 +104,7 @@ type agent struct {
 // start steers the pod to listeners that greet with word.
 func (w *world) start(t *testing.T, word string) *agent {
 	t.Helper()
-	a := &agent{node: steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler))}
+	a := &agent{node: w.newNode()}
 	t.Cleanup(func() { _ = a.node.Close() })
 	var err error
 	a.program, err = a.node.Load()
@@ -153,170 +169,245 @@ func (w *world) pins(t *testing.T) []string {
 func (w *world) nothingLeft(t *testing.T) {
 	t.Helper()
 	assert.NoDirExists(t, filepath.Join(w.bpffs, "sidestep"), "something is left in bpffs")
-	assert.Empty(t, attached(t, w.pod.Inode()), "something is still attached")
+	assert.Empty(t, w.attached(t), "something is still attached")
+	assert.Empty(t, qdiscs(t, w.pod), "a qdisc is left")
 }
 
-// attached lists the links of a namespace.
-func attached(t *testing.T, inode uint64) (ids []link.ID) {
+// hooks is in how many places a program is attached.
+func (w *world) hooks(t *testing.T) int {
+	t.Helper()
+	if w.datapath == steer.SkLookup {
+		return 1
+	}
+	var links []netlink.Link
+	require.NoError(t, w.pod.Do(func() (err error) {
+		links, err = netlink.LinkList()
+		return err
+	}))
+	require.GreaterOrEqual(t, len(links), 2)
+	return len(links)
+}
+
+// attached lists what is attached in a pod: links of the namespace, and links and filters at its devices.
+func (w *world) attached(t *testing.T) []string {
+	t.Helper()
+	all := socketLookups(t, w.pod.Inode())
+	_ = w.pod.Do(func() error { // it may be gone
+		links, err := netlink.LinkList()
+		require.NoError(t, err)
+		for _, l := range links {
+			all = append(all, atIngress(t, l)...)
+		}
+		return nil
+	})
+	return all
+}
+
+func socketLookups(t *testing.T, inode uint64) (all []string) {
 	t.Helper()
 	it := new(link.Iterator)
 	defer it.Close()
 	for it.Next() {
 		info, err := it.Link.Info()
 		if err == nil && info.NetNs() != nil && uint64(info.NetNs().NetnsInode) == inode {
-			ids = append(ids, info.ID)
+			all = append(all, fmt.Sprintf("sk_lookup link %d", info.ID))
 		}
 	}
 	require.NoError(t, it.Err())
-	return ids
+	return all
+}
+
+func atIngress(t *testing.T, device netlink.Link) (all []string) {
+	t.Helper()
+	// ErrNotSupported: a kernel without tcx.
+	found, err := link.QueryPrograms(link.QueryOptions{Target: device.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+	if !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EINVAL) {
+		require.NoError(t, err)
+	}
+	if found != nil {
+		for _, p := range found.Programs {
+			id, _ := p.LinkID()
+			all = append(all, fmt.Sprintf("%s tcx link %d", device.Attrs().Name, id))
+		}
+	}
+	filters, err := netlink.FilterList(device, netlink.HANDLE_MIN_INGRESS)
+	require.NoError(t, err)
+	for _, f := range filters {
+		all = append(all, fmt.Sprintf("%s %v", device.Attrs().Name, f.Attrs()))
+	}
+	return all
+}
+
+// qdiscs lists the places for filters in a pod.
+func qdiscs(t *testing.T, pod *testnet.Pod) (all []string) {
+	t.Helper()
+	require.NoError(t, pod.Do(func() error {
+		qdiscs, err := netlink.QdiscList(nil)
+		for _, q := range qdiscs {
+			if q.Attrs().Parent == netlink.HANDLE_CLSACT {
+				all = append(all, fmt.Sprintf("%s %v", q.Type(), q.Attrs()))
+			}
+		}
+		return err
+	}))
+	return all
 }
 
 func TestSteering(t *testing.T) {
-	w := newWorld(t)
-	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
-		require.Equal(t, "app", ask(t, w.node.Namespace, ip), "before anything is attached")
-	}
-	a := w.start(t, "agent")
-	loop4, loop6 := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
-	for _, tc := range []struct {
-		name string
-		from *netns.Namespace
-		to   netip.Addr
-		want string
-	}{
-		{"a client outside reaches the agent over IPv4", w.node.Namespace, w.pod.IP4, "agent"},
-		{"a client outside reaches the agent over IPv6", w.node.Namespace, w.pod.IP6, "agent"},
-		{"the pod reaches its app at its own IPv4 address", w.pod.Namespace, w.pod.IP4, "app"},
-		{"the pod reaches its app at its own IPv6 address", w.pod.Namespace, w.pod.IP6, "app"},
-		{"the pod reaches its app at 127.0.0.1", w.pod.Namespace, loop4, "app"},
-		{"the pod reaches its app at ::1", w.pod.Namespace, loop6, "app"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			assert.Equal(t, tc.want, ask(t, tc.from, tc.to))
-		})
-	}
-	require.NoError(t, a.program.Remove(netip.AddrPortFrom(w.pod.IP4, port)))
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "target removed")
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6), "target not removed")
-	outcomes, err := a.program.Outcomes()
-	require.NoError(t, err)
-	assert.GreaterOrEqual(t, outcomes[bpf.Steered], uint64(3))
-	require.NoError(t, a.program.Detach())
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6), "detached")
-	w.nothingLeft(t)
+	everyDatapath(t, func(t *testing.T, w *world) {
+		for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+			require.Equal(t, "app", ask(t, w.node.Namespace, ip), "before anything is attached")
+		}
+		a := w.start(t, "agent")
+		loop4, loop6 := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
+		for _, tc := range []struct {
+			name string
+			from *netns.Namespace
+			to   netip.Addr
+			want string
+		}{
+			{"a client outside reaches the agent over IPv4", w.node.Namespace, w.pod.IP4, "agent"},
+			{"a client outside reaches the agent over IPv6", w.node.Namespace, w.pod.IP6, "agent"},
+			{"the pod reaches its app at its own IPv4 address", w.pod.Namespace, w.pod.IP4, "app"},
+			{"the pod reaches its app at its own IPv6 address", w.pod.Namespace, w.pod.IP6, "app"},
+			{"the pod reaches its app at 127.0.0.1", w.pod.Namespace, loop4, "app"},
+			{"the pod reaches its app at ::1", w.pod.Namespace, loop6, "app"},
+		} {
+			t.Run(tc.name, func(t *testing.T) {
+				assert.Equal(t, tc.want, ask(t, tc.from, tc.to))
+			})
+		}
+		require.NoError(t, a.program.Remove(netip.AddrPortFrom(w.pod.IP4, port)))
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "target removed")
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6), "target not removed")
+		outcomes, err := a.program.Outcomes()
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, outcomes[bpf.Steered], uint64(3))
+		require.NoError(t, a.program.Detach())
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6), "detached")
+		w.nothingLeft(t)
+	})
 }
 
 func TestMeshProxyInThePodIsSteered(t *testing.T) {
-	w := newWorld(t)
-	w.start(t, "agent")
-	ns := podnet.Namespace{Namespace: w.pod.Namespace}
-	// Envoy dials from 127.0.0.6.
-	c, err := ns.Dial(t.Context(), netip.MustParseAddr("127.0.0.6"), netip.AddrPortFrom(w.pod.IP4, port), nil)
-	require.NoError(t, err)
-	defer c.Close()
-	word, err := bufio.NewReader(c).ReadString('\n')
-	require.NoError(t, err)
-	assert.Equal(t, "agent\n", word)
+	everyDatapath(t, func(t *testing.T, w *world) {
+		w.start(t, "agent")
+		ns := podnet.Namespace{Namespace: w.pod.Namespace}
+		// Envoy dials from 127.0.0.6.
+		c, err := ns.Dial(t.Context(), netip.MustParseAddr("127.0.0.6"), netip.AddrPortFrom(w.pod.IP4, port), nil)
+		require.NoError(t, err)
+		defer c.Close()
+		word, err := bufio.NewReader(c).ReadString('\n')
+		require.NoError(t, err)
+		assert.Equal(t, "agent\n", word)
+	})
 }
 
 func TestSteeringWorksWithSYNCookies(t *testing.T) {
-	w := newWorld(t)
-	require.NoError(t, w.pod.Do(func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0) // for every connection
-	}))
-	w.start(t, "agent")
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6))
+	everyDatapath(t, func(t *testing.T, w *world) {
+		require.NoError(t, w.pod.Do(func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0) // for every connection
+		}))
+		w.start(t, "agent")
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6))
+	})
 }
 
 func TestClosedListenerLeavesConnectionsToTheApp(t *testing.T) {
-	w := newWorld(t)
-	a := w.start(t, "agent")
-	require.NoError(t, a.listeners[0].Close())
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6), "the other listener is open")
+	everyDatapath(t, func(t *testing.T, w *world) {
+		a := w.start(t, "agent")
+		require.NoError(t, a.listeners[0].Close())
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6), "the other listener is open")
+	})
 }
 
 func TestSilentAgentLeavesConnectionsToTheApp(t *testing.T) {
-	w := newWorld(t)
-	a := w.start(t, "agent")
-	require.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
-	a.fallSilent()
-	assert.Eventually(t, func() bool { return ask(t, w.node.Namespace, w.pod.IP4) == "app" }, 5*time.Second, 50*time.Millisecond)
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6))
-	require.NoError(t, a.node.Beat())
-	assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "it is back")
+	everyDatapath(t, func(t *testing.T, w *world) {
+		a := w.start(t, "agent")
+		require.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
+		a.fallSilent()
+		assert.Eventually(t, func() bool { return ask(t, w.node.Namespace, w.pod.IP4) == "app" }, 5*time.Second, 50*time.Millisecond)
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP6))
+		require.NoError(t, a.node.Beat())
+		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4), "it is back")
+	})
 }
 
 func TestKilledAgentIsReplacedByTheNext(t *testing.T) {
-	w := newWorld(t)
-	first := w.start(t, "first")
-	require.Equal(t, "first", ask(t, w.node.Namespace, w.pod.IP4))
-	first.kill(t)
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "killed")
-	require.Len(t, w.pins(t), 1, "the pin outlives the agent")
-	second := w.start(t, "second")
-	assert.Equal(t, "second", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.Len(t, w.pins(t), 1)
-	assert.Len(t, attached(t, w.pod.Inode()), 1, "the link was taken over, not a second one made")
-	require.NoError(t, second.program.Detach())
-	w.nothingLeft(t)
+	everyDatapath(t, func(t *testing.T, w *world) {
+		first := w.start(t, "first")
+		require.Equal(t, "first", ask(t, w.node.Namespace, w.pod.IP4))
+		first.kill(t)
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4), "killed")
+		require.Len(t, w.pins(t), w.hooks(t), "the pin outlives the agent")
+		second := w.start(t, "second")
+		assert.Equal(t, "second", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.Len(t, w.pins(t), w.hooks(t))
+		assert.Len(t, w.attached(t), w.hooks(t), "the link was taken over, not a second one made")
+		require.NoError(t, second.program.Detach())
+		w.nothingLeft(t)
+	})
 }
 
 func TestYoungerAgentTakesOver(t *testing.T) {
-	w := newWorld(t)
-	old := w.start(t, "old")
-	young := w.start(t, "young")
-	assert.Equal(t, "young", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.ErrorIs(t, old.program.Attach(w.pod), steer.ErrSuperseded)
-	require.NoError(t, old.program.Detach())
-	require.NoError(t, old.node.Unload())
-	require.NoError(t, old.node.Sweep(func(uint64) bool { return false }))
-	assert.Equal(t, "young", ask(t, w.node.Namespace, w.pod.IP4), "the older one has left it alone")
-	require.NoError(t, young.node.Unload())
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
-	w.nothingLeft(t)
+	everyDatapath(t, func(t *testing.T, w *world) {
+		old := w.start(t, "old")
+		young := w.start(t, "young")
+		assert.Equal(t, "young", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.ErrorIs(t, old.program.Attach(w.pod), steer.ErrSuperseded)
+		require.NoError(t, old.program.Detach())
+		require.NoError(t, old.node.Unload())
+		require.NoError(t, old.node.Sweep(func(uint64) bool { return false }))
+		assert.Equal(t, "young", ask(t, w.node.Namespace, w.pod.IP4), "the older one has left it alone")
+		require.NoError(t, young.node.Unload())
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+		w.nothingLeft(t)
+	})
 }
 
 func TestRenewedAgentTakesBackWhatADeadOneHad(t *testing.T) {
-	w := newWorld(t)
-	old := w.start(t, "old")
-	young := w.start(t, "young")
-	require.ErrorIs(t, old.program.Attach(w.pod), steer.ErrSuperseded)
-	young.kill(t)
-	require.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
-	old.node.Renew()
-	require.NoError(t, old.program.Attach(w.pod))
-	assert.Equal(t, "old", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.Len(t, attached(t, w.pod.Inode()), 1)
-	require.NoError(t, old.program.Detach())
-	w.nothingLeft(t)
+	everyDatapath(t, func(t *testing.T, w *world) {
+		old := w.start(t, "old")
+		young := w.start(t, "young")
+		require.ErrorIs(t, old.program.Attach(w.pod), steer.ErrSuperseded)
+		young.kill(t)
+		require.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+		old.node.Renew()
+		require.NoError(t, old.program.Attach(w.pod))
+		assert.Equal(t, "old", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.Len(t, w.attached(t), w.hooks(t))
+		require.NoError(t, old.program.Detach())
+		w.nothingLeft(t)
+	})
 }
 
 func TestManyAgentsAtOnceLeaveOneOwner(t *testing.T) {
-	w := newWorld(t)
-	agents := make([]*agent, 8)
-	for i := range agents {
-		agents[i] = w.start(t, fmt.Sprint(i)) // each is younger than the one before
-	}
-	var all sync.WaitGroup
-	for _, a := range agents {
-		all.Go(func() {
-			for range 50 {
-				if err := a.program.Attach(w.pod); err != nil {
-					assert.ErrorIs(t, err, steer.ErrSuperseded)
+	everyDatapath(t, func(t *testing.T, w *world) {
+		agents := make([]*agent, 8)
+		for i := range agents {
+			agents[i] = w.start(t, fmt.Sprint(i)) // each is younger than the one before
+		}
+		var all sync.WaitGroup
+		for _, a := range agents {
+			all.Go(func() {
+				for range 50 {
+					if err := a.program.Attach(w.pod); err != nil {
+						assert.ErrorIs(t, err, steer.ErrSuperseded)
+					}
+					assert.NoError(t, a.node.Sweep(func(uint64) bool { return true }))
 				}
-				assert.NoError(t, a.node.Sweep(func(uint64) bool { return true }))
-			}
-		})
-	}
-	all.Wait()
-	assert.Equal(t, "7", ask(t, w.node.Namespace, w.pod.IP4))
-	assert.Len(t, w.pins(t), 1)
-	for _, a := range agents {
-		all.Go(func() { assert.NoError(t, a.program.Detach()) })
-	}
-	all.Wait()
-	assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
-	w.nothingLeft(t)
+			})
+		}
+		all.Wait()
+		assert.Equal(t, "7", ask(t, w.node.Namespace, w.pod.IP4))
+		assert.Len(t, w.pins(t), w.hooks(t))
+		for _, a := range agents {
+			all.Go(func() { assert.NoError(t, a.program.Detach()) })
+		}
+		all.Wait()
+		assert.Equal(t, "app", ask(t, w.node.Namespace, w.pod.IP4))
+		w.nothingLeft(t)
+	})
 }

@@ -1,0 +1,251 @@
+package steer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// Attach makes this program the one of the namespace. If another agent's is there, all of its state is replaced at once: fill
+// the maps first. It gives ErrSuperseded if that agent is younger. It may be called again, and as often as one likes, to attach to
+// devices that are new and to mend what others have broken: while there is nothing to do, it costs three system calls for each hook.
+func (p *Program) Attach(ns Namespace) error {
+	hooks, err := p.hooks(ns)
+	if err != nil {
+		return fmt.Errorf("see where to attach in network namespace %d: %w", ns.Inode(), err)
+	}
+	if p.complete(ns, hooks) {
+		return nil
+	}
+	if err := ensureBPFFS(p.node.bpffs, p.node.log); err != nil {
+		return err
+	}
+	return inDirectory(p.node.dir(), true, func(pins []pin) error {
+		pins = slices.DeleteFunc(pins, func(o pin) bool { return o.inode != ns.Inode() })
+		if epoch := p.node.Epoch(); slices.ContainsFunc(pins, func(o pin) bool { return o.epoch > epoch }) {
+			return ErrSuperseded
+		}
+		var errs []error
+		for _, h := range hooks {
+			// A device may go at any time. The next call will not find it.
+			if err := p.attachAt(ns, h, pins); !errors.Is(err, unix.ENODEV) {
+				errs = append(errs, err)
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		return p.tidy(ns, hooks, pins)
+	})
+}
+
+// hooks are those where this program belongs.
+func (p *Program) hooks(ns Namespace) (hooks []hook, err error) {
+	if p.kind == SkLookup {
+		return []hook{{kind: SkLookup}}, nil
+	}
+	err = ns.Do(func() error {
+		indexes, err := devices()
+		for _, i := range indexes {
+			hooks = append(hooks, hook{p.kind, i})
+		}
+		return err
+	})
+	return hooks, err
+}
+
+// complete says whether all is as Attach makes it.
+func (p *Program) complete(ns Namespace, hooks []hook) bool {
+	for _, at := range hooks {
+		own := newPin(p.node.dir(), ns.Inode(), p.node.Epoch(), at, false)
+		h, ok := p.held[at.device]
+		if !ok || h.inode != own.inode || h.epoch != own.epoch || !h.leadsTo(p.id) || !h.exists() {
+			return false
+		}
+	}
+	return len(p.held) == len(hooks)
+}
+
+func (p *Program) attachAt(ns Namespace, at hook, pins []pin) error {
+	own := newPin(p.node.dir(), ns.Inode(), p.node.Epoch(), at, false)
+	for _, found := range pins {
+		if found.hook != at {
+			continue
+		}
+		if taken, err := p.takeOver(ns, found, own); taken || err != nil {
+			return err
+		}
+	}
+	if h, ok := p.held[at.device]; ok && h.inode == own.inode && h.leadsTo(p.id) {
+		p.node.log.Warn("somebody has removed a pin, pinned again", "netns", own.inode)
+		own = newPin(p.node.dir(), own.inode, own.epoch, at, h.made)
+		return p.keep(h.hold, own)
+	}
+	if at.kind == ClsAct {
+		return p.filter(ns, own)
+	}
+	return p.link(ns, own)
+}
+
+// takeOver exchanges the program of what is pinned, if its hook still exists; else it removes the pin, and so it does with one that
+// does not hold what it should.
+func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
+	if found.kind == ClsAct {
+		// Whatever there is, a filter that is added replaces it.
+		return true, p.takeOverFilter(ns, found)
+	}
+	h, err := found.open(visitor(ns))
+	if errors.Is(err, errForeign) {
+		p.node.log.Warn("removed a pin that steers nothing", "error", err)
+		return false, os.Remove(found.path)
+	}
+	if err != nil {
+		return false, err
+	}
+	gone := h.gone()
+	if !gone {
+		err = h.(linkHold).Update(p.objs.Program)
+	}
+	switch {
+	case gone || errors.Is(err, unix.ENOLINK): // the inode number of a namespace that is gone was given to ours
+		return false, errors.Join(h.Close(), os.Remove(found.path))
+	case err != nil:
+		return false, errors.Join(fmt.Errorf("replace the program of network namespace %d: %w", own.inode, err), h.Close())
+	}
+	if found != own {
+		if err := os.Rename(found.path, own.path); err != nil {
+			return false, errors.Join(fmt.Errorf("take over pin: %w", err), h.Close())
+		}
+	}
+	p.hold(h, own)
+	return true, nil
+}
+
+// link attaches where nothing of an agent is.
+func (p *Program) link(ns Namespace, own pin) error {
+	var l link.Link
+	var err error
+	if own.kind == TCX {
+		err = ns.Do(func() (err error) {
+			l, err = attachTCX(own.device, p.objs.Program)
+			return err
+		})
+	} else {
+		err = ns.Control(func(fd int) (err error) {
+			l, err = link.AttachNetNs(fd, p.objs.Program)
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("attach to network namespace %d: %w", own.inode, err)
+	}
+	if err := p.keep(linkHold{l}, own); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return nil
+}
+
+// filter adds a filter, or gives ours that is there this program. What it leaves without a pin when it is killed, the next agent finds.
+func (p *Program) filter(ns Namespace, own pin) error {
+	program, err := p.objs.Clone()
+	if err != nil {
+		return fmt.Errorf("duplicate the steering program: %w", err)
+	}
+	err = ns.Do(func() error {
+		made, err := addFilter(own.device, program)
+		own = newPin(p.node.dir(), own.inode, own.epoch, own.hook, made || own.made)
+		return err
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("attach to network namespace %d: %w", own.inode, err), program.Close())
+	}
+	h := &filterHold{program: program, id: p.id, device: own.device, made: own.made, visit: visitor(ns)}
+	if err := p.keep(h, own); err != nil {
+		return errors.Join(err, h.detach(), h.Close())
+	}
+	return nil
+}
+
+func (p *Program) takeOverFilter(ns Namespace, found pin) error {
+	own := newPin(p.node.dir(), found.inode, p.node.Epoch(), found.hook, found.made)
+	if found == own { // to be mended
+		if err := os.Remove(found.path); err != nil {
+			return fmt.Errorf("renew pin: %w", err)
+		}
+	}
+	if err := p.filter(ns, own); err != nil {
+		return err
+	}
+	if found == p.held[own.device].pin {
+		return nil
+	}
+	if err := os.Remove(found.path); err != nil {
+		return fmt.Errorf("take over pin: %w", err)
+	}
+	return nil
+}
+
+// keep pins a hold and keeps it open.
+func (p *Program) keep(h hold, own pin) error {
+	if err := h.pin(own.path); err != nil {
+		return fmt.Errorf("pin what steers network namespace %d: %w", own.inode, err)
+	}
+	p.hold(h, own)
+	return nil
+}
+
+func (p *Program) hold(h hold, own pin) {
+	if before, ok := p.held[own.device]; ok && before.hold != h {
+		_ = before.Close()
+	}
+	p.held[own.device] = held{own, h}
+}
+
+// tidy removes what else there is in the namespace: what an agent of another datapath has left, and what belonged to devices that
+// are gone.
+func (p *Program) tidy(ns Namespace, hooks []hook, pins []pin) error {
+	for device, h := range p.held {
+		if !slices.Contains(hooks, h.hook) || h.inode != ns.Inode() {
+			_ = h.Close()
+			delete(p.held, device)
+		}
+	}
+	var errs []error
+	for _, o := range pins {
+		if h, ok := p.held[o.device]; ok && h.pin == o || !o.exists() {
+			continue
+		}
+		errs = append(errs, o.unloadIf(visitor(ns), always))
+	}
+	return errors.Join(errs...)
+}
+
+// Detach leaves all new connections of the pod to the app, unless a younger agent has taken over, whose business it is now.
+func (p *Program) Detach() error {
+	if len(p.held) == 0 {
+		return nil
+	}
+	err := inDirectory(p.node.dir(), false, func(pins []pin) error {
+		var errs []error
+		for _, h := range p.held {
+			if slices.Contains(pins, h.pin) {
+				errs = append(errs, h.detach(), os.Remove(h.path))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	for device, h := range p.held {
+		if h.leadsTo(p.id) { // without a pin
+			err = errors.Join(err, h.detach())
+		}
+		if err == nil {
+			err = h.Close()
+			delete(p.held, device)
+		}
+	}
+	return err
+}

@@ -1,0 +1,129 @@
+package steer
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/bpf"
+)
+
+// Datapath is a way of steering.
+type Datapath string
+
+// Auto and TC leave the rest of the choice to what the kernel can do.
+const (
+	Auto     Datapath = "auto"      // SkLookup, else TC
+	SkLookup Datapath = "sk_lookup" // where the kernel looks for the socket of a new connection, from Linux 5.9 on
+	TC       Datapath = "tc"        // TCX, else ClsAct
+	TCX      Datapath = "tcx"       // at the ingress of devices, by links, from Linux 6.6 on
+	ClsAct   Datapath = "clsact"    // at the ingress of devices, by filters, from Linux 5.8 on
+)
+
+// ParseDatapath reads one of the three among which people choose.
+func ParseDatapath(text string) (Datapath, error) {
+	if d := Datapath(text); slices.Contains([]Datapath{Auto, SkLookup, TC}, d) {
+		return d, nil
+	}
+	return "", fmt.Errorf("there is no datapath %q: use %s, %s or %s", text, Auto, SkLookup, TC)
+}
+
+// candidates are what a choice leaves open, the best first.
+func (d Datapath) candidates() []Datapath {
+	switch d {
+	case Auto, "":
+		return []Datapath{SkLookup, TCX, ClsAct}
+	case TC:
+		return []Datapath{TCX, ClsAct}
+	default:
+		return []Datapath{d}
+	}
+}
+
+// choose asks the kernel what it can do, and gives the reason for what it takes.
+func choose(want Datapath) (chosen Datapath, why string, err error) {
+	var reasons []string
+	if want != Auto && want != "" {
+		reasons = append(reasons, fmt.Sprintf("chosen by --datapath=%s", want))
+	}
+	var errs []error
+	for _, d := range want.candidates() {
+		err := d.supported()
+		if err == nil {
+			if len(reasons) == 0 {
+				reasons = append(reasons, "the kernel has it")
+			}
+			return d, strings.Join(reasons, "; "), nil
+		}
+		errs = append(errs, err)
+		reasons = append(reasons, err.Error())
+	}
+	return "", "", errors.Join(errs...)
+}
+
+func (d Datapath) supported() error {
+	switch d {
+	case SkLookup:
+		return bpf.Supported()
+	case TCX:
+		return try(func(p *ebpf.Program) error {
+			l, err := attachTCX(loopback, p)
+			if errors.Is(err, ebpf.ErrNotSupported) {
+				return fmt.Errorf("tcx needs Linux 6.6: %w", err)
+			} else if err != nil {
+				return fmt.Errorf("attach by tcx: %w", err)
+			}
+			return l.Close()
+		})
+	case ClsAct:
+		return try(func(p *ebpf.Program) error {
+			if _, err := addFilter(loopback, p); err != nil {
+				return fmt.Errorf("steering by TC needs a Linux with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: %w", err)
+			}
+			return nil
+		})
+	}
+	return fmt.Errorf("there is no datapath %q", d)
+}
+
+// loopback is the index of lo in every network namespace.
+const loopback = 1
+
+// try loads the program for TC and lets attach try it in a network namespace that nobody else uses and that is gone afterwards.
+func try(attach func(*ebpf.Program) error) error {
+	if err := bpf.SupportedTC(); err != nil {
+		return err
+	}
+	heartbeat, err := bpf.NewHeartbeat()
+	if err != nil {
+		return err
+	}
+	defer heartbeat.Close()
+	objs, err := bpf.LoadSteerTC(heartbeat)
+	if err != nil {
+		return err
+	}
+	defer objs.Close()
+	result := make(chan error)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and the namespace with the thread.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			result <- fmt.Errorf("make a network namespace to try steering by TC in: %w", err)
+			return
+		}
+		result <- attach(objs.Program)
+	}()
+	return <-result
+}
+
+func attachTCX(device int, p *ebpf.Program) (link.Link, error) {
+	// Before all others: what ends the chain would hide packets from us, and we never end it.
+	return link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+}
