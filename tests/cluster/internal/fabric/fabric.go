@@ -29,8 +29,10 @@ func Path(p plan.Plan, name string) string { return filepath.Join(netnsDir, p.Ne
 
 // Up makes what is missing of the network.
 func Up(p plan.Plan) error {
-	if err := shareNetnsDir(); err != nil {
-		return err
+	if len(Inodes(p)) == 0 {
+		if err := shareNetnsDir(); err != nil {
+			return err
+		}
 	}
 	for _, name := range append(p.Machines(), plan.Fabric) {
 		if err := createNetns(Path(p, name)); err != nil {
@@ -79,7 +81,7 @@ func Down(p plan.Plan) error {
 }
 
 // shareNetnsDir makes the directory a shared mount, as ip(8) does when it finds none. Were that left to a later "ip netns add", its new
-// mount would hide those made here, and nobody could remove them.
+// mount would hide those made here, and nobody could remove them. For the same reason it is done before any is made.
 func shareNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return err
