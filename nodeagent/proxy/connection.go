@@ -9,6 +9,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/http2"
 	"sidestep.dev/sidestep/nodeagent/proxy/router"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
@@ -70,24 +71,35 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// serveRequests takes the connection request by request, if it speaks HTTP/1.
+// serveRequests takes the connection request by request, if it speaks HTTP.
 func (c *connection) serveRequests(ctx context.Context) {
 	p := c.proxy
+	passed := func(n int) { p.metrics.passed.Add(float64(n)) }
+	recovered := func(v any) { p.recovered(c.target, v) }
 	router.Run(ctx, router.Config{
 		Client: c.client,
 		Dial:   func(ctx context.Context) (stream.Duplex, error) { return c.dial(ctx) },
-		Claim: func(head match.Head) router.Claim {
-			if rule := c.target.rules.Load().http(head); rule != nil {
-				return &claim{connection: c, rule: rule}
-			}
-			return nil
+		Claim:  c.claim,
+		HTTP2: func(ctx context.Context, app stream.Duplex) router.HTTP2 {
+			return http2.New(ctx, http2.Config{
+				Client: c.client, App: app, Claim: c.claim, Passed: passed,
+				OpenTimeout: p.cfg.OpenTimeout, Recovered: recovered, Log: p.cfg.Log,
+			})
 		},
 		Claimable:   func() bool { return c.target.rules.Load().claimable() },
-		Passed:      func(n int) { p.metrics.passed.Add(float64(n)) },
+		Passed:      passed,
 		OpenTimeout: p.cfg.OpenTimeout,
-		Recovered:   func(v any) { p.recovered(c.target, v) },
+		Recovered:   recovered,
 		Log:         p.cfg.Log,
 	})
+}
+
+// claim returns the claim on a request, or nil if it is the app's.
+func (c *connection) claim(head match.Head) router.Claim {
+	if rule := c.target.rules.Load().http(head); rule != nil {
+		return &claim{connection: c, rule: rule}
+	}
+	return nil
 }
 
 func (c *connection) dial(ctx context.Context) (*stream.TCP, error) {

@@ -141,6 +141,9 @@ func (p *peer) unsolicited() bool {
 	r := p.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.awaitPreface(p.buf.Bytes()); r.http2 != nil {
+		return true
+	}
 	if r.app != p || p.unanswered.len() > 0 {
 		return r.app == p
 	}

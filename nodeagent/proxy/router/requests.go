@@ -64,6 +64,15 @@ func (r *Router) next() (more bool, err error) {
 	if len(p) == 0 {
 		return true, nil
 	}
+	if r.first && r.HTTP2 != nil {
+		switch n := min(len(p), len(preface)); {
+		case string(p[:n]) != preface[:n]:
+		case n < len(preface):
+			return true, nil
+		default:
+			return false, r.handOver()
+		}
+	}
 	if r.first && !http1.MayBeRequest(p) {
 		return false, r.turnRaw(nil)
 	}
@@ -74,7 +83,10 @@ func (r *Router) next() (more bool, err error) {
 	if n == 0 {
 		return true, nil
 	}
-	r.first = false
+	if r.first {
+		r.first = false
+		r.speaks()
+	}
 	if claim := r.Claim(&r.req); claim != nil {
 		taken, err := r.offer(claim, n)
 		if taken || err != nil {

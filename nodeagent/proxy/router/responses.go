@@ -41,6 +41,9 @@ func (p *peer) respond() {
 	defer p.buf.Free()
 	p.resp.Reset()
 	for {
+		if p.claim == nil && p.takenOver(nil) {
+			return
+		}
 		if p.claim == nil && p.r.raw.Load() {
 			p.copyRaw()
 			return
@@ -56,7 +59,9 @@ func (p *peer) respond() {
 			return
 		}
 		if err := p.Fill(&p.buf); err != nil {
-			p.peerEnded(err)
+			if p.claim != nil || !p.takenOver(err) {
+				p.peerEnded(err)
+			}
 			return
 		}
 	}

@@ -57,6 +57,8 @@ type Config struct {
 	Claimable func() bool
 	// Passed is called for each n requests that go to the app.
 	Passed func(n int)
+	// HTTP2 makes what takes over a connection that begins with the preface of HTTP/2. nil: the app has such a connection unread.
+	HTTP2 func(ctx context.Context, app stream.Duplex) HTTP2
 	// OpenTimeout is how long a laptop may take to answer OPEN.
 	OpenTimeout time.Duration
 	// Recovered is called with what a goroutine of the connection panicked with. The connection is reset then.
@@ -82,6 +84,7 @@ const (
 var (
 	errAborted = errors.New("connection was reset")
 	errClosing = errors.New("connection is being closed")
+	errOver    = errors.New("connection is over")
 )
 
 // errUnanswered is why a request that a laptop had taken goes to the app.
@@ -114,6 +117,8 @@ type Router struct {
 	http     bool    // the app has been sent requests, and nothing but
 	gone     bool    // the client sends no more
 	linger   bool    // the client's read deadline means the end
+	spoken   bool    // the client has shown what it speaks
+	http2    HTTP2   // who has taken the connection over
 	closing  bool    // the client was sent all that it gets
 	aborted  bool
 }
