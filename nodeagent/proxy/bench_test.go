@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	case role[0] == "app":
 		benchApp()
+	case role[0] == "h2app":
+		benchH2App()
 	default:
 		benchLoad(role[0], role[1], role[2], role[3])
 	}
@@ -52,7 +54,7 @@ func leaked() string {
 		all := make([]byte, 10<<20)
 		all = all[:runtime.Stack(all, true)]
 		for stack := range strings.SplitSeq(string(all), "\n\n") {
-			if strings.Contains(stack, "/proxy/router.") || strings.Contains(stack, "/proxy/stream.") || strings.Contains(stack, "proxy.(*connection)") {
+			if strings.Contains(stack, "/proxy/router.") || strings.Contains(stack, "/proxy/http2.") || strings.Contains(stack, "/proxy/stream.") || strings.Contains(stack, "proxy.(*connection)") {
 				left = append(left, stack)
 			}
 		}

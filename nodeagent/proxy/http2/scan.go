@@ -36,6 +36,7 @@ func (s *Session) scan(f *flow, b *stream.Buffer) (more bool, err error) {
 		s.mixed, s.appSpoke = true, true
 	}
 	if n > 0 {
+		s.greeted = s.greeted || f == s.down
 		f.to.forward(p[:n], f.data.left > 0)
 	}
 	if claim != nil {
@@ -43,6 +44,25 @@ func (s *Session) scan(f *flow, b *stream.Buffer) (more bool, err error) {
 	}
 	b.Drop(n)
 	return err == nil && claim == nil, err
+}
+
+// greet passes the app's first frame as it is, before all that waits for it.
+func (s *Session) greet(b *stream.Buffer) (more bool, err error) {
+	u, err := parse(b.Bytes(), &s.down.scratch)
+	if err != nil || u.all == nil {
+		return true, err
+	}
+	if u.kind != http2.FrameSettings {
+		return false, doubtStream
+	}
+	if _, err := s.see(s.down, &u); err != nil {
+		return false, err
+	}
+	s.greeted = true
+	s.toCli.acquire()
+	s.toCli.forward(u.all, false)
+	b.Drop(len(u.all))
+	return false, nil
 }
 
 // see takes note of a frame that passes as it is, unless it is a request that is claimed.

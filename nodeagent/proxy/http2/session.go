@@ -74,6 +74,7 @@ type Session struct {
 	aborted bool
 	appDone bool // the app's side has ended
 	goneAt  bool // the app has sent GOAWAY
+	greeted bool // the client has the app's first frame, before which it must not get any other
 	passed  int  // requests not yet reported
 
 	appSpoke, lapSpoke bool // the app, a laptop, has answered something since the client's last PING
@@ -94,6 +95,7 @@ func New(ctx context.Context, cfg Config) *Session {
 	s.changed.L = &s.mu
 	s.toApp, s.toCli = newOutlet(cfg.App, &s.mu), newOutlet(cfg.Client, &s.mu)
 	s.up, s.down = newFlow(s.toApp, s.toCli), newFlow(s.toCli, s.toApp)
+	s.toCli.mid = true // until it is greeted
 	s.up.data = passing{left: len(http2.ClientPreface), asIs: true}
 	return s
 }
@@ -166,12 +168,15 @@ func (s *Session) FromApp(b *stream.Buffer, err error) {
 // pump takes what comes from src. It ends with an error.
 func (s *Session) pump(src stream.Duplex, f *flow, b *stream.Buffer) error {
 	for {
-		if b.Len() > 0 {
+		if many := b.Len() >= stream.Size; b.Len() > 0 {
 			if err := s.step(f, b); err != nil {
 				return err
 			}
 			if s.isRaw() {
 				return s.copyRaw(src, f, b)
+			}
+			if many && b.Len() == 0 {
+				b.Grow()
 			}
 		}
 		err := src.Fill(b)
@@ -233,26 +238,8 @@ func (s *Session) step(f *flow, b *stream.Buffer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
-	for err == nil && b.Len() > 0 && !s.raw {
-		switch {
-		case s.closing:
-			return errClosing
-		case f.data.asIs && f.data.left > 0 && s.mixed:
-			f.passAsIs(b)
-			continue
-		}
-		if !s.mixed {
-			f.to.acquire() // without the lock for a while
-		}
-		var more bool
-		if s.mixed {
-			more, err = s.sort(f, b)
-		} else {
-			more, err = s.scan(f, b)
-		}
-		if more {
-			break
-		}
+	for more := false; err == nil && !more && b.Len() > 0 && !s.raw; {
+		more, err = s.some(f, b)
 	}
 	if s.passed > 0 {
 		s.Passed(s.passed)
@@ -270,6 +257,25 @@ func (s *Session) step(f *flow, b *stream.Buffer) error {
 		s.mu.Lock()
 	}
 	return err
+}
+
+// some passes on some of what there is in b. more says that it needs more.
+func (s *Session) some(f *flow, b *stream.Buffer) (more bool, err error) {
+	if !s.mixed {
+		f.to.acquire() // without the lock for a while
+	}
+	switch {
+	case s.closing:
+		return false, errClosing
+	case !s.mixed:
+		return s.scan(f, b)
+	case f.data.asIs && f.data.left > 0:
+		f.passAsIs(b)
+		return false, nil
+	case f == s.down && !s.greeted:
+		return s.greet(b)
+	}
+	return s.sort(f, b)
 }
 
 // settle has written what was added.

@@ -77,6 +77,14 @@ func (b *Buffer) room() []byte {
 	return b.mem[b.w:]
 }
 
+// Grow has the next Fill take as much as a buffer can hold, if there are bytes at once. b is empty.
+func (b *Buffer) Grow() {
+	if b.mem == nil {
+		b.large = larges.Get().(*[Large]byte)
+		b.mem = b.large[:]
+	}
+}
+
 // readFrom adds one Read's worth.
 func (b *Buffer) readFrom(r io.Reader) error {
 	room := b.room()
