@@ -533,6 +533,8 @@ type InterceptInfo struct {
 	Coverage      string                 `protobuf:"bytes,13,opt,name=coverage,proto3" json:"coverage,omitempty"`
 	Pods          []*PodInfo             `protobuf:"bytes,14,rep,name=pods,proto3" json:"pods,omitempty"`
 	CurlHeaders   []string               `protobuf:"bytes,15,rep,name=curl_headers,json=curlHeaders,proto3" json:"curl_headers,omitempty"` // "name: value" of exact header conditions, to paste into curl -H
+	Id            string                 `protobuf:"bytes,30,opt,name=id,proto3" json:"id,omitempty"`                                      // <session>:<name>
+	Container     string                 `protobuf:"bytes,31,opt,name=container,proto3" json:"container,omitempty"`                        // as it was asked for; empty when the port tells
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -670,6 +672,20 @@ func (x *InterceptInfo) GetCurlHeaders() []string {
 		return x.CurlHeaders
 	}
 	return nil
+}
+
+func (x *InterceptInfo) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *InterceptInfo) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
 }
 
 type PodInfo struct {
@@ -1194,6 +1210,222 @@ func (x *LeaveReply) GetLeft() *InterceptInfo {
 	return nil
 }
 
+type HoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Intercept     string                 `protobuf:"bytes,1,opt,name=intercept,proto3" json:"intercept,omitempty"` // its name; empty: the session
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HoldRequest) GetIntercept() string {
+	if x != nil {
+		return x.Intercept
+	}
+	return ""
+}
+
+type HoldEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldEvent) Reset() {
+	*x = HoldEvent{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldEvent) ProtoMessage() {}
+
+func (x *HoldEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldEvent.ProtoReflect.Descriptor instead.
+func (*HoldEvent) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
+}
+
+type ConfigInfo struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	LogLevel          string                 `protobuf:"bytes,1,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`
+	LogLevelRevertsMs int64                  `protobuf:"varint,2,opt,name=log_level_reverts_ms,json=logLevelRevertsMs,proto3" json:"log_level_reverts_ms,omitempty"` // until the level is what it was at the start; 0: it stays
+	Socket            string                 `protobuf:"bytes,3,opt,name=socket,proto3" json:"socket,omitempty"`
+	LogFile           string                 `protobuf:"bytes,4,opt,name=log_file,json=logFile,proto3" json:"log_file,omitempty"`
+	SessionFile       string                 `protobuf:"bytes,5,opt,name=session_file,json=sessionFile,proto3" json:"session_file,omitempty"`
+	SessionGraceMs    int64                  `protobuf:"varint,6,opt,name=session_grace_ms,json=sessionGraceMs,proto3" json:"session_grace_ms,omitempty"` // how long intercepts outlive a laptop that is away; 0: not connected
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ConfigInfo) Reset() {
+	*x = ConfigInfo{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigInfo) ProtoMessage() {}
+
+func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigInfo.ProtoReflect.Descriptor instead.
+func (*ConfigInfo) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ConfigInfo) GetLogLevel() string {
+	if x != nil {
+		return x.LogLevel
+	}
+	return ""
+}
+
+func (x *ConfigInfo) GetLogLevelRevertsMs() int64 {
+	if x != nil {
+		return x.LogLevelRevertsMs
+	}
+	return 0
+}
+
+func (x *ConfigInfo) GetSocket() string {
+	if x != nil {
+		return x.Socket
+	}
+	return ""
+}
+
+func (x *ConfigInfo) GetLogFile() string {
+	if x != nil {
+		return x.LogFile
+	}
+	return ""
+}
+
+func (x *ConfigInfo) GetSessionFile() string {
+	if x != nil {
+		return x.SessionFile
+	}
+	return ""
+}
+
+func (x *ConfigInfo) GetSessionGraceMs() int64 {
+	if x != nil {
+		return x.SessionGraceMs
+	}
+	return 0
+}
+
+type LogLevelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Level         string                 `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`                              // debug, info, warn or error
+	DurationMs    int64                  `protobuf:"varint,2,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"` // 0: until the daemon ends
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLevelRequest) Reset() {
+	*x = LogLevelRequest{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLevelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLevelRequest) ProtoMessage() {}
+
+func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLevelRequest.ProtoReflect.Descriptor instead.
+func (*LogLevelRequest) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LogLevelRequest) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *LogLevelRequest) GetDurationMs() int64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
 var File_api_daemonpb_daemon_proto protoreflect.FileDescriptor
 
 const file_api_daemonpb_daemon_proto_rawDesc = "" +
@@ -1248,7 +1480,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
 	"intercepts\x18\x05 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\n" +
 	"intercepts\x129\n" +
-	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\xd7\x03\n" +
+	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\x85\x04\n" +
 	"\rInterceptInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
@@ -1267,7 +1499,9 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x06holder\x18\f \x01(\tR\x06holder\x12\x1a\n" +
 	"\bcoverage\x18\r \x01(\tR\bcoverage\x12/\n" +
 	"\x04pods\x18\x0e \x03(\v2\x1b.sidestep.daemon.v1.PodInfoR\x04pods\x12!\n" +
-	"\fcurl_headers\x18\x0f \x03(\tR\vcurlHeaders\"g\n" +
+	"\fcurl_headers\x18\x0f \x03(\tR\vcurlHeaders\x12\x0e\n" +
+	"\x02id\x18\x1e \x01(\tR\x02id\x12\x1c\n" +
+	"\tcontainer\x18\x1f \x01(\tR\tcontainer\"g\n" +
 	"\aPodInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
@@ -1309,7 +1543,22 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"C\n" +
 	"\n" +
 	"LeaveReply\x125\n" +
-	"\x04left\x18\x01 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x04left2\xd1\x04\n" +
+	"\x04left\x18\x01 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x04left\"+\n" +
+	"\vHoldRequest\x12\x1c\n" +
+	"\tintercept\x18\x01 \x01(\tR\tintercept\"\v\n" +
+	"\tHoldEvent\"\xda\x01\n" +
+	"\n" +
+	"ConfigInfo\x12\x1b\n" +
+	"\tlog_level\x18\x01 \x01(\tR\blogLevel\x12/\n" +
+	"\x14log_level_reverts_ms\x18\x02 \x01(\x03R\x11logLevelRevertsMs\x12\x16\n" +
+	"\x06socket\x18\x03 \x01(\tR\x06socket\x12\x19\n" +
+	"\blog_file\x18\x04 \x01(\tR\alogFile\x12!\n" +
+	"\fsession_file\x18\x05 \x01(\tR\vsessionFile\x12(\n" +
+	"\x10session_grace_ms\x18\x06 \x01(\x03R\x0esessionGraceMs\"H\n" +
+	"\x0fLogLevelRequest\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level\x12\x1f\n" +
+	"\vduration_ms\x18\x02 \x01(\x03R\n" +
+	"durationMs2\xaf\x06\n" +
 	"\x06Daemon\x12E\n" +
 	"\aVersion\x12\x19.sidestep.daemon.v1.Empty\x1a\x1f.sidestep.daemon.v1.VersionInfo\x12C\n" +
 	"\x06Status\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.StatusInfo\x12M\n" +
@@ -1319,7 +1568,10 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04Quit\x12\x19.sidestep.daemon.v1.Empty\x1a\x19.sidestep.daemon.v1.Empty\x12F\n" +
 	"\x04List\x12\x1f.sidestep.daemon.v1.ListRequest\x1a\x1d.sidestep.daemon.v1.ListReply\x12W\n" +
 	"\tIntercept\x12$.sidestep.daemon.v1.InterceptRequest\x1a\".sidestep.daemon.v1.InterceptEvent0\x01\x12I\n" +
-	"\x05Leave\x12 .sidestep.daemon.v1.LeaveRequest\x1a\x1e.sidestep.daemon.v1.LeaveReplyB$Z\"sidestep.dev/sidestep/api/daemonpbb\x06proto3"
+	"\x05Leave\x12 .sidestep.daemon.v1.LeaveRequest\x1a\x1e.sidestep.daemon.v1.LeaveReply\x12H\n" +
+	"\x04Hold\x12\x1f.sidestep.daemon.v1.HoldRequest\x1a\x1d.sidestep.daemon.v1.HoldEvent0\x01\x12C\n" +
+	"\x06Config\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.ConfigInfo\x12M\n" +
+	"\vSetLogLevel\x12#.sidestep.daemon.v1.LogLevelRequest\x1a\x19.sidestep.daemon.v1.EmptyB$Z\"sidestep.dev/sidestep/api/daemonpbb\x06proto3"
 
 var (
 	file_api_daemonpb_daemon_proto_rawDescOnce sync.Once
@@ -1333,7 +1585,7 @@ func file_api_daemonpb_daemon_proto_rawDescGZIP() []byte {
 	return file_api_daemonpb_daemon_proto_rawDescData
 }
 
-var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: sidestep.daemon.v1.Empty
 	(*VersionInfo)(nil),      // 1: sidestep.daemon.v1.VersionInfo
@@ -1350,10 +1602,14 @@ var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*InterceptEvent)(nil),   // 12: sidestep.daemon.v1.InterceptEvent
 	(*LeaveRequest)(nil),     // 13: sidestep.daemon.v1.LeaveRequest
 	(*LeaveReply)(nil),       // 14: sidestep.daemon.v1.LeaveReply
-	nil,                      // 15: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(*HoldRequest)(nil),      // 15: sidestep.daemon.v1.HoldRequest
+	(*HoldEvent)(nil),        // 16: sidestep.daemon.v1.HoldEvent
+	(*ConfigInfo)(nil),       // 17: sidestep.daemon.v1.ConfigInfo
+	(*LogLevelRequest)(nil),  // 18: sidestep.daemon.v1.LogLevelRequest
+	nil,                      // 19: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
-	15, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	19, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 	1,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
 	7,  // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
 	6,  // 3: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
@@ -1372,16 +1628,22 @@ var file_api_daemonpb_daemon_proto_depIdxs = []int32{
 	4,  // 16: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
 	9,  // 17: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
 	13, // 18: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	1,  // 19: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	3,  // 20: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	3,  // 21: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	0,  // 22: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	0,  // 23: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	5,  // 24: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	12, // 25: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	14, // 26: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
+	15, // 19: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	0,  // 20: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	18, // 21: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	1,  // 22: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	3,  // 23: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	3,  // 24: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	0,  // 25: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	0,  // 26: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	5,  // 27: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	12, // 28: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	14, // 29: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	16, // 30: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	17, // 31: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	0,  // 32: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	22, // [22:33] is the sub-list for method output_type
+	11, // [11:22] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -1403,7 +1665,7 @@ func file_api_daemonpb_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_daemonpb_daemon_proto_rawDesc), len(file_api_daemonpb_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,14 +20,17 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Daemon_Version_FullMethodName    = "/sidestep.daemon.v1.Daemon/Version"
-	Daemon_Status_FullMethodName     = "/sidestep.daemon.v1.Daemon/Status"
-	Daemon_Connect_FullMethodName    = "/sidestep.daemon.v1.Daemon/Connect"
-	Daemon_Disconnect_FullMethodName = "/sidestep.daemon.v1.Daemon/Disconnect"
-	Daemon_Quit_FullMethodName       = "/sidestep.daemon.v1.Daemon/Quit"
-	Daemon_List_FullMethodName       = "/sidestep.daemon.v1.Daemon/List"
-	Daemon_Intercept_FullMethodName  = "/sidestep.daemon.v1.Daemon/Intercept"
-	Daemon_Leave_FullMethodName      = "/sidestep.daemon.v1.Daemon/Leave"
+	Daemon_Version_FullMethodName     = "/sidestep.daemon.v1.Daemon/Version"
+	Daemon_Status_FullMethodName      = "/sidestep.daemon.v1.Daemon/Status"
+	Daemon_Connect_FullMethodName     = "/sidestep.daemon.v1.Daemon/Connect"
+	Daemon_Disconnect_FullMethodName  = "/sidestep.daemon.v1.Daemon/Disconnect"
+	Daemon_Quit_FullMethodName        = "/sidestep.daemon.v1.Daemon/Quit"
+	Daemon_List_FullMethodName        = "/sidestep.daemon.v1.Daemon/List"
+	Daemon_Intercept_FullMethodName   = "/sidestep.daemon.v1.Daemon/Intercept"
+	Daemon_Leave_FullMethodName       = "/sidestep.daemon.v1.Daemon/Leave"
+	Daemon_Hold_FullMethodName        = "/sidestep.daemon.v1.Daemon/Hold"
+	Daemon_Config_FullMethodName      = "/sidestep.daemon.v1.Daemon/Config"
+	Daemon_SetLogLevel_FullMethodName = "/sidestep.daemon.v1.Daemon/SetLogLevel"
 )
 
 // DaemonClient is the client API for Daemon service.
@@ -47,6 +50,13 @@ type DaemonClient interface {
 	// what it had made.
 	Intercept(ctx context.Context, in *InterceptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InterceptEvent], error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error)
+	// Hold ties an intercept, or the session, to the caller: when the call ends before the intercept does, because the caller has died or has had
+	// enough, the daemon leaves it. The stream sends one event when it holds, and ends with OK when the intercept, or the session, is gone.
+	Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HoldEvent], error)
+	// Config is how the daemon runs.
+	Config(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ConfigInfo, error)
+	// SetLogLevel changes what the daemon logs, for a while.
+	SetLogLevel(ctx context.Context, in *LogLevelRequest, opts ...grpc.CallOption) (*Empty, error)
 }
 
 type daemonClient struct {
@@ -146,6 +156,45 @@ func (c *daemonClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *daemonClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HoldEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Daemon_ServiceDesc.Streams[1], Daemon_Hold_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[HoldRequest, HoldEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Daemon_HoldClient = grpc.ServerStreamingClient[HoldEvent]
+
+func (c *daemonClient) Config(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ConfigInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfigInfo)
+	err := c.cc.Invoke(ctx, Daemon_Config_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *daemonClient) SetLogLevel(ctx context.Context, in *LogLevelRequest, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, Daemon_SetLogLevel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DaemonServer is the server API for Daemon service.
 // All implementations must embed UnimplementedDaemonServer
 // for forward compatibility.
@@ -163,6 +212,13 @@ type DaemonServer interface {
 	// what it had made.
 	Intercept(*InterceptRequest, grpc.ServerStreamingServer[InterceptEvent]) error
 	Leave(context.Context, *LeaveRequest) (*LeaveReply, error)
+	// Hold ties an intercept, or the session, to the caller: when the call ends before the intercept does, because the caller has died or has had
+	// enough, the daemon leaves it. The stream sends one event when it holds, and ends with OK when the intercept, or the session, is gone.
+	Hold(*HoldRequest, grpc.ServerStreamingServer[HoldEvent]) error
+	// Config is how the daemon runs.
+	Config(context.Context, *Empty) (*ConfigInfo, error)
+	// SetLogLevel changes what the daemon logs, for a while.
+	SetLogLevel(context.Context, *LogLevelRequest) (*Empty, error)
 	mustEmbedUnimplementedDaemonServer()
 }
 
@@ -196,6 +252,15 @@ func (UnimplementedDaemonServer) Intercept(*InterceptRequest, grpc.ServerStreami
 }
 func (UnimplementedDaemonServer) Leave(context.Context, *LeaveRequest) (*LeaveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedDaemonServer) Hold(*HoldRequest, grpc.ServerStreamingServer[HoldEvent]) error {
+	return status.Error(codes.Unimplemented, "method Hold not implemented")
+}
+func (UnimplementedDaemonServer) Config(context.Context, *Empty) (*ConfigInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method Config not implemented")
+}
+func (UnimplementedDaemonServer) SetLogLevel(context.Context, *LogLevelRequest) (*Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetLogLevel not implemented")
 }
 func (UnimplementedDaemonServer) mustEmbedUnimplementedDaemonServer() {}
 func (UnimplementedDaemonServer) testEmbeddedByValue()                {}
@@ -355,6 +420,53 @@ func _Daemon_Leave_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Daemon_Hold_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(HoldRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DaemonServer).Hold(m, &grpc.GenericServerStream[HoldRequest, HoldEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Daemon_HoldServer = grpc.ServerStreamingServer[HoldEvent]
+
+func _Daemon_Config_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServer).Config(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Daemon_Config_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServer).Config(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Daemon_SetLogLevel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LogLevelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServer).SetLogLevel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Daemon_SetLogLevel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServer).SetLogLevel(ctx, req.(*LogLevelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Daemon_ServiceDesc is the grpc.ServiceDesc for Daemon service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -390,11 +502,24 @@ var Daemon_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Leave",
 			Handler:    _Daemon_Leave_Handler,
 		},
+		{
+			MethodName: "Config",
+			Handler:    _Daemon_Config_Handler,
+		},
+		{
+			MethodName: "SetLogLevel",
+			Handler:    _Daemon_SetLogLevel_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Intercept",
 			Handler:       _Daemon_Intercept_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Hold",
+			Handler:       _Daemon_Hold_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -76,30 +76,13 @@ func (e *env) runConnect(cmd *cobra.Command, g *global, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return e.runThen(ctx, args, func(ctx context.Context) error {
-		if before.GetSession() != "" {
-			return nil
-		}
+	if before.GetSession() != "" { // it was there before, and stays
+		return e.runFree(ctx, args)
+	}
+	return e.runHeld(ctx, g, s, "", program{args: args}, func(ctx context.Context, s *session) error {
 		_, err := s.Disconnect(ctx, &daemonpb.Empty{})
 		return e.warnLeft(g, err)
 	})
-}
-
-// runThen runs a program and afterwards, however it ended, undo.
-func (e *env) runThen(ctx context.Context, args []string, undo func(context.Context) error) error {
-	code, err := e.run(ctx, args)
-	undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
-	defer cancel()
-	undoErr := undo(undoCtx)
-	switch {
-	case err != nil:
-		return fmt.Errorf("run %s: %w", args[0], err)
-	case undoErr != nil:
-		return undoErr
-	case code != 0:
-		return programError(code)
-	}
-	return nil
 }
 
 func newQuitCmd(e *env, g *global) *cobra.Command {

@@ -4,7 +4,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -56,7 +55,9 @@ type env struct {
 	// cluster reaches the cluster past the daemon, for what is done before there is a traffic manager and after there was one.
 	cluster func(install.Options) (cluster, error)
 	// run runs a program on this terminal until it ends and returns its exit code.
-	run func(ctx context.Context, args []string) (int, error)
+	run func(context.Context, program) (int, error)
+	// lookPath finds a program on the PATH.
+	lookPath func(string) (string, error)
 }
 
 // cluster is what the commands do to a cluster without the daemon.
@@ -95,7 +96,7 @@ func processEnv() *env {
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		getenv: os.Getenv, isTerminal: isTerminal, workingDir: os.Getwd,
 		dial: socket.Dial, saved: socket.Saved, clean: socket.Clean, foreground: runDaemon,
-		run: runProgram,
+		run: runProgram, lookPath: exec.LookPath,
 	}
 	e.launch = e.launchProcess
 	e.chart, _ = fs.Sub(deploy.Chart, "chart")
@@ -161,42 +162,4 @@ func runDaemon(ctx context.Context) error {
 		return err
 	}
 	return daemon.Run(ctx, daemon.Options{Socket: path, CacheDir: cache, LogFile: home.Log(cache), LogLevel: os.Getenv("SIDESTEP_LOG_LEVEL")})
-}
-
-// runProgram runs a program on this terminal. What is typed at the terminal, Ctrl-C included, reaches the program from the terminal
-// itself; signals that were sent to this process are passed on.
-func runProgram(ctx context.Context, args []string) (int, error) {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	defer signal.Stop(signals)
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	_, onTerminal := isTerminal(os.Stdin)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for {
-		select {
-		case sig := <-signals:
-			typed := onTerminal && (sig == syscall.SIGINT || sig == syscall.SIGQUIT)
-			if !typed {
-				_ = cmd.Process.Signal(sig)
-			}
-		case err := <-ended:
-			return exitCode(cmd, err)
-		}
-	}
-}
-
-func exitCode(cmd *exec.Cmd, err error) (int, error) {
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		return 0, err
-	}
-	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return 128 + int(status.Signal()), nil
-	}
-	return cmd.ProcessState.ExitCode(), nil
 }

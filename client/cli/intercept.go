@@ -28,7 +28,8 @@ the HTTP requests that match. What does not match, and what this laptop cannot a
 
 NAME is the workload's name, and the intercept's too. With --namespace the intercept is called NAME-NAMESPACE, unless
 --workload names the workload; then NAME is just the intercept's name. With a command after --, the intercept lasts as
-long as the command runs.
+long as the command runs, which finds the intercept's id in $TELEPRESENCE_INTERCEPT_ID; when the intercept is left, the
+command is ended.
 
 Without --http-* flags all TCP connections are taken. Any of them means --mechanism http, and all conditions must hold.
 The command returns when every ready pod sends its matching traffic here. Several developers can share a workload if their
@@ -49,7 +50,10 @@ conditions exclude one another. The same command with another service port moves
   %[1]s intercept try --workload echo --service echo-stable --port 3000:http --namespace shop
 
   # As long as the program runs
-  %[1]s intercept orders --port 9000 -- ./orders --listen :9000`, e.name),
+  %[1]s intercept orders --port 9000 -- ./orders --listen :9000
+
+  # As long as the container runs, which listens on port 8080; flags of docker run go before the image
+  %[1]s intercept orders --port 9000:8080 --docker-run -- --volume ./data:/data registry.example/orders:dev`, e.name),
 		Args:              interceptArgs,
 		ValidArgsFunction: completeInterceptable(e, g),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -60,7 +64,7 @@ conditions exclude one another. The same command with another service port moves
 			if err != nil {
 				return err
 			}
-			return e.runIntercept(cmd, g, req, args[1:])
+			return e.runIntercept(cmd, g, f, req, args[1:])
 		},
 	}
 	f.add(cmd.Flags())
@@ -86,8 +90,18 @@ func interceptArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-func (e *env) runIntercept(cmd *cobra.Command, g *global, req *daemonpb.InterceptRequest, program []string) error {
+func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req *daemonpb.InterceptRequest, args []string) error {
 	ctx := cmd.Context()
+	tool := ""
+	if f.dockerRun {
+		if err := checkContainer(args); err != nil {
+			return err
+		}
+		var err error
+		if tool, err = e.containerTool(); err != nil {
+			return err
+		}
+	}
 	s, err := e.connected(ctx, g)
 	if err != nil {
 		return err
@@ -106,10 +120,16 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, req *daemonpb.Intercep
 	} else {
 		err = layout.NewIntercept(e.stdout, made, e.paint(e.stdout))
 	}
-	if err != nil || len(program) == 0 {
+	if err != nil || len(args) == 0 {
 		return err
 	}
-	return e.runThen(ctx, program, func(ctx context.Context) error {
+	p := program{args: args, vars: variables(made)}
+	if f.dockerRun {
+		if p, err = inContainer(tool, made, f.containerPort, args); err != nil {
+			return err
+		}
+	}
+	return e.runHeld(ctx, g, s, req.GetName(), p, func(ctx context.Context, s *session) error {
 		_, err := s.Leave(ctx, &daemonpb.LeaveRequest{Name: req.GetName()})
 		if status.Code(err) == codes.NotFound {
 			return nil // somebody was quicker: leave, or quit

@@ -108,6 +108,12 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "--http-path-prefix", "api/"},
 		{"orders", "--http-path-equal", "/a", "--http-path-prefix", "/b"},
 		{"orders", "--http-path-equal", "/a", "--http-path-prefix", "/b", "--http-path-regex", "/c"},
+		{"orders", "--docker-run", "--", "image"},
+		{"orders", "--docker-run", "-p", "9000", "--", "image"},
+		{"orders", "--docker-run", "-p", "9000:http", "--", "image"},
+		{"orders", "--docker-run", "-p", "9000:8080"},
+		{"orders", "--docker-run", "-p", "9000:8080", "--", "-d", "image"},
+		{"orders", "--docker-run", "-p", "9000:8080", "--", "--detach=true", "image"},
 		{"orders", "--existing", "some"},
 		{"orders", "--timeout", "-1s"},
 		{"orders", "--timeout", "soon"},
@@ -127,7 +133,7 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 	for _, args := range [][]string{
 		{"--preview-url"}, {"--preview-url=true"}, {"-u"}, {"--ingress-host", "x"}, {"--ingress-port=80"}, {"--ingress-tls"}, {"--ingress-l5", "x"},
 		{"--env-file", "x"}, {"-e", "x"}, {"--env-json=x"}, {"-j", "x"}, {"--env-syntax", "sh"}, {"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
-		{"--to-pod", "8080"}, {"--docker-run"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"}, {"--plaintext"},
+		{"--to-pod", "8080"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"}, {"--plaintext"},
 		{"--http-plaintext"}, {"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
 		{"--existing", "all"}, {"--existing=idle"}, {"--use", "x"}, {"--docker"},
 	} {
@@ -307,13 +313,13 @@ func TestInterceptForTheLengthOfACommand(t *testing.T) {
 	assert.Equal(t, []string{"orders-shop"}, w.daemon.left)
 	assert.Empty(t, w.stderr.String())
 
-	w.run = func(context.Context, []string) (int, error) { return 0, errors.New("no such file") }
+	w.run = func(context.Context, program) (int, error) { return 0, errors.New("no such file") }
 	assert.Equal(t, exitError, w.do("intercept", "orders", "-n", "shop", "--", "./order"))
 	assert.Contains(t, w.stderr.String(), "run ./order: no such file")
 	assert.Len(t, w.daemon.left, 2, "and the intercept is gone")
 
 	w.daemon.status = statusOf()
-	w.run = func(context.Context, []string) (int, error) { return 0, nil }
+	w.run = func(context.Context, program) (int, error) { return 0, nil }
 	assert.Zero(t, w.do("intercept", "orders", "--", "true"), "that somebody else has left it is no error")
 }
 

@@ -22,6 +22,8 @@ type interceptFlags struct {
 	pathEqual, pathPrefix, pathRegexp string
 	existing                          string
 	timeout                           time.Duration
+	dockerRun                         bool
+	containerPort                     int32 // of the container that is run
 	absent                            []absentFlag
 }
 
@@ -50,6 +52,8 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take requests whose whole path matches this RE2 `EXPRESSION`")
 	flags.StringVar(&f.existing, "existing", "auto", "Which `CONNECTIONS` that are already open are taken over")
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
+	flags.BoolVar(&f.dockerRun, "docker-run", false,
+		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
 	f.absent = addAbsentFlags(flags)
 	_ = flags.MarkHidden("match")
 	_ = flags.MarkHidden("existing") // until connections that are already open can be taken over
@@ -118,7 +122,10 @@ func workloadKind(word string) string {
 }
 
 func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
-	if len(f.ports) == 0 {
+	switch {
+	case len(f.ports) == 0 && f.dockerRun:
+		return usagef("--docker-run needs --port LOCAL:CONTAINER[:ID], where CONTAINER is the port that the container listens on")
+	case len(f.ports) == 0:
 		return nil
 	}
 	if len(f.ports) > 1 {
@@ -126,6 +133,12 @@ func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet)
 	}
 	given := f.ports[0]
 	local, id, _ := strings.Cut(given, ":")
+	if f.dockerRun {
+		var err error
+		if id, err = f.cutContainerPort(given, id); err != nil {
+			return err
+		}
+	}
 	if strings.Contains(id, ":") {
 		return usagef("--port %s: not of the form LOCAL[:ID]", given)
 	}
@@ -155,6 +168,18 @@ func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet)
 	}
 	r.PortIdentifier = id
 	return nil
+}
+
+// cutContainerPort cuts CONTAINER off CONTAINER[:ID].
+func (f *interceptFlags) cutContainerPort(given, rest string) (id string, err error) {
+	container, id, _ := strings.Cut(rest, ":")
+	container, _, _ = strings.Cut(container, "/")
+	port, err := strconv.ParseUint(container, 10, 16)
+	if err != nil || port == 0 {
+		return "", usagef("--port %s: with --docker-run it is LOCAL:CONTAINER[:ID], where CONTAINER is the port that the container listens on", given)
+	}
+	f.containerPort = int32(port)
+	return id, nil
 }
 
 func (f *interceptFlags) setAddress(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {

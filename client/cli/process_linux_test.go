@@ -31,8 +31,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// program is the command line as a process of its own, with the daemon of w.
-func program(t *testing.T, w *world, args ...string) *exec.Cmd {
+// asProcess is the command line as a process of its own, with the daemon of w.
+func asProcess(t *testing.T, w *world, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -99,7 +99,7 @@ func (b *buffer) await(t *testing.T, text string) {
 func TestTheExitCodeIsThatOfTheCommand(t *testing.T) {
 	for script, want := range map[string]int{"exit 0": 0, "exit 42": 42, "kill -9 $$": 137} {
 		w := withDaemon(t)
-		cmd := program(t, w, "intercept", "orders", "--", "sh", "-c", script)
+		cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", script)
 		require.NoError(t, cmd.Start())
 		assert.Equal(t, want, exitOf(t, cmd), script)
 		assert.Equal(t, []string{"orders"}, w.left())
@@ -111,7 +111,7 @@ func TestSignalsArePassedOnToTheCommandAndTheInterceptEndsWithIt(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			w := withDaemon(t)
 			out := &buffer{}
-			cmd := program(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo got; kill $!; exit 9' TERM INT HUP; sleep 60 & echo ready; wait`)
+			cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo got; kill $!; exit 9' TERM INT HUP; sleep 60 & echo ready; wait`)
 			cmd.Stdout = out
 			require.NoError(t, cmd.Start())
 			out.await(t, "ready")
@@ -133,7 +133,7 @@ func TestASignalEndsInterceptWithItsExitCode(t *testing.T) {
 			return nil, ctx.Err()
 		})
 		var stderr bytes.Buffer
-		cmd := program(t, w, "intercept", "orders")
+		cmd := asProcess(t, w, "intercept", "orders")
 		cmd.Stderr = &stderr
 		require.NoError(t, cmd.Start())
 		<-called
@@ -168,7 +168,7 @@ func terminal(t *testing.T, cmd *exec.Cmd, columns uint16) (typed io.Writer, sho
 func TestCtrlCAtATerminal(t *testing.T) {
 	t.Run("reaches the command once, and its exit code counts", func(t *testing.T) {
 		w := withDaemon(t)
-		cmd := program(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo got' INT; echo ready; until read line; do :; done; echo "read $line"; exit 5`)
+		cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo got' INT; echo ready; until read line; do :; done; echo "read $line"; exit 5`)
 		keys, screen := terminal(t, cmd, 80)
 		screen.await(t, "ready")
 		_, err := keys.Write([]byte{3})
@@ -187,7 +187,7 @@ func TestCtrlCAtATerminal(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}, "waiting for pods to steer: 1/2, and this text is much too long for the terminal")
-		cmd := program(t, w, "intercept", "orders")
+		cmd := asProcess(t, w, "intercept", "orders")
 		keys, screen := terminal(t, cmd, 40)
 		screen.await(t, "waiting for pods")
 		_, err := keys.Write([]byte{3})
@@ -202,7 +202,7 @@ func TestADaemonThatDoesNotStartIsAnErrorWithItsLog(t *testing.T) {
 	w := newWorld(t)
 	blocked := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(blocked, nil, 0o600))
-	cmd := program(t, w, "connect")
+	cmd := asProcess(t, w, "connect")
 	cmd.Env = append(cmd.Env, "SIDESTEP_DAEMON_SOCKET="+filepath.Join(blocked, "daemon.sock"), "XDG_CACHE_HOME="+t.TempDir())
 	out, err := cmd.CombinedOutput()
 	require.Error(t, err)

@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +52,9 @@ type daemonServer struct {
 	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
 	left      []string
 	leaveErr  error
+	held      []string      // what Hold was called for
+	broken    int           // calls of Hold that the caller has ended
+	gone      chan struct{} // ends every Hold
 
 	requests []proto.Message
 	quit     func()
@@ -127,6 +132,24 @@ func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.Serve
 	return stream.Send(&daemonpb.InterceptEvent{Result: info})
 }
 
+func (d *daemonServer) Hold(r *daemonpb.HoldRequest, stream grpc.ServerStreamingServer[daemonpb.HoldEvent]) error {
+	d.mu.Lock()
+	d.held = append(d.held, r.GetIntercept())
+	d.mu.Unlock()
+	if err := stream.Send(&daemonpb.HoldEvent{}); err != nil {
+		return err
+	}
+	select {
+	case <-d.gone:
+		return nil
+	case <-stream.Context().Done():
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.broken++
+		return stream.Context().Err()
+	}
+}
+
 func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daemonpb.LeaveReply, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -146,8 +169,9 @@ func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daem
 func made(r *daemonpb.InterceptRequest) *daemonpb.InterceptInfo {
 	i := &daemonpb.InterceptInfo{
 		Name: r.GetName(), Namespace: "default", WorkloadKind: "Deployment", Workload: r.GetWorkload(), State: "ACTIVE",
-		Destination: fmt.Sprintf("%s:%d", r.GetAddress(), r.GetLocalPort()), Service: r.GetWorkload(), ServicePort: r.GetPortIdentifier(),
+		Destination: net.JoinHostPort(r.GetAddress(), fmt.Sprint(r.GetLocalPort())), Service: r.GetWorkload(), ServicePort: r.GetPortIdentifier(),
 		Mechanism: r.GetMechanism(), Holder: "jane@laptop", Coverage: "1/1",
+		Id: testSession + ":" + r.GetName(), Container: r.GetContainer(),
 	}
 	if r.GetNamespace() != "" {
 		i.Namespace = r.GetNamespace()
@@ -214,7 +238,9 @@ type world struct {
 	hasSaved       bool
 	terminal       bool // all three streams
 	programs       [][]string
+	programVars    []string // of the last one
 	programCode    int
+	tools          []string // on the PATH
 	socket         string
 	serving        *grpc.Server
 }
@@ -223,7 +249,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, cluster: &clusterSpy{}, stdin: &bytes.Buffer{}, vars: map[string]string{"KUBECONFIG": "kube/config"}}
 	w.socket = filepath.Join(t.TempDir(), "d.sock")
-	w.daemon = &daemonServer{version: testVersion, status: statusOf(), quit: w.stop}
+	w.daemon = &daemonServer{version: testVersion, status: statusOf(), quit: w.stop, gone: make(chan struct{})}
 	t.Cleanup(w.stop)
 	w.env = &env{
 		name: "sidestep", version: testVersion,
@@ -245,9 +271,15 @@ func newWorld(t *testing.T) *world {
 		return socket.DialPath(ctx, w.socket)
 	}
 	w.env.cluster = func(o install.Options) (cluster, error) { w.cluster.options = o; return w.cluster, nil }
-	w.run = func(_ context.Context, args []string) (int, error) {
-		w.programs = append(w.programs, args)
+	w.run = func(_ context.Context, p program) (int, error) {
+		w.programs, w.programVars = append(w.programs, p.args), p.vars
 		return w.programCode, nil
+	}
+	w.lookPath = func(name string) (string, error) {
+		if !slices.Contains(w.tools, name) {
+			return "", exec.ErrNotFound
+		}
+		return "/usr/bin/" + name, nil
 	}
 	return w
 }

@@ -13,8 +13,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/home"
@@ -59,14 +61,14 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer socket.release()
-	log, closeLog, err := newLog(o)
+	log, level, closeLog, err := newLog(o)
 	if err != nil {
 		return err
 	}
 	defer closeLog()
 	log.Info("daemon started", "version", version.Version, "pid", os.Getpid(), "socket", o.Socket)
 
-	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log, Timing: o.Timing, Forward: o.Forward})
+	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log, Timing: o.Timing, Forward: o.Forward}, o, level)
 	s.resume()
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(4<<20),
@@ -77,6 +79,7 @@ func Run(ctx context.Context, o Options) error {
 	go func() { served <- server.Serve(socket) }()
 	why, err := wait(ctx, socket, s.quit, served)
 	log.Info("daemon ends", "why", why)
+	close(s.stopping)
 	shutdown(server)
 	s.close()
 	return err
@@ -110,13 +113,14 @@ func shutdown(server *grpc.Server) {
 }
 
 // newLog logs to the file, or, when that cannot be had (a home that is read-only), to stderr.
-func newLog(o Options) (*slog.Logger, func(), error) {
-	var level slog.Level
+func newLog(o Options) (*slog.Logger, *logLevel, func(), error) {
+	var first slog.Level
 	if o.LogLevel != "" {
-		if err := level.UnmarshalText([]byte(o.LogLevel)); err != nil {
-			return nil, nil, fmt.Errorf("log level: %w", err)
+		if err := first.UnmarshalText([]byte(o.LogLevel)); err != nil {
+			return nil, nil, nil, fmt.Errorf("log level: %w", err)
 		}
 	}
+	level := newLogLevel(first)
 	var out io.Writer = os.Stderr
 	closeLog := func() {}
 	var fileErr error
@@ -130,6 +134,13 @@ func newLog(o Options) (*slog.Logger, func(), error) {
 	if fileErr != nil {
 		log.Warn("logging to stderr", "error", fileErr)
 	}
+	adoptLibraries(log)
+	return log, level, closeLog, nil
+}
+
+// adoptLibraries sends what the libraries log to where the daemon logs. Without it, controller-runtime writes a stack trace to stderr to
+// complain that nobody has told it where to log, and client-go writes there in a format of its own.
+func adoptLibraries(log *slog.Logger) {
 	klog.SetSlogLogger(log.With("from", "client-go"))
-	return log, closeLog, nil
+	ctrl.SetLogger(logr.FromSlogHandler(log.With("from", "controller-runtime").Handler()))
 }

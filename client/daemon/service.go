@@ -36,6 +36,9 @@ type service struct {
 	log      *slog.Logger
 	quit     chan struct{} // closed by Quit
 	quitOnce sync.Once
+	stopping chan struct{} // closed when the daemon ends, before calls are broken off
+	place    Options
+	level    *logLevel
 
 	changing chan struct{} // holds a token while nobody connects or disconnects
 
@@ -44,8 +47,11 @@ type service struct {
 	trouble error // why the session on disk could not be resumed
 }
 
-func newService(o session.Options) *service {
-	s := &service{options: o, log: o.Log, quit: make(chan struct{}), changing: make(chan struct{}, 1)}
+func newService(o session.Options, place Options, level *logLevel) *service {
+	s := &service{
+		options: o, log: o.Log, place: place, level: level,
+		quit: make(chan struct{}), stopping: make(chan struct{}), changing: make(chan struct{}, 1),
+	}
 	s.changing <- struct{}{}
 	return s
 }

@@ -23,6 +23,8 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 		Mechanism:    string(i.Spec.Mechanism),
 		Holder:       i.Spec.Client.Holder,
 		Coverage:     i.Status.Coverage,
+		Id:           i.Spec.Client.Session + ":" + i.Spec.Name,
+		Container:    i.Spec.Container,
 	}
 	if info.Destination == "" {
 		info.Destination = net.JoinHostPort(cmp.Or(i.Spec.Destination.Address, DefaultAddress), "container port")

@@ -52,6 +52,7 @@ type Session struct {
 
 	store   Store
 	log     *slog.Logger
+	done    <-chan struct{}
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
@@ -134,7 +135,7 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
+	s.cancel, s.done = cancel, ctx.Done()
 	s.running.Go(func() { s.Link.Run(ctx) })
 	return s, nil
 }
@@ -243,6 +244,9 @@ func (s *Session) Record() Record {
 	r.Namespaces = slices.Clone(r.Namespaces)
 	return r
 }
+
+// Done is closed when the session ends in this process.
+func (s *Session) Done() <-chan struct{} { return s.done }
 
 // Unstored is why the session is not on disk; nil if it is.
 func (s *Session) Unstored() error {

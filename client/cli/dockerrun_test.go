@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+)
+
+func TestDockerRun(t *testing.T) {
+	run := func(w *world, args ...string) int {
+		return w.do(append([]string{"intercept", "orders", "--docker-run"}, args...)...)
+	}
+	id := "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"
+	t.Run("publishes the container's port where the intercept delivers, and leaves it afterwards", func(t *testing.T) {
+		w := withOrders(t)
+		w.tools = []string{"podman", "docker"}
+		w.programCode = 4
+		assert.Equal(t, 4, run(w, "-p", "9000:8080", "--", "-v", "/data:/data", "orders:dev", "--verbose"))
+		assert.Equal(t, [][]string{{
+			"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p", "127.0.0.1:9000:8080", "-e", id,
+			"-v", "/data:/data", "orders:dev", "--verbose",
+		}}, w.programs)
+		r := request[*daemonpb.InterceptRequest](t, w)
+		assert.Equal(t, int32(9000), r.GetLocalPort())
+		assert.Empty(t, r.GetPortIdentifier())
+		assert.Equal(t, []string{"orders"}, w.left())
+	})
+	t.Run("uses podman without docker, and keeps the name that is given", func(t *testing.T) {
+		w := withOrders(t)
+		w.tools = []string{"podman"}
+		assert.Zero(t, run(w, "-p", "9000:8080:http", "--address", "::1", "--", "--name", "mine", "orders:dev"))
+		assert.Equal(t, []string{"/usr/bin/podman", "run", "--rm", "-p", "[::1]:9000:8080", "-e", id, "--name", "mine", "orders:dev"}, w.programs[0])
+		assert.Equal(t, "http", request[*daemonpb.InterceptRequest](t, w).GetPortIdentifier())
+	})
+	t.Run("without either nothing is intercepted", func(t *testing.T) {
+		w := withOrders(t)
+		assert.Equal(t, exitError, run(w, "-p", "9000:8080", "--", "orders:dev"))
+		assert.Equal(t, "sidestep intercept: error: --docker-run: neither docker nor podman is on the PATH — install one, or run the container by yourself and intercept with --port\n", w.stderr.String())
+		assert.Empty(t, w.daemon.requests)
+	})
+}
+
+// withOrders has a daemon that is connected and will know the intercept orders when it is left.
+func withOrders(t *testing.T) *world {
+	w := newWorld(t)
+	w.daemon.status = statusOf(&daemonpb.InterceptInfo{Name: "orders"})
+	return w.connected(true)
+}
+
+func TestTheCommandKnowsItsIntercept(t *testing.T) {
+	w := withOrders(t)
+	require.Zero(t, w.do("intercept", "orders", "--container", "app", "--", "./orders"))
+	assert.Equal(t, []string{"TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders", "TELEPRESENCE_CONTAINER=app"}, w.programVars)
+	assert.Equal(t, []string{"orders"}, w.daemon.held)
+
+	w = newWorld(t).connected(false)
+	require.Zero(t, w.do("connect", "--", "./try"))
+	assert.Empty(t, w.programVars)
+	assert.Equal(t, []string{""}, w.daemon.held, "the session is held")
+	w.daemon.held = nil
+	require.Zero(t, w.do("connect"))
+	require.Zero(t, w.do("connect", "--", "./try"))
+	assert.Empty(t, w.daemon.held, "a session that was there before is not")
+}
+
+func TestACommandIsEndedWhenItsInterceptIsLeft(t *testing.T) {
+	w := withDaemon(t)
+	out, errs := &buffer{}, &buffer{}
+	cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo told; exit 6' TERM; echo ready; while :; do sleep 0.05; done`)
+	cmd.Stdout, cmd.Stderr = out, errs
+	require.NoError(t, cmd.Start())
+	out.await(t, "ready")
+	close(w.daemon.gone)
+	assert.Equal(t, 6, exitOf(t, cmd))
+	out.await(t, "told")
+	assert.Contains(t, errs.String(), "intercept orders has ended, and so does sh\n")
+}
+
+func TestTheDaemonIsToldThatACommandWasKilled(t *testing.T) {
+	w := withDaemon(t)
+	out := &buffer{}
+	cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `echo ready $$; read line`)
+	cmd.Stdout = out
+	stdin, err := cmd.StdinPipe() // its end is what ends the orphan
+	require.NoError(t, err)
+	defer stdin.Close()
+	require.NoError(t, cmd.Start())
+	out.await(t, "ready")
+	require.Eventually(t, func() bool { return w.holds(1, 0) }, 10*time.Second, 5*time.Millisecond, "the intercept is held")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGKILL))
+	require.Eventually(t, func() bool { return w.holds(1, 1) }, 10*time.Second, 5*time.Millisecond, "the call breaks off")
+	assert.Empty(t, w.left(), "and it is the daemon that leaves")
+	_ = stdin.Close()
+	_ = cmd.Wait()
+}
+
+// holds tells whether Hold was called and broken off that often.
+func (w *world) holds(called, broken int) bool {
+	w.daemon.mu.Lock()
+	defer w.daemon.mu.Unlock()
+	return len(w.daemon.held) == called && w.daemon.broken == broken
+}
+
+func TestAContainerIsStoppedByItsToolWhenTheInterceptIsLeft(t *testing.T) {
+	w := withDaemon(t)
+	dir := t.TempDir()
+	// The stand-in records how it is called; `run` lasts until `stop` is called.
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker"), []byte(`#!/bin/sh
+cd "$(dirname "$0")"
+echo "$@" >>calls
+case $1 in
+run) while [ ! -e stopped ]; do sleep 0.05; done; exit 137;;
+stop) : >stopped;;
+esac
+`), 0o755))
+	cmd := asProcess(t, w, "intercept", "orders", "-p", "9000:80", "--docker-run", "--", "orders:dev")
+	for i, v := range cmd.Env {
+		if path, ok := strings.CutPrefix(v, "PATH="); ok {
+			cmd.Env[i] = "PATH=" + dir + ":" + path
+		}
+	}
+	require.NoError(t, cmd.Start())
+	calls := func() string {
+		text, _ := os.ReadFile(filepath.Join(dir, "calls"))
+		return string(text)
+	}
+	require.Eventually(t, func() bool { return calls() != "" }, 20*time.Second, 10*time.Millisecond)
+	close(w.daemon.gone)
+	assert.Equal(t, 137, exitOf(t, cmd))
+	assert.Equal(t, "run --rm --name intercept-orders-9000 -p 127.0.0.1:9000:80 -e TELEPRESENCE_INTERCEPT_ID="+testSession+":orders orders:dev\n"+
+		"stop intercept-orders-9000\n", calls())
+}
+
+func TestACommandOutlivesTheDaemon(t *testing.T) {
+	w := withOrders(t)
+	w.hasSaved = true
+	w.run = func(context.Context, program) (int, error) {
+		require.Eventually(t, func() bool { return w.holds(1, 0) }, 10*time.Second, 5*time.Millisecond)
+		w.serving.Stop() // as if it had been killed
+		require.Eventually(t, func() bool { return w.holds(2, 1) }, 10*time.Second, 5*time.Millisecond, "the next daemon holds the intercept")
+		return 0, nil
+	}
+	assert.Zero(t, w.do("intercept", "orders", "--", "./orders"), w.stderr.String())
+	assert.Equal(t, 1, w.launches, "of a daemon that takes its place")
+	assert.Equal(t, []string{"orders"}, w.left())
+}

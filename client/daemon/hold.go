@@ -1,0 +1,158 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/session"
+)
+
+const (
+	// leaveTimeout bounds one attempt to leave what nobody holds any more.
+	leaveTimeout = 10 * time.Second
+	// leaveAgain is the pause after an attempt that failed.
+	leaveAgain = 2 * time.Second
+)
+
+// Hold is how an intercept ends with the command that it was made for, however that ends: a process that is killed cannot leave, but its
+// call breaks off.
+func (s *service) Hold(req *daemonpb.HoldRequest, events daemonpb.Daemon_HoldServer) error {
+	current, err := s.session()
+	if err != nil {
+		return err
+	}
+	h := holding{service: s, session: current, name: req.GetIntercept()}
+	if h.name != "" {
+		var ok bool
+		if h.uid, ok = h.find(); !ok {
+			return reason.New(codes.NotFound, reason.InterceptNotFound, "there is no intercept %q", h.name)
+		}
+	}
+	if err := events.Send(&daemonpb.HoldEvent{}); err != nil {
+		return err
+	}
+	ctx := events.Context()
+	switch gone := h.gone(ctx); {
+	case gone:
+		return nil
+	case s.isStopping():
+		return status.Error(codes.Unavailable, "the daemon ends; the next one can hold it again")
+	}
+	h.leave()
+	return ctx.Err()
+}
+
+func (s *service) isStopping() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// holding is one call of Hold.
+type holding struct {
+	service *service
+	session *session.Session
+	name    string    // of the intercept; empty: the session is held
+	uid     types.UID // of its object
+}
+
+func (h *holding) find() (types.UID, bool) {
+	all, _ := h.session.Registry.All()
+	for _, i := range all {
+		if i.Spec.Name == h.name {
+			return i.UID, true
+		}
+	}
+	return "", false
+}
+
+// gone waits until what is held is gone, and then is true, or until the caller or the daemon goes.
+func (h *holding) gone(ctx context.Context) bool {
+	for {
+		all, changed := h.session.Registry.All()
+		held := h.name == ""
+		for _, i := range all {
+			held = held || i.UID == h.uid
+		}
+		if !held {
+			return true
+		}
+		select {
+		case <-h.service.stopping:
+			return false
+		case <-h.session.Done():
+			return true
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// leave leaves what the caller held. It tries until that is done or has no object any more.
+func (h *holding) leave() {
+	what := "the session"
+	if h.name != "" {
+		what = "intercept " + h.name
+	}
+	h.service.log.Info("its command has ended without leaving", "leaving", what)
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+		err := h.tryLeave(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+		h.service.log.Warn("cannot leave yet", "leaving", what, "error", err)
+		select {
+		case <-h.service.stopping:
+			return
+		case <-h.session.Done():
+			return
+		case <-time.After(leaveAgain):
+		}
+	}
+}
+
+func (h *holding) tryLeave(ctx context.Context) error {
+	if h.name == "" {
+		return h.service.endIf(ctx, h.session)
+	}
+	if uid, ok := h.find(); !ok || uid != h.uid {
+		return nil
+	}
+	_, err := h.session.Registry.Leave(ctx, h.name)
+	if reason.Of(err) == reason.InterceptNotFound {
+		return nil
+	}
+	return err
+}
+
+// endIf ends the session if it is still the current one.
+func (s *service) endIf(ctx context.Context, held *session.Session) error {
+	done, err := s.change(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s.mu.Lock()
+	same := s.current == held
+	s.mu.Unlock()
+	if !same {
+		return nil
+	}
+	err = s.end(ctx)
+	if reason.Of(err) == reason.InterceptsLeft {
+		return nil // the session is over; the manager deletes them
+	}
+	return err
+}
