@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// pkg is a package with tests.
+type pkg struct {
+	ImportPath, Dir                    string
+	Imports, TestImports, XTestImports []string
+	TestGoFiles, XTestGoFiles          []string
+}
+
+const project = "sidestep.dev/sidestep/"
+
+// discover gives the packages whose tests are to run on other kernels: those that patterns name, or all that face the kernel.
+func discover(ctx context.Context, patterns string) (all []pkg, err error) {
+	args := []string{"list", "-json=ImportPath,Dir,Imports,TestImports,XTestImports,TestGoFiles,XTestGoFiles"}
+	if patterns == "" {
+		args = append(args, "./...")
+	} else {
+		args = append(args, strings.Split(patterns, ",")...)
+	}
+	out, err := command(ctx, "go", args...)
+	if err != nil {
+		return nil, err
+	}
+	decoder := json.NewDecoder(strings.NewReader(out))
+	for {
+		var p pkg
+		err := decoder.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return all, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the list of packages: %w", err)
+		}
+		if len(p.TestGoFiles)+len(p.XTestGoFiles) > 0 && (patterns != "" || p.facesKernel()) {
+			all = append(all, p)
+		}
+	}
+}
+
+// facesKernel says whether the package or its tests speak with the kernel themselves, so that another kernel could answer
+// differently: they use BPF or netlink, or network namespaces in tests, or, below nodeagent, system calls of Linux.
+func (p pkg) facesKernel() bool {
+	return slices.ContainsFunc(slices.Concat(p.Imports, p.TestImports, p.XTestImports), func(path string) bool {
+		for _, prefix := range []string{"github.com/cilium/ebpf", "github.com/vishvananda/netlink", project + "internal/testnet"} {
+			if path == prefix || strings.HasPrefix(path, prefix+"/") {
+				return true
+			}
+		}
+		return path == "golang.org/x/sys/unix" && strings.HasPrefix(p.ImportPath, project+"nodeagent")
+	})
+}
