@@ -47,15 +47,13 @@ func discover(ctx context.Context, patterns string) (all []pkg, err error) {
 	}
 }
 
-// facesKernel says whether the package or its tests speak with the kernel themselves, so that another kernel could answer
-// differently: they use BPF or netlink, or network namespaces in tests, or, below nodeagent, system calls of Linux.
+// facesKernel says whether the package speaks with the kernel itself, so that another kernel could answer differently: it, or its
+// tests, use BPF, netlink or network namespaces, or it is below nodeagent and makes system calls of Linux.
 func (p pkg) facesKernel() bool {
-	return slices.ContainsFunc(slices.Concat(p.Imports, p.TestImports, p.XTestImports), func(path string) bool {
-		for _, prefix := range []string{"github.com/cilium/ebpf", "github.com/vishvananda/netlink", project + "internal/testnet"} {
-			if path == prefix || strings.HasPrefix(path, prefix+"/") {
-				return true
-			}
-		}
-		return path == "golang.org/x/sys/unix" && strings.HasPrefix(p.ImportPath, project+"nodeagent")
+	own := strings.HasPrefix(p.ImportPath, project+"nodeagent") && slices.Contains(p.Imports, "golang.org/x/sys/unix")
+	return own || slices.ContainsFunc(slices.Concat(p.Imports, p.TestImports, p.XTestImports), func(path string) bool {
+		return slices.ContainsFunc([]string{"github.com/cilium/ebpf", "github.com/vishvananda/netlink", project + "internal/testnet"}, func(has string) bool {
+			return path == has || strings.HasPrefix(path, has+"/")
+		})
 	})
 }
