@@ -10,7 +10,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER := $(BIN)/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help build images generate check-generated lint fmt test test-unit test-e2e demo bench cluster-up cluster-down clean deps deps-build
+.PHONY: help build images generate check-generated lint fmt test test-unit test-e2e demo bench vmtest cluster-up cluster-down clean deps deps-build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ test-unit: ## unit tests and tests in network namespaces (root)
 
 test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes: $$KUBECONFIG, or the local one
 	SIDESTEP_IMAGE_TAG=$(VERSION) go test -tags e2e -count=1 -timeout 40m -v ./tests/e2e
+
+vmtest: ## the datapath's tests on Linux 5.10, 6.1, 6.12, the newest and this one, in virtual machines; writes docs/kernels.md
+	@tests/deps.sh vm
+	go run ./vmtests $(if $(KERNELS)$(RUN)$(PACKAGES),,-docs docs/kernels.md) \
+		$(if $(KERNELS),-kernels $(KERNELS)) $(if $(RUN),-run '$(RUN)') $(if $(PACKAGES),-packages $(PACKAGES))
 
 demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts at work
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/demo

@@ -80,7 +80,11 @@ func (w *world) spawn(t *testing.T, without ...int) *process {
 	require.NoError(t, l.Close())
 	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile, "--token-file", w.tokenFile,
 		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", "8s")
-	keep, err := json.Marshal(slices.DeleteFunc(slices.Clone(capabilities), func(c int) bool { return slices.Contains(without, c) }))
+	gives := slices.Clone(capabilities)
+	if !testnet.KernelAtLeast(t, 5, 11) {
+		gives = append(gives, unix.CAP_SYS_RESOURCE) // as the chart does where it is told so
+	}
+	keep, err := json.Marshal(slices.DeleteFunc(gives, func(c int) bool { return slices.Contains(without, c) }))
 	require.NoError(t, err)
 	p.Env = append(os.Environ(), envConfine+"="+string(keep))
 	p.Stdout, p.Stderr = t.Output(), t.Output()

@@ -98,17 +98,11 @@ func withoutTime(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// conclude prints what has failed and the table.
+// conclude prints the table.
 func (l *lab) conclude(kernels []*report.Kernel) error {
 	failures := 0
 	for _, k := range kernels {
-		for _, f := range k.Failures() {
-			failures++
-			fmt.Fprintf(l.out, "\nFAIL on %s: %s\n%s", k.Name, f.What, indent(f.Output))
-		}
-	}
-	fmt.Fprintln(l.out)
-	for _, k := range kernels {
+		failures += len(k.Failures())
 		fmt.Fprintln(l.out, k.Summary())
 	}
 	if l.pattern == "" && l.packages == "" {

@@ -113,6 +113,9 @@ func (l *lab) kernel(ctx context.Context, name string) (*report.Kernel, error) {
 		k.Problems = append(k.Problems, "the console's end:\n"+indent(console))
 	}
 	fmt.Fprintf(l.out, "%s, in %s\n", k.Summary(), time.Since(begin).Round(100*time.Millisecond))
+	for _, f := range k.Failures() {
+		fmt.Fprintf(l.out, "FAIL on %s: %s\n%s", k.Name, f.What, indent(f.Output))
+	}
 	return k, nil
 }
 

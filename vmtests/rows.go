@@ -4,8 +4,35 @@ import "sidestep.dev/sidestep/vmtests/report"
 
 // product is what sidestep does, and the tests that show it.
 var product = []report.Row{
-	{Title: "steering of new connections, IPv4 and IPv6", Pattern: `nodeagent/steer TestSteering`},
+	{Title: "steering by sk_lookup", Pattern: `nodeagent/steer Test\w+/sk_lookup`},
+	{Title: "steering by TC, with a filter (clsact)", Pattern: `nodeagent/steer Test\w+/clsact`},
+	{Title: "steering by TC, with a link (tcx)", Pattern: `nodeagent/steer Test\w+/tcx`, Since: "6.6"},
+	{Title: "steering under SYN cookies", Pattern: `nodeagent/steer TestSteeringWorksWithSYNCookies`},
+	{Title: "a mesh proxy in the pod is steered", Pattern: `nodeagent/steer TestMeshProxyInThePodIsSteered`},
+	{Title: "a killed agent leaves connections to the app", Pattern: `nodeagent TestKilledAgent|nodeagent/steer TestClosedListener`},
+	{Title: "a hung agent leaves connections to the app", Pattern: `nodeagent TestStoppedAgent|nodeagent/steer TestSilentAgent`},
+	{Title: "the younger of two agents takes over", Pattern: `TestYoungerAgentTakesOver`},
+	{Title: "lost pins are mended", Pattern: `nodeagent/steer TestRemovedPins`},
+	{Title: "no request fails while intercepts come and go", Pattern: `nodeagent TestNoRequestFails`},
+	{Title: "deleted pods are let go", Pattern: `nodeagent Test\w*DeletedPod`},
+	{Title: "sockets in pods' namespaces", Pattern: `nodeagent/podnet Test`},
+	{Title: "bytes pass by splice(2)", Pattern: `nodeagent/proxy/stream Test`},
+	{Title: "the node agent needs no more than its capabilities", Pattern: `nodeagent TestMissingCapabilities`},
 }
 
-// features is what kernels have.
-var features = []report.Row{}
+// features is what kernels have for it.
+var features = []report.Row{
+	{Title: "programs at the lookup of sockets (sk_lookup)", Pattern: `features TestKernel/sk_lookup$`, Since: "5.9"},
+	{Title: "sockets assigned in TC (bpf_sk_assign)", Pattern: `features TestKernel/sk_assign_in_TC`},
+	{Title: "filters at devices (clsact, cls_bpf)", Pattern: `features TestKernel/clsact`},
+	{Title: "links at devices (tcx)", Pattern: `features TestKernel/tcx`, Since: "6.6"},
+	{Title: "getpeername in cgroups", Pattern: `features TestKernel/getpeername`},
+	{Title: "SOCK_DESTROY, IPv4 and IPv6", Pattern: `features TestKernel/SOCK_DESTROY`},
+	{Title: "ring buffers", Pattern: `features TestKernel/ring_buffer`},
+	{Title: "events of sockets (sockops)", Pattern: `features TestKernel/sockops`},
+	{Title: "types of the kernel (BTF)", Pattern: `features TestKernel/types_of_the_kernel`},
+	{Title: "bounded loops", Pattern: `features TestKernel/bounded_loops`},
+	{Title: "loops by callback (bpf_loop)", Pattern: `features TestKernel/bpf_loop`, Since: "5.17"},
+	{Title: "cookies of network namespaces", Pattern: `features TestKernel/cookies_of_namespaces`, Since: "5.14"},
+	{Title: "maps that do not count as locked memory", Pattern: `features TestKernel/memory_of_maps`, Since: "5.11"},
+}

@@ -105,7 +105,7 @@ func (n *Node) Open() error {
 func (n *Node) open() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		// Not fatal: a few pods may fit into the limit.
-		n.log.Warn("the limit on locked memory counts against maps before Linux 5.11, and cannot be lifted without CAP_SYS_RESOURCE", "error", err)
+		n.log.Warn("the limit on locked memory counts against maps before Linux 5.11, and cannot be lifted without CAP_SYS_RESOURCE; set nodeagent.beforeLinux511 in the chart", "error", err)
 	}
 	chosen, why, err := choose(n.want)
 	if err != nil {

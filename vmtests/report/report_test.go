@@ -82,9 +82,11 @@ func TestTable(t *testing.T) {
 	young := read(t, strings.ReplaceAll(output, "release 6.1.0-56", "release 6.12.1")+"\n=vmtest= done \n")
 	young.Name = "6.12"
 	got := rows([]Row{
-		{"One", `^example/a TestOne`}, {"Two", `^example/a TestTwo`}, {"New", `TestNew`}, {"Gone", `TestGone`},
+		{"One", `^example/a TestOne`, ""}, {"Two", `^example/a TestTwo`, ""}, {"New", `TestNew`, ""}, {"Gone", `TestGone`, ""},
+		{"Newer", `TestNewer`, "6.6"},
 	}, []*Kernel{old, young})
 	assert.Equal(t, []line{
 		{"One", []string{yes, yes}}, {"Two", []string{no, no}}, {"New", []string{absent, no}}, {"Gone", []string{no, no}},
+		{"Newer", []string{absent, no}},
 	}, got)
 }

@@ -6,10 +6,12 @@ import (
 	"strings"
 )
 
-// Row is one of the table's: all tests whose package and name match stand for it. Each must match some.
+// Row is one of the table's: all tests whose package and name match stand for it. Some must match, except on kernels that are older
+// than Since, if that is given.
 type Row struct {
 	Title   string
 	Pattern string
+	Since   string // such as 6.6
 }
 
 // What a cell says.
@@ -29,14 +31,14 @@ func rows(of []Row, kernels []*Kernel) (all []line) {
 		pattern := regexp.MustCompile(row.Pattern)
 		l := line{title: row.Title}
 		for _, k := range kernels {
-			l.cells = append(l.cells, k.cell(pattern))
+			l.cells = append(l.cells, k.cell(row, pattern))
 		}
 		all = append(all, l)
 	}
 	return all
 }
 
-func (k *Kernel) cell(pattern *regexp.Regexp) string {
+func (k *Kernel) cell(row Row, pattern *regexp.Regexp) string {
 	passed, lacking := 0, 0
 	for _, t := range k.Tests {
 		switch {
@@ -54,6 +56,8 @@ func (k *Kernel) cell(pattern *regexp.Regexp) string {
 		return absent
 	case passed > 0:
 		return yes
+	case row.Since != "" && k.Older(row.Since):
+		return absent
 	}
 	return no
 }

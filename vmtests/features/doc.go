@@ -1,0 +1,3 @@
+// Package features asks the kernel for what the datapath is made of. It has tests only: what a kernel must have by its version, and
+// has not, is a failure there.
+package features
