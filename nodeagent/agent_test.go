@@ -42,7 +42,8 @@ type world struct {
 	out   io.Writer
 	// linger is that of agents in this process.
 	linger time.Duration
-	letGo  atomic.Int64 // how often they have closed the listeners of a pod
+	drain  time.Duration // of agents that are processes
+	letGo  atomic.Int64  // how often they have closed the listeners of a pod
 }
 
 // Write is where their logs go.
@@ -55,7 +56,7 @@ func (w *world) Write(line []byte) (int, error) {
 
 func newWorld(t *testing.T) *world {
 	node := testnet.NewNode(t)
-	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), out: t.Output(), linger: 500 * time.Millisecond}
+	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), out: t.Output(), linger: 500 * time.Millisecond, drain: 8 * time.Second}
 	w.app = serve(t, w.pod)
 	return w
 }

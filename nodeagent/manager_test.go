@@ -49,14 +49,17 @@ type manager struct {
 	attaches   int
 	refused    int                     // hellos of agents that were older than the present one
 	present    context.CancelCauseFunc // ends the stream of the present agent; nil if there is none
-	away       bool                    // the laptop answers no probes
+	away       bool                    // the laptop answers nothing but that it is not there
+	mute       bool                    // the laptop answers nothing at all
+	tunnels    map[*tunnel.Conn]struct{}
 }
 
 func newManager(t *testing.T) *manager {
 	t.Helper()
 	m := &manager{
 		sent: make(chan struct{}), reported: make(chan struct{}),
-		caFile: filepath.Join(t.TempDir(), "ca.crt"), tokenFile: filepath.Join(t.TempDir(), "token"),
+		tunnels: map[*tunnel.Conn]struct{}{},
+		caFile:  filepath.Join(t.TempDir(), "ca.crt"), tokenFile: filepath.Join(t.TempDir(), "token"),
 	}
 	m.certify(t)
 	require.NoError(t, os.WriteFile(m.tokenFile, []byte(bearer+"\n"), 0o600))
@@ -231,8 +234,18 @@ func (m *manager) Tunnel(stream agentpb.Agents_TunnelServer) error {
 		return err
 	}
 	m.mu.Lock()
-	away := m.away
+	away, mute := m.away, m.mute
+	m.tunnels[c] = struct{}{}
 	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.tunnels, c)
+	}()
+	if mute {
+		_, err := io.Copy(io.Discard, c)
+		return err
+	}
 	if away {
 		return c.Answer(tunnelpb.Opened_NO_CLIENT, "the laptop sleeps")
 	}
@@ -251,6 +264,16 @@ func (m *manager) Tunnel(stream agentpb.Agents_TunnelServer) error {
 	}}
 	_ = server.Serve(l)
 	return nil
+}
+
+// laptop changes how the laptop behaves, and cuts its tunnels.
+func (m *manager) laptop(away, mute bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.away, m.mute = away, mute
+	for c := range m.tunnels {
+		go c.Reset("cut")
+	}
 }
 
 // once is a listener with a single connection.
@@ -275,7 +298,20 @@ func (o *once) Accept() (net.Conn, error) {
 func (o *once) Close() error   { return nil }
 func (o *once) Addr() net.Addr { return &net.TCPAddr{} }
 
-// word is a handler that answers with a word.
+// word is a handler that answers with a word, and at /stream says it again and again.
 func word(text string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, text) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.WriteString(w, text)
+		for r.URL.Path == streamPath && err == nil && r.Context().Err() == nil {
+			time.Sleep(streamPause)
+			if err = http.NewResponseController(w).Flush(); err == nil {
+				_, err = io.WriteString(w, text)
+			}
+		}
+	})
 }
+
+const (
+	streamPath  = "/stream"
+	streamPause = 50 * time.Millisecond
+)

@@ -79,7 +79,7 @@ func (w *world) spawn(t *testing.T, without ...int) *process {
 	p := &process{http: l.Addr().String()}
 	require.NoError(t, l.Close())
 	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile, "--token-file", w.tokenFile,
-		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", "8s")
+		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", w.drain.String())
 	gives := slices.Clone(capabilities)
 	if !testnet.KernelAtLeast(t, 5, 11) {
 		gives = append(gives, unix.CAP_SYS_RESOURCE) // as the chart does where it is told so

@@ -137,8 +137,10 @@ func (s *site) unsteer(port uint16) error {
 		}
 	}
 	delete(s.steered, port)
-	// What still arrives goes to the app.
-	s.target(port).SetRules(nil, proxy.Kubelet{})
+	// What still arrives goes to the app; but during an upgrade the intercept goes on, and so it does on open connections.
+	if !isClosed(s.pod.set.Superseded()) {
+		s.target(port).SetRules(nil, proxy.Kubelet{})
+	}
 	return nil
 }
 

@@ -102,7 +102,11 @@ func (c *connection) claim(head match.Head) router.Claim {
 	return nil
 }
 
+// dial connects to the app, for as long as the client is there.
 func (c *connection) dial(ctx context.Context) (*stream.TCP, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer c.client.OnReset(cancel)()
 	conn, err := c.target.app.DialApp(ctx, c.remote, c.local)
 	if err != nil {
 		return nil, err

@@ -4,8 +4,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TCP is a Duplex over a TCP connection.
@@ -78,6 +81,45 @@ func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline
 
 // Conn returns the connection.
 func (t *TCP) Conn() *net.TCPConn { return t.conn }
+
+// resetEvery is how often a connection is asked whether the other side has reset it.
+const resetEvery = time.Second
+
+// OnReset calls fn within a second or two of the other side's reset, even if nobody reads. stop ends the watch.
+func (t *TCP) OnReset(fn func()) (stop func()) {
+	var mu sync.Mutex
+	stopped := false
+	var timer *time.Timer
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(resetEvery, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case stopped:
+		case t.closed():
+			fn()
+		default:
+			timer.Reset(resetEvery)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
+}
+
+// closed says whether the kernel has done with the connection. Unlike reading, this takes nothing from whoever reads.
+func (t *TCP) closed() bool {
+	closed := true
+	err := t.raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		closed = err == nil && info.State == unix.BPF_TCP_CLOSE
+	})
+	return err != nil || closed
+}
 
 // Reset implements Duplex by a close that does not linger, which sends RST.
 func (t *TCP) Reset() {

@@ -1,0 +1,80 @@
+package nodeagent_test
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/testnet"
+)
+
+// hang replaces the app by one that takes no connections any more, as one does whose queue is full.
+func (w *world) hang(t *testing.T) *net.TCPListener {
+	t.Helper()
+	require.NoError(t, w.app.Close())
+	l := testnet.Listen(t, w.pod.Namespace, ":8080")
+	raw, err := l.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) }))
+	require.NoError(t, err)
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		c, err := testnet.Dial(ctx, w.pod.Namespace, target(w.pod))
+		cancel()
+		if err != nil {
+			return l
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+}
+
+func TestAppThatTakesNoConnections(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	app := w.hang(t)
+	idle := p.sockets(t)
+	dial := func() net.Conn {
+		c, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(w.pod.IP4, appPort))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	for name, says := range map[string]string{"a client that has said nothing": "", "a request": "GET / HTTP/1.1\r\nHost: orders\r\n\r\n", "what is not HTTP": "\x01\x02\x03"} {
+		t.Run(name+" is not kept in mind when its client has gone", func(t *testing.T) {
+			c := dial()
+			_, err := c.Write([]byte(says))
+			require.NoError(t, err)
+			require.Eventually(t, func() bool { return p.sockets(t) >= idle+2 }, 5*time.Second, 10*time.Millisecond, "the app is being dialled")
+			require.NoError(t, c.(*net.TCPConn).SetLinger(0))
+			require.NoError(t, c.Close())
+			assert.Eventually(t, func() bool { return p.sockets(t) <= idle }, 10*time.Second, 50*time.Millisecond, "the app is still being dialled")
+		})
+	}
+	t.Run("a client that waits is served when the app is back", func(t *testing.T) {
+		c := dial()
+		require.NoError(t, request(c, "/", ""))
+		go func() {
+			for {
+				a, err := app.AcceptTCP()
+				if err != nil {
+					return
+				}
+				_, _ = a.Write([]byte("HTTP/1.0 200 OK\r\n\r\napp"))
+				_ = a.Close()
+			}
+		}()
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		require.NoError(t, err)
+		assert.Contains(t, string(buf[:n]), "200 OK")
+	})
+}
