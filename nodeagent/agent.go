@@ -22,7 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/peername"
 	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/pods"
 	"sidestep.dev/sidestep/nodeagent/proxy"
@@ -114,8 +116,9 @@ func newAgent(cfg Config) (*agent, error) {
 	}
 	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath), steer.WithProc(cfg.Proc))
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
+	processes := podnet.NewFinder(cfg.Proc)
 	a.pods = pods.New(pods.Config{
-		Finder: finder{podnet.NewFinder(cfg.Proc)}, Steering: steering{a.steering},
+		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes},
 		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger,
 	})
 	a.register()
@@ -208,7 +211,7 @@ func kernel() string {
 	return unix.ByteSliceToString(uts.Release[:])
 }
 
-// finder and steering give the kernel's side the types that pods asks for.
+// finder, clients and steering give the kernel's side the types that pods asks for.
 type finder struct{ *podnet.Finder }
 
 func (f finder) Find(uid string, ips []netip.Addr) (pods.Namespace, error) {
@@ -217,6 +220,19 @@ func (f finder) Find(uid string, ips []netip.Addr) (pods.Namespace, error) {
 		return nil, err
 	}
 	return ns, nil
+}
+
+type clients struct {
+	*peername.Node
+	processes *podnet.Finder
+}
+
+func (c clients) Attach(uid string, id netns.ID) (pods.Introducer, error) {
+	h, err := c.Node.Attach(uid, c.processes.Processes(uid, id))
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 type steering struct{ *steer.Node }

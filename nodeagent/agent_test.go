@@ -61,9 +61,12 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// serve starts an app. Close ends it together with its connections.
+// serve starts an app that says who its client is when asked for /client, and "app" otherwise. Close ends it together with its connections.
 func serve(t *testing.T, p *testnet.Pod) *http.Server {
-	app := &http.Server{Handler: word("app")}
+	mux := http.NewServeMux()
+	mux.Handle("/", word("app"))
+	mux.HandleFunc("/client", func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, r.RemoteAddr) })
+	app := &http.Server{Handler: mux}
 	l := testnet.Listen(t, p.Namespace, fmt.Sprintf(":%d", appPort))
 	go func() { _ = app.Serve(l) }()
 	return app

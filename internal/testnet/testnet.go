@@ -121,14 +121,20 @@ func (p *Pod) run(pid string) {
 	p.t.Helper()
 	dir := filepath.Join(p.node.proc, pid)
 	require.NoError(p.t, os.MkdirAll(filepath.Join(dir, "ns"), 0o755))
-	cgroup := "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(p.UID, "-", "_") +
-		".slice/cri-containerd-0123456789abcdef.scope\n"
-	require.NoError(p.t, os.WriteFile(filepath.Join(dir, "cgroup"), []byte(cgroup), 0o644))
+	// As on a node with both versions of control groups: the unified hierarchy (the line of 0) does not follow the pods.
+	own := unified(p.t)
+	require.NoError(p.t, os.WriteFile(filepath.Join(dir, "cgroup"), []byte("1:name=systemd:/"+p.slices()+"\n0::"+own+"\n"), 0o644))
 	stat := pid + " (app) S" + strings.Repeat(" 0", 18) + " 4711 0\n"
 	require.NoError(p.t, os.WriteFile(filepath.Join(dir, "stat"), []byte(stat), 0o644))
 	require.NoError(p.t, p.Control(func(fd int) error {
 		return os.Symlink(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), filepath.Join(dir, "ns/net"))
 	}))
+}
+
+// slices is the path of the groups that a kubelet with systemd's driver makes.
+func (p *Pod) slices() string {
+	return "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(p.UID, "-", "_") +
+		".slice/cri-containerd-0123456789abcdef.scope"
 }
 
 // Delete ends the pod: its process is gone, then its devices, and its namespace if nobody else holds it.

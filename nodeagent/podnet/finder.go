@@ -76,6 +76,19 @@ func (f *Finder) Alive(uid string, id netns.ID) bool {
 	return f.scan() != nil || f.inhabited(uid, id)
 }
 
+// Processes is the numbers of the pod's processes in the namespace, as far as they were there when /proc was last read.
+func (f *Finder) Processes(uid string, id netns.ID) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var pids []string
+	for _, p := range f.pods[normal(uid)] {
+		if at, err := f.namespaceOf(p.pid); err == nil && at == id && f.belongs(p.pid, uid) {
+			pids = append(pids, p.pid)
+		}
+	}
+	return pids
+}
+
 func (f *Finder) inhabited(uid string, id netns.ID) bool {
 	return slices.ContainsFunc(f.pods[normal(uid)], func(p process) bool {
 		at, err := f.namespaceOf(p.pid)

@@ -90,16 +90,21 @@ func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 // address before the peer can.
 func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
 	if bound != nil {
-		return n.dial(ctx, netip.AddrPortFrom(from, 0), to, bound)
+		return n.dial(ctx, netip.AddrPortFrom(from, 0), to, nil, bound)
 	}
+	return n.DialAs(ctx, from, to, nil)
+}
+
+// DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects.
+func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error) {
 	if time.Since(time.Unix(0, n.crowded.Load())) > crowdedFor {
-		c, err := n.dial(ctx, netip.AddrPortFrom(from, 0), to, nil)
+		c, err := n.dial(ctx, netip.AddrPortFrom(from, 0), to, introduce, nil)
 		if !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return c, err
 		}
 		n.crowded.Store(time.Now().UnixNano())
 	}
-	return n.dialCrowded(ctx, from, to)
+	return n.dialCrowded(ctx, from, to, introduce)
 }
 
 // crowdedFor is how long the kernel is not asked for a port again, after it has searched all of them in vain.
@@ -108,14 +113,14 @@ const crowdedFor = time.Second
 // dialCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
 // which a busy pod would soon run out of; but it lets them be used by those who ask for them, where timestamps keep old segments
 // apart from new ones (tcp_twsk_unique).
-func (n *Namespace) dialCrowded(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
+func (n *Namespace) dialCrowded(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error) {
 	low, count, err := n.portRange()
 	if err != nil {
 		return nil, err
 	}
 	for try := 0; ; try++ {
 		port := low + uint16(n.next.Add(1)%count)
-		c, err := n.dial(ctx, netip.AddrPortFrom(from, port), to, nil)
+		c, err := n.dial(ctx, netip.AddrPortFrom(from, port), to, introduce, nil)
 		taken := errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE)
 		if !taken || try == crowdedTries || ctx.Err() != nil {
 			return c, err
@@ -142,13 +147,18 @@ func (n *Namespace) portRange() (low uint16, count uint32, err error) {
 	return low, uint32(high-low) + 1, nil
 }
 
-func (n *Namespace) dial(ctx context.Context, from, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
+func (n *Namespace) dial(
+	ctx context.Context, from, to netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort),
+) (*net.TCPConn, error) {
 	fd, err := n.socket(to.Addr())
 	if err != nil {
 		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "connection") // it is non-blocking, and so joins the runtime's poller
 	defer file.Close()
+	if introduce != nil {
+		introduce(fd)
+	}
 	if err := bind(fd, from, bound); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,10 @@ var (
 		"Pods assigned to this node agent, by whether they are being steered.", []string{"steered"}, nil)
 	claimsDesc = prometheus.NewDesc("sidestep_nodeagent_claims",
 		"Claims of intercepts on ports of pods, by whether they are proved to work.", []string{"steering"}, nil)
+	clientsDesc = prometheus.NewDesc("sidestep_nodeagent_client_addresses_shown",
+		"Whether the app of a pod sees its clients' addresses (1), or the pod's own instead (0).", []string{"pod"}, nil)
+	unshownDesc = prometheus.NewDesc("sidestep_nodeagent_client_addresses_failed_total",
+		"Connections on which the app saw the pod's own address although it is told its clients'.", []string{"pod"}, nil)
 	lookupsDesc = prometheus.NewDesc("sidestep_nodeagent_lookups_total",
 		"What the kernel did with new connections to steered ports; all but steered ones went to the app.", []string{"pod", "outcome"}, nil)
 )
@@ -24,6 +28,8 @@ func (s *Set) Describe(descs chan<- *prometheus.Desc) {
 	descs <- podsDesc
 	descs <- claimsDesc
 	descs <- lookupsDesc
+	descs <- clientsDesc
+	descs <- unshownDesc
 }
 
 // Collect sends the state of the moment.
@@ -32,6 +38,9 @@ func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.list() {
+		if p.wanted() == nil {
+			continue // its successor may have the same name
+		}
 		reports := p.report()
 		for _, r := range reports {
 			claims[r.GetSteering()]++
@@ -43,12 +52,29 @@ func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 		for outcome, n := range counts {
 			metrics <- prometheus.MustNewConstMetric(lookupsDesc, prometheus.CounterValue, float64(n), p.name, outcomes[outcome])
 		}
+		if shown, failed, open := p.clients(); open {
+			metrics <- prometheus.MustNewConstMetric(clientsDesc, prometheus.GaugeValue, shown, p.name)
+			metrics <- prometheus.MustNewConstMetric(unshownDesc, prometheus.CounterValue, failed, p.name)
+		}
 	}
 	for _, is := range []bool{false, true} {
 		label := map[bool]string{false: "false", true: "true"}[is]
 		metrics <- prometheus.MustNewConstMetric(podsDesc, prometheus.GaugeValue, float64(pods[is]), label)
 		metrics <- prometheus.MustNewConstMetric(claimsDesc, prometheus.GaugeValue, float64(claims[is]), label)
 	}
+}
+
+// clients says whether the app is told its clients' addresses (1), and how often that has failed.
+func (p *pod) clients() (shown, failed float64, open bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.site == nil {
+		return 0, 0, false
+	}
+	if p.site.clientele.introducer != nil {
+		shown = 1
+	}
+	return shown, float64(p.site.clientele.failures.Load()), true
 }
 
 func (p *pod) lookups() map[bpf.Outcome]uint64 {

@@ -39,6 +39,7 @@ type Namespace interface {
 	Gateways() ([]netip.Addr, error)
 	Listen(ip netip.Addr) (*net.TCPListener, error)
 	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
+	DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error)
 	Close() error
 }
 
@@ -59,10 +60,23 @@ type Program interface {
 	Close() error
 }
 
+// Clients prepares pods for being told who their clients are. See package peername.
+type Clients interface {
+	Attach(uid string, id netns.ID) (Introducer, error)
+}
+
+// Introducer tells one pod who its clients are.
+type Introducer interface {
+	// Introduce says whom a socket, which has not connected yet, is for.
+	Introduce(fd int, client netip.AddrPort) error
+	Close() error
+}
+
 // Config is what a Set works with.
 type Config struct {
 	Finder   Finder
 	Steering Steering
+	Clients  Clients
 	Tunnels  proxy.Tunnels
 	// Serve serves one steered connection and closes it.
 	Serve func(ctx context.Context, c *net.TCPConn, t *proxy.Target)

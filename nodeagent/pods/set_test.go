@@ -67,6 +67,13 @@ func (k *kernel) Load() (pods.Program, error) {
 
 func (k *kernel) Sweep(func(uint64) bool) error { return nil }
 
+// noClients is a node on which apps cannot be told who their clients are.
+type noClients struct{}
+
+func (noClients) Attach(string, netns.ID) (pods.Introducer, error) {
+	return nil, errors.New("there are no control groups")
+}
+
 // Open is the tunnels' side: there is no manager.
 func (k *kernel) Open(context.Context, *tunnelpb.Open) (*tunnel.Conn, error) {
 	return nil, errors.New("the manager is away")
@@ -85,6 +92,10 @@ func (n *namespace) Close() error                    { return nil }
 func (n *namespace) Do(fn func() error) error        { return fn() }
 func (n *namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
+}
+
+func (n *namespace) DialAs(context.Context, netip.Addr, netip.AddrPort, func(int)) (*net.TCPConn, error) {
+	return nil, errors.New("there is no app")
 }
 
 func (n *namespace) Dial(_ context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
@@ -159,7 +170,7 @@ func (p *program) Close() error                              { return nil }
 func newSet(t *testing.T) (*kernel, *pods.Set) {
 	k := &kernel{missing: map[string]bool{}, gone: map[string]bool{}, attached: map[uint64]*program{}}
 	s := pods.New(pods.Config{
-		Finder: k, Steering: k, Tunnels: k, Log: slog.New(slog.DiscardHandler),
+		Finder: k, Steering: k, Clients: noClients{}, Tunnels: k, Log: slog.New(slog.DiscardHandler),
 		Serve:      func(_ context.Context, c *net.TCPConn, _ *proxy.Target) { _ = c.Close() },
 		ProbeEvery: 50 * time.Millisecond, WatchEvery: 20 * time.Millisecond, Linger: 50 * time.Millisecond,
 	})

@@ -29,6 +29,8 @@ type site struct {
 	serving  sync.WaitGroup // accept loops and connections
 	expected expectations
 
+	clientele clientele
+
 	mu      sync.Mutex
 	targets map[uint16]*proxy.Target // by port, also those that are not steered any longer
 
@@ -77,6 +79,7 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr) (_ *site, err error) {
 			return nil, err
 		}
 	}
+	s.meetClients()
 	s.ctx, s.cancel = context.WithCancel(p.set.ctx)
 	for _, d := range s.doors {
 		s.serving.Go(func() { s.accept(d) })
@@ -168,8 +171,8 @@ func (s *site) stats(port uint16) proxy.Stats {
 }
 
 // DialApp connects to the app from its own address, which is never steered.
-func (s *site) DialApp(ctx context.Context, _, app netip.AddrPort) (*net.TCPConn, error) {
-	return s.ns.Dial(ctx, app.Addr(), app, nil)
+func (s *site) DialApp(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, error) {
+	return s.ns.DialAs(ctx, app.Addr(), app, s.introduce(client))
 }
 
 // release gives new connections to the app. It says how long the listeners must still be kept.
@@ -226,7 +229,7 @@ func (s *site) abort() error {
 	errs := []error{s.program.Detach(), s.closeDoors()}
 	s.cancel()
 	s.serving.Wait()
-	return errors.Join(append(errs, s.program.Close(), s.ns.Close())...)
+	return errors.Join(append(errs, s.dismissClients(), s.program.Close(), s.ns.Close())...)
 }
 
 func (s *site) closeDoors() error {
