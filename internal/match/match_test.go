@@ -1,10 +1,6 @@
 package match_test
 
 import (
-	"bufio"
-	"net/http"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -269,52 +265,6 @@ func TestMatchingDoesNotAllocate(t *testing.T) {
 		return
 	}
 	assert.Zero(t, testing.AllocsPerRun(1000, func() { r.Match(head) }))
-}
-
-// FuzzMatch holds the matching of what was sent against what net/http makes of the same head.
-func FuzzMatch(f *testing.F) {
-	f.Add("x-user", "me", false, "x-user", "me", "/api")
-	f.Add("X-User", "m.*|you", true, "x-useR", " \tme", "/api/x")
-	f.Add("a", `\Qx`, true, "A", "x ", "/")
-	f.Add("x-user", "", false, "x-user", "", "/a%20b")
-	f.Fuzz(func(t *testing.T, name, want string, re bool, sentName, sent, path string) {
-		h := value(name, want)
-		if re {
-			h = regex(name, want)
-		}
-		r, err := match.FromSpec(spec(nil, h))
-		if err != nil {
-			return
-		}
-		raw := "GET / HTTP/1.1\r\nhost: h\r\nother: 1\r\n" + sentName + ":" + sent + "\r\n" + sentName + ": second\r\n\r\n"
-		parsed, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))
-		if err != nil || strings.ContainsAny(sent, "\r\n") {
-			return // another request than was meant
-		}
-		if strings.EqualFold(sentName, "host") { // net/http takes it out of the header
-			return
-		}
-		if strings.EqualFold(name, "host") || re && strings.Contains(want, `\Q`) {
-			return
-		}
-		expected := slices.ContainsFunc(parsed.Header.Values(name), func(v string) bool {
-			if re {
-				return regexp.MustCompile(`\A(?:` + want + `)\z`).MatchString(v)
-			}
-			return v == strings.Trim(want, " \t")
-		})
-		head := get("/", "host: h", "other: 1", sentName+":"+sent, sentName+": second")
-		assert.Equal(t, expected, r.Match(head), "%q", raw)
-
-		if p, err := match.FromSpec(spec(prefix("/" + path))); err == nil {
-			assert.True(t, p.Match(get("/"+path+"x")))
-			assert.True(t, p.Overlaps(p))
-		}
-		assert.True(t, r.Overlaps(r))
-		for _, line := range append(r.Conditions(), r.String()) {
-			assert.False(t, strings.ContainsAny(line, "\r\n"), "%q", line)
-		}
-	})
 }
 
 func TestAnAbsentFieldIsNotAskedForTwice(t *testing.T) {
