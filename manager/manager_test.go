@@ -96,6 +96,30 @@ func TestStatusSaysWhyAPodCannotBeSteered(t *testing.T) {
 	k.until(t, "alice", v1alpha1.StateActive)
 }
 
+func TestAnActiveInterceptSaysWhyNothingCanMatch(t *testing.T) {
+	k := newKube()
+	m := start(t, k)
+	rs := k.shop(t)
+	k.pod(t, rs, "p1", "node-1")
+	k.pod(t, rs, "p2", "node-2")
+	m.laptop(t, "alice", 0)
+	const why = "the port speaks TLS"
+	m.agent(t, "node-1")
+	a := m.agent(t, "node-2", func(r *agentpb.TargetReport) { r.Message = why })
+	k.create(t, asks("alice", "http", ""))
+	st := k.until(t, "alice", v1alpha1.StateActive).Status
+	assert.Equal(t, why, st.Message)
+	assert.Equal(t, "2/2", st.Coverage)
+	assert.Equal(t, []string{"", why}, []string{st.Pods[0].Message, st.Pods[1].Message})
+	assert.True(t, apimeta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionReady))
+
+	a.mu.Lock()
+	a.steer = func(*agentpb.TargetReport) {}
+	a.mu.Unlock()
+	require.NoError(t, a.report())
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Message == "" }, patient, often)
+}
+
 func TestLaptopThatGoesAwayLeavesItsRequestsToTheApp(t *testing.T) {
 	k := newKube()
 	m := start(t, k)

@@ -855,7 +855,7 @@ type TargetReport struct {
 	// The datapath is in place, a connection through it was handed to the node agent, and, while the laptop is connected, a probe
 	// through the tunnel reached it.
 	Steering bool   `protobuf:"varint,4,opt,name=steering,proto3" json:"steering,omitempty"`
-	Message  string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // why not
+	Message  string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // why not; with steering, why that leads to nothing
 	// The reason lasts: the pod can never be steered, or tries have failed for a while. Otherwise it is being worked on.
 	Failed        bool   `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
 	Connections   uint64 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"` // steered since the target was set up

@@ -773,6 +773,7 @@ type InterceptRequest struct {
 	Existing       string                 `protobuf:"bytes,13,opt,name=existing,proto3" json:"existing,omitempty"`
 	Container      string                 `protobuf:"bytes,14,opt,name=container,proto3" json:"container,omitempty"`
 	TimeoutMs      int64                  `protobuf:"varint,15,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // for every ready pod to be steering; 0: 30 s
+	Plaintext      bool                   `protobuf:"varint,16,opt,name=plaintext,proto3" json:"plaintext,omitempty"`                  // the port speaks plaintext, whatever its name or appProtocol says
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -910,6 +911,13 @@ func (x *InterceptRequest) GetTimeoutMs() int64 {
 		return x.TimeoutMs
 	}
 	return 0
+}
+
+func (x *InterceptRequest) GetPlaintext() bool {
+	if x != nil {
+		return x.Plaintext
+	}
+	return false
 }
 
 type Header struct {
@@ -1506,7 +1514,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
 	"\bsteering\x18\x03 \x01(\bR\bsteering\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\x86\x04\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xa4\x04\n" +
 	"\x10InterceptRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -1526,7 +1534,8 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\bexisting\x18\r \x01(\tR\bexisting\x12\x1c\n" +
 	"\tcontainer\x18\x0e \x01(\tR\tcontainer\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x0f \x01(\x03R\ttimeoutMs\"H\n" +
+	"timeout_ms\x18\x0f \x01(\x03R\ttimeoutMs\x12\x1c\n" +
+	"\tplaintext\x18\x10 \x01(\bR\tplaintext\"H\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +

@@ -49,7 +49,7 @@ const (
 )
 
 // InterceptSpec is what the developer asks for. Nothing in it can change after creation except the service, the
-// port, the container and the destination: that is how an intercept moves to another port without a gap.
+// port, the container, plaintext and the destination: that is how an intercept moves to another port without a gap.
 //
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
@@ -85,6 +85,11 @@ type InterceptSpec struct {
 	// HTTP narrows mechanism http; when it is absent or empty every HTTP request matches.
 	// +optional
 	HTTP *HTTPMatch `json:"http,omitempty"`
+
+	// Plaintext says that the app behind the port speaks plaintext, although the port's name or appProtocol says TLS. Without
+	// it, mechanism http is refused on such a port.
+	// +optional
+	Plaintext bool `json:"plaintext,omitempty"`
 
 	// Existing says what becomes of connections that were open before the intercept.
 	// +kubebuilder:validation:Enum=auto;idle;all;none
@@ -218,7 +223,7 @@ type InterceptStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// +optional
 	State State `json:"state,omitempty"`
-	// Message says in one sentence why State is not ACTIVE.
+	// Message says in one sentence why State is not ACTIVE, or what keeps an ACTIVE intercept from receiving anything.
 	// +optional
 	Message string `json:"message,omitempty"`
 	// Service is the service that was resolved; empty when the workload has none.
@@ -260,7 +265,7 @@ type PodStatus struct {
 	Port int32 `json:"port,omitempty"`
 	// Steering: the datapath is in place and a probe through it came back.
 	Steering bool `json:"steering"`
-	// Message says why not.
+	// Message says why not, or why steering leads to nothing.
 	// +optional
 	Message string `json:"message,omitempty"`
 }

@@ -40,8 +40,6 @@ func addAbsentFlags(flags *pflag.FlagSet) []absentFlag {
 		{name: "docker-debug", what: "--docker-debug is", instead: "run the container by yourself and intercept with --port"},
 		{name: "docker-mount", what: "--docker-mount is", instead: "the container's volumes cannot be mounted"},
 		{name: "replace", boolean: true, harmless: off, what: "--replace is", instead: "leave it out: the container keeps running beside the intercept"},
-		{name: "plaintext", boolean: true, harmless: off, what: "--plaintext is", instead: "leave it out: traffic arrives as it was sent"},
-		{name: "http-plaintext", boolean: true, harmless: off, what: "--http-plaintext is", instead: "leave it out: traffic arrives as it was sent"},
 		{name: "http-meta", list: true, what: "--http-meta is", instead: "leave it out"},
 		{name: "metadata", list: true, what: "--metadata is", instead: "leave it out"},
 		{name: "local-only", shorthand: "l", boolean: true, harmless: off, what: "--local-only is", instead: "nothing of the cluster's network is on this laptop"},

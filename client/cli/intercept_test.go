@@ -59,6 +59,9 @@ func TestInterceptAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 		{"a path's prefix and a header", []string{"orders", "--http-path-prefix=/api", "--http-header=Coder=Bob"},
 			orders(http + `,"path":{"prefix":"/api"},"headers":[` + header("Coder", "Bob") + `]`)},
 		{"a path's expression", []string{"orders", "--http-path-regex=/(staging-)?api/.*"}, orders(http + `,"autoHeader":true,"path":{"regex":"/(staging-)?api/.*"}`)},
+		{"plaintext, whatever the port is called", []string{"orders", "--http-header=auto", "--plaintext"}, orders(http + `,"autoHeader":true,"plaintext":true`)},
+		{"plaintext in its older spelling", []string{"orders", "--http-header=auto", "--http-plaintext=true"}, orders(http + `,"autoHeader":true,"plaintext":true`)},
+		{"plaintext, which is no condition", []string{"orders", "--http-plaintext"}, orders(tcp + `,"plaintext":true`)},
 		{"harmless values of what is not there", []string{"orders", "--preview-url=false", "--mount=false", "--replace=false", "--node-agent", "--detailed-output", "--mount="}, orders(tcp)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -133,8 +136,8 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 	for _, args := range [][]string{
 		{"--preview-url"}, {"--preview-url=true"}, {"-u"}, {"--ingress-host", "x"}, {"--ingress-port=80"}, {"--ingress-tls"}, {"--ingress-l5", "x"},
 		{"--env-file", "x"}, {"-e", "x"}, {"--env-json=x"}, {"-j", "x"}, {"--env-syntax", "sh"}, {"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
-		{"--to-pod", "8080"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"}, {"--plaintext"},
-		{"--http-plaintext"}, {"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
+		{"--to-pod", "8080"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"},
+		{"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
 		{"--existing", "all"}, {"--existing=idle"}, {"--use", "x"}, {"--docker"},
 	} {
 		w := newWorld(t)

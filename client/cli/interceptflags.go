@@ -20,6 +20,7 @@ type interceptFlags struct {
 	mechanism                         string
 	headers, matches, oldMatches      []string // the same flag in the spelling of three generations
 	pathEqual, pathPrefix, pathRegexp string
+	plaintext                         bool
 	existing                          string
 	timeout                           time.Duration
 	dockerRun                         bool
@@ -50,12 +51,15 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.pathEqual, "http-path-equal", "", "Take requests for this `PATH`")
 	flags.StringVar(&f.pathPrefix, "http-path-prefix", "", "Take requests whose path begins with this `PREFIX`")
 	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take requests whose whole path matches this RE2 `EXPRESSION`")
+	flags.BoolVar(&f.plaintext, "plaintext", false, "With --http flags: the app behind the port speaks plaintext, although the port's name or appProtocol says TLS")
+	flags.BoolVar(&f.plaintext, "http-plaintext", false, "Same as --plaintext")
 	flags.StringVar(&f.existing, "existing", "auto", "Which `CONNECTIONS` that are already open are taken over")
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
 	flags.BoolVar(&f.dockerRun, "docker-run", false,
 		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
 	f.absent = addAbsentFlags(flags)
 	_ = flags.MarkHidden("match")
+	_ = flags.MarkHidden("http-plaintext")
 	_ = flags.MarkHidden("existing") // until connections that are already open can be taken over
 }
 
@@ -66,7 +70,7 @@ var interceptName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 func (f *interceptFlags) request(name, namespace string, flags *pflag.FlagSet) (*daemonpb.InterceptRequest, error) {
 	r := &daemonpb.InterceptRequest{
 		Name: name, Namespace: namespace, Service: f.service, Container: f.container,
-		Existing: f.existing, TimeoutMs: f.timeout.Milliseconds(),
+		Plaintext: f.plaintext, Existing: f.existing, TimeoutMs: f.timeout.Milliseconds(),
 	}
 	for _, step := range []func(*daemonpb.InterceptRequest, *pflag.FlagSet) error{
 		f.setWorkload, f.setPort, f.setAddress, f.setRules, f.checkRest,

@@ -25,7 +25,7 @@ const (
 func (f *interceptFlags) setRules(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {
 	var used []string
 	flags.Visit(func(flag *pflag.Flag) {
-		if strings.HasPrefix(flag.Name, "http-") || flag.Name == "match" {
+		if strings.HasPrefix(flag.Name, "http-") && flag.Name != "http-plaintext" || flag.Name == "match" {
 			used = append(used, "--"+flag.Name)
 		}
 	})

@@ -25,8 +25,11 @@ func someWorkloads() []*daemonpb.WorkloadInfo {
 func TestList(t *testing.T) {
 	elsewhere := &daemonpb.WorkloadInfo{Kind: "Deployment", Name: "frontend", Namespace: "default"}
 	for name, set := range map[string]func(*world){
-		"one namespace":    func(w *world) { w.daemon.workloads = someWorkloads() },
-		"several":          func(w *world) { w.daemon.workloads = append(someWorkloads(), elsewhere) },
+		"one namespace": func(w *world) { w.daemon.workloads = someWorkloads() },
+		"several":       func(w *world) { w.daemon.workloads = append(someWorkloads(), elsewhere) },
+		"a TLS port": func(w *world) {
+			w.daemon.workloads = []*daemonpb.WorkloadInfo{{Kind: "Deployment", Name: "orders", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{aDeafIntercept()}}}
+		},
 		"nothing":          func(*world) {},
 		"colours":          func(w *world) { w.terminal = true; w.daemon.workloads = someWorkloads() },
 		"without a daemon": func(w *world) { w.stop(); w.daemon.workloads = someWorkloads() },

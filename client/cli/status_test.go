@@ -33,17 +33,29 @@ func aTroubledIntercept() *daemonpb.InterceptInfo {
 	}
 }
 
+// aDeafIntercept is active, and its port speaks TLS.
+func aDeafIntercept() *daemonpb.InterceptInfo {
+	const why = "the port speaks TLS, so no request on it can match: use --mechanism tcp to take every connection"
+	i := anIntercept()
+	i.Message = why
+	for _, pod := range i.Pods {
+		pod.Message = why
+	}
+	return i
+}
+
 func TestStatus(t *testing.T) {
 	for name, set := range map[string]func(*world){
-		"without a daemon":       func(*world) {},
-		"not connected":          func(w *world) { w.connected(false) },
-		"connected, nothing":     func(w *world) { w.connected(true) },
-		"connected, intercepts":  func(w *world) { w.daemon.status = statusOf(anIntercept(), aTroubledIntercept()); w.connected(true) },
-		"of a resumed session":   func(w *world) { w.hasSaved = true; w.daemon.status = statusOf(anIntercept()) },
-		"as telepresence":        func(w *world) { w.name = "telepresence"; w.connected(true) },
-		"of another version":     func(w *world) { w.daemon.version = "v1.0.0"; w.connected(true) },
-		"on a colour terminal":   func(w *world) { w.terminal = true; w.daemon.status = statusOf(aTroubledIntercept()); w.connected(true) },
-		"on a terminal NO_COLOR": func(w *world) { w.terminal = true; w.vars["NO_COLOR"] = "1"; w.connected(true) },
+		"without a daemon":                func(*world) {},
+		"not connected":                   func(w *world) { w.connected(false) },
+		"connected, nothing":              func(w *world) { w.connected(true) },
+		"connected, intercepts":           func(w *world) { w.daemon.status = statusOf(anIntercept(), aTroubledIntercept()); w.connected(true) },
+		"with an intercept on a TLS port": func(w *world) { w.daemon.status = statusOf(aDeafIntercept()); w.connected(true) },
+		"of a resumed session":            func(w *world) { w.hasSaved = true; w.daemon.status = statusOf(anIntercept()) },
+		"as telepresence":                 func(w *world) { w.name = "telepresence"; w.connected(true) },
+		"of another version":              func(w *world) { w.daemon.version = "v1.0.0"; w.connected(true) },
+		"on a colour terminal":            func(w *world) { w.terminal = true; w.daemon.status = statusOf(aTroubledIntercept()); w.connected(true) },
+		"on a terminal NO_COLOR":          func(w *world) { w.terminal = true; w.vars["NO_COLOR"] = "1"; w.connected(true) },
 		"reconnecting": func(w *world) {
 			w.daemon.status = statusOf(anIntercept())
 			w.daemon.status.Connected, w.daemon.status.State = false, "Reconnecting"

@@ -53,6 +53,7 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 			Port:        req.GetPortIdentifier(),
 			Container:   req.GetContainer(),
 			Mechanism:   v1alpha1.Mechanism(cmp.Or(req.GetMechanism(), string(v1alpha1.MechanismTCP))),
+			Plaintext:   req.GetPlaintext(),
 			Existing:    cmp.Or(req.GetExisting(), defaultExisting),
 			Client:      v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder, KeyHash: client.KeyHash},
 			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress), Port: req.GetLocalPort()},
@@ -151,7 +152,7 @@ func (a *Ask) object() *v1alpha1.Intercept {
 	}
 }
 
-// canMove says whether an intercept can become what is asked for: only its service, port, container and destination may change.
+// canMove says whether an intercept can become what is asked for: only its service, port, container, destination and whether it is plaintext may change.
 func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	h, w := have.Spec, a.Spec
 	name := w.Name

@@ -191,6 +191,7 @@ func (m *maker) move(ctx context.Context) error {
 	want := m.ask.Spec
 	changed, err := m.update(ctx, m.before, func(s *v1alpha1.InterceptSpec) {
 		s.Service, s.Port, s.Container, s.Destination = want.Service, want.Port, want.Container, want.Destination
+		s.Plaintext = want.Plaintext
 	})
 	if err != nil {
 		return m.explain(err)
@@ -230,7 +231,7 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change fun
 }
 
 func equalMovable(a, b *v1alpha1.InterceptSpec) bool {
-	return a.Service == b.Service && a.Port == b.Port && a.Container == b.Container && a.Destination == b.Destination
+	return a.Service == b.Service && a.Port == b.Port && a.Container == b.Container && a.Destination == b.Destination && a.Plaintext == b.Plaintext
 }
 
 // wait follows the object's status until it says how it went.
@@ -322,6 +323,7 @@ func (m *maker) undo(ctx context.Context, cause error) error {
 		was := m.before.Spec
 		_, err = m.update(ctx, m.object, func(s *v1alpha1.InterceptSpec) {
 			s.Service, s.Port, s.Container, s.Destination = was.Service, was.Port, was.Container, was.Destination
+			s.Plaintext = was.Plaintext
 		})
 	} else {
 		err = m.registry.delete(ctx, m.cluster, m.object)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"golang.org/x/net/http/httpguts"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/match"
@@ -144,8 +145,8 @@ func overlapsAsItMust(t *testing.T, specs []*v1alpha1.HTTPMatch, rules []match.R
 func matchesAsNetHTTPReads(t *testing.T, s *v1alpha1.HTTPMatch, r match.Rule, head *request) {
 	raw := "GET / HTTP/1.1\r\nHost: h\r\n"
 	for _, l := range head.lines {
-		if strings.ContainsAny(l[0]+l[1], "\r\n") {
-			return // another request than was meant
+		if strings.ContainsAny(l[0]+l[1], "\r\n") || !httpguts.ValidHeaderFieldName(l[0]) {
+			return // another request than was meant, such as one with a folded line
 		}
 		raw += l[0] + ":" + l[1] + "\r\n"
 	}

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +24,7 @@ type coverage struct {
 	pods            []v1alpha1.PodStatus
 	ready, steering int
 	failed          string // why the first pod that failed did
+	idle            string // why steering leads to nothing in the first pod where it does
 	waiting         string // what the first pod that has not been heard of waits for
 	waitingPods     int
 }
@@ -67,7 +69,7 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 			pod.Message = fmt.Sprintf("no node agent on node %s", pod.Node)
 		case !s.Reported:
 			pod.Message = fmt.Sprintf("waiting for the node agent on node %s", pod.Node)
-		case !s.Steering:
+		default:
 			pod.Message = s.Message
 		}
 		failed := s.Reported && !s.Steering && s.Failed
@@ -82,6 +84,7 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 		switch {
 		case s.Steering:
 			cov.steering++
+			cov.idle = cmp.Or(cov.idle, pod.Message)
 		case failed && cov.failed == "":
 			cov.failed = fmt.Sprintf("pod %s on node %s: %s", pod.Name, pod.Node, pod.Message)
 		case !failed:
@@ -115,7 +118,7 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 	case cov.waitingPods == 1:
 		return v1alpha1.StatePending, cov.waiting
 	}
-	return v1alpha1.StateActive, ""
+	return v1alpha1.StateActive, cov.idle
 }
 
 func (c *Controller) conflict(f findings, workload string) string {

@@ -20,6 +20,7 @@ type port struct {
 	only      string // the container whose ports a name means; empty: any
 	template  int32
 	container string
+	tls       string // what says that the port speaks TLS; empty: nothing does
 }
 
 // in gives the container port in a pod: names are looked up in each, since pods of an old and a new template may differ.
@@ -42,6 +43,9 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 		p, err = containerPort(ic, w)
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := checkPlaintext(ic, p); err != nil {
 		return nil, err
 	}
 	p.container, err = containerFor(w, ic.Spec.Container, p.template)
@@ -179,7 +183,7 @@ func servicePort(svc *corev1.Service, id string, w *workload) (*port, error) {
 	if target.Type == intstr.Int && target.IntVal == 0 || target.Type == intstr.String && target.StrVal == "" {
 		target = intstr.FromInt32(chosen.number)
 	}
-	p := &port{service: svc.Name, display: chosen.display(), number: chosen.number, target: target}
+	p := &port{service: svc.Name, display: chosen.display(), number: chosen.number, target: target, tls: speaksTLS(chosen.name, svc.Spec.Ports[chosen.index].AppProtocol)}
 	p.template = p.in(&w.template.Spec)
 	if p.template == 0 && !slices.ContainsFunc(w.pods, func(pod *corev1.Pod) bool { return p.in(&pod.Spec) != 0 }) {
 		return nil, invalid(PortNotFound, "port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, svc.Name, target.StrVal, w)
@@ -211,7 +215,7 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &port{display: chosen.display(), target: intstr.FromInt32(chosen.number), template: chosen.number}
+	p := &port{display: chosen.display(), target: intstr.FromInt32(chosen.number), template: chosen.number, tls: speaksTLS(chosen.name, nil)}
 	if chosen.name != "" {
 		p.target, p.only = intstr.FromString(chosen.name), ic.Spec.Container
 	}

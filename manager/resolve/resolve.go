@@ -31,6 +31,7 @@ const (
 	PortNotFound         = "PortNotFound"
 	PortAmbiguous        = "PortAmbiguous"
 	ProtocolNotSupported = "ProtocolNotSupported"
+	PortSpeaksTLS        = "PortSpeaksTLS"
 	ContainerNotFound    = "ContainerNotFound"
 	RuleInvalid          = "RuleInvalid"
 )

@@ -90,14 +90,19 @@ func (p *pod) report() []*agentpb.TargetReport {
 	for _, t := range p.desired.GetTargets() {
 		port := uint16(t.GetPort())
 		for _, r := range t.GetRules() {
+			var idle string
 			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem, Failed: p.lasting}
 			if p.site != nil {
 				stats := p.site.stats(port)
 				counted := stats.Intercepts[r.GetInterceptUid()]
+				idle = stats.Idle(r.GetTcp())
 				tr.Connections, tr.Matched, tr.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
 			}
 			if p.problem == "" {
 				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)
+				if tr.Steering {
+					tr.Message = idle
+				}
 			}
 			reports = append(reports, tr)
 		}

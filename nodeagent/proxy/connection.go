@@ -87,6 +87,7 @@ func (c *connection) serveRequests(ctx context.Context) {
 			})
 		},
 		Claimable:   func() bool { return c.target.rules.Load().claimable() },
+		Began:       c.began,
 		Passed:      passed,
 		OpenTimeout: p.cfg.OpenTimeout,
 		Recovered:   recovered,
@@ -100,6 +101,22 @@ func (c *connection) claim(head match.Head) router.Claim {
 		return &claim{connection: c, rule: rule}
 	}
 	return nil
+}
+
+// began counts what the connection speaks.
+func (c *connection) began(first []byte, http bool) {
+	switch {
+	case http:
+		c.target.http.Add(1)
+	case isClientHello(first):
+		c.target.tls.Add(1)
+	}
+}
+
+// isClientHello reports whether a connection that begins with p speaks TLS: a record of type handshake and major version 3, with a ClientHello in it
+// (RFC 8446 §4, §5.1), as far as these bytes are there.
+func isClientHello(p []byte) bool {
+	return len(p) > 0 && p[0] == 0x16 && (len(p) < 2 || p[1] == 0x03) && (len(p) < 6 || p[5] == 0x01)
 }
 
 // dial connects to the app, for as long as the client is there.

@@ -31,6 +31,7 @@ type Kubelet struct {
 type Stats struct {
 	Connections uint64                    // served since the target was made
 	Open        int                       // being served now
+	TLS, HTTP   uint64                    // of the connections that were looked into, those that began with a TLS handshake, and those with HTTP
 	Intercepts  map[string]InterceptStats // by InterceptUID, of the rules in force
 }
 
@@ -47,6 +48,7 @@ type Target struct {
 
 	connections atomic.Uint64
 	open        atomic.Int64
+	tls, http   atomic.Uint64
 	rules       atomic.Pointer[rules]
 	setting     sync.Mutex
 }
@@ -107,7 +109,7 @@ func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 
 // Stats returns the counters.
 func (t *Target) Stats() Stats {
-	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), Intercepts: make(map[string]InterceptStats)}
+	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), TLS: t.tls.Load(), HTTP: t.http.Load(), Intercepts: make(map[string]InterceptStats)}
 	for _, c := range t.rules.Load().claimed {
 		one := s.Intercepts[c.InterceptUID]
 		one.Matched += c.matched.Load()
@@ -115,6 +117,14 @@ func (t *Target) Stats() Stats {
 		s.Intercepts[c.InterceptUID] = one
 	}
 	return s
+}
+
+// Idle says why a rule of that kind cannot claim anything, if that is so.
+func (s Stats) Idle(tcp bool) string {
+	if tcp || s.TLS == 0 || s.HTTP > 0 {
+		return ""
+	}
+	return "the port speaks TLS, so no request on it can match: use --mechanism tcp to take every connection"
 }
 
 // tcp returns the rule that has new connections, if there is one.

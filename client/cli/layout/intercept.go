@@ -102,6 +102,9 @@ func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
 		state += ": " + i.GetMessage()
 	}
 	b.Add("State", state)
+	if i.GetMessage() != "" && i.GetState() == "ACTIVE" {
+		b.Add("Warning", i.GetMessage())
+	}
 	b.Add("Workload kind", i.GetWorkloadKind())
 	b.Add("Destination", i.GetDestination())
 	b.Add("Service Port Identifier", i.GetServicePort())

@@ -144,6 +144,9 @@ func (t StatusText) interceptLines(s *daemonpb.StatusInfo) []string {
 	var lines []string
 	for _, i := range byName(s.GetIntercepts()) {
 		line := i.GetName() + ": " + i.GetHolder()
+		if i.GetState() == "ACTIVE" && i.GetMessage() != "" {
+			line += ", " + t.Paint.Odd("warning") + ": " + i.GetMessage()
+		}
 		if i.GetState() != "ACTIVE" {
 			line += ", " + t.Paint.state(i.GetState())
 			if i.GetMessage() != "" {

@@ -147,6 +147,7 @@ func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bo
 				return nil
 			},
 			Claimable:   func() bool { return claim },
+			Began:       func([]byte, bool) {},
 			Passed:      func(int) {},
 			OpenTimeout: time.Second,
 			Recovered:   func(v any) { panic(v) },

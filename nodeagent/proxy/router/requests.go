@@ -70,14 +70,19 @@ func (r *Router) next() (more bool, err error) {
 		case n < len(preface):
 			return true, nil
 		default:
+			r.Began(p, true)
 			return false, r.handOver()
 		}
 	}
 	if r.first && !http1.MayBeRequest(p) {
+		r.Began(p, false)
 		return false, r.turnRaw(nil)
 	}
 	n, doubt := r.req.Parse(p)
 	if doubt != nil {
+		if r.first {
+			r.Began(p, false)
+		}
 		return false, r.turnRaw(doubt)
 	}
 	if n == 0 {
@@ -85,6 +90,7 @@ func (r *Router) next() (more bool, err error) {
 	}
 	if r.first {
 		r.first = false
+		r.Began(p, true)
 		r.speaks()
 	}
 	if claim := r.Claim(&r.req); claim != nil {

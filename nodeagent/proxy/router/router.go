@@ -55,6 +55,8 @@ type Config struct {
 	Claim func(head match.Head) Claim
 	// Claimable reports whether any request could be claimed at this moment.
 	Claimable func() bool
+	// Began is called once with the first bytes that the client sent, as soon as it is certain whether they are HTTP.
+	Began func(first []byte, http bool)
 	// Passed is called for each n requests that go to the app.
 	Passed func(n int)
 	// HTTP2 makes what takes over a connection that begins with the preface of HTTP/2. nil: the app has such a connection unread.
