@@ -65,6 +65,8 @@ type agent struct {
 	metrics  *prometheus.Registry
 	// standingBy is set while a younger agent has the node.
 	standingBy atomic.Bool
+	// looked is when the agent last looked whether it is able to serve, Unix nanoseconds.
+	looked atomic.Int64
 }
 
 // Run is a node agent's life. It gives everything back when ctx ends and returns when the connections that were open have ended,
@@ -83,6 +85,7 @@ func Run(ctx context.Context, cfg Config) error {
 		datapath, why := a.steering.Datapath()
 		cfg.Log.Info("this node can steer", "datapath", datapath, "why", why)
 	}
+	a.looked.Store(time.Now().UnixNano())
 	life, die := context.WithCancel(context.WithoutCancel(ctx))
 	defer die()
 	go a.beat(life)
@@ -247,6 +250,9 @@ func (s steering) Load() (pods.Program, error) {
 
 // ready says whether the agent has made its node as the manager wants it. One that stands by is: the younger one does.
 func (a *agent) ready() error {
+	if err := a.able(); err != nil {
+		return err
+	}
 	if a.standingBy.Load() {
 		return nil
 	}

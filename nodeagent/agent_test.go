@@ -43,6 +43,7 @@ type world struct {
 	// linger is that of agents in this process.
 	linger time.Duration
 	drain  time.Duration // of agents that are processes
+	env    []string      // of these, too
 	letGo  atomic.Int64  // how often they have closed the listeners of a pod
 }
 

@@ -2,7 +2,10 @@ package nodeagent_test
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"testing"
 	"time"
@@ -32,6 +35,52 @@ func (w *world) hang(t *testing.T) *net.TCPListener {
 		}
 		t.Cleanup(func() { _ = c.Close() })
 	}
+}
+
+func TestAgentShortOfMemoryLeavesConnectionsToTheApp(t *testing.T) {
+	const limit = 40 << 20
+	w := newWorld(t)
+	w.env = []string{fmt.Sprintf("GOMEMLIMIT=%d", limit)}
+	p := w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+	if !testing.Short() {
+		confineMemory(t, p.Process.Pid, limit)
+	}
+	const most = 8000
+	var open []net.Conn
+	for len(open) < most {
+		for range 100 {
+			c, err := testnet.Dial(t.Context(), w.node.Namespace, target(w.pod))
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = c.Close() })
+			require.NoError(t, request(c, streamPath, "me"))
+			open = append(open, c)
+		}
+		if got, err := w.get(w.pod.IP4, "me"); err == nil && got == "app" {
+			break
+		}
+	}
+	require.Less(t, len(open), most, "it takes more and more")
+	t.Logf("%d connections filled it", len(open))
+	for _, c := range open {
+		require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+		_, err := io.ReadFull(c, make([]byte, 12))
+		require.NoError(t, err, "what is open goes on")
+	}
+	w.expect(t, "", "app")
+	code, why := fetch(t, "http://"+p.http+"/readyz")
+	assert.Equal(t, http.StatusServiceUnavailable, code)
+	assert.Contains(t, why, "memory")
+	code, why = fetch(t, "http://"+p.http+"/healthz")
+	assert.Equal(t, http.StatusOK, code, why)
+	for _, c := range open {
+		_ = c.Close()
+	}
+	require.Eventually(t, func() bool {
+		got, err := w.get(w.pod.IP4, "me")
+		return err == nil && got == "laptop"
+	}, time.Minute, 200*time.Millisecond, "memory has come free")
 }
 
 func TestAppThatTakesNoConnections(t *testing.T) {

@@ -113,6 +113,7 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 		}
 		cfg.HTTP = l
 	}
+	reserveMemory()
 	log.Info("starting", "version", version.Version, "kernel", kernel(), "manager", o.manager)
 	return Run(ctx, cfg)
 }

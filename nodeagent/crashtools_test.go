@@ -104,6 +104,7 @@ func confineMemory(t *testing.T, pid int, limit int) {
 			continue
 		}
 		t.Cleanup(func() {
+			_ = os.WriteFile(filepath.Join(way.parent, "cgroup.procs"), fmt.Append(nil, pid), 0) // if it still runs
 			if err := unix.Rmdir(dir); err != nil {
 				t.Logf("remove %s: %v", dir, err)
 			}

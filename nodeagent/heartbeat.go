@@ -1,9 +1,12 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +15,9 @@ import (
 const (
 	// beatEvery is well below the second after which the steering programs take the agent for dead.
 	beatEvery = 100 * time.Millisecond
-	// countEvery is how many beats there are from one look at the file descriptors that are left to the next.
+	// stuckMax is how long a beat may take before the agent counts as hung.
+	stuckMax = 5 * time.Second
+	// countEvery is how many beats there are from one look at what is left of memory and file descriptors to the next.
 	countEvery = 5
 	// recovery is how long the agent does not beat after it was found unable to serve, so that it does not waver.
 	recovery = 3 * time.Second
@@ -33,11 +38,15 @@ func (a *agent) beat(ctx context.Context) {
 		}
 		err := a.pods.Responsive()
 		if err == nil && (beats%countEvery == 0 || !unable.IsZero()) {
-			err = canOpen(spareFiles)
+			err = cmp.Or(enoughMemory(), canOpen(spareFiles))
 		}
+		a.looked.Store(time.Now().UnixNano())
 		if err != nil {
 			if unable.IsZero() {
 				a.cfg.Log.Error("connections go to the apps until this is over", "error", err)
+			}
+			if errors.Is(err, errMemory) && beats%(10*countEvery) == 0 {
+				runtime.GC() // with little to do, it may be long until the next
 			}
 			unable = time.Now()
 			continue
@@ -60,7 +69,16 @@ func (a *agent) able() error {
 	if err := a.pods.Responsive(); err != nil {
 		return err
 	}
-	return canOpen(spareFiles)
+	return cmp.Or(enoughMemory(), canOpen(spareFiles))
+}
+
+// alive says whether the agent is worth keeping. One that cannot take connections at the moment is, for the sake of those that it has:
+// killing it would reset them.
+func (a *agent) alive() error {
+	if away := time.Since(time.Unix(0, a.looked.Load())); away > stuckMax {
+		return fmt.Errorf("the node agent has not looked after itself for %s", away.Round(time.Second))
+	}
+	return nil
 }
 
 // canOpen says whether n more file descriptors can be opened.

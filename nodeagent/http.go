@@ -15,7 +15,7 @@ import (
 // handler serves /healthz, /readyz and /metrics.
 func (a *agent) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /healthz", check(a.able))
+	mux.Handle("GET /healthz", check(a.alive))
 	mux.Handle("GET /readyz", check(a.ready))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	if a.cfg.Profile {

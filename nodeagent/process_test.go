@@ -86,7 +86,7 @@ func (w *world) spawn(t *testing.T, without ...int) *process {
 	}
 	keep, err := json.Marshal(slices.DeleteFunc(gives, func(c int) bool { return slices.Contains(without, c) }))
 	require.NoError(t, err)
-	p.Env = append(os.Environ(), envConfine+"="+string(keep))
+	p.Env = append(append(os.Environ(), w.env...), envConfine+"="+string(keep))
 	p.Stdout, p.Stderr = t.Output(), t.Output()
 	require.NoError(t, p.Start())
 	p.end = sync.OnceValue(p.Wait)

@@ -131,7 +131,7 @@ func (l *lab) reader(k *report.Kernel) *report.Reader {
 
 // arguments of a test binary.
 func (l *lab) arguments() []string {
-	args := []string{"-test.v=test2json", "-test.timeout=" + (l.limit * 3 / 4).String()}
+	args := []string{"-test.v=test2json", "-test.short", "-test.timeout=" + (l.limit * 3 / 4).String()}
 	if l.pattern != "" {
 		args = append(args, "-test.run="+l.pattern)
 	}

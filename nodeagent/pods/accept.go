@@ -15,12 +15,15 @@ const (
 	busyMax = time.Second
 	// acceptPause lets file descriptors come free after accepting has failed.
 	acceptPause = 50 * time.Millisecond
+	// acceptQuiet is how long no other failure is logged.
+	acceptQuiet = 10 * time.Second
 )
 
 // accept serves what arrives at a listener until it is closed. When accepting fails, the loop counts as busy until it has worked
 // again or nothing waits any longer, so that a lack of file descriptors makes connections go to the app.
 func (s *site) accept(d *door) {
 	failing := false
+	var said time.Time
 	for {
 		c, err := d.AcceptTCP()
 		d.busy.CompareAndSwap(0, time.Now().UnixNano())
@@ -30,7 +33,8 @@ func (s *site) accept(d *door) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case !errors.Is(err, os.ErrDeadlineExceeded):
-			if !failing {
+			if time.Since(said) > acceptQuiet {
+				said = time.Now()
 				s.pod.log.Error("accept", "listener", d.Addr(), "error", err)
 			}
 			failing = true
