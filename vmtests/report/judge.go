@@ -9,6 +9,10 @@ import (
 // needs is what a test says that may be skipped on older kernels; internal/testnet says it for them.
 var needs = regexp.MustCompile(`needs Linux (\d+\.\d+)`)
 
+// excused is what others say that are skipped for a reason that has nothing to do with the kernel: they are for real clients and
+// servers, which machines have not, or take too long to be run each time.
+var excused = regexp.MustCompile(`executable file not found|two minutes`)
+
 // Failure is something that must not be.
 type Failure struct {
 	What   string
@@ -16,7 +20,7 @@ type Failure struct {
 }
 
 // Failures are those of the kernel, in the order in which they occurred. A test that was skipped counts as failed, unless the
-// kernel is older than what the test says that it needs.
+// kernel is older than what the test says that it needs, or the reason is not the kernel.
 func (k *Kernel) Failures() (all []Failure) {
 	for _, p := range k.Problems {
 		all = append(all, Failure{What: p})
@@ -64,7 +68,11 @@ func ownOutput(t Test) string {
 	return strings.Join(own, "")
 }
 
+// mayLack says whether a test may be skipped.
 func (k *Kernel) mayLack(t Test) bool {
+	if excused.MatchString(strings.Join(t.Output, "")) {
+		return true
+	}
 	m := needs.FindStringSubmatch(strings.Join(t.Output, ""))
 	return m != nil && k.Older(m[1])
 }
