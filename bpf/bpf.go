@@ -38,6 +38,7 @@ const (
 	AgentSilent = steerOutcomeAGENT_SILENT
 	NoListener  = steerOutcomeNO_LISTENER
 	NotAssigned = steerOutcomeNOT_ASSIGNED
+	TimeWait    = steerOutcomeTIME_WAIT
 )
 
 // The listeners' slots in Steer.Listeners.

@@ -28,7 +28,7 @@ _Static_assert(sizeof(struct target_key) == 20, "user space and kernel agree on 
 enum listener_slot { LISTENER_IP4, LISTENER_IP6 };
 
 // Why a connection to a target was, or was not, steered.
-enum outcome { STEERED, AGENT_SILENT, NO_LISTENER, NOT_ASSIGNED, OUTCOMES };
+enum outcome { STEERED, AGENT_SILENT, NO_LISTENER, NOT_ASSIGNED, TIME_WAIT, OUTCOMES };
 
 struct target_value {
 	enum listener_slot slot;

@@ -27,7 +27,8 @@ const (
 	steerOutcomeAGENT_SILENT steerOutcome = 1
 	steerOutcomeNO_LISTENER  steerOutcome = 2
 	steerOutcomeNOT_ASSIGNED steerOutcome = 3
-	steerOutcomeOUTCOMES     steerOutcome = 4
+	steerOutcomeTIME_WAIT    steerOutcome = 4
+	steerOutcomeOUTCOMES     steerOutcome = 5
 )
 
 type steerTargetKey struct {

@@ -134,9 +134,8 @@ static __always_inline int read_ip6(struct __sk_buff *skb, struct packet *p)
 	return 1;
 }
 
-// Says whether a connection has a socket of its own, be it a request that waits for its last ACK, or one that waits for late
-// packets. Those must find it, and nothing else.
-static __always_inline int connected(struct __sk_buff *skb, struct packet *p)
+// Gives the state of the socket that the kernel would find.
+static __always_inline __u32 state_of(struct __sk_buff *skb, struct packet *p)
 {
 	struct bpf_sock *sk;
 	__u32 state;
@@ -146,10 +145,10 @@ static __always_inline int connected(struct __sk_buff *skb, struct packet *p)
 	else
 		sk = bpf_skc_lookup_tcp(skb, &p->tuple, sizeof(p->tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
-		return 0;
+		return BPF_TCP_LISTEN; // nobody listens: as good as somebody, for us
 	state = sk->state;
 	bpf_sk_release(sk);
-	return state != BPF_TCP_LISTEN;
+	return state;
 }
 
 SEC("tc")
@@ -158,6 +157,7 @@ int steer_tc(struct __sk_buff *skb)
 	struct packet p = {};
 	struct tcp_start tcp;
 	enum outcome became;
+	__u32 state;
 
 	// A bridge's port and the like also see what is not for the pod; a device of its own will see what is in a VLAN.
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -187,7 +187,13 @@ int steer_tc(struct __sk_buff *skb)
 		p.tuple.ipv6.sport = tcp.from;
 		p.tuple.ipv6.dport = tcp.to;
 	}
-	if (connected(skb, &p))
+	state = state_of(skb, &p);
+	// A socket that waits for late packets gives way to a SYN of the same addresses, but only if the kernel finds it first: since Linux
+	// 6.10 (ff46e3b44219) a SYN that was assigned to a listener past it would be dropped. So this connection is the app's.
+	if (state == BPF_TCP_TIME_WAIT && tcp.flags & SYN)
+		count(TIME_WAIT);
+	// Packets of a connection must find its socket, be it only a request that waits for its last ACK.
+	if (state != BPF_TCP_LISTEN)
 		return NEXT;
 	became = hand_over(skb, p.slot);
 	if (tcp.flags & SYN)

@@ -20,7 +20,8 @@ const (
 	steerTCOutcomeAGENT_SILENT steerTCOutcome = 1
 	steerTCOutcomeNO_LISTENER  steerTCOutcome = 2
 	steerTCOutcomeNOT_ASSIGNED steerTCOutcome = 3
-	steerTCOutcomeOUTCOMES     steerTCOutcome = 4
+	steerTCOutcomeTIME_WAIT    steerTCOutcome = 4
+	steerTCOutcomeOUTCOMES     steerTCOutcome = 5
 )
 
 type steerTCTargetKey struct {

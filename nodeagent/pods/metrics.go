@@ -21,6 +21,7 @@ var (
 
 var outcomes = map[bpf.Outcome]string{
 	bpf.Steered: "steered", bpf.AgentSilent: "agent_silent", bpf.NoListener: "no_listener", bpf.NotAssigned: "not_assigned",
+	bpf.TimeWait: "time_wait",
 }
 
 // Describe and Collect make a Set a prometheus.Collector.

@@ -72,7 +72,7 @@ func (p *Program) Remove(addr netip.AddrPort) error {
 // Outcomes counts what became of connections to targets, by bpf.Outcome.
 func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 	counts := map[bpf.Outcome]uint64{}
-	for _, o := range []bpf.Outcome{bpf.Steered, bpf.AgentSilent, bpf.NoListener, bpf.NotAssigned} {
+	for _, o := range []bpf.Outcome{bpf.Steered, bpf.AgentSilent, bpf.NoListener, bpf.NotAssigned, bpf.TimeWait} {
 		var perCPU []uint64
 		if err := p.objs.Outcomes.Lookup(uint32(o), &perCPU); err != nil {
 			return nil, fmt.Errorf("read outcomes: %w", err)
