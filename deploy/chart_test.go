@@ -242,6 +242,7 @@ func TestValuesArriveWhereTheyBelong(t *testing.T) {
 		"sessionGrace": "1h30m",
 		"logLevel":     "debug",
 		"nodeagent": values{
+			"datapath":          "tc",
 			"nodeSelector":      values{"pool": "dev"},
 			"seLinuxType":       "spc_t",
 			"priorityClassName": "",
@@ -256,6 +257,8 @@ func TestValuesArriveWhereTheyBelong(t *testing.T) {
 	assert.Equal(t, []corev1.LocalObjectReference{{Name: "pull"}}, manager.ImagePullSecrets)
 	assert.Contains(t, manager.Containers[0].Args, "--session-grace=1h30m")
 	assert.Contains(t, nodeagent.Spec.Containers[0].Args, "--log-level=debug")
+	assert.Contains(t, nodeagent.Spec.Containers[0].Args, "--datapath=tc")
+	assert.Contains(t, defaults["DaemonSet/sidestep-nodeagent"].Spec.Containers[0].Args, "--datapath=auto")
 	assert.Equal(t, map[string]string{"kubernetes.io/os": "linux", "pool": "dev"}, nodeagent.Spec.NodeSelector)
 	assert.Equal(t, "spc_t", nodeagent.Spec.Containers[0].SecurityContext.SELinuxOptions.Type)
 	assert.Empty(t, nodeagent.Spec.PriorityClassName)
@@ -288,6 +291,7 @@ func TestValuesThatTheChartDoesNotKnowAreRefused(t *testing.T) {
 		"a misspelt value":                  {"loglevel": "debug"},
 		"a misspelt value further down":     {"nodeagent": values{"resource": values{}}},
 		"a level that does not exist":       {"logLevel": "verbose"},
+		"a datapath that does not exist":    {"nodeagent": values{"datapath": "iptables"}},
 		"a grace period without a unit":     {"sessionGrace": "15"},
 		"an unquoted number for a tag":      {"image": values{"tag": 1.2}},
 		"a developer without a name":        {"developers": []any{values{"kind": "User"}}},

@@ -66,6 +66,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		return nil, err
 	}
 	m.metrics.MustRegister(
+		nodes{shares},
 		gauge("sidestep_manager_agents", "Node agents that are connected.", shares.Attached),
 		gauge("sidestep_manager_sessions", "Laptops that are connected.", registry.Len),
 	)
@@ -76,7 +77,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Log: log, Closing: m.closing,
 	}))
 	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(sessions.Config{
-		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing,
+		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list,
 	}))
 	return m, nil
 }

@@ -158,7 +158,7 @@ func (a *agent) follow(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}()
-	_ = a.uplink.Run(ctx, a.pods)
+	_ = a.uplink.Run(ctx, reports{a.pods, a.steering})
 }
 
 // standBy waits until the manager has no younger agent any more, and makes this one the youngest then. It may lose that race
@@ -246,6 +246,20 @@ func (s steering) Load() (pods.Program, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// reports adds to the reports about pods what is true of the whole node.
+type reports struct {
+	*pods.Set
+	steering *steer.Node
+}
+
+// Report is the full state of the node.
+func (r reports) Report() *agentpb.Report {
+	report := r.Set.Report()
+	datapath, why := r.steering.Datapath()
+	report.Datapath = &agentpb.Datapath{Name: string(datapath), Reason: why}
+	return report
 }
 
 // ready says whether the agent has made its node as the manager wants it. One that stands by is: the younger one does.

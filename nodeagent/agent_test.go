@@ -24,6 +24,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/testnet"
 	"sidestep.dev/sidestep/nodeagent"
+	"sidestep.dev/sidestep/nodeagent/steer"
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
 
@@ -45,6 +46,9 @@ type world struct {
 	drain  time.Duration // of agents that are processes
 	env    []string      // of these, too
 	letGo  atomic.Int64  // how often they have closed the listeners of a pod
+	// datapath is what they are told to use, and http where they serve metrics.
+	datapath steer.Datapath
+	http     string
 }
 
 // Write is where their logs go.
@@ -78,9 +82,12 @@ func (w *world) run(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	w.http = "http://" + l.Addr().String()
 	go func() {
 		done <- nodeagent.Run(ctx, nodeagent.Config{
-			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(),
+			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(), Datapath: w.datapath, HTTP: l,
 			Drain: 10 * time.Second, Linger: w.linger, Log: slog.New(slog.NewTextHandler(w, nil)),
 		})
 	}()

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
 // handler serves /healthz, /readyz and /metrics.
@@ -42,6 +43,7 @@ func (a *agent) register() {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		a.pods,
+		datapath{a.steering},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "sidestep_nodeagent_build_info", Help: "1; the version is a label.",
 			ConstLabels: prometheus.Labels{"version": version.Version},
@@ -50,6 +52,22 @@ func (a *agent) register() {
 			Name: "sidestep_nodeagent_attached", Help: "1 while the manager's assignments arrive.",
 		}, func() float64 { return number(a.uplink.Attached()) }),
 	)
+}
+
+// datapath tells how this node steers, and why so.
+type datapath struct{ *steer.Node }
+
+var datapathDesc = prometheus.NewDesc("sidestep_nodeagent_datapath_info",
+	"1; how this node steers, none if it cannot, and why so are labels.", []string{"datapath", "reason"}, nil)
+
+func (d datapath) Describe(descs chan<- *prometheus.Desc) { descs <- datapathDesc }
+
+func (d datapath) Collect(metrics chan<- prometheus.Metric) {
+	name, why := d.Datapath()
+	if name == "" {
+		name = "none"
+	}
+	metrics <- prometheus.MustNewConstMetric(datapathDesc, prometheus.GaugeValue, 1, string(name), why)
 }
 
 func number(b bool) float64 {

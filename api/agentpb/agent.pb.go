@@ -799,6 +799,7 @@ type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // the assignment that it is about
 	Targets       []*TargetReport        `protobuf:"bytes,2,rep,name=targets,proto3" json:"targets,omitempty"`
+	Datapath      *Datapath              `protobuf:"bytes,3,opt,name=datapath,proto3" json:"datapath,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -847,6 +848,66 @@ func (x *Report) GetTargets() []*TargetReport {
 	return nil
 }
 
+func (x *Report) GetDatapath() *Datapath {
+	if x != nil {
+		return x.Datapath
+	}
+	return nil
+}
+
+// Datapath is the way in which the node agent steers.
+type Datapath struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`     // sk_lookup, tcx or clsact; empty: this node cannot steer
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // it is this one, or none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Datapath) Reset() {
+	*x = Datapath{}
+	mi := &file_api_agentpb_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Datapath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Datapath) ProtoMessage() {}
+
+func (x *Datapath) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agentpb_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Datapath.ProtoReflect.Descriptor instead.
+func (*Datapath) Descriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Datapath) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Datapath) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type TargetReport struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	PodUid       string                 `protobuf:"bytes,1,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
@@ -867,7 +928,7 @@ type TargetReport struct {
 
 func (x *TargetReport) Reset() {
 	*x = TargetReport{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[11]
+	mi := &file_api_agentpb_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +940,7 @@ func (x *TargetReport) String() string {
 func (*TargetReport) ProtoMessage() {}
 
 func (x *TargetReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[11]
+	mi := &file_api_agentpb_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +953,7 @@ func (x *TargetReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReport.ProtoReflect.Descriptor instead.
 func (*TargetReport) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TargetReport) GetPodUid() string {
@@ -1014,10 +1075,14 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x05equal\x18\x01 \x01(\tH\x00R\x05equal\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x16\n" +
 	"\x05regex\x18\x03 \x01(\tH\x00R\x05regexB\a\n" +
-	"\x05match\"_\n" +
+	"\x05match\"\x98\x01\n" +
 	"\x06Report\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x129\n" +
-	"\atargets\x18\x02 \x03(\v2\x1f.sidestep.agent.v1.TargetReportR\atargets\"\x88\x02\n" +
+	"\atargets\x18\x02 \x03(\v2\x1f.sidestep.agent.v1.TargetReportR\atargets\x127\n" +
+	"\bdatapath\x18\x03 \x01(\v2\x1b.sidestep.agent.v1.DatapathR\bdatapath\"6\n" +
+	"\bDatapath\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x88\x02\n" +
 	"\fTargetReport\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
@@ -1044,7 +1109,7 @@ func file_api_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_api_agentpb_agent_proto_rawDescData
 }
 
-var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_api_agentpb_agent_proto_goTypes = []any{
 	(*AgentMessage)(nil),   // 0: sidestep.agent.v1.AgentMessage
 	(*Hello)(nil),          // 1: sidestep.agent.v1.Hello
@@ -1057,8 +1122,9 @@ var file_api_agentpb_agent_proto_goTypes = []any{
 	(*HeaderMatch)(nil),    // 8: sidestep.agent.v1.HeaderMatch
 	(*PathMatch)(nil),      // 9: sidestep.agent.v1.PathMatch
 	(*Report)(nil),         // 10: sidestep.agent.v1.Report
-	(*TargetReport)(nil),   // 11: sidestep.agent.v1.TargetReport
-	(*tunnelpb.Frame)(nil), // 12: sidestep.tunnel.v1.Frame
+	(*Datapath)(nil),       // 11: sidestep.agent.v1.Datapath
+	(*TargetReport)(nil),   // 12: sidestep.agent.v1.TargetReport
+	(*tunnelpb.Frame)(nil), // 13: sidestep.tunnel.v1.Frame
 }
 var file_api_agentpb_agent_proto_depIdxs = []int32{
 	1,  // 0: sidestep.agent.v1.AgentMessage.hello:type_name -> sidestep.agent.v1.Hello
@@ -1070,16 +1136,17 @@ var file_api_agentpb_agent_proto_depIdxs = []int32{
 	7,  // 6: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
 	8,  // 7: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
 	9,  // 8: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
-	11, // 9: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
-	0,  // 10: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
-	12, // 11: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
-	2,  // 12: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	12, // 13: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 9: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
+	11, // 10: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
+	0,  // 11: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
+	13, // 12: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
+	2,  // 13: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	13, // 14: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_api_agentpb_agent_proto_init() }
@@ -1106,7 +1173,7 @@ func file_api_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agentpb_agent_proto_rawDesc), len(file_api_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

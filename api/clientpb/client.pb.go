@@ -411,6 +411,171 @@ func (x *Ping) GetId() uint64 {
 	return 0
 }
 
+type NodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesRequest) Reset() {
+	*x = NodesRequest{}
+	mi := &file_api_clientpb_client_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesRequest) ProtoMessage() {}
+
+func (x *NodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_clientpb_client_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesRequest.ProtoReflect.Descriptor instead.
+func (*NodesRequest) Descriptor() ([]byte, []int) {
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{5}
+}
+
+type NodesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agents        []*NodeAgent           `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"` // by the names of their nodes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesReply) Reset() {
+	*x = NodesReply{}
+	mi := &file_api_clientpb_client_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesReply) ProtoMessage() {}
+
+func (x *NodesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_api_clientpb_client_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesReply.ProtoReflect.Descriptor instead.
+func (*NodesReply) Descriptor() ([]byte, []int) {
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *NodesReply) GetAgents() []*NodeAgent {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+// NodeAgent is what is known of a node's agent. Where none is attached, that is only the node, which has intercepted pods.
+type NodeAgent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Attached      bool                   `protobuf:"varint,2,opt,name=attached,proto3" json:"attached,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Kernel        string                 `protobuf:"bytes,4,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Datapath      string                 `protobuf:"bytes,5,opt,name=datapath,proto3" json:"datapath,omitempty"` // sk_lookup, tcx or clsact; empty: it cannot steer, or has not said yet
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`     // it is this one, or none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAgent) Reset() {
+	*x = NodeAgent{}
+	mi := &file_api_clientpb_client_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAgent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAgent) ProtoMessage() {}
+
+func (x *NodeAgent) ProtoReflect() protoreflect.Message {
+	mi := &file_api_clientpb_client_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAgent.ProtoReflect.Descriptor instead.
+func (*NodeAgent) Descriptor() ([]byte, []int) {
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NodeAgent) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeAgent) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *NodeAgent) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeAgent) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *NodeAgent) GetDatapath() string {
+	if x != nil {
+		return x.Datapath
+	}
+	return ""
+}
+
+func (x *NodeAgent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_api_clientpb_client_proto protoreflect.FileDescriptor
 
 const file_api_clientpb_client_proto_rawDesc = "" +
@@ -437,10 +602,22 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12#\n" +
 	"\rgrace_seconds\x18\x03 \x01(\rR\fgraceSeconds\"\x16\n" +
 	"\x04Ping\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id2\xa3\x01\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x0e\n" +
+	"\fNodesRequest\"C\n" +
+	"\n" +
+	"NodesReply\x125\n" +
+	"\x06agents\x18\x01 \x03(\v2\x1d.sidestep.client.v1.NodeAgentR\x06agents\"\xa1\x01\n" +
+	"\tNodeAgent\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
+	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1a\n" +
+	"\bdatapath\x18\x05 \x01(\tR\bdatapath\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xee\x01\n" +
 	"\aClients\x12T\n" +
 	"\aSession\x12!.sidestep.client.v1.ClientMessage\x1a\".sidestep.client.v1.ManagerMessage(\x010\x01\x12B\n" +
-	"\x06Accept\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01B$Z\"sidestep.dev/sidestep/api/clientpbb\x06proto3"
+	"\x06Accept\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12I\n" +
+	"\x05Nodes\x12 .sidestep.client.v1.NodesRequest\x1a\x1e.sidestep.client.v1.NodesReplyB$Z\"sidestep.dev/sidestep/api/clientpbb\x06proto3"
 
 var (
 	file_api_clientpb_client_proto_rawDescOnce sync.Once
@@ -454,31 +631,37 @@ func file_api_clientpb_client_proto_rawDescGZIP() []byte {
 	return file_api_clientpb_client_proto_rawDescData
 }
 
-var file_api_clientpb_client_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_api_clientpb_client_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_api_clientpb_client_proto_goTypes = []any{
 	(*ClientMessage)(nil),  // 0: sidestep.client.v1.ClientMessage
 	(*ManagerMessage)(nil), // 1: sidestep.client.v1.ManagerMessage
 	(*ClientHello)(nil),    // 2: sidestep.client.v1.ClientHello
 	(*ManagerHello)(nil),   // 3: sidestep.client.v1.ManagerHello
 	(*Ping)(nil),           // 4: sidestep.client.v1.Ping
-	(*tunnelpb.Frame)(nil), // 5: sidestep.tunnel.v1.Frame
+	(*NodesRequest)(nil),   // 5: sidestep.client.v1.NodesRequest
+	(*NodesReply)(nil),     // 6: sidestep.client.v1.NodesReply
+	(*NodeAgent)(nil),      // 7: sidestep.client.v1.NodeAgent
+	(*tunnelpb.Frame)(nil), // 8: sidestep.tunnel.v1.Frame
 }
 var file_api_clientpb_client_proto_depIdxs = []int32{
-	2, // 0: sidestep.client.v1.ClientMessage.hello:type_name -> sidestep.client.v1.ClientHello
-	4, // 1: sidestep.client.v1.ClientMessage.ping:type_name -> sidestep.client.v1.Ping
-	4, // 2: sidestep.client.v1.ClientMessage.pong:type_name -> sidestep.client.v1.Ping
-	3, // 3: sidestep.client.v1.ManagerMessage.hello:type_name -> sidestep.client.v1.ManagerHello
-	4, // 4: sidestep.client.v1.ManagerMessage.ping:type_name -> sidestep.client.v1.Ping
-	4, // 5: sidestep.client.v1.ManagerMessage.pong:type_name -> sidestep.client.v1.Ping
-	0, // 6: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
-	5, // 7: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
-	1, // 8: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
-	5, // 9: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	2,  // 0: sidestep.client.v1.ClientMessage.hello:type_name -> sidestep.client.v1.ClientHello
+	4,  // 1: sidestep.client.v1.ClientMessage.ping:type_name -> sidestep.client.v1.Ping
+	4,  // 2: sidestep.client.v1.ClientMessage.pong:type_name -> sidestep.client.v1.Ping
+	3,  // 3: sidestep.client.v1.ManagerMessage.hello:type_name -> sidestep.client.v1.ManagerHello
+	4,  // 4: sidestep.client.v1.ManagerMessage.ping:type_name -> sidestep.client.v1.Ping
+	4,  // 5: sidestep.client.v1.ManagerMessage.pong:type_name -> sidestep.client.v1.Ping
+	7,  // 6: sidestep.client.v1.NodesReply.agents:type_name -> sidestep.client.v1.NodeAgent
+	0,  // 7: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
+	8,  // 8: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
+	5,  // 9: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
+	1,  // 10: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
+	8,  // 11: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
+	6,  // 12: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_api_clientpb_client_proto_init() }
@@ -503,7 +686,7 @@ func file_api_clientpb_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_clientpb_client_proto_rawDesc), len(file_api_clientpb_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Clients_Session_FullMethodName = "/sidestep.client.v1.Clients/Session"
 	Clients_Accept_FullMethodName  = "/sidestep.client.v1.Clients/Accept"
+	Clients_Nodes_FullMethodName   = "/sidestep.client.v1.Clients/Nodes"
 )
 
 // ClientsClient is the client API for Clients service.
@@ -37,6 +38,8 @@ type ClientsClient interface {
 	// Accept is a parked stream, on which the manager sends OPEN when a connection is to be delivered. The client keeps
 	// some of them waiting so that a connection costs no extra round trip.
 	Accept(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error)
+	// Nodes tells of the node agents, to those who have a session.
+	Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesReply, error)
 }
 
 type clientsClient struct {
@@ -73,6 +76,16 @@ func (c *clientsClient) Accept(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Clients_AcceptClient = grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame]
 
+func (c *clientsClient) Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NodesReply)
+	err := c.cc.Invoke(ctx, Clients_Nodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClientsServer is the server API for Clients service.
 // All implementations must embed UnimplementedClientsServer
 // for forward compatibility.
@@ -83,6 +96,8 @@ type ClientsServer interface {
 	// Accept is a parked stream, on which the manager sends OPEN when a connection is to be delivered. The client keeps
 	// some of them waiting so that a connection costs no extra round trip.
 	Accept(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error
+	// Nodes tells of the node agents, to those who have a session.
+	Nodes(context.Context, *NodesRequest) (*NodesReply, error)
 	mustEmbedUnimplementedClientsServer()
 }
 
@@ -98,6 +113,9 @@ func (UnimplementedClientsServer) Session(grpc.BidiStreamingServer[ClientMessage
 }
 func (UnimplementedClientsServer) Accept(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
 	return status.Error(codes.Unimplemented, "method Accept not implemented")
+}
+func (UnimplementedClientsServer) Nodes(context.Context, *NodesRequest) (*NodesReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Nodes not implemented")
 }
 func (UnimplementedClientsServer) mustEmbedUnimplementedClientsServer() {}
 func (UnimplementedClientsServer) testEmbeddedByValue()                 {}
@@ -134,13 +152,36 @@ func _Clients_Accept_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Clients_AcceptServer = grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]
 
+func _Clients_Nodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClientsServer).Nodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Clients_Nodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClientsServer).Nodes(ctx, req.(*NodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Clients_ServiceDesc is the grpc.ServiceDesc for Clients service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Clients_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "sidestep.client.v1.Clients",
 	HandlerType: (*ClientsServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Nodes",
+			Handler:    _Clients_Nodes_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Session",

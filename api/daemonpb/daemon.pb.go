@@ -1434,6 +1434,135 @@ func (x *LogLevelRequest) GetDurationMs() int64 {
 	return 0
 }
 
+type NodeAgentsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agents        []*NodeAgentInfo       `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"` // by the names of their nodes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAgentsReply) Reset() {
+	*x = NodeAgentsReply{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAgentsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAgentsReply) ProtoMessage() {}
+
+func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAgentsReply.ProtoReflect.Descriptor instead.
+func (*NodeAgentsReply) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NodeAgentsReply) GetAgents() []*NodeAgentInfo {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+// NodeAgentInfo is what is printed about a node's agent.
+type NodeAgentInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Attached      bool                   `protobuf:"varint,2,opt,name=attached,proto3" json:"attached,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Kernel        string                 `protobuf:"bytes,4,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Datapath      string                 `protobuf:"bytes,5,opt,name=datapath,proto3" json:"datapath,omitempty"`
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAgentInfo) Reset() {
+	*x = NodeAgentInfo{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAgentInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAgentInfo) ProtoMessage() {}
+
+func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAgentInfo.ProtoReflect.Descriptor instead.
+func (*NodeAgentInfo) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *NodeAgentInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeAgentInfo) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *NodeAgentInfo) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeAgentInfo) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *NodeAgentInfo) GetDatapath() string {
+	if x != nil {
+		return x.Datapath
+	}
+	return ""
+}
+
+func (x *NodeAgentInfo) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_api_daemonpb_daemon_proto protoreflect.FileDescriptor
 
 const file_api_daemonpb_daemon_proto_rawDesc = "" +
@@ -1567,7 +1696,16 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x0fLogLevelRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\x12\x1f\n" +
 	"\vduration_ms\x18\x02 \x01(\x03R\n" +
-	"durationMs2\xaf\x06\n" +
+	"durationMs\"L\n" +
+	"\x0fNodeAgentsReply\x129\n" +
+	"\x06agents\x18\x01 \x03(\v2!.sidestep.daemon.v1.NodeAgentInfoR\x06agents\"\xa5\x01\n" +
+	"\rNodeAgentInfo\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
+	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1a\n" +
+	"\bdatapath\x18\x05 \x01(\tR\bdatapath\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xfd\x06\n" +
 	"\x06Daemon\x12E\n" +
 	"\aVersion\x12\x19.sidestep.daemon.v1.Empty\x1a\x1f.sidestep.daemon.v1.VersionInfo\x12C\n" +
 	"\x06Status\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.StatusInfo\x12M\n" +
@@ -1580,7 +1718,9 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x05Leave\x12 .sidestep.daemon.v1.LeaveRequest\x1a\x1e.sidestep.daemon.v1.LeaveReply\x12H\n" +
 	"\x04Hold\x12\x1f.sidestep.daemon.v1.HoldRequest\x1a\x1d.sidestep.daemon.v1.HoldEvent0\x01\x12C\n" +
 	"\x06Config\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.ConfigInfo\x12M\n" +
-	"\vSetLogLevel\x12#.sidestep.daemon.v1.LogLevelRequest\x1a\x19.sidestep.daemon.v1.EmptyB$Z\"sidestep.dev/sidestep/api/daemonpbb\x06proto3"
+	"\vSetLogLevel\x12#.sidestep.daemon.v1.LogLevelRequest\x1a\x19.sidestep.daemon.v1.Empty\x12L\n" +
+	"\n" +
+	"NodeAgents\x12\x19.sidestep.daemon.v1.Empty\x1a#.sidestep.daemon.v1.NodeAgentsReplyB$Z\"sidestep.dev/sidestep/api/daemonpbb\x06proto3"
 
 var (
 	file_api_daemonpb_daemon_proto_rawDescOnce sync.Once
@@ -1594,7 +1734,7 @@ func file_api_daemonpb_daemon_proto_rawDescGZIP() []byte {
 	return file_api_daemonpb_daemon_proto_rawDescData
 }
 
-var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: sidestep.daemon.v1.Empty
 	(*VersionInfo)(nil),      // 1: sidestep.daemon.v1.VersionInfo
@@ -1615,10 +1755,12 @@ var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*HoldEvent)(nil),        // 16: sidestep.daemon.v1.HoldEvent
 	(*ConfigInfo)(nil),       // 17: sidestep.daemon.v1.ConfigInfo
 	(*LogLevelRequest)(nil),  // 18: sidestep.daemon.v1.LogLevelRequest
-	nil,                      // 19: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(*NodeAgentsReply)(nil),  // 19: sidestep.daemon.v1.NodeAgentsReply
+	(*NodeAgentInfo)(nil),    // 20: sidestep.daemon.v1.NodeAgentInfo
+	nil,                      // 21: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
-	19, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	21, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 	1,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
 	7,  // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
 	6,  // 3: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
@@ -1629,33 +1771,36 @@ var file_api_daemonpb_daemon_proto_depIdxs = []int32{
 	11, // 8: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
 	7,  // 9: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
 	7,  // 10: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
-	0,  // 11: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
-	0,  // 12: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
-	2,  // 13: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
-	0,  // 14: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
-	0,  // 15: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
-	4,  // 16: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
-	9,  // 17: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
-	13, // 18: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	15, // 19: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
-	0,  // 20: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
-	18, // 21: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
-	1,  // 22: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	3,  // 23: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	3,  // 24: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	0,  // 25: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	0,  // 26: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	5,  // 27: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	12, // 28: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	14, // 29: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	16, // 30: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
-	17, // 31: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
-	0,  // 32: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
-	22, // [22:33] is the sub-list for method output_type
-	11, // [11:22] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	20, // 11: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
+	0,  // 12: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
+	0,  // 13: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
+	2,  // 14: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
+	0,  // 15: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
+	0,  // 16: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
+	4,  // 17: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
+	9,  // 18: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
+	13, // 19: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
+	15, // 20: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	0,  // 21: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	18, // 22: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	0,  // 23: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
+	1,  // 24: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	3,  // 25: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	3,  // 26: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	0,  // 27: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	0,  // 28: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	5,  // 29: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	12, // 30: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	14, // 31: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	16, // 32: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	17, // 33: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	0,  // 34: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	19, // 35: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
+	24, // [24:36] is the sub-list for method output_type
+	12, // [12:24] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_api_daemonpb_daemon_proto_init() }
@@ -1674,7 +1819,7 @@ func file_api_daemonpb_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_daemonpb_daemon_proto_rawDesc), len(file_api_daemonpb_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,7 @@ const (
 	Daemon_Hold_FullMethodName        = "/sidestep.daemon.v1.Daemon/Hold"
 	Daemon_Config_FullMethodName      = "/sidestep.daemon.v1.Daemon/Config"
 	Daemon_SetLogLevel_FullMethodName = "/sidestep.daemon.v1.Daemon/SetLogLevel"
+	Daemon_NodeAgents_FullMethodName  = "/sidestep.daemon.v1.Daemon/NodeAgents"
 )
 
 // DaemonClient is the client API for Daemon service.
@@ -57,6 +58,8 @@ type DaemonClient interface {
 	Config(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*ConfigInfo, error)
 	// SetLogLevel changes what the daemon logs, for a while.
 	SetLogLevel(ctx context.Context, in *LogLevelRequest, opts ...grpc.CallOption) (*Empty, error)
+	// NodeAgents asks the manager which node agents there are.
+	NodeAgents(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*NodeAgentsReply, error)
 }
 
 type daemonClient struct {
@@ -195,6 +198,16 @@ func (c *daemonClient) SetLogLevel(ctx context.Context, in *LogLevelRequest, opt
 	return out, nil
 }
 
+func (c *daemonClient) NodeAgents(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*NodeAgentsReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NodeAgentsReply)
+	err := c.cc.Invoke(ctx, Daemon_NodeAgents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DaemonServer is the server API for Daemon service.
 // All implementations must embed UnimplementedDaemonServer
 // for forward compatibility.
@@ -219,6 +232,8 @@ type DaemonServer interface {
 	Config(context.Context, *Empty) (*ConfigInfo, error)
 	// SetLogLevel changes what the daemon logs, for a while.
 	SetLogLevel(context.Context, *LogLevelRequest) (*Empty, error)
+	// NodeAgents asks the manager which node agents there are.
+	NodeAgents(context.Context, *Empty) (*NodeAgentsReply, error)
 	mustEmbedUnimplementedDaemonServer()
 }
 
@@ -261,6 +276,9 @@ func (UnimplementedDaemonServer) Config(context.Context, *Empty) (*ConfigInfo, e
 }
 func (UnimplementedDaemonServer) SetLogLevel(context.Context, *LogLevelRequest) (*Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetLogLevel not implemented")
+}
+func (UnimplementedDaemonServer) NodeAgents(context.Context, *Empty) (*NodeAgentsReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method NodeAgents not implemented")
 }
 func (UnimplementedDaemonServer) mustEmbedUnimplementedDaemonServer() {}
 func (UnimplementedDaemonServer) testEmbeddedByValue()                {}
@@ -467,6 +485,24 @@ func _Daemon_SetLogLevel_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Daemon_NodeAgents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServer).NodeAgents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Daemon_NodeAgents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServer).NodeAgents(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Daemon_ServiceDesc is the grpc.ServiceDesc for Daemon service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -509,6 +545,10 @@ var Daemon_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetLogLevel",
 			Handler:    _Daemon_SetLogLevel_Handler,
+		},
+		{
+			MethodName: "NodeAgents",
+			Handler:    _Daemon_NodeAgents_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -67,7 +67,7 @@ func (e *env) runConnect(cmd *cobra.Command, g *global, args []string) error {
 		return err
 	}
 	if format := outputOf(cmd); format != formatText {
-		if err := e.write(format, layout.StatusRecord(st)); err != nil {
+		if err := e.write(format, layout.StatusRecord(st, nil)); err != nil {
 			return err
 		}
 	} else {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/layout"
@@ -17,7 +19,7 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 		Use:               "status",
 		Short:             "Show the daemons, the session and its intercepts",
 		GroupID:           groupSession,
-		Example:           fmt.Sprintf("  # With a line for each pod that steers traffic\n  %[1]s status --wide", e.name),
+		Example:           fmt.Sprintf("  # With a line for each pod that steers traffic, and for each node\n  %[1]s status --wide", e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -25,10 +27,18 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if format := outputOf(cmd); format != formatText {
-				return e.write(format, layout.StatusRecord(st))
+			var agents *daemonpb.NodeAgentsReply
+			if wide && st.GetConnected() {
+				if agents, err = e.nodeAgents(cmd.Context(), g); err != nil {
+					return err
+				}
 			}
-			text := layout.StatusText{Brand: e.brand(), Version: e.version, Protocol: version.Protocol, Wide: wide, Paint: e.paint(e.stdout)}
+			if format := outputOf(cmd); format != formatText {
+				return e.write(format, layout.StatusRecord(st, agents.GetAgents()))
+			}
+			text := layout.StatusText{
+				Brand: e.brand(), Version: e.version, Protocol: version.Protocol, Wide: wide, Paint: e.paint(e.stdout), Agents: agents.GetAgents(),
+			}
 			if err := text.Write(e.stdout, st); err != nil {
 				return err
 			}
@@ -38,7 +48,7 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&wide, "wide", false, "Show each intercept's workload and pods")
+	cmd.Flags().BoolVar(&wide, "wide", false, "Show each intercept's workload and pods, and the node agents")
 	cmd.Flags().BoolP("json", "j", false, "Same as --output json")
 	_ = cmd.Flags().MarkHidden("json")
 	return cmd
@@ -57,6 +67,25 @@ func (e *env) status(ctx context.Context, g *global) (*daemonpb.StatusInfo, erro
 	}
 	st.Message = e.renamed(st.GetMessage())
 	return st, nil
+}
+
+// nodeAgents is what the manager knows of the nodes; nil when nobody can tell.
+func (e *env) nodeAgents(ctx context.Context, g *global) (*daemonpb.NodeAgentsReply, error) {
+	s, err := e.running(ctx, g)
+	if s == nil || err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	agents, err := s.NodeAgents(ctx, &daemonpb.Empty{})
+	switch status.Code(err) {
+	case codes.OK:
+		return agents, nil
+	case codes.Unimplemented: // a daemon of an older version
+		return nil, nil
+	}
+	// The rest of the status is worth having all the same.
+	e.note(g, "The node agents are not known: %s", status.Convert(err).Message())
+	return nil, nil
 }
 
 // versions is what programs read about who is which version.

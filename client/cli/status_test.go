@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 )
@@ -71,6 +73,37 @@ func TestStatus(t *testing.T) {
 				text += "\n" + w.transcript(args...)
 			}
 			golden(t, "status "+name, text)
+		})
+	}
+}
+
+func TestStatusOfNodeAgents(t *testing.T) {
+	for name, set := range map[string]func(*world){
+		"of every kind": func(w *world) {
+			w.daemon.agents = &daemonpb.NodeAgentsReply{Agents: []*daemonpb.NodeAgentInfo{
+				{Node: "node1", Attached: true, Version: testVersion, Kernel: "6.12.48-amd64", Datapath: "sk_lookup", Reason: "the kernel has it"},
+				{Node: "node10", Attached: true, Version: testVersion, Kernel: "6.12.48-amd64", Datapath: "tcx", Reason: "chosen by --datapath=tc"},
+				{Node: "node2"},
+				{Node: "node3", Attached: true, Version: testVersion, Kernel: "5.4.0", Reason: "steering by TC needs Linux 5.8"},
+				{Node: "node4", Attached: true, Version: "v1.0.0", Kernel: "6.1.0-amd64"},
+			}}
+		},
+		"that are not known": func(w *world) {
+			w.daemon.agentsErr = status.Error(codes.Unavailable, "the traffic manager: gone")
+		},
+		"in colours": func(w *world) {
+			w.terminal = true
+			w.daemon.agents = &daemonpb.NodeAgentsReply{Agents: []*daemonpb.NodeAgentInfo{
+				{Node: "node1", Attached: true, Version: testVersion, Kernel: "5.10.0", Datapath: "clsact", Reason: "chosen by --datapath=tc; tcx needs Linux 6.6"},
+				{Node: "node2"},
+			}}
+		},
+	} {
+		t.Run("node agents "+name, func(t *testing.T) {
+			w := newWorld(t)
+			set(w)
+			w.connected(true)
+			golden(t, "node agents "+name, w.transcript("status", "--wide")+"\n"+w.transcript("status", "--wide", "--output", "json"))
 		})
 	}
 }

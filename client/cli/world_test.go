@@ -52,9 +52,11 @@ type daemonServer struct {
 	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
 	left      []string
 	leaveErr  error
-	held      []string      // what Hold was called for
-	broken    int           // calls of Hold that the caller has ended
-	gone      chan struct{} // ends every Hold
+	held      []string                  // what Hold was called for
+	broken    int                       // calls of Hold that the caller has ended
+	gone      chan struct{}             // ends every Hold
+	agents    *daemonpb.NodeAgentsReply // nil: a daemon that does not know the call
+	agentsErr error
 
 	requests []proto.Message
 	quit     func()
@@ -80,6 +82,13 @@ func (d *daemonServer) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb
 	s := proto.Clone(d.status).(*daemonpb.StatusInfo)
 	s.Daemon = v
 	return s, nil
+}
+
+func (d *daemonServer) NodeAgents(ctx context.Context, r *daemonpb.Empty) (*daemonpb.NodeAgentsReply, error) {
+	if d.agents == nil && d.agentsErr == nil {
+		return d.UnimplementedDaemonServer.NodeAgents(ctx, r)
+	}
+	return d.agents, d.agentsErr
 }
 
 func (d *daemonServer) Connect(ctx context.Context, r *daemonpb.ConnectRequest) (*daemonpb.StatusInfo, error) {

@@ -207,6 +207,17 @@ func keyHash(ctx context.Context) (string, error) {
 	return "", status.Error(codes.Unauthenticated, "no session key")
 }
 
+// Nodes tells of two nodes, one of which has an agent.
+func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
+	if _, err := keyHash(ctx); err != nil {
+		return nil, err
+	}
+	return &clientpb.NodesReply{Agents: []*clientpb.NodeAgent{
+		{Node: "node1", Attached: true, Version: "v9", Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"},
+		{Node: "node2"},
+	}}, nil
+}
+
 // Session greets a laptop and answers its pings.
 func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	hash, err := keyHash(stream.Context())

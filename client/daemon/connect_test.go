@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -36,6 +37,26 @@ func TestConnect(t *testing.T) {
 		assert.Equal(t, info.GetSession(), hellos[0].GetSession())
 		assert.Equal(t, info.GetHolder(), hellos[0].GetHolder())
 		assert.Regexp(t, `^.+@.+$`, info.GetHolder())
+	})
+	t.Run("the manager's word about node agents is passed on", func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		_, err := w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
+		assert.Equal(t, codes.FailedPrecondition, status.Code(err), "not connected")
+		w.connect()
+		reply, err := w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
+		require.NoError(t, err)
+		require.Len(t, reply.GetAgents(), 2)
+		first := reply.GetAgents()[0]
+		assert.Equal(t, []string{"node1", "v9", "6.12.48", "sk_lookup", "the kernel has it"},
+			[]string{first.GetNode(), first.GetVersion(), first.GetKernel(), first.GetDatapath(), first.GetReason()})
+		assert.True(t, first.GetAttached())
+		assert.False(t, reply.GetAgents()[1].GetAttached())
+		w.manager.Kill()
+		require.Eventually(t, func() bool { return !w.status().GetConnected() }, 10*time.Second, 10*time.Millisecond)
+		reply, err = w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
+		require.NoError(t, err)
+		assert.Empty(t, reply.GetAgents())
 	})
 	t.Run("connecting again is the same session, and its namespace follows what is asked", func(t *testing.T) {
 		w := newWorld(t)

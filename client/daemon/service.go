@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -141,6 +142,30 @@ func (s *service) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.Stat
 	all, _ := current.Registry.All()
 	info.Intercepts = current.Print(ctx, all, nil)
 	return info, nil
+}
+
+// nodesTimeout bounds the wait for the manager's word about node agents.
+const nodesTimeout = 3 * time.Second
+
+func (s *service) NodeAgents(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.NodeAgentsReply, error) {
+	current, err := s.session()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
+	defer cancel()
+	state, _ := current.Link.State()
+	agents, err := state.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reply := &daemonpb.NodeAgentsReply{}
+	for _, a := range agents {
+		reply.Agents = append(reply.Agents, &daemonpb.NodeAgentInfo{
+			Node: a.GetNode(), Attached: a.GetAttached(), Version: a.GetVersion(), Kernel: a.GetKernel(), Datapath: a.GetDatapath(), Reason: a.GetReason(),
+		})
+	}
+	return reply, nil
 }
 
 func describe(state link.State) (name, message string) {

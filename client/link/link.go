@@ -69,6 +69,23 @@ type State struct {
 	Attempts       int   // that failed since it was connected
 	ManagerVersion string
 	Grace          time.Duration // how long intercepts outlive the laptop's absence
+
+	clients clientpb.ClientsClient // nil when not connected
+}
+
+// Nodes asks the manager about the node agents; nil if there is no connection, or the manager is too old to tell.
+func (s State) Nodes(ctx context.Context) ([]*clientpb.NodeAgent, error) {
+	if s.clients == nil {
+		return nil, nil
+	}
+	reply, err := s.clients.Nodes(ctx, &clientpb.NodesRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, explain(err)
+	}
+	return reply.GetAgents(), nil
 }
 
 // Link is a connection to the manager that comes back.
@@ -148,7 +165,7 @@ func (l *Link) Run(ctx context.Context) {
 		if connected > 0 {
 			said = ""
 		}
-		l.set(func(s *State) { s.Connected, s.Err = false, err; s.Attempts++ })
+		l.set(func(s *State) { s.Connected, s.Err, s.clients = false, err, nil; s.Attempts++ })
 		if err.Error() != said { // an outage may last all night
 			said = err.Error()
 			l.Log.Warn("not connected to the traffic manager", "error", err)
@@ -224,7 +241,9 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	}
 	since := time.Now()
 	l.set(func(s *State) {
-		*s = State{Connected: true, ManagerVersion: h.hello.GetVersion(), Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second}
+		*s = State{
+			Connected: true, ManagerVersion: h.hello.GetVersion(), Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second, clients: h.clients,
+		}
 	})
 	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion())
 	err = l.hold(ctx, end, h)

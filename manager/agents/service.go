@@ -95,6 +95,7 @@ func (s *Service) Attach(stream attachStream) error {
 	}
 	log.Info("node agent connected", "version", hello.Version, "kernel", hello.Kernel)
 	defer s.cfg.Plan.Detach(share)
+	share.Introduce(hello.Version, hello.Kernel)
 	received := make(chan error, 1)
 	go func() { received <- takeReports(stream, share) }()
 	err = s.send(stream, share, received)

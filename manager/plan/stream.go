@@ -25,6 +25,7 @@ type Stream struct {
 	reported   bool
 	report     uint64 // revision of the last report
 	targets    map[ruleKey]verdict
+	agent      Agent
 }
 
 // verdict is what a node agent says of one placement.
@@ -180,6 +181,7 @@ func (s *Stream) Report(r *agentpb.Report) {
 		before[k] = s.steering(k, rule)
 	}
 	s.reported, s.report, s.targets = true, r.Revision, targets
+	s.agent.Datapath, s.agent.Reason = r.GetDatapath().GetName(), r.GetDatapath().GetReason()
 	for k, rule := range n.rules {
 		if s.steering(k, rule) != before[k] {
 			differ[types.UID(k.intercept)] = struct{}{}

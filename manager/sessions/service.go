@@ -31,8 +31,9 @@ type Config struct {
 	Log      *slog.Logger
 	Grace    time.Duration   // told to the laptop
 	Closing  <-chan struct{} // closed when the manager shuts down
-	Ping     time.Duration   // between pings; 0: 2 s
-	Timeout  time.Duration   // of silence, after which the laptop is given up; 0: 8 s
+	Nodes    func() []*clientpb.NodeAgent
+	Ping     time.Duration // between pings; 0: 2 s
+	Timeout  time.Duration // of silence, after which the laptop is given up; 0: 8 s
 }
 
 // Service is the gRPC service that laptops talk to.
@@ -182,6 +183,20 @@ func (s *Service) hold(stream sessionStream, sess *session, received <-chan *cli
 	}
 }
 
+// Nodes tells of the node agents.
+func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
+	hash, err := keyHash(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.cfg.Registry.Connected(hash) {
+		return nil, errNoSession
+	}
+	return &clientpb.NodesReply{Agents: s.cfg.Nodes()}, nil
+}
+
+var errNoSession = status.Error(codes.FailedPrecondition, "there is no session with this key: open Session first")
+
 // Accept keeps a stream until a connection takes it, and then until that connection has ended.
 func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
 	hash, err := keyHash(stream.Context())
@@ -191,7 +206,7 @@ func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelp
 	parked, err := s.cfg.Registry.park(hash, stream)
 	switch {
 	case errors.Is(err, ErrNoClient):
-		return status.Error(codes.FailedPrecondition, "there is no session with this key: open Session first")
+		return errNoSession
 	case err != nil:
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}

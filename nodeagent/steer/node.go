@@ -178,9 +178,6 @@ func (n *Node) Unload() error {
 }
 
 func (n *Node) unload(which func(p pin, gone func() bool) bool) error {
-	if err := n.Open(); err != nil {
-		return err
-	}
 	return inDirectory(n.dir(), false, func(pins []pin) error {
 		var errs []error
 		for _, p := range pins {

@@ -41,10 +41,12 @@ type UserDaemon struct {
 type TrafficManager struct {
 	Connected bool   `json:"connected"`
 	Version   string `json:"version,omitempty"`
+	// NodeAgents are those that the traffic manager knows of, if they were asked for.
+	NodeAgents []NodeAgent `json:"node_agents,omitempty"`
 }
 
 // StatusRecord is the record of a status; nil means that no user daemon runs.
-func StatusRecord(s *daemonpb.StatusInfo) Status {
+func StatusRecord(s *daemonpb.StatusInfo, agents []*daemonpb.NodeAgentInfo) Status {
 	var r Status
 	r.UserDaemon.Intercepts = []Intercept{}
 	if s == nil {
@@ -59,6 +61,7 @@ func StatusRecord(s *daemonpb.StatusInfo) Status {
 	r.TrafficManager = TrafficManager{Connected: s.GetConnected()}
 	if s.GetConnected() {
 		r.TrafficManager.Version = s.GetManagerVersion()
+		r.TrafficManager.NodeAgents = agentRecords(agents)
 	}
 	return r
 }
@@ -81,6 +84,7 @@ type StatusText struct {
 	Protocol int    // of the command line
 	Wide     bool   // a line for every pod
 	Paint    Paint
+	Agents   []*daemonpb.NodeAgentInfo // of the nodes, if they were asked for
 }
 
 // Write writes the blocks of the root daemon, the user daemon and the traffic manager; s is nil when no user daemon runs.
@@ -98,6 +102,7 @@ func (t StatusText) Write(w io.Writer, s *daemonpb.StatusInfo) error {
 		b := &Block{Indent: "  ", Hang: "    "}
 		b.Add("Version", s.GetManagerVersion())
 		_, _ = b.WriteTo(&text)
+		text.WriteString(t.nodeAgents())
 	} else {
 		fmt.Fprintf(&text, "Traffic Manager: %s\n", t.Paint.Odd("Not connected"))
 	}
