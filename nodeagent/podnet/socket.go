@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
 // Namespace is the open network namespace of a pod. Holding it open, or any socket in it, keeps it alive after its pod is gone.
@@ -59,7 +60,8 @@ func (n *Namespace) Gateways() ([]netip.Addr, error) {
 }
 
 // Listen opens a listener on a free port of ip in the namespace. It is plain TCP (Go's own listeners are MPTCP sockets, which
-// a sockmap refuses), of ip's family only, with the longest accept queue that the namespace allows.
+// a sockmap refuses), of ip's family only, with the longest accept queue that the namespace allows. What it accepts is known to package
+// sockdiag as the node agent's.
 func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	fd, err := n.socket(ip)
 	if err != nil {
@@ -74,6 +76,9 @@ func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	}
 	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(ip, 0))); err != nil {
 		return nil, fmt.Errorf("bind a listener to %s: %w", ip, err)
+	}
+	if err := sockdiag.Mark(fd); err != nil {
+		return nil, err
 	}
 	// The kernel lowers this to net.core.somaxconn of the namespace.
 	if err := unix.Listen(fd, math.MaxInt32); err != nil {

@@ -1,0 +1,178 @@
+// Package sockdiag lists the TCP connections of a network namespace, and ends single ones, through the kernel's socket monitoring
+// interface (sock_diag(7)). What it does happens in the namespace of the calling thread.
+package sockdiag
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// From linux/inet_diag.h and linux/sock_diag.h.
+const (
+	sockDestroy    = 21
+	requestSize    = 56
+	messageSize    = 72
+	idSize         = 48
+	diagInfo       = 2
+	diagSockopt    = 22
+	stEstablished  = 1
+	lastDataSentAt = 44 // in struct tcp_info
+	lastDataRecvAt = 52
+	bitMcLoop      = 1 << 4 // in the first byte of struct inet_diag_sockopt
+	bitMcAll       = 1 << 6
+)
+
+// ErrCannotDestroy says that the kernel was built without CONFIG_INET_DIAG_DESTROY.
+var ErrCannotDestroy = errors.New("this kernel cannot end single connections (CONFIG_INET_DIAG_DESTROY is off)")
+
+// Socket is one established connection.
+type Socket struct {
+	Local, Remote netip.AddrPort // IPv4-mapped addresses unmapped
+	// Unread and Unsent are the bytes in its queues.
+	Unread, Unsent uint32
+	// Quiet is for how long no data has been received nor sent.
+	Quiet time.Duration
+	// Device is the index of the interface that it is bound to, or 0.
+	Device uint32
+	// Marked says that it was accepted from a listener with Mark.
+	Marked bool
+
+	family uint8
+	id     [idSize]byte // as the kernel gave it, with its cookie
+}
+
+// Cookie names the socket for as long as the machine runs.
+func (s *Socket) Cookie() uint64 { return binary.NativeEndian.Uint64(s.id[40:]) }
+
+// Mark makes the connections that will be accepted from a listener known to List. It sets what means nothing to TCP, and what accepted
+// sockets inherit: multicast options.
+func Mark(fd int) error {
+	for _, option := range []int{unix.IP_MULTICAST_LOOP, unix.IP_MULTICAST_ALL} {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, option, 0); err != nil {
+			return fmt.Errorf("mark a listener as one of the node agent: %w", err)
+		}
+	}
+	return nil
+}
+
+// List gives the established connections of a local port, those to loopback addresses included.
+func List(port uint16) ([]Socket, error) {
+	var all []Socket
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+		r := newRequest(family)
+		r[2] = 1 << (diagInfo - 1)
+		binary.NativeEndian.PutUint32(r[4:], 1<<stEstablished)
+		binary.BigEndian.PutUint16(r[8:], port)
+		req.AddRawData(r)
+		messages, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
+		// What changes meanwhile is seen the next time.
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list the connections of port %d: %w", port, err)
+		}
+		for _, m := range messages {
+			if s, ok := parse(m); ok && s.Local.Port() == port {
+				all = append(all, s)
+			}
+		}
+	}
+	return all, nil
+}
+
+// Destroy ends the connection: its peer gets a reset, its owner an error. It succeeds if the connection has ended already.
+func Destroy(s *Socket) error {
+	err := destroy(s.family, s.id[:])
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end the connection from %s to %s: %w", s.Remote, s.Local, err)
+	}
+	return nil
+}
+
+// CanDestroy says whether Destroy will work, or why not.
+func CanDestroy() error {
+	// No connection has such addresses.
+	var id [idSize]byte
+	binary.BigEndian.PutUint16(id[0:], 1)
+	binary.BigEndian.PutUint16(id[2:], 1)
+	copy(id[4:], []byte{127, 0, 0, 1})
+	copy(id[20:], []byte{127, 0, 0, 1})
+	for i := range 8 {
+		id[40+i] = 0xff // no cookie
+	}
+	err := destroy(unix.AF_INET, id[:])
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func destroy(family uint8, id []byte) error {
+	req := nl.NewNetlinkRequest(sockDestroy, unix.NLM_F_ACK)
+	r := newRequest(family)
+	binary.NativeEndian.PutUint32(r[4:], 1<<stEstablished)
+	copy(r[8:], id)
+	req.AddRawData(r)
+	_, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: %w", ErrCannotDestroy, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w (this takes CAP_NET_ADMIN)", err)
+	}
+	return err
+}
+
+// newRequest is a struct inet_diag_req_v2: family, protocol, extensions, padding, states, id.
+func newRequest(family uint8) []byte {
+	r := make([]byte, requestSize)
+	r[0], r[1] = family, unix.IPPROTO_TCP
+	return r
+}
+
+// parse reads a struct inet_diag_msg: family, state, timer, retransmissions, id, expiry, queues, user, inode; then attributes.
+func parse(m []byte) (Socket, bool) {
+	if len(m) < messageSize || m[1] != stEstablished {
+		return Socket{}, false
+	}
+	s := Socket{family: m[0]}
+	copy(s.id[:], m[4:])
+	s.Local = address(s.family, s.id[4:20], s.id[0:2])
+	s.Remote = address(s.family, s.id[20:36], s.id[2:4])
+	s.Device = binary.NativeEndian.Uint32(s.id[36:])
+	s.Unread = binary.NativeEndian.Uint32(m[56:])
+	s.Unsent = binary.NativeEndian.Uint32(m[60:])
+	attributes, err := nl.ParseRouteAttr(m[messageSize:])
+	if err != nil {
+		return Socket{}, false
+	}
+	for _, a := range attributes {
+		switch {
+		case a.Attr.Type == diagInfo && len(a.Value) >= lastDataRecvAt+4:
+			last := min(binary.NativeEndian.Uint32(a.Value[lastDataSentAt:]), binary.NativeEndian.Uint32(a.Value[lastDataRecvAt:]))
+			s.Quiet = time.Duration(last) * time.Millisecond
+		case a.Attr.Type == diagSockopt && len(a.Value) >= 2:
+			s.Marked = a.Value[0]&(bitMcLoop|bitMcAll) == 0
+		}
+	}
+	return s, true
+}
+
+func address(family uint8, ip, port []byte) netip.AddrPort {
+	var a netip.Addr
+	if family == unix.AF_INET {
+		a, _ = netip.AddrFromSlice(ip[:4])
+	} else {
+		a, _ = netip.AddrFromSlice(ip)
+	}
+	return netip.AddrPortFrom(a.Unmap(), binary.BigEndian.Uint16(port))
+}

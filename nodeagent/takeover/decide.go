@@ -1,0 +1,175 @@
+package takeover
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+)
+
+// maxPieces bounds how many packets of one head are kept, and maxKept how many bytes of all.
+const (
+	maxPieces = 128
+	maxKept   = 16 << 20
+)
+
+// decider decides on the packets that are held back. It keeps the first parts of heads that came in several packets.
+type decider struct {
+	program *program
+	heads   map[bpf.FlowKey]*partial
+	kept    int
+	request http1.Request
+}
+
+// partial is a head that has not come to its end.
+type partial struct {
+	begins uint32 // sequence number
+	pieces []piece
+}
+
+type piece struct {
+	seq   uint32
+	bytes []byte
+}
+
+func newDecider(g *program) *decider { return &decider{program: g, heads: map[bpf.FlowKey]*partial{}} }
+
+// packet takes an event with its packet.
+func (d *decider) packet(sample []byte) {
+	var e bpf.Event
+	size := binary.Size(e)
+	if len(sample) < size {
+		return
+	}
+	if _, err := binary.Decode(sample, binary.NativeEndian, &e); err != nil {
+		return
+	}
+	packet := sample[size:]
+	complete := int(e.Length) <= len(packet)
+	packet = packet[:min(len(packet), int(e.Length))]
+	if int(e.Payload) > len(packet) {
+		return
+	}
+	payload := packet[e.Payload:]
+	if e.Kind == bpf.EventCopied {
+		d.keep(&e, payload)
+		return
+	}
+	head, end := d.assemble(&e, payload)
+	d.forget(e.Key)
+	log := d.program.port.cfg.Log
+	d.request.Reset()
+	n, err := d.request.Parse(head)
+	if err == nil && n > 0 && d.program.port.claims(&d.request) {
+		if err = d.program.port.takeOver(e.Key); err == nil {
+			_ = d.program.objs.Flows.Delete(e.Key)
+			return
+		}
+		log.Warn("a request that is an intercept's goes to the app", "error", err)
+	}
+	if !complete {
+		packet = nil
+	}
+	d.program.port.cfg.Counters.Released.Add(1)
+	if err := d.release(&e, end, err == nil && n == 0, packet); err != nil {
+		log.Debug("a packet that was held back is let go when it is repeated", "error", err)
+	}
+}
+
+// keep puts the packet aside until it is known whether its head matters.
+func (d *decider) keep(e *bpf.Event, payload []byte) {
+	h := d.heads[e.Key]
+	if h == nil || h.begins != e.Head {
+		d.forget(e.Key)
+		h = &partial{begins: e.Head}
+		d.heads[e.Key] = h
+	}
+	if len(h.pieces) == maxPieces || d.kept+len(payload) > maxKept {
+		d.forget(e.Key)
+		d.sweep()
+		return
+	}
+	h.pieces = append(h.pieces, piece{e.Seq, bytes.Clone(payload)})
+	d.kept += len(payload)
+}
+
+func (d *decider) forget(key bpf.FlowKey) {
+	if h := d.heads[key]; h != nil {
+		for _, p := range h.pieces {
+			d.kept -= len(p.bytes)
+		}
+		delete(d.heads, key)
+	}
+}
+
+// sweep forgets heads of connections that are gone.
+func (d *decider) sweep() {
+	older := d.program.port.view.Load().older
+	for key := range d.heads {
+		if _, ok := older[key]; !ok {
+			d.forget(key)
+		}
+	}
+}
+
+// assemble gives the bytes from the beginning of the head as far as there is no gap, and the sequence number of their end.
+func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint32) {
+	pieces := []piece{{e.Seq, payload}}
+	if h := d.heads[e.Key]; h != nil && h.begins == e.Head {
+		pieces = append(h.pieces, pieces...)
+	}
+	offset := func(p piece) int { return int(int32(p.seq - e.Head)) }
+	slices.SortStableFunc(pieces, func(a, b piece) int { return offset(a) - offset(b) })
+	for _, p := range pieces {
+		at := offset(p)
+		if at > len(head) {
+			break
+		}
+		if skip := len(head) - at; skip < len(p.bytes) {
+			head = append(head, p.bytes[skip:]...)
+		}
+	}
+	return head, e.Head + uint32(len(head))
+}
+
+// release lets the packet go. incomplete says that the head has not come to its end, so that more of it is to be looked at.
+func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []byte) error {
+	flows := d.program.objs.Flows
+	var f bpf.Flow
+	if err := flows.Lookup(e.Key, &f); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil // the connection has ended
+		}
+		return err
+	}
+	if f.Phase != bpf.PhaseHeld {
+		return nil // the kernel has not waited
+	}
+	f.Ack = e.Ack
+	f.Phase, f.Next = bpf.PhaseRest, end
+	if incomplete {
+		f.Phase, f.State = bpf.PhaseHead, bpf.StateMiddle
+		f.Flags |= bpf.FlagFound | bpf.FlagGap
+		d.keep(e, packet[min(int(e.Payload), len(packet)):])
+	} else if int32(f.Furthest-end) > 0 {
+		f.Next = f.Furthest
+	}
+	if err := flows.Update(e.Key, &f, ebpf.UpdateExist); err != nil {
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		return err
+	}
+	if packet == nil {
+		return errors.New("it is too long")
+	}
+	if s, ok := d.program.port.view.Load().older[e.Key]; !ok || s.Device != 0 {
+		return errors.New("the connection is bound to an interface")
+	}
+	return d.program.injector.inject(packet, int(e.Payload))
+}

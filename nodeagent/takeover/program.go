@@ -1,0 +1,149 @@
+package takeover
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/sockdiag"
+)
+
+// beatEvery is well below the second after which the program takes the agent for dead.
+const beatEvery = 200 * time.Millisecond
+
+// program is what watches in the kernel.
+type program struct {
+	port       *Port
+	objs       *bpf.Takeover
+	reader     *ringbuf.Reader
+	devices    *devices
+	injector   *injector
+	generation uint32
+	needles    []match.Needle
+}
+
+func load(p *Port) (_ *program, err error) {
+	objs, err := bpf.LoadTakeover(p.cfg.Port)
+	if err != nil {
+		return nil, err
+	}
+	g := &program{port: p, objs: objs, devices: newDevices(p.cfg), injector: newInjector(p.cfg.Namespace)}
+	if g.reader, err = ringbuf.NewReader(objs.Events); err != nil {
+		return nil, errors.Join(fmt.Errorf("read what the kernel holds back: %w", err), objs.Close())
+	}
+	if err := g.beat(); err != nil {
+		return nil, errors.Join(err, g.reader.Close(), objs.Close())
+	}
+	p.running.Go(g.serve)
+	return g, nil
+}
+
+// setRules exchanges what the kernel looks for, if it is not the same.
+func (g *program) setRules(rules []Rule) error {
+	var needles []match.Needle
+	for i := range rules {
+		if rules[i].watches() {
+			needles = append(needles, rules[i].HTTP.Needle())
+		}
+	}
+	if g.generation > 0 && equal(needles, g.needles) {
+		return nil
+	}
+	m, err := bpf.NewAutomaton(newAutomaton(g.generation+1, needles))
+	if err != nil {
+		return err
+	}
+	defer m.Close() // the outer map keeps it
+	if err := g.objs.Rules.Put(uint32(0), m); err != nil {
+		return fmt.Errorf("exchange what is looked for in open connections: %w", err)
+	}
+	g.generation++
+	g.needles = needles
+	return nil
+}
+
+func equal(a, b []match.Needle) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// follow makes the kernel watch the connections, except for those that it watches already, and forget those that are gone.
+func (g *program) follow(older, before map[bpf.FlowKey]sockdiag.Socket) error {
+	for key, s := range older {
+		if was, ok := before[key]; ok && was.Cookie() == s.Cookie() {
+			continue
+		}
+		if err := g.objs.Flows.Put(key, bpf.Flow{}); err != nil {
+			return fmt.Errorf("watch the connection from %s: %w", s.Remote, err)
+		}
+	}
+	for key := range before {
+		if _, ok := older[key]; ok {
+			continue
+		}
+		if err := g.objs.Flows.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget a connection that has ended: %w", err)
+		}
+	}
+	return nil
+}
+
+func (g *program) attach() error { return g.devices.attach(g.objs.Watch) }
+
+// close lets everything pass. The rest of it goes when serve has ended.
+func (g *program) close() error {
+	return errors.Join(g.devices.detach(), g.reader.Close())
+}
+
+func (g *program) beat() error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	if err := g.objs.Beat.Put(uint32(0), uint64(now.Nano())); err != nil {
+		return fmt.Errorf("say that held packets are being decided on: %w", err)
+	}
+	return nil
+}
+
+// serve decides on packets until close. It is also what tells the kernel that there is somebody to decide.
+func (g *program) serve() {
+	defer g.objs.Close()
+	defer g.injector.close()
+	d := newDecider(g)
+	var record ringbuf.Record
+	var beaten time.Time
+	for {
+		if now := time.Now(); now.Sub(beaten) >= beatEvery {
+			if err := g.beat(); err != nil {
+				g.port.cfg.Log.Error("open connections", "error", err)
+			}
+			beaten = now
+			g.reader.SetDeadline(now.Add(beatEvery))
+		}
+		err := g.reader.ReadInto(&record)
+		switch {
+		case err == nil:
+			d.packet(record.RawSample)
+		case errors.Is(err, ringbuf.ErrClosed):
+			return
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			g.port.cfg.Log.Error("read what the kernel holds back", "error", err)
+			return // without a beat everything passes
+		}
+	}
+}

@@ -1,0 +1,392 @@
+// Package takeover deals with connections that are older than the intercept of their port. The kernel leaves them with the app, whatever
+// new connections are steered to.
+//
+// Where an intercept takes single requests, a program in the kernel watches these connections and only these. It holds back the packet
+// that completes a request which may match, and asks; the decision is made here, on the bytes, by what the proxy itself goes by. If the
+// request is one of the intercept's, its connection is ended before the app has seen it: the client gets a reset, tries again, and its
+// new connection is steered. Else the packet is let go at once. Where an intercept takes whole connections, those that are idle are ended.
+//
+// All other connections live on. When something fails here, they do too.
+package takeover
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf/rlimit"
+
+	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/sockdiag"
+)
+
+// What becomes of older connections: Rule.Existing.
+const (
+	Auto = "auto" // of a rule for requests: as described above; else as idle
+	Idle = "idle" // those that are idle are ended
+	All  = "all"  // all are ended
+	None = "none" // nothing
+)
+
+const (
+	// idleFor is for how long a connection has been without data before it counts as idle.
+	idleFor = 200 * time.Millisecond
+	// endingFor is how long connections are looked for that have become idle.
+	endingFor = 10 * time.Second
+	// watchEvery is the pause between looks at which connections are still there, once nothing new is to be expected.
+	watchEvery = 10 * time.Second
+)
+
+// looks are when connections are listed after steering began: what was on its way then appears a little later.
+var looks = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second}
+
+// Namespace is a pod's network namespace.
+type Namespace interface {
+	Inode() uint64
+	Do(fn func() error) error
+}
+
+// Rule is what an intercept wants of the older connections of a port.
+type Rule struct {
+	Intercept string // UID
+	TCP       bool   // takes whole connections
+	HTTP      match.Rule
+	Existing  string
+}
+
+// watches says that the rule wants single requests.
+func (r *Rule) watches() bool { return !r.TCP && (r.Existing == Auto || r.Existing == "") }
+
+// ends says which connections the rule wants to be ended, if any.
+func (r *Rule) ends() string {
+	switch {
+	case r.Existing == Idle, r.Existing == All:
+		return r.Existing
+	case r.TCP && (r.Existing == Auto || r.Existing == ""):
+		return Idle
+	}
+	return None
+}
+
+// Config describes a port.
+type Config struct {
+	Namespace Namespace
+	Port      uint16
+	// Claims gives the UID of the intercept that has a request, as far as is known now.
+	Claims func(head match.Head) (intercept string)
+	Log    *slog.Logger
+	// Counters may be nil.
+	Counters *Counters
+	// clsact attaches as before Linux 6.6.
+	clsact bool
+}
+
+// Counters are what has been done on a node.
+type Counters struct {
+	TakenOver atomic.Uint64 // connections ended because of a request
+	Ended     atomic.Uint64 // connections ended because they were idle, or all were to be
+	Released  atomic.Uint64 // packets that were held back and let go
+}
+
+// Port deals with the older connections of one port of one pod.
+type Port struct {
+	cfg     Config
+	over    chan struct{} // closed at the end
+	wake    chan struct{}
+	running sync.WaitGroup
+	view    atomic.Pointer[view]
+
+	mu      sync.Mutex // held while the kernel is asked, so not for those who decide on packets
+	rules   []Rule
+	done    map[string]bool      // intercepts whose connections have been ended, or are being
+	ending  map[string]time.Time // until when
+	older   map[bpf.FlowKey]sockdiag.Socket
+	steered bool
+	program *program  // nil unless something is watched
+	began   time.Time // of the present series of looks; zero without one
+	closed  bool
+}
+
+// view is what decisions are made by. It is never changed.
+type view struct {
+	rules []Rule
+	older map[bpf.FlowKey]sockdiag.Socket
+}
+
+// Open prepares for the port. It must be called before new connections are steered: what is open then is older.
+func Open(cfg Config) (*Port, error) {
+	if cfg.Counters == nil {
+		cfg.Counters = &Counters{}
+	}
+	p := &Port{
+		cfg: cfg, over: make(chan struct{}), wake: make(chan struct{}, 1),
+		done: map[string]bool{}, ending: map[string]time.Time{},
+	}
+	p.view.Store(&view{})
+	if err := cfg.Namespace.Do(sockdiag.CanDestroy); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// SetRules says what is wanted from now on. Connections are watched when it returns; those that are to be ended are ended once Steered
+// has been called.
+func (p *Port) SetRules(rules []Rule) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.rules = slices.Clone(rules)
+	for uid := range p.done {
+		if !slices.ContainsFunc(rules, func(r Rule) bool { return r.Intercept == uid }) {
+			delete(p.done, uid)
+			delete(p.ending, uid)
+		}
+	}
+	for i := range rules {
+		r := &rules[i]
+		if !p.done[r.Intercept] && r.ends() != None {
+			p.done[r.Intercept] = true
+			p.ending[r.Intercept] = time.Now().Add(endingFor)
+		}
+	}
+	if !p.wanted() {
+		p.view.Store(&view{})
+		return p.unwatch()
+	}
+	if err := p.look(); err != nil {
+		return err
+	}
+	p.keepLooking()
+	return nil
+}
+
+// Steered says that new connections are steered now, so that older ones may be ended.
+func (p *Port) Steered() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.steered = true
+	if len(p.ending) == 0 || p.closed {
+		return nil
+	}
+	if err := p.look(); err != nil {
+		return err
+	}
+	p.end()
+	return nil
+}
+
+// wanted says whether any rule cares about older connections. p.mu must be held.
+func (p *Port) wanted() bool { return len(p.ending) > 0 || p.watching() }
+
+func (p *Port) watching() bool {
+	return slices.ContainsFunc(p.rules, func(r Rule) bool { return r.watches() })
+}
+
+// keepLooking lists connections for as long as there may be older ones. p.mu must be held.
+func (p *Port) keepLooking() {
+	running := !p.began.IsZero()
+	p.began = time.Now()
+	if running {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+		return
+	}
+	p.running.Go(func() {
+		for p.pause() && p.lookAgain() {
+		}
+	})
+}
+
+// pause waits until the next look is due. It gives false at the end.
+func (p *Port) pause() bool {
+	p.mu.Lock()
+	since := time.Since(p.began)
+	p.mu.Unlock()
+	wait := watchEvery
+	if since < endingFor {
+		wait = looks[len(looks)-1]
+	}
+	for _, at := range looks {
+		if since < at {
+			wait = at - since
+			break
+		}
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-p.over:
+		return false
+	case <-p.wake:
+		return true
+	case <-timer.C:
+		return true
+	}
+}
+
+// lookAgain says whether to go on.
+func (p *Port) lookAgain() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	if err := p.look(); err != nil {
+		p.cfg.Log.Debug("look at older connections", "port", p.cfg.Port, "error", err)
+		return true
+	}
+	if p.steered {
+		p.end()
+	}
+	// By then whatever was on its way when steering began has arrived.
+	if settled := time.Since(p.began) > endingFor; !settled || len(p.older) > 0 && p.wanted() {
+		return true
+	}
+	if err := p.unwatch(); err != nil {
+		p.cfg.Log.Warn("stop watching older connections", "port", p.cfg.Port, "error", err)
+	}
+	p.began = time.Time{}
+	return false
+}
+
+// look lists the connections, and watches them if that is wanted. p.mu must be held.
+func (p *Port) look() error {
+	var sockets []sockdiag.Socket
+	err := p.cfg.Namespace.Do(func() (err error) {
+		sockets, err = sockdiag.List(p.cfg.Port)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	before := p.older
+	p.older = map[bpf.FlowKey]sockdiag.Socket{}
+	for _, s := range sockets {
+		if !s.Marked && !private(&s) {
+			p.older[bpf.NewFlowKey(s.Remote, s.Local)] = s
+		}
+	}
+	p.view.Store(&view{rules: p.rules, older: p.older})
+	if !p.watching() {
+		return p.unwatch()
+	}
+	if p.program == nil {
+		if len(p.older) == 0 {
+			return nil
+		}
+		if p.program, err = p.watch(); err != nil {
+			return err
+		}
+		before = nil
+	}
+	return errors.Join(p.program.setRules(p.rules), p.program.follow(p.older, before), p.program.attach())
+}
+
+// private connections are never steered: those of the pod with itself, as the node agent's own to the app, and those on loopback.
+func private(s *sockdiag.Socket) bool {
+	return s.Remote.Addr() == s.Local.Addr() || s.Local.Addr().IsLoopback()
+}
+
+// end ends what is to be ended. p.mu must be held.
+func (p *Port) end() {
+	now := time.Now()
+	all, idle := false, false
+	for i := range p.rules {
+		r := &p.rules[i]
+		until, ok := p.ending[r.Intercept]
+		switch {
+		case !ok:
+		case r.ends() == All:
+			all = true
+			delete(p.ending, r.Intercept)
+		case now.After(until):
+			delete(p.ending, r.Intercept)
+		default:
+			idle = true
+		}
+	}
+	for _, s := range p.older {
+		if !all && !(idle && s.Unread == 0 && s.Unsent == 0 && s.Quiet >= idleFor) {
+			continue
+		}
+		if err := p.cfg.Namespace.Do(func() error { return sockdiag.Destroy(&s) }); err != nil {
+			p.cfg.Log.Warn("an older connection lives on", "error", err)
+			continue
+		}
+		p.cfg.Counters.Ended.Add(1)
+	}
+}
+
+// watch loads the program. p.mu must be held.
+func (p *Port) watch() (*program, error) {
+	if err := bpf.TakeoverSupported(); err != nil {
+		return nil, err
+	}
+	_ = rlimit.RemoveMemlock() // reported where steering begins
+	return load(p)
+}
+
+// unwatch lets go of all connections. p.mu must be held.
+func (p *Port) unwatch() error {
+	was := p.program
+	if was == nil {
+		return nil
+	}
+	p.program = nil
+	return was.close()
+}
+
+// takeOver ends the connection of a request that was held back.
+func (p *Port) takeOver(key bpf.FlowKey) error {
+	s, ok := p.view.Load().older[key]
+	if !ok {
+		return errors.New("it has ended meanwhile")
+	}
+	if err := p.cfg.Namespace.Do(func() error { return sockdiag.Destroy(&s) }); err != nil {
+		return err
+	}
+	p.cfg.Counters.TakenOver.Add(1)
+	p.cfg.Log.Debug("a connection that was open before was taken over", "remote", s.Remote, "local", s.Local)
+	return nil
+}
+
+// claims says whether the head is that of a request which is to be taken over.
+func (p *Port) claims(head match.Head) bool {
+	intercept := p.cfg.Claims(head)
+	return intercept != "" && slices.ContainsFunc(p.view.Load().rules, func(r Rule) bool {
+		return r.Intercept == intercept && r.watches()
+	})
+}
+
+// Watched is how many connections are being watched.
+func (p *Port) Watched() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.program == nil {
+		return 0
+	}
+	return len(p.older)
+}
+
+// Close leaves all connections alone.
+func (p *Port) Close() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	close(p.over)
+	err := p.unwatch()
+	p.mu.Unlock()
+	p.running.Wait()
+	return err
+}

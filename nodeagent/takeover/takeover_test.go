@@ -1,0 +1,78 @@
+package takeover_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/nodeagent/takeover"
+)
+
+func TestMatchingRequestEndsItsConnectionAndNoOther(t *testing.T) {
+	for name, clsact := range map[string]bool{"as the kernel has it": false, "by clsact": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+				developer, bystander := dial(t, w.node.Namespace, ip), dial(t, w.node.Namespace, ip)
+				for _, c := range []*client{developer, bystander} {
+					who, err := c.ask(plain)
+					require.NoError(t, err)
+					require.Equal(t, "app", who)
+				}
+				if ip == w.pod.IP4 {
+					continue
+				}
+				w.watch(t, func(c *takeover.Config) { takeover.Clsact(c, clsact) }, rule(t, takeover.Auto))
+				assert.Equal(t, 4, w.port.Watched())
+				w.steer(t)
+				for range 3 {
+					who, err := bystander.ask(plain)
+					require.NoError(t, err)
+					assert.Equal(t, "app", who)
+					who, err = developer.ask(plain)
+					require.NoError(t, err, "as long as it does not match")
+					assert.Equal(t, "app", who)
+				}
+				start := time.Now()
+				_, err := developer.ask(marked)
+				t.Log("ended after", time.Since(start))
+w.port.Dump(t)
+				assert.ErrorIs(t, err, unix.ECONNRESET)
+				again := dial(t, w.node.Namespace, ip)
+				who, err := again.ask(marked)
+				require.NoError(t, err)
+				assert.Equal(t, "laptop", who)
+				assert.Zero(t, w.app.marked.Load(), "the app has seen nothing of it")
+				who, err = bystander.ask(plain)
+				require.NoError(t, err)
+				assert.Equal(t, "app", who)
+			}
+		})
+	}
+}
+
+func TestFalseAlarmIsLetGoAtOnce(t *testing.T) {
+	w := newWorld(t)
+	c4, c6 := dial(t, w.node.Namespace, w.pod.IP4), dial(t, w.node.Namespace, w.pod.IP6)
+	// What is looked for is the literal beginning of the expression.
+	r := rule(t, takeover.Auto)
+	r.HTTP = regexRule(t, "x-user", "ann-[0-9]+")
+	w.watch(t, nil, r)
+	w.steer(t)
+	for _, c := range []*client{c4, c6} {
+		for i := range 5 {
+			start := time.Now()
+			who, err := c.ask("GET / HTTP/1.1\r\nHost: a\r\nx-user: ann-x\r\n\r\n")
+			took := time.Since(start)
+			require.NoError(t, err)
+			assert.Equal(t, "app", who)
+			t.Log(i, took)
+			assert.Less(t, took, 150*time.Millisecond, "before TCP has repeated it")
+		}
+	}
+	assert.EqualValues(t, 10, w.counters.Released.Load())
+}

@@ -1,0 +1,194 @@
+package takeover_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/podnet"
+	"sidestep.dev/sidestep/nodeagent/steer"
+	"sidestep.dev/sidestep/nodeagent/takeover"
+)
+
+const port = 8080
+
+// world is a pod with an app, its node where the clients are, and what an agent does for the pod.
+type world struct {
+	node     *testnet.Node
+	pod      *testnet.Pod
+	app      *httptest
+	laptop   *httptest
+	counters takeover.Counters
+	port     *takeover.Port
+	rules    []takeover.Rule
+}
+
+// httptest is an HTTP server that notes who asks, and by which connection.
+type httptest struct {
+	word string
+	mu   sync.Mutex
+	// requests with the header, and all of them by the client's address.
+	marked atomic.Int64
+	seen   map[string]int
+	lost   atomic.Int64 // connections that ended by a reset
+}
+
+func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("x-user") == "ann" {
+		h.marked.Add(1)
+	}
+	h.mu.Lock()
+	h.seen[r.RemoteAddr]++
+	h.mu.Unlock()
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Served-By", h.word)
+	fmt.Fprintf(w, "%s %s\n", h.word, r.RemoteAddr)
+}
+
+func serve(t *testing.T, l net.Listener, word string) *httptest {
+	h := &httptest{word: word, seen: map[string]int{}}
+	s := &http.Server{Handler: h}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	return h
+}
+
+func newWorld(t *testing.T) *world {
+	node := testnet.NewNode(t)
+	w := &world{node: node, pod: node.NewPod(t)}
+	w.app = serve(t, testnet.Listen(t, w.pod.Namespace, fmt.Sprintf(":%d", port)), "app")
+	return w
+}
+
+// rule takes the requests with x-user: ann.
+func rule(t *testing.T, existing string) takeover.Rule {
+	t.Helper()
+	ann := "ann"
+	m, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &ann}}})
+	require.NoError(t, err)
+	return takeover.Rule{Intercept: "ann", HTTP: m, Existing: existing}
+}
+
+// watch opens the port with rules, and does not steer.
+func (w *world) watch(t *testing.T, configure func(*takeover.Config), rules ...takeover.Rule) {
+	t.Helper()
+	cfg := takeover.Config{
+		Namespace: w.pod.Namespace, Port: port, Counters: &w.counters, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Claims: func(head match.Head) string {
+			for _, r := range rules {
+				if !r.TCP && r.HTTP.Match(head) {
+					return r.Intercept
+				}
+			}
+			return ""
+		},
+	}
+	if configure != nil {
+		configure(&cfg)
+	}
+	var err error
+	w.port, err = takeover.Open(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, w.port.Close()) })
+	require.NoError(t, w.port.SetRules(rules))
+}
+
+// steer gives new connections to the laptop.
+func (w *world) steer(t *testing.T) {
+	t.Helper()
+	node := steer.NewNode(testnet.BPFFS(t), "node", slog.New(slog.DiscardHandler))
+	t.Cleanup(func() { _ = node.Close() })
+	program, err := node.Load()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = program.Detach(); _ = program.Close() })
+	ns := podnet.Namespace{Namespace: w.pod.Namespace}
+	w.laptop = &httptest{}
+	for _, home := range []string{"127.0.0.1", "::1"} {
+		l, err := ns.Listen(netip.MustParseAddr(home))
+		require.NoError(t, err)
+		require.NoError(t, program.SetListener(l))
+		h := serve(t, l, "laptop")
+		if w.laptop.seen == nil {
+			w.laptop = h
+		}
+	}
+	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+		require.NoError(t, program.Add(netip.AddrPortFrom(ip, port)))
+	}
+	require.NoError(t, program.Attach(w.pod))
+	stop := make(chan struct{})
+	t.Cleanup(func() { close(stop) })
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(500 * time.Millisecond):
+				_ = node.Beat()
+			}
+		}
+	}()
+	require.NoError(t, w.port.Steered())
+}
+
+// client is a connection that is kept.
+type client struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func dial(t *testing.T, from *netns.Namespace, to netip.Addr) *client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	c, err := testnet.Dial(ctx, from, netip.AddrPortFrom(to, port))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return &client{c, bufio.NewReader(c)}
+}
+
+// ask sends bytes and gives who answered.
+func (c *client) ask(parts ...string) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	for i, part := range parts {
+		if i > 0 {
+			time.Sleep(20 * time.Millisecond) // so that they are not sent together
+		}
+		if _, err := io.WriteString(c, part); err != nil {
+			return "", err
+		}
+	}
+	res, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	return res.Header.Get("Served-By"), err
+}
+
+const (
+	plain  = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	marked = "GET / HTTP/1.1\r\nHost: a\r\nX-User: ann\r\n\r\n"
+)
+
+func regexRule(t *testing.T, name, expr string) match.Rule {
+	t.Helper()
+	m, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: name, Regex: &expr}}})
+	require.NoError(t, err)
+	return m
+}
