@@ -40,7 +40,6 @@ func TestMatchingRequestEndsItsConnectionAndNoOther(t *testing.T) {
 				start := time.Now()
 				_, err := developer.ask(marked)
 				t.Log("ended after", time.Since(start))
-w.port.Dump(t)
 				assert.ErrorIs(t, err, unix.ECONNRESET)
 				again := dial(t, w.node.Namespace, ip)
 				who, err := again.ask(marked)
