@@ -142,7 +142,7 @@ func TestTheManagerNeedsNothingOfItsNode(t *testing.T) {
 
 func TestTheNodeAgentHasTheCapabilitiesThatItCannotDoWithout(t *testing.T) {
 	pod := get[*appsv1.DaemonSet](t, mustRender(t, values{}), "DaemonSet/sidestep-nodeagent").Spec.Template.Spec
-	assert.Equal(t, []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"}, pod.Containers[0].SecurityContext.Capabilities.Add)
+	assert.Equal(t, []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE"}, pod.Containers[0].SecurityContext.Capabilities.Add)
 	old := mustRender(t, values{"nodeagent": values{"beforeLinux511": true}})
 	assert.Contains(t, get[*appsv1.DaemonSet](t, old, "DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add,
 		corev1.Capability("SYS_RESOURCE"))

@@ -120,10 +120,12 @@ func newAgent(cfg Config) (*agent, error) {
 	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath), steer.WithProc(cfg.Proc))
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
 	processes := podnet.NewFinder(cfg.Proc)
+	connections := &older{log: cfg.Log}
 	a.pods = pods.New(pods.Config{
 		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes},
-		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger,
+		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
 	})
+	connections.register(a.metrics)
 	a.register()
 	return a, nil
 }

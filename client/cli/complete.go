@@ -100,7 +100,7 @@ func completeInterceptFlags(e *env, g *global, cmd *cobra.Command) {
 		_ = cmd.RegisterFlagCompletionFunc(name, completeWorkloads(e, g))
 	}
 	_ = cmd.RegisterFlagCompletionFunc("mechanism", words(mechanismTCP, mechanismHTTP))
-	_ = cmd.RegisterFlagCompletionFunc("existing", words("auto", "none"))
+	_ = cmd.RegisterFlagCompletionFunc("existing", words(existingWords...))
 	for _, name := range []string{"http-header", "http-match"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, words(headerAuto, headerAll))
 	}

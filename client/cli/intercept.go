@@ -33,7 +33,11 @@ command is ended.
 
 Without --http-* flags all TCP connections are taken. Any of them means --mechanism http, and all conditions must hold.
 The command returns when every ready pod sends its matching traffic here. Several developers can share a workload if their
-conditions exclude one another. The same command with another service port moves the intercept to that port.`,
+conditions exclude one another. The same command with another service port moves the intercept to that port.
+
+Connections that clients keep open are taken over too. The first matching request on such a connection gets a reset instead
+of an answer, before the pod has seen it; clients that keep connections open send it again on a new one, as a rule all but
+those that are not safe to repeat (POST). Nobody else's connection is touched, unless --existing says idle or all.`,
 		Example: fmt.Sprintf(`  # Everything that is sent to orders, to port 9000
   %[1]s intercept orders --port 9000
 

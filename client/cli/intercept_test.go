@@ -43,6 +43,8 @@ func TestInterceptAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 		{"a service", []string{"orders", "--service", "echo-stable"}, orders(tcp + `,"service":"echo-stable"`)},
 		{"a container", []string{"orders", "--container", "app"}, orders(tcp + `,"container":"app"`)},
 		{"a timeout", []string{"orders", "--timeout", "1m30s"}, orders(tcp + `,"timeoutMs":"90000"`)},
+		{"idle connections", []string{"orders", "--existing=idle"}, orders(`"address":"127.0.0.1","existing":"idle","mechanism":"tcp"`)},
+		{"all connections", []string{"orders", "--existing", "all"}, orders(`"address":"127.0.0.1","existing":"all","mechanism":"tcp"`)},
 		{"mechanism tcp", []string{"orders", "--mechanism=tcp"}, orders(tcp)},
 		{"mechanism http, which means a header of one's own", []string{"orders", "--mechanism", "http"}, orders(http + `,"autoHeader":true`)},
 		{"auto", []string{"orders", "--http-header=auto"}, orders(http + `,"autoHeader":true`)},
@@ -138,7 +140,7 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 		{"--env-file", "x"}, {"-e", "x"}, {"--env-json=x"}, {"-j", "x"}, {"--env-syntax", "sh"}, {"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
 		{"--to-pod", "8080"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"},
 		{"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
-		{"--existing", "all"}, {"--existing=idle"}, {"--use", "x"}, {"--docker"},
+		{"--use", "x"}, {"--docker"},
 	} {
 		w := newWorld(t)
 		text += w.transcript(append([]string{"intercept", "orders"}, args...)...) + "\n"

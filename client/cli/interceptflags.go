@@ -3,6 +3,7 @@ package cli
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,9 @@ type interceptFlags struct {
 	containerPort                     int32 // of the container that is run
 	absent                            []absentFlag
 }
+
+// existingWords say what becomes of connections that are already open.
+var existingWords = []string{"auto", "idle", "all", "none"}
 
 const (
 	mechanismTCP  = "tcp"
@@ -53,14 +57,15 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take requests whose whole path matches this RE2 `EXPRESSION`")
 	flags.BoolVar(&f.plaintext, "plaintext", false, "With --http flags: the app behind the port speaks plaintext, although the port's name or appProtocol says TLS")
 	flags.BoolVar(&f.plaintext, "http-plaintext", false, "Same as --plaintext")
-	flags.StringVar(&f.existing, "existing", "auto", "Which `CONNECTIONS` that are already open are taken over")
+	flags.StringVar(&f.existing, "existing", "auto",
+		"What becomes of `CONNECTIONS` that are already open: idle ends those without traffic, all ends all of them, none leaves them with the pods. "+
+			"auto is idle for tcp; for http it ends only the connection that carries a matching request, before the pod has seen that")
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
 	flags.BoolVar(&f.dockerRun, "docker-run", false,
 		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
 	f.absent = addAbsentFlags(flags)
 	_ = flags.MarkHidden("match")
 	_ = flags.MarkHidden("http-plaintext")
-	_ = flags.MarkHidden("existing") // until connections that are already open can be taken over
 }
 
 // intercept names as the API server takes them.
@@ -198,12 +203,8 @@ func (f *interceptFlags) setAddress(r *daemonpb.InterceptRequest, _ *pflag.FlagS
 }
 
 func (f *interceptFlags) checkRest(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
-	switch f.existing {
-	case "auto", "none":
-	case "idle", "all":
-		return unavailable("--existing "+f.existing+" is", "leave it out: connections that are already open stay with the pods until they end")
-	default:
-		return usagef("--existing %s: unknown — use auto or none", f.existing)
+	if !slices.Contains(existingWords, f.existing) {
+		return usagef("--existing %s: unknown — use one of %s", f.existing, strings.Join(existingWords, ", "))
 	}
 	if f.timeout < 0 {
 		return usagef("--timeout %s: less than nothing", f.timeout)

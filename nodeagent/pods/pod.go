@@ -139,6 +139,7 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 		return p.letGo(want == nil)
 	}
 	if isClosed(p.set.Superseded()) {
+		p.yieldOlder()
 		return p.set.cfg.WatchEvery, false // another agent does what is wanted, which this one may no longer know
 	}
 	err := p.establish(want)

@@ -102,6 +102,9 @@ func (p *pod) report() []*agentpb.TargetReport {
 				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)
 				if tr.Steering {
 					tr.Message = idle
+					if why := p.olderProblem(port, r); why != "" {
+						tr.Message = why
+					}
 				}
 			}
 			reports = append(reports, tr)

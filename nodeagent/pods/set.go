@@ -78,6 +78,7 @@ type Config struct {
 	Steering Steering
 	Clients  Clients
 	Tunnels  proxy.Tunnels
+	Takeover Takeover // nil: connections that are open already are left alone
 	// Serve serves one steered connection and closes it.
 	Serve func(ctx context.Context, c *net.TCPConn, t *proxy.Target)
 	Log   *slog.Logger

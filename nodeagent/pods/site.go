@@ -33,11 +33,14 @@ type site struct {
 
 	mu      sync.Mutex
 	targets map[uint16]*proxy.Target // by port, also those that are not steered any longer
+	// Why the connections from before are left alone, by port.
+	olderProblems map[uint16]string
 
 	// Used by the pod's run alone.
 	steered  map[uint16]bool
 	attached bool
-	released time.Time // when the last target was removed
+	older    map[uint16]Older // what deals with connections from before, by port
+	released time.Time        // when the last target was removed
 }
 
 // door is one listener with what is known about its accept loop.
@@ -59,6 +62,7 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr) (_ *site, err error) {
 	s := &site{
 		pod: p, ns: ns, ips: ips, gateways: gateways, program: program,
 		targets: map[uint16]*proxy.Target{}, steered: map[uint16]bool{},
+		older: map[uint16]Older{}, olderProblems: map[uint16]string{},
 	}
 	defer func() {
 		if err != nil {
@@ -98,6 +102,7 @@ func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
 		wanted[port] = true
 		rules := rulesOf(t, rejected)
 		s.target(port).SetRules(rules, kubeletOf(t, want.GetHostIps(), s.gateways))
+		s.lookBack(t, rejected)
 		errs = append(errs, s.steer(port))
 	}
 	for port := range s.steered {
@@ -109,7 +114,11 @@ func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
 		return nil, err
 	}
 	s.released = time.Time{}
-	return rejected, s.attach()
+	if err := s.attach(); err != nil {
+		return nil, err
+	}
+	s.olderSteered()
+	return rejected, nil
 }
 
 func (s *site) attach() error {
@@ -144,7 +153,7 @@ func (s *site) unsteer(port uint16) error {
 	if !isClosed(s.pod.set.Superseded()) {
 		s.target(port).SetRules(nil, proxy.Kubelet{})
 	}
-	return nil
+	return s.forgetOlder(port)
 }
 
 // target is the proxy's side of a port. One that nobody has claimed passes everything to the app.
@@ -226,7 +235,7 @@ func (s *site) retire() {
 
 // abort closes everything and resets what is open. An open socket would keep the pod's namespace alive.
 func (s *site) abort() error {
-	errs := []error{s.program.Detach(), s.closeDoors()}
+	errs := []error{s.forgetAllOlder(), s.program.Detach(), s.closeDoors()}
 	s.cancel()
 	s.serving.Wait()
 	return errors.Join(append(errs, s.dismissClients(), s.program.Close(), s.ns.Close())...)

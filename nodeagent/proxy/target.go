@@ -107,6 +107,14 @@ func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 	}
 }
 
+// Claims gives the UID of the intercept that would have a request now, or nothing if the app would.
+func (t *Target) Claims(head match.Head) (interceptUID string) {
+	if c := t.rules.Load().http(head); c != nil {
+		return c.InterceptUID
+	}
+	return ""
+}
+
 // Stats returns the counters.
 func (t *Target) Stats() Stats {
 	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), TLS: t.tls.Load(), HTTP: t.http.Load(), Intercepts: make(map[string]InterceptStats)}

@@ -21,6 +21,9 @@ const filterName = "sidestep-takeover-"
 // process tells our filters from those that another agent, or an earlier one, has left.
 var process = filterName + strconv.FormatInt(time.Now().UnixNano(), 36)
 
+// filterHandle and the port make the handle of a filter.
+const filterHandle = 0x51de << 16
+
 // filterPriority makes ours the first filter, since it only ever passes packets on or drops them.
 const filterPriority = 1
 
@@ -99,7 +102,7 @@ func (d *devices) addFilter(index int, program *ebpf.Program) error {
 func (d *devices) filter(index, fd int) *netlink.BpfFilter {
 	return &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: uint32(d.cfg.Port),
+			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle | uint32(d.cfg.Port),
 			Protocol: unix.ETH_P_ALL, Priority: filterPriority,
 		},
 		Fd: fd, Name: process, DirectAction: true,
