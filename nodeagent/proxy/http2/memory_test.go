@@ -1,0 +1,257 @@
+package http2
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+)
+
+// pipe is one direction of a connection in memory, without bounds.
+type pipe struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	bytes   []byte
+	all     []byte // that were ever written
+	err     error  // when bytes are read: io.EOF, a reset, or a close by the reader
+	late    bool   // the read deadline has passed
+}
+
+func newPipe() *pipe {
+	p := &pipe{}
+	p.changed.L = &p.mu
+	return p
+}
+
+func (p *pipe) set(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+	p.changed.Broadcast()
+}
+
+func (p *pipe) end(err error) {
+	p.set(func() {
+		if p.err == nil || p.err == io.EOF {
+			p.err = err
+		}
+		if err != io.EOF {
+			p.bytes = nil
+		}
+	})
+}
+
+func (p *pipe) written() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return bytes.Clone(p.all)
+}
+
+// end is one end of a connection in memory.
+type end struct{ in, out *pipe }
+
+func pair() (a, b *end) {
+	x, y := newPipe(), newPipe()
+	return &end{x, y}, &end{y, x}
+}
+
+func (e *end) Read(b []byte) (int, error) {
+	p := e.in
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		switch {
+		case p.late:
+			return 0, os.ErrDeadlineExceeded
+		case len(p.bytes) > 0:
+			n := copy(b, p.bytes)
+			p.bytes = p.bytes[n:]
+			return n, nil
+		case p.err != nil:
+			return 0, p.err
+		}
+		p.changed.Wait()
+	}
+}
+
+func (e *end) Write(b []byte) (n int, err error) {
+	e.out.set(func() {
+		if e.out.err != nil {
+			err = syscall.EPIPE
+			return
+		}
+		e.out.bytes = append(e.out.bytes, b...)
+		e.out.all = append(e.out.all, b...)
+		n = len(b)
+	})
+	return n, err
+}
+
+func (e *end) CloseWrite() error { e.out.end(io.EOF); return nil }
+func (e *end) Close() error      { e.out.end(io.EOF); e.in.end(os.ErrClosed); return nil }
+func (e *end) reset()            { e.out.end(syscall.ECONNRESET); e.in.end(os.ErrClosed) }
+
+func (e *end) SetReadDeadline(t time.Time) error {
+	e.in.set(func() { e.in.late = !t.IsZero() && !time.Now().Before(t) })
+	if d := time.Until(t); !t.IsZero() && d > 0 {
+		time.AfterFunc(d, func() { e.in.set(func() { e.in.late = true }) })
+	}
+	return nil
+}
+
+// scene is a session with its client, app and laptops in memory.
+type scene struct {
+	client, app *end // the far ends
+	done        chan struct{}
+
+	mu       sync.Mutex
+	laptops  chan *end // far ends of tunnels
+	refuse   error     // Open fails with it
+	result   tunnelpb.Opened_Result
+	claims   int
+	fellBack int
+	sent     int
+	passed   int
+}
+
+// newScene starts a session that claims requests with "x-dev: me".
+func newScene(t testing.TB) *scene {
+	sc := &scene{done: make(chan struct{}), laptops: make(chan *end, 100)}
+	far, client := pair()
+	appFar, app := pair()
+	sc.client, sc.app = far, appFar
+	cd, ad := stream.Of(client, client.reset), stream.Of(app, app.reset)
+	s := New(t.Context(), Config{
+		Client: cd, App: ad, Claim: sc.claim, OpenTimeout: 10 * time.Second,
+		Passed:    func(n int) { sc.mu.Lock(); sc.passed += n; sc.mu.Unlock() },
+		Recovered: func(v any) { panic(v) },
+		Log:       slog.New(slog.DiscardHandler),
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { s.FromApp(new(stream.Buffer), nil) })
+	wg.Go(func() {
+		var b stream.Buffer
+		for b.Len() < len(http2.ClientPreface) {
+			if cd.Fill(&b) != nil {
+				break
+			}
+		}
+		s.FromClient(&b)
+	})
+	go func() {
+		wg.Wait()
+		cd.Close()
+		ad.Close()
+		close(sc.done)
+	}()
+	return sc
+}
+
+// wait waits for the end of the session.
+func (sc *scene) wait(t testing.TB) {
+	select {
+	case <-sc.done:
+	case <-time.After(20 * time.Second):
+		panic("the session does not end")
+	}
+}
+
+func (sc *scene) claim(h match.Head) router.Claim {
+	mine := false
+	h.Path()
+	h.Values("x-dev", func(v []byte) bool { mine = string(v) == "me"; return !mine })
+	if mine {
+		sc.mu.Lock()
+		sc.claims++
+		sc.mu.Unlock()
+		return sceneClaim{sc}
+	}
+	return nil
+}
+
+type sceneClaim struct{ *scene }
+
+func (sceneClaim) Key() string         { return "key" }
+func (sceneClaim) String() string      { return "shop/orders" }
+func (sceneClaim) Track(func()) func() { return func() {} }
+
+func (c sceneClaim) Sent()          { c.mu.Lock(); defer c.mu.Unlock(); c.sent++ }
+func (c sceneClaim) FellBack(error) { c.mu.Lock(); defer c.mu.Unlock(); c.fellBack++ }
+
+func (c sceneClaim) Open(context.Context) (router.Tunnel, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuse != nil {
+		return nil, c.refuse
+	}
+	near, far := pair()
+	c.laptops <- far
+	return sceneTunnel{near, c.result}, nil
+}
+
+type sceneTunnel struct {
+	*end
+	result tunnelpb.Opened_Result
+}
+
+func (t sceneTunnel) Opened(context.Context) (*tunnelpb.Opened, error) {
+	return &tunnelpb.Opened{Result: t.result}, nil
+}
+func (t sceneTunnel) Reset(string) { t.reset() }
+
+// script writes frames.
+type script struct {
+	*http2.Framer
+	bytes.Buffer
+	enc   *hpack.Encoder
+	block bytes.Buffer
+}
+
+func newScript() *script {
+	s := &script{}
+	s.Framer = http2.NewFramer(&s.Buffer, nil)
+	s.Framer.AllowIllegalWrites = true
+	s.enc = hpack.NewEncoder(&s.block)
+	return s
+}
+
+// fields encodes "name value name value"; a name that ends in ! is never indexed.
+func (s *script) fields(list ...string) []byte {
+	s.block.Reset()
+	for i := 0; i < len(list); i += 2 {
+		name, sensitive := list[i], false
+		if n := len(name) - 1; name[n] == '!' {
+			name, sensitive = name[:n], true
+		}
+		s.enc.WriteField(hpack.HeaderField{Name: name, Value: list[i+1], Sensitive: sensitive})
+	}
+	return bytes.Clone(s.block.Bytes())
+}
+
+func (s *script) headers(id uint32, end bool, list ...string) {
+	s.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: s.fields(list...), EndHeaders: true, EndStream: end})
+}
+
+func (s *script) request(id uint32, end bool, list ...string) {
+	s.headers(id, end, append([]string{":method", "POST", ":scheme", "http", ":path", "/p?q", ":authority", "orders"}, list...)...)
+}
+
+// take returns what was written since the last take.
+func (s *script) take() []byte {
+	p := bytes.Clone(s.Bytes())
+	s.Buffer.Reset()
+	return p
+}
