@@ -217,8 +217,8 @@ func (f *flow) pass(id uint32, p []byte, end bool) {
 	f.owned += n
 	if f.owned > f.window+f.debt { // the sender sends more than it may, which the receiver is to see
 		f.window, f.debt = math.MaxInt32, 0
-		f.release()
 	}
+	f.release()
 }
 
 // add adds DATA that the sender does not know of, as soon as the receiver's window allows.

@@ -83,7 +83,7 @@ func (h *head) Values(name string, yield func(value []byte) bool) {
 		return
 	}
 	for i := range h.fields {
-		if h.fields[i].Name == name && !h.yield(h.fields[i].Value, yield) {
+		if h.fields[i].Name == name && !h.fields[i].IsPseudo() && !h.yield(h.fields[i].Value, yield) {
 			return
 		}
 	}

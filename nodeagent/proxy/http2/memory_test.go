@@ -233,7 +233,7 @@ func (s *script) fields(list ...string) []byte {
 	s.block.Reset()
 	for i := 0; i < len(list); i += 2 {
 		name, sensitive := list[i], false
-		if n := len(name) - 1; name[n] == '!' {
+		if n := len(name) - 1; n >= 0 && name[n] == '!' {
 			name, sensitive = name[:n], true
 		}
 		s.enc.WriteField(hpack.HeaderField{Name: name, Value: list[i+1], Sensitive: sensitive})
