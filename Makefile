@@ -66,8 +66,7 @@ test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes:
 
 vmtest: ## the datapath's tests on Linux 5.10, 6.1, 6.12, the newest and this one, in virtual machines; writes docs/kernels.md
 	@tests/deps.sh vm
-	go run ./vmtests $(if $(KERNELS)$(RUN)$(PACKAGES),,-docs docs/kernels.md) \
-		$(if $(KERNELS),-kernels $(KERNELS)) $(if $(RUN),-run '$(RUN)') $(if $(PACKAGES),-packages $(PACKAGES))
+	go run ./vmtests -docs docs/kernels.md $(if $(KERNELS),-kernels $(KERNELS)) $(if $(RUN),-run '$(RUN)') $(if $(PACKAGES),-packages $(PACKAGES))
 
 demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts at work
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/demo

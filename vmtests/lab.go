@@ -116,7 +116,7 @@ func (l *lab) kernel(ctx context.Context, name string) (*report.Kernel, error) {
 	for _, f := range k.Failures() {
 		fmt.Fprintf(l.out, "FAIL on %s: %s\n%s", k.Name, f.What, indent(f.Output))
 	}
-	return k, nil
+	return k, l.remember(k)
 }
 
 func (l *lab) reader(k *report.Kernel) *report.Reader {

@@ -9,6 +9,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/vmtests/debian"
+	"sidestep.dev/sidestep/vmtests/report"
 )
 
 func TestOptions(t *testing.T) {
@@ -19,7 +22,6 @@ func TestOptions(t *testing.T) {
 	}{
 		{"everything", []string{"-docs", "x.md"}, ""},
 		{"a part", []string{"-kernels", "6.1", "-run", "TestX"}, ""},
-		{"a part, into the docs", []string{"-kernels", "6.1", "-docs", "x.md"}, "only a run of everything"},
 		{"an unknown accelerator", []string{"-accel", "xen"}, "use kvm or tcg"},
 		{"an argument", []string{"6.1"}, "unexpected argument"},
 	} {
@@ -65,4 +67,27 @@ func TestLongOutputIsCut(t *testing.T) {
 	got := indent(strings.Repeat("x\n", 100) + "\x16last")
 	assert.True(t, strings.HasPrefix(got, "    (41 lines before)\n"))
 	assert.True(t, strings.HasSuffix(got, "    last\n"))
+}
+
+func TestResultsOfAPartCompleteEarlierOnes(t *testing.T) {
+	l := &lab{cache: &debian.Cache{Dir: t.TempDir()}}
+	kernel := func(version string, tests ...report.Test) *report.Kernel {
+		return &report.Kernel{Name: "6.1", Release: "6.1.0-56", Version: version, Done: true, Tests: tests}
+	}
+	old := report.Test{Package: "a", Name: "TestOld", Outcome: report.Fail}
+	other := report.Test{Package: "b", Name: "TestOther", Outcome: report.Pass}
+	young := report.Test{Package: "a", Name: "TestYoung", Outcome: report.Pass}
+	require.NoError(t, l.remember(kernel("6.1.192", old, other)))
+	require.NoError(t, l.remember(kernel("6.1.192", young)))
+	unfinished := kernel("6.1.192", old)
+	unfinished.Done = false
+	require.NoError(t, l.remember(unfinished))
+	got, err := l.recall("6.1")
+	require.NoError(t, err)
+	assert.Equal(t, []report.Test{young}, got.Packages["a"].Tests)
+	assert.Equal(t, []report.Test{other}, got.Packages["b"].Tests)
+	require.NoError(t, l.remember(kernel("6.1.193", young)))
+	got, err = l.recall("6.1")
+	require.NoError(t, err)
+	assert.NotContains(t, got.Packages, "b", "another kernel's results")
 }

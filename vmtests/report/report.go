@@ -39,6 +39,7 @@ type Kernel struct {
 	Tests    []Test
 	Problems []string // that are not a test's
 	Done     bool     // the end has been reached
+	Partial  bool     // some packages have not been run
 }
 
 // event is what test2json writes.

@@ -16,9 +16,10 @@ type Row struct {
 
 // What a cell says.
 const (
-	yes    = "yes"
-	absent = "–" // the kernel is too old for it
-	no     = "**FAILS**"
+	yes     = "yes"
+	absent  = "–" // the kernel is too old for it
+	no      = "**FAILS**"
+	unknown = "not run"
 )
 
 type line struct {
@@ -59,6 +60,8 @@ func (k *Kernel) cell(row Row, pattern *regexp.Regexp) string {
 		return yes
 	case row.Since != "" && k.Older(row.Since):
 		return absent
+	case k.Partial:
+		return unknown
 	}
 	return no
 }
