@@ -347,12 +347,14 @@ func TestYoungerAgentTakesOver(t *testing.T) {
 	w.mu.Unlock()
 	assert.Equal(t, 2, attaches, "agents have fought for the manager")
 	stopYoung()
-	w.expect(t, "me", "app")
+	w.eventually(t, "me", "laptop")
+	require.Eventually(t, func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.attaches == 4
+	}, 10*time.Second, 10*time.Millisecond, "the older one asks, and attaches")
 	w.eventually(t, "me", "laptop")
 	load.stop(t)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	assert.Equal(t, 4, w.attaches, "the older one asked, and attached")
 }
 
 func TestOlderAgentDoesNotSteerWhatTheYoungerHasLetGo(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -34,6 +36,24 @@ func (w *world) hang(t *testing.T) *net.TCPListener {
 			return l
 		}
 		t.Cleanup(func() { _ = c.Close() })
+	}
+}
+
+func TestContainersRestartUnderAnIntercept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.spawn(t)
+	w.steering(t, w.assign(w.wants()))
+	processes, err := os.ReadDir(w.node.Proc())
+	require.NoError(t, err)
+	require.Len(t, processes, 1)
+	// The sandbox's namespace stays. What runs in it is another process.
+	require.NoError(t, os.Rename(filepath.Join(w.node.Proc(), processes[0].Name()), filepath.Join(w.node.Proc(), "4242")))
+	require.NoError(t, w.app.Close())
+	w.app = serve(t, w.pod)
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // three looks at the pod
+		w.expect(t, "me", "laptop")
+		w.expect(t, "", "app")
 	}
 }
 

@@ -142,7 +142,7 @@ func (s *scene) back(c *crowd) time.Duration { return max(0, c.matched[fresh].mi
 // columns is the head of the table that row makes the rows of.
 var columns = []string{
 	"what happened", "users' new connections", "failed", "begun after it struck", "waited over 1 s", "longest wait",
-	"their open connections broken", "streams broken", "longest wait in them", "matching requests: by laptop / by app / failed", "longest wait", "back after",
+	"open connections broken (8 clients)", "streams broken (4 clients)", "longest wait in them", "matching requests: by laptop / by app / failed", "longest wait", "back after",
 }
 
 func (f fault) row(s *scene, c *crowd) string {
@@ -156,7 +156,7 @@ func (f fault) row(s *scene, c *crowd) string {
 	ms := func(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
 	cells := []string{
 		f.name, fmt.Sprint(users.asked), fmt.Sprint(len(users.failed)), fmt.Sprint(late), fmt.Sprint(users.stalled), ms(users.slowest),
-		fmt.Sprintf("%d of 8", c.users[busy].broken+c.users[idle].broken), fmt.Sprintf("%d of 4", c.users[stream].broken),
+		fmt.Sprint(c.users[busy].broken + c.users[idle].broken), fmt.Sprint(c.users[stream].broken),
 		ms(max(c.users[busy].slowest, c.users[idle].slowest, c.users[stream].slowest)),
 		fmt.Sprintf("%d / %d / %d", laptop, app, lost), ms(wait), ms(s.back(c)),
 	}
