@@ -389,7 +389,7 @@ __attribute__((noinline)) __u32 scan_all(struct __sk_buff *skb, __u32 offset, __
 			goto no;                                                                                \
 		if (load(skb, link, e->packet, n))                                                              \
 			goto no;                                                                                \
-		bpf_ringbuf_submit(e, 0);                                                                       \
+		bpf_ringbuf_submit(e, BPF_RB_FORCE_WAKEUP);                                                     \
 		return 1;                                                                                       \
 	no:                                                                                                     \
 		bpf_ringbuf_discard(e, 0);                                                                      \

@@ -85,11 +85,9 @@ func LoadTakeover(port uint16) (*Takeover, error) {
 
 // NewAutomaton makes the inner map that holds an automaton.
 func NewAutomaton(a *Automaton) (*ebpf.Map, error) {
-	spec, err := loadTakeover()
-	if err != nil {
-		return nil, err
-	}
-	m, err := ebpf.NewMap(spec.Maps["rules"].InnerMap)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binary.Size(a)), MaxEntries: 1,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("create the map for an automaton: %w", explain(err))
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -39,44 +40,53 @@ type piece struct {
 
 func newDecider(g *program) *decider { return &decider{program: g, heads: map[bpf.FlowKey]*partial{}} }
 
-// packet takes an event with its packet.
-func (d *decider) packet(sample []byte) {
-	var e bpf.Event
-	size := binary.Size(e)
-	if len(sample) < size {
-		return
+// decode gives an event and its packet, of which the end may be missing.
+func decode(sample []byte) (e *bpf.Event, packet []byte, complete bool) {
+	e = &bpf.Event{}
+	size, err := binary.Decode(sample, binary.NativeEndian, e)
+	if err != nil {
+		return nil, nil, false
 	}
-	if _, err := binary.Decode(sample, binary.NativeEndian, &e); err != nil {
-		return
-	}
-	packet := sample[size:]
-	complete := int(e.Length) <= len(packet)
+	packet = sample[size:]
+	complete = int(e.Length) <= len(packet)
 	packet = packet[:min(len(packet), int(e.Length))]
 	if int(e.Payload) > len(packet) {
+		return nil, nil, false
+	}
+	return e, packet, complete
+}
+
+// packet takes an event with its packet.
+func (d *decider) packet(sample []byte) {
+	e, packet, complete := decode(sample)
+	if e == nil {
 		return
 	}
 	payload := packet[e.Payload:]
 	if e.Kind == bpf.EventCopied {
-		d.keep(&e, payload)
+		d.keep(e, payload)
 		return
 	}
-	head, end := d.assemble(&e, payload)
-	d.forget(e.Key)
+	head, end := d.assemble(e, payload)
 	log := d.program.port.cfg.Log
 	d.request.Reset()
 	n, err := d.request.Parse(head)
 	if err == nil && n > 0 && d.program.port.claims(&d.request) {
 		if err = d.program.port.takeOver(e.Key); err == nil {
+			d.forget(e.Key)
 			_ = d.program.objs.Flows.Delete(e.Key)
 			return
 		}
 		log.Warn("a request that is an intercept's goes to the app", "error", err)
 	}
-	if !complete {
-		packet = nil
-	}
 	d.program.port.cfg.Counters.Released.Add(1)
-	if err := d.release(&e, end, err == nil && n == 0, packet); err != nil {
+	err = d.release(e, end, err == nil && n == 0, packet)
+	if err == nil && !complete {
+		err = errors.New("it is too long to be put into the pod's kernel")
+	} else if err == nil {
+		err = d.inject(e, packet)
+	}
+	if err != nil {
 		log.Debug("a packet that was held back is let go when it is repeated", "error", err)
 	}
 }
@@ -121,7 +131,7 @@ func (d *decider) sweep() {
 func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint32) {
 	pieces := []piece{{e.Seq, payload}}
 	if h := d.heads[e.Key]; h != nil && h.begins == e.Head {
-		pieces = append(h.pieces, pieces...)
+		pieces = slices.Concat(h.pieces, pieces) // which is sorted, and not what is kept
 	}
 	offset := func(p piece) int { return int(int32(p.seq - e.Head)) }
 	slices.SortStableFunc(pieces, func(a, b piece) int { return offset(a) - offset(b) })
@@ -137,39 +147,44 @@ func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint3
 	return head, e.Head + uint32(len(head))
 }
 
-// release lets the packet go. incomplete says that the head has not come to its end, so that more of it is to be looked at.
+// release tells the kernel not to hold the packet any longer. incomplete says that the head has not come to its end, so that more of it
+// is to be looked at.
 func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []byte) error {
+	if incomplete {
+		d.keep(e, packet[e.Payload:])
+	} else {
+		d.forget(e.Key)
+	}
 	flows := d.program.objs.Flows
 	var f bpf.Flow
 	if err := flows.Lookup(e.Key, &f); err != nil {
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil // the connection has ended
-		}
-		return err
+		return fmt.Errorf("look up a connection that waits: %w", err)
 	}
 	if f.Phase != bpf.PhaseHeld {
-		return nil // the kernel has not waited
+		return errors.New("it has not waited")
 	}
 	f.Ack = e.Ack
 	f.Phase, f.Next = bpf.PhaseRest, end
 	if incomplete {
 		f.Phase, f.State = bpf.PhaseHead, bpf.StateMiddle
 		f.Flags |= bpf.FlagFound | bpf.FlagGap
-		d.keep(e, packet[min(int(e.Payload), len(packet)):])
 	} else if int32(f.Furthest-end) > 0 {
 		f.Next = f.Furthest
 	}
 	if err := flows.Update(e.Key, &f, ebpf.UpdateExist); err != nil {
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		return err
+		return fmt.Errorf("let a connection go on: %w", err)
 	}
-	if packet == nil {
-		return errors.New("it is too long")
+	return nil
+}
+
+// inject gives the packet to the app's kernel at once.
+func (d *decider) inject(e *bpf.Event, packet []byte) error {
+	s, ok := d.program.port.view.Load().older[e.Key]
+	if !ok {
+		return errors.New("the connection has ended")
 	}
-	if s, ok := d.program.port.view.Load().older[e.Key]; !ok || s.Device != 0 {
-		return errors.New("the connection is bound to an interface")
+	if s.Device != 0 {
+		return errors.New("the connection is bound to an interface, which the packet would not come from")
 	}
 	return d.program.injector.inject(packet, int(e.Payload))
 }
