@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -39,6 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	case role[0] == "app":
 		benchApp()
+	case role[0] == "answers":
+		benchAnswers()
 	case role[0] == "h2app":
 		benchH2App()
 	default:
@@ -217,7 +218,7 @@ func BenchmarkAgainstDirect(b *testing.B) {
 	}{{"requests", 1, "req/s"}, {"requests", 32, "req/s"}, {"down", 1, "MiB/s"}, {"up", 1, "MiB/s"}} {
 		b.Run(fmt.Sprintf("%s/connections=%d", load.kind, load.conns), func(b *testing.B) {
 			addrs := benchWorld(b)
-			rates, p50s, costs := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+			rates, p50s, p99s, costs := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 			for b.Loop() {
 				for _, way := range []string{"direct", "proxy", "reverseproxy"} {
 					before := cpuTime()
@@ -229,6 +230,7 @@ func BenchmarkAgainstDirect(b *testing.B) {
 					costs[way] = append(costs[way], float64((cpuTime()-before).Microseconds())/n)
 					rates[way] = append(rates[way], rate)
 					p50s[way] = append(p50s[way], p50)
+					p99s[way] = append(p99s[way], p99)
 				}
 			}
 			median := func(v []float64) float64 {
@@ -239,6 +241,7 @@ func BenchmarkAgainstDirect(b *testing.B) {
 				b.ReportMetric(median(rates[way]), way+"-"+load.unit)
 				if load.kind == "requests" {
 					b.ReportMetric(median(p50s[way]), way+"-p50-µs")
+					b.ReportMetric(median(p99s[way]), way+"-p99-µs")
 				}
 				if way != "direct" {
 					b.ReportMetric(median(costs[way]), way+"-cpu-µs/req")
@@ -249,45 +252,4 @@ func BenchmarkAgainstDirect(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 		})
 	}
-}
-
-// BenchmarkIdleConnections reports what a connection costs the proxy that has served a request and waits for the next: memory of the process, without
-// what the kernel keeps for its two sockets.
-func BenchmarkIdleConnections(b *testing.B) {
-	const conns = 2000
-	addrs := benchWorld(b)
-	memory := func() float64 {
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return float64(m.HeapAlloc + m.StackInuse)
-	}
-	for b.Loop() {
-		before, goroutines := memory(), runtime.NumGoroutine()
-		var fds []int
-		for range conns {
-			fds = append(fds, idle(b, addrs["proxy"]))
-		}
-		b.ReportMetric((memory()-before)/conns, "bytes/connection")
-		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/conns, "goroutines/connection")
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-	}
-	b.ReportMetric(0, "ns/op")
-}
-
-// idle makes one request on a connection that costs this process no more than a descriptor.
-func idle(b *testing.B, addr string) (fd int) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
-	require.NoError(b, err)
-	to := netip.MustParseAddrPort(addr)
-	require.NoError(b, unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}))
-	_, err = unix.Write(fd, []byte("GET / HTTP/1.1\r\nHost: o\r\n\r\n"))
-	require.NoError(b, err)
-	n, err := unix.Read(fd, make([]byte, 4096))
-	require.NoError(b, err)
-	require.Positive(b, n)
-	return fd
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"fmt"
@@ -54,8 +55,8 @@ func httpsClient(t *testing.T, addr string, config *tls.Config, size int, h2 boo
 	if !h2 {
 		config.NextProtos = []string{"http/1.1"}
 	}
-	tr := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: h2, Dial: func(string, string) (net.Conn, error) {
-		c, err := net.Dial("tcp", addr)
+	tr := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: h2, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		return pieces{c, size}, err
 	}}
 	t.Cleanup(tr.CloseIdleConnections)

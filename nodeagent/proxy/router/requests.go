@@ -197,6 +197,9 @@ func (r *Router) turnRaw(doubt error) error {
 	if doubt != nil {
 		r.Log.Debug("connection is passed to the app unread", "reason", doubt)
 	}
+	if r.batch.size > 0 {
+		r.batch.size = r.in.Len() // what came together leaves together
+	}
 	if err := r.flush(); err != nil {
 		return err
 	}
