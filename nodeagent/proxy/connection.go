@@ -82,7 +82,7 @@ func (c *connection) serveRequests(ctx context.Context) {
 		Claim:  c.claim,
 		HTTP2: func(ctx context.Context, app stream.Duplex) router.HTTP2 {
 			return http2.New(ctx, http2.Config{
-				Client: c.client, App: app, Claim: c.claim, Passed: passed,
+				Client: c.client, App: app, Claim: c.claimStream, Passed: passed,
 				OpenTimeout: p.cfg.OpenTimeout, Recovered: recovered, Log: p.cfg.Log,
 			})
 		},
@@ -120,6 +120,15 @@ func isClientHello(p []byte) bool {
 }
 
 // dial connects to the app, for as long as the client is there.
+// claimStream is claim for HTTP/2, over which gRPC probes come.
+func (c *connection) claimStream(head match.Head) router.Claim {
+	claim := c.claim(head)
+	if kubelet := &c.target.rules.Load().kubelet; claim != nil && kubelet.probesHealth(head, c.remote.Addr()) {
+		return nil
+	}
+	return claim
+}
+
 func (c *connection) dial(ctx context.Context) (*stream.TCP, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

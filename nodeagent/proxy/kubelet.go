@@ -15,8 +15,9 @@ import (
 const probeWait = 200 * time.Millisecond
 
 var (
-	kubeletAgent = []byte("kube-probe/")
-	http2Preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	kubeletAgent  = []byte("kube-probe/")
+	healthService = []byte("/grpc.health.v1.Health/")
+	http2Preface  = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 )
 
 // isKubelet reports whether a request is one of the kubelet's probes.
@@ -34,6 +35,11 @@ func (k *Kubelet) mayProbe(from netip.Addr) bool {
 	return (len(k.HTTPPaths) > 0 || k.TCP || k.GRPC) && slices.ContainsFunc(k.HostIPs, func(ip netip.Addr) bool {
 		return ip.Unmap() == from
 	})
+}
+
+// probesHealth reports whether a request from there is what a gRPC probe asks, whatever its client calls itself.
+func (k *Kubelet) probesHealth(head match.Head, from netip.Addr) bool {
+	return k.GRPC && bytes.HasPrefix(head.Path(), healthService) && k.mayProbe(from)
 }
 
 // probes looks at the first bytes of a connection from the node, and reports whether it is a probe. What it read is in b.
