@@ -159,6 +159,7 @@ func (w *world) start(t *testing.T, word string) *agent {
 const tooLate = 800 * time.Millisecond
 
 func (a *agent) beat(t *testing.T) {
+	require.NoError(t, a.node.Beat()) // before the first connection, which may come sooner than the next goroutine
 	a.lastBeat.Store(time.Now().UnixNano())
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
