@@ -21,6 +21,11 @@ func (p *Program) Attach(ns Namespace) error {
 	if p.complete(ns, hooks) {
 		return nil
 	}
+	if p.kind != SkLookup && len(p.held) == 0 {
+		if err := ns.Do(redirected); err != nil {
+			return fmt.Errorf("attach to network namespace %d: %w", ns.Inode(), err)
+		}
+	}
 	if err := ensureBPFFS(p.node.bpffs, p.node.log); err != nil {
 		return err
 	}

@@ -1,0 +1,70 @@
+package steer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// errRedirected says that steering by TC would take connections away from whom the pod's own rules send them to.
+var errRedirected = errors.New("iptables or nftables in the pod redirect what arrives (a mesh's sidecar?), and TC would choose before them: use --datapath=sk_lookup for this node")
+
+// redirected says whether the namespace of the calling thread has rules that change the destination of what arrives. Those of the older
+// iptables are only known to exist as a table.
+func redirected() error {
+	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
+		names, err := os.ReadFile("/proc/thread-self/net/" + file)
+		if err == nil && slices.Contains(strings.Fields(string(names)), "nat") {
+			return errRedirected
+		}
+	}
+	chains := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
+	chains.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
+	replies, err := chains.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil // a kernel without nftables
+	}
+	if err != nil {
+		return fmt.Errorf("list the chains of nftables: %w", err)
+	}
+	for _, r := range replies {
+		if changesDestination(r) {
+			return errRedirected
+		}
+	}
+	return nil
+}
+
+// changesDestination says whether a chain is one of NAT for what arrives.
+func changesDestination(chain []byte) bool {
+	if len(chain) < nl.SizeofNfgenmsg {
+		return false
+	}
+	attributes, err := nl.ParseRouteAttr(chain[nl.SizeofNfgenmsg:])
+	if err != nil {
+		return false
+	}
+	nat, arriving := false, false
+	for _, a := range attributes {
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case unix.NFTA_CHAIN_TYPE:
+			nat = strings.TrimRight(string(a.Value), "\x00") == "nat"
+		case unix.NFTA_CHAIN_HOOK:
+			hook, err := nl.ParseRouteAttr(a.Value)
+			if err != nil {
+				return false
+			}
+			for _, h := range hook {
+				if h.Attr.Type == unix.NFTA_HOOK_HOOKNUM {
+					arriving = string(h.Value) == "\x00\x00\x00\x00" // NF_INET_PRE_ROUTING
+				}
+			}
+		}
+	}
+	return nat && arriving
+}
