@@ -153,6 +153,15 @@ func TestTheNodeAgentHasTheCapabilitiesThatItCannotDoWithout(t *testing.T) {
 	}
 }
 
+func TestPodsOnTheNodesNetworkAreLeftAloneUnlessTheValuesSayOtherwise(t *testing.T) {
+	for allowed, set := range map[bool]values{false: {}, true: {"nodeagent": values{"allowHostNetwork": true}}} {
+		rendered := mustRender(t, set)
+		args := get[*appsv1.DaemonSet](t, rendered, "DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].Args
+		assert.Equal(t, allowed, slices.Contains(args, "--allow-host-network"), "what node agents do")
+		assert.Equal(t, allowed, get[*corev1.ConfigMap](t, rendered, "ConfigMap/sidestep-ca").Data["host-network"] == "allowed", "what laptops are told")
+	}
+}
+
 func TestTheNodeAgentHasNoRightsInTheKubernetesAPI(t *testing.T) {
 	everything := mustRender(t, values{
 		"developers":          []any{values{"kind": "Group", "name": "developers"}},

@@ -46,6 +46,8 @@ type Config struct {
 	BPFFS, Proc string
 	// Datapath is the way of steering; empty for the best that the kernel has.
 	Datapath steer.Datapath
+	// AllowHostNetwork lets pods on the node's network be intercepted.
+	AllowHostNetwork bool
 	// Linger is how long listeners are kept after their pod was let go, 0 for the default: see pods.Config.
 	Linger time.Duration
 	// Drain is how long connections may go on once the agent was told to end.
@@ -124,6 +126,7 @@ func newAgent(cfg Config) (*agent, error) {
 	a.pods = pods.New(pods.Config{
 		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes},
 		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
+		AllowHostNetwork: cfg.AllowHostNetwork,
 	})
 	connections.register(a.metrics)
 	a.register()

@@ -49,6 +49,8 @@ type world struct {
 	// datapath is what they are told to use, and http where they serve metrics.
 	datapath steer.Datapath
 	http     string
+	// allowHostNetwork is what agents in this process are told.
+	allowHostNetwork bool
 }
 
 // Write is where their logs go.
@@ -88,7 +90,7 @@ func (w *world) run(t *testing.T) (stop func()) {
 	go func() {
 		done <- nodeagent.Run(ctx, nodeagent.Config{
 			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(), Datapath: w.datapath, HTTP: l,
-			Drain: 10 * time.Second, Linger: w.linger, Log: slog.New(slog.NewTextHandler(w, nil)),
+			Drain: 10 * time.Second, Linger: w.linger, AllowHostNetwork: w.allowHostNetwork, Log: slog.New(slog.NewTextHandler(w, nil)),
 		})
 	}()
 	stop = sync.OnceFunc(func() {

@@ -41,7 +41,7 @@ func Main(env Env) int {
 type options struct {
 	manager, caFile, tokenFile, node, bpffs, proc, datapath, httpAddress, logLevel string
 	drain                                                                          time.Duration
-	profile                                                                        bool
+	profile, allowHostNetwork                                                      bool
 }
 
 // NewCommand is the command line of sidestep-nodeagent.
@@ -68,6 +68,8 @@ func NewCommand(env Env) *cobra.Command {
 	f.StringVar(&o.datapath, "datapath", string(steer.Auto), "how connections are steered: auto, sk_lookup or tc")
 	f.StringVar(&o.httpAddress, "http-address", ":8080", "`address` of /healthz, /readyz and /metrics; empty for none")
 	f.DurationVar(&o.drain, "drain", 20*time.Second, "how long open connections may go on after the order to end")
+	f.BoolVar(&o.allowHostNetwork, "allow-host-network", false,
+		"let pods that use the node's network be intercepted; whatever else listens on the same port of the node is intercepted with them")
 	f.BoolVar(&o.profile, "profile", false, "serve /debug/pprof/ on the HTTP address")
 	cmd.PersistentFlags().StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf", "`directory` where bpffs is, or is to be, mounted")
 	cmd.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -104,7 +106,7 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 	}
 	cfg := Config{
 		Manager: o.manager, Security: uplink.Files(o.caFile, o.tokenFile), Node: o.node, BPFFS: o.bpffs, Proc: o.proc,
-		Datapath: datapath, Drain: o.drain, Profile: o.profile, Log: log,
+		Datapath: datapath, Drain: o.drain, Profile: o.profile, AllowHostNetwork: o.allowHostNetwork, Log: log,
 	}
 	if o.httpAddress != "" {
 		l, err := net.Listen("tcp", o.httpAddress)

@@ -116,7 +116,7 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 	if err != nil {
 		return nil, err
 	}
-	listing, err := workload.List(ctx, cluster, namespace)
+	listing, err := workload.List(ctx, cluster, namespace, current.Record().ManagerNamespace)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
@@ -40,8 +41,9 @@ type Listing struct {
 // key of a workload.
 type key struct{ kind, namespace, name string }
 
-// List asks for the workloads of a namespace, or of all of them if it is "", in the order of their names. It needs no right outside of what it lists.
-func List(ctx context.Context, cluster *kube.Cluster, namespace string) (*Listing, error) {
+// List asks for the workloads of a namespace, or of all of them if it is "", in the order of their names. installation is the namespace of the
+// manager, where it is looked up what is allowed. That aside it needs no right outside of what it lists.
+func List(ctx context.Context, cluster *kube.Cluster, namespace, installation string) (*Listing, error) {
 	api, err := cluster.Client()
 	if err != nil {
 		return nil, err
@@ -81,6 +83,7 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace string) (*Listin
 		return nil, cluster.Explain(err)
 	}
 	b := newBuilder(services, intercepts)
+	b.hostNetworkAllowed = sync.OnceValue(func() bool { return hostNetworkAllowed(ctx, api, installation) })
 	for i := range deployments {
 		b.add("Deployment", &deployments[i], &deployments[i].Spec.Template)
 	}
@@ -119,6 +122,15 @@ type builder struct {
 	listing    *Listing
 	services   map[string][]*corev1.Service // by namespace
 	intercepts map[key][]*v1alpha1.Intercept
+
+	hostNetworkAllowed func() bool
+}
+
+// hostNetworkAllowed says whether the installation lets pods on their node's network be intercepted. Without an answer it does not.
+func hostNetworkAllowed(ctx context.Context, api client.Client, installation string) bool {
+	var allows corev1.ConfigMap
+	err := api.Get(ctx, client.ObjectKey{Namespace: installation, Name: "sidestep-ca"}, &allows)
+	return err == nil && allows.Data["host-network"] == "allowed"
 }
 
 func newBuilder(services []corev1.Service, intercepts []v1alpha1.Intercept) *builder {
@@ -144,7 +156,7 @@ func (b *builder) add(kind string, object metav1.Object, template *corev1.PodTem
 	slices.SortFunc(intercepts, func(x, y *v1alpha1.Intercept) int { return cmp.Compare(x.Name, y.Name) })
 	b.listing.Workloads = append(b.listing.Workloads, Workload{
 		Kind: kind, Name: object.GetName(), Namespace: object.GetNamespace(), Intercepts: intercepts,
-		NotInterceptable: obstacle(template, b.services[object.GetNamespace()]),
+		NotInterceptable: obstacle(template, b.services[object.GetNamespace()], b.hostNetworkAllowed),
 	})
 }
 
@@ -160,10 +172,10 @@ func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 }
 
 // obstacle is why pods of a template cannot be intercepted, and "" if they can.
-func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service) string {
+func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, hostNetworkAllowed func() bool) string {
 	spec := &template.Spec
 	switch {
-	case spec.HostNetwork:
+	case spec.HostNetwork && !hostNetworkAllowed():
 		return "its pods use the network of their node"
 	case spec.OS != nil && spec.OS.Name == corev1.Windows:
 		return "its pods run on Windows"

@@ -42,6 +42,14 @@ func (p *Pod) SetCgroup(t testing.TB, text string) {
 	require.NoError(t, os.WriteFile(filepath.Join(p.node.proc, fmt.Sprint(1000+p.number), "cgroup"), []byte(text), 0o644))
 }
 
+// Inhabit lets the node's /proc show a process of another pod in this one's network namespace.
+func (p *Pod) Inhabit(t testing.TB, uid string) {
+	t.Helper()
+	own, dir := filepath.Join(p.node.proc, fmt.Sprint(1000+p.number)), filepath.Join(p.node.proc, fmt.Sprint(5000+p.number))
+	require.NoError(t, os.CopyFS(dir, os.DirFS(own)))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup"), []byte("1:name=systemd:/kubepods/pod"+uid+"/app\n0::"+unified(t)+"\n"), 0o644))
+}
+
 // Start starts a program in the pod's namespace and, unless it is empty, a control group. It is killed with the test.
 func (p *Pod) Start(t testing.TB, cgroup string, cmd *exec.Cmd) {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -53,6 +54,12 @@ func (s *site) accept(d *door) {
 func (s *site) take(c *net.TCPConn) {
 	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
 	if s.expected.arrived(remote) {
+		_ = c.Close()
+		return
+	}
+	if !slices.Contains(s.ips, local.Addr()) {
+		// Somebody in the pod has found the listener itself. There is no app at its address: to pass this on would be to meet
+		// ourselves, again and again.
 		_ = c.Close()
 		return
 	}

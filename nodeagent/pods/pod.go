@@ -94,7 +94,7 @@ func (p *pod) settled() (inode uint64, settled bool) {
 	if p.site != nil {
 		return p.site.ns.Inode(), true
 	}
-	return 0, p.desired == nil || refusal(p.desired) != nil
+	return 0, p.desired == nil || p.set.refusal(p.desired) != nil
 }
 
 func (p *pod) responsive() error {
@@ -143,7 +143,7 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 		return p.set.cfg.WatchEvery, false // another agent does what is wanted, which this one may no longer know
 	}
 	err := p.establish(want)
-	p.settle(err, refusal(want) != nil || p.retry >= retryLasting)
+	p.settle(err, p.set.refusal(want) != nil || p.retry >= retryLasting)
 	if err == nil {
 		p.retry = 0
 		p.probe(want)
@@ -178,7 +178,7 @@ func (p *pod) settle(err error, lasting bool) {
 
 // establish makes everything as wanted.
 func (p *pod) establish(want *agentpb.Pod) error {
-	if err := refusal(want); err != nil {
+	if err := p.set.refusal(want); err != nil {
 		p.abandon()
 		return err
 	}
@@ -216,8 +216,14 @@ func (p *pod) open(want *agentpb.Pod) (*site, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the pod's network namespace: %w", err)
 	}
-	s, err := openSite(p, ns, ips)
+	if want.GetHostNetwork() {
+		if err := p.set.occupy(p, ns.ID()); err != nil {
+			return nil, errors.Join(err, ns.Close())
+		}
+	}
+	s, err := openSite(p, ns, ips, want.GetHostNetwork())
 	if err != nil {
+		p.set.vacate(p)
 		return nil, errors.Join(err, ns.Close())
 	}
 	return s, nil
@@ -239,6 +245,7 @@ func (p *pod) letGo(forever bool) (pause time.Duration, gone bool) {
 	}
 	p.log.Info("pod let go")
 	p.drop().retire()
+	p.set.vacate(p)
 	return time.Hour, forever
 }
 
@@ -249,6 +256,7 @@ func (p *pod) abandon() {
 			p.log.Warn("something of the pod could not be closed", "error", err)
 		}
 	}
+	p.set.vacate(p)
 }
 
 func (p *pod) drop() *site {
@@ -260,9 +268,9 @@ func (p *pod) drop() *site {
 }
 
 // refusal says why a pod can never be steered.
-func refusal(want *agentpb.Pod) error {
-	if want.GetHostNetwork() {
-		return errors.New("the pod uses the node's network (hostNetwork), where other programs would be steered too: such pods cannot be intercepted")
+func (s *Set) refusal(want *agentpb.Pod) error {
+	if want.GetHostNetwork() && !s.cfg.AllowHostNetwork {
+		return errHostNetwork
 	}
 	class := strings.ToLower(want.GetRuntimeClass())
 	for _, sandbox := range []string{"kata", "gvisor", "runsc"} {

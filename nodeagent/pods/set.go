@@ -90,6 +90,8 @@ type Config struct {
 	// Linger is how long listeners go on accepting after the kernel was told not to send them more: connections are then still
 	// on their way, until the last packet of the handshake of a slow client, or its repetition, has come. Default 5 s.
 	Linger time.Duration
+	// AllowHostNetwork lets pods on the node's network be steered, together with whatever else listens on the same port of its addresses.
+	AllowHostNetwork bool
 }
 
 func (c Config) withDefaults() Config {
@@ -116,7 +118,8 @@ type Set struct {
 	superseded chan struct{} // closed: no more assignments either, until Resume
 	assigned   bool
 	revision   uint64
-	pods       map[string]*pod // by UID
+	pods       map[string]*pod   // by UID
+	occupied   map[netns.ID]*pod // network namespaces that pods share
 	running    sync.WaitGroup
 }
 
@@ -124,7 +127,7 @@ type Set struct {
 func New(cfg Config) *Set {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Set{
-		cfg: cfg.withDefaults(), ctx: ctx, cancel: cancel, pods: map[string]*pod{},
+		cfg: cfg.withDefaults(), ctx: ctx, cancel: cancel, pods: map[string]*pod{}, occupied: map[netns.ID]*pod{},
 		changed: make(chan struct{}, 1), superseded: make(chan struct{}),
 	}
 }

@@ -50,7 +50,7 @@ type door struct {
 }
 
 // openSite opens listeners for the families of the pod's addresses, and a program that knows them. Nothing is steered yet.
-func openSite(p *pod, ns Namespace, ips []netip.Addr) (_ *site, err error) {
+func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site, err error) {
 	program, err := p.set.cfg.Steering.Load()
 	if err != nil {
 		return nil, err
@@ -58,6 +58,9 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr) (_ *site, err error) {
 	gateways, err := ns.Gateways()
 	if err != nil {
 		return nil, errors.Join(err, program.Close())
+	}
+	if hostNetwork {
+		gateways = nil // the kubelet is here: what comes from its node's router is from others
 	}
 	s := &site{
 		pod: p, ns: ns, ips: ips, gateways: gateways, program: program,

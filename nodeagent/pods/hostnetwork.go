@@ -1,0 +1,34 @@
+package pods
+
+import (
+	"errors"
+	"fmt"
+
+	"sidestep.dev/sidestep/internal/netns"
+)
+
+// errHostNetwork is why pods on the node's network are left alone unless the installation allows otherwise.
+var errHostNetwork = errors.New("the pod uses the node's network (hostNetwork), where whatever else listens on its port would be steered too: " +
+	"such pods cannot be intercepted unless the administrator allows it (chart value nodeagent.allowHostNetwork)")
+
+// occupy takes a network namespace for one pod. Pods on the node's network share theirs, and it has room for the steering of one.
+func (s *Set) occupy(p *pod, id netns.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.occupied[id]; other != nil && other != p {
+		return fmt.Errorf("pod %s, which uses the network of this node as well, is intercepted already: one such pod of a node can be", other.name)
+	}
+	s.occupied[id] = p
+	return nil
+}
+
+// vacate gives back what the pod has occupied. Nothing of it may be attached any more.
+func (s *Set) vacate(p *pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, by := range s.occupied {
+		if by == p {
+			delete(s.occupied, id)
+		}
+	}
+}
