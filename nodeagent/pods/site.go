@@ -29,7 +29,8 @@ type site struct {
 	serving  sync.WaitGroup // accept loops and connections
 	expected expectations
 
-	clientele clientele
+	clientele   clientele
+	hostNetwork bool // the namespace is the node's
 
 	mu      sync.Mutex
 	targets map[uint16]*proxy.Target // by port, also those that are not steered any longer
@@ -63,7 +64,8 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 		gateways = nil // the kubelet is here: what comes from its node's router is from others
 	}
 	s := &site{
-		pod: p, ns: ns, ips: ips, gateways: gateways, program: program,
+		hostNetwork: hostNetwork,
+		pod:         p, ns: ns, ips: ips, gateways: gateways, program: program,
 		targets: map[uint16]*proxy.Target{}, steered: map[uint16]bool{},
 		older: map[uint16]Older{}, olderProblems: map[uint16]string{},
 	}
