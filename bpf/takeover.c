@@ -27,6 +27,7 @@
 #define SMALL 2048               // sizes of the room for a packet in an event
 #define MEDIUM 17408
 #define LARGE 66560
+#define MAX_LENGTH 0x1ffff       // more than LARGE; a power of two less one
 #define STALE_NS 1000000000ULL   // an agent that has not beaten for so long is taken for dead
 #define HOLD_NS 300000000ULL     // how long a packet is held while the agent decides
 
@@ -332,12 +333,11 @@ __attribute__((noinline)) __u32 scan(struct __sk_buff *skb, __u32 offset, __u64 
 	a = bpf_map_lookup_elem(inner, &zero);
 	if (!a)
 		return ENDED;
-	// In two steps, since the verifier does not understand what the compiler makes of both in one.
-	if (n > CHUNK)
+	if (n == 0 || n > CHUNK)
 		return ENDED;
+	// It stays the same. The verifier of Linux 5.10 does not see from a comparison with 0 that it is not 0.
 	asm volatile("" : "+r"(n));
-	if (n == 0)
-		return ENDED;
+	n = ((n - 1) & (CHUNK - 1)) + 1;
 	if (load(skb, offset, c->bytes, n))
 		return ENDED; // no such bytes
 	for (__u64 i = 0; i < CHUNK; i++) {
@@ -376,24 +376,21 @@ __attribute__((noinline)) __u32 scan_all(struct __sk_buff *skb, __u32 offset, __
 			struct event event;                                                                     \
 			__u8 packet[size];                                                                      \
 		} *e;                                                                                           \
+		if (n == 0)                                                                                     \
+			return 0;                                                                               \
 		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);                                                \
 		if (!e)                                                                                         \
 			return 0;                                                                               \
 		__builtin_memcpy(&e->event, head, sizeof(*head));                                               \
-		/* In two steps, since the verifier does not understand what the compiler makes of both in one. */ \
+		/* As in scan. */                                                                               \
 		asm volatile("" : "+r"(n));                                                                     \
-		if (n > size)                                                                                   \
-			goto no;                                                                                \
-		asm volatile("" : "+r"(n));                                                                     \
-		if (n == 0)                                                                                     \
-			goto no;                                                                                \
-		if (load(skb, link, e->packet, n))                                                              \
-			goto no;                                                                                \
+		n = ((n - 1) & MAX_LENGTH) + 1;                                                                 \
+		if (n > size || load(skb, link, e->packet, n)) {                                                \
+			bpf_ringbuf_discard(e, 0);                                                              \
+			return 0;                                                                               \
+		}                                                                                               \
 		bpf_ringbuf_submit(e, BPF_RB_FORCE_WAKEUP);                                                     \
 		return 1;                                                                                       \
-	no:                                                                                                     \
-		bpf_ringbuf_discard(e, 0);                                                                      \
-		return 0;                                                                                       \
 	}
 TELL(SMALL)
 TELL(MEDIUM)

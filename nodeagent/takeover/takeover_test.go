@@ -79,3 +79,58 @@ func TestFalseAlarmIsLetGoAtOnce(t *testing.T) {
 	assert.Less(t, all[len(all)/2], 150*time.Millisecond, "before TCP has repeated it")
 	assert.EqualValues(t, 10, w.counters.Released.Load())
 }
+
+func TestExisting(t *testing.T) {
+	tcp := func(existing string) takeover.Rule {
+		return takeover.Rule{Intercept: "ann", TCP: true, Existing: existing}
+	}
+	for _, c := range []struct {
+		name       string
+		rule       takeover.Rule
+		idle, busy bool // whether it lives on
+	}{
+		{"idle connections end for a tcp intercept", tcp(takeover.Auto), false, true},
+		{"all connections end when that is wanted", tcp(takeover.All), false, false},
+		{"no connection ends when that is wanted", tcp(takeover.None), true, true},
+		{"idle connections end for an http intercept when that is wanted", rule(t, takeover.Idle), false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
+				if w.port != nil {
+					require.NoError(t, w.port.Close())
+				}
+				idle, busy := dial(t, w.node.Namespace, ip), dial(t, w.node.Namespace, ip)
+				_, err := idle.ask(plain)
+				require.NoError(t, err)
+				time.Sleep(300 * time.Millisecond) // that is what makes it idle
+				stop := make(chan struct{})
+				result := make(chan error)
+				go func() {
+					var err error
+					for err == nil {
+						select {
+						case <-stop:
+							result <- nil
+							return
+						case <-time.After(10 * time.Millisecond):
+							_, err = busy.ask(plain)
+						}
+					}
+					<-stop
+					result <- err
+				}()
+				require.NoError(t, busy.SetDeadline(time.Now().Add(10*time.Second)))
+				time.Sleep(50 * time.Millisecond) // of being busy
+				w.watch(t, nil, c.rule)
+				require.NoError(t, w.port.Steered())
+				time.Sleep(300 * time.Millisecond)
+				_, err = idle.ask(plain)
+				assert.Equal(t, c.idle, err == nil, "idle: %v", err)
+				close(stop)
+				err = <-result
+				assert.Equal(t, c.busy, err == nil, "busy: %v", err)
+			}
+		})
+	}
+}

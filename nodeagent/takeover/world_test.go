@@ -45,7 +45,8 @@ type httptest struct {
 	// requests with the header, and all of them by the client's address.
 	marked atomic.Int64
 	seen   map[string]int
-	lost   atomic.Int64 // connections that ended by a reset
+	// begun and let are for requests to /wait.
+	begun, let chan struct{}
 }
 
 func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -56,12 +57,16 @@ func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.seen[r.RemoteAddr]++
 	h.mu.Unlock()
 	_, _ = io.Copy(io.Discard, r.Body)
+	if r.URL.Path == "/wait" {
+		h.begun <- struct{}{}
+		<-h.let
+	}
 	w.Header().Set("Served-By", h.word)
 	fmt.Fprintf(w, "%s %s\n", h.word, r.RemoteAddr)
 }
 
 func serve(t *testing.T, l net.Listener, word string) *httptest {
-	h := &httptest{word: word, seen: map[string]int{}}
+	h := &httptest{word: word, seen: map[string]int{}, begun: make(chan struct{}), let: make(chan struct{})}
 	s := &http.Server{Handler: h}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })

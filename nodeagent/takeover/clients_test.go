@@ -1,0 +1,241 @@
+package takeover_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/takeover"
+)
+
+// need skips without the program where there is nothing but tests (a virtual machine has no shell), and elsewhere than in CI.
+func need(t *testing.T, program string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err == nil {
+		return path
+	}
+	if _, noShell := exec.LookPath("sh"); noShell == nil && os.Getenv("CI") != "" {
+		t.Fatalf("%v (run tests/deps.sh run)", err)
+	}
+	t.Skip(err)
+	return ""
+}
+
+// start runs a program in the namespace.
+func start(t *testing.T, ns *netns.Namespace, name string, args ...string) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
+	out := &bytes.Buffer{}
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	require.NoError(t, ns.Do(cmd.Start))
+	return cmd, out
+}
+
+// pooled is one client of Go's net/http with a connection that it keeps.
+type pooled struct {
+	http.Client
+	url   string
+	ports sync.Map // local ports that it has used
+}
+
+func newPooled(ns *netns.Namespace, to netip.Addr) *pooled {
+	return &pooled{url: fmt.Sprintf("http://%s/", netip.AddrPortFrom(to, port)), Client: http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			return testnet.Dial(ctx, ns, netip.MustParseAddrPort(address))
+		},
+	}}}
+}
+
+func (p *pooled) ask(ctx context.Context, marked bool) (string, error) {
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) { p.ports.Store(i.Conn.LocalAddr().String(), true) },
+	})
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url, nil)
+	if err != nil {
+		return "", err
+	}
+	if marked {
+		req.Header.Set("X-User", "ann")
+	}
+	res, err := p.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	_, err = new(bytes.Buffer).ReadFrom(res.Body)
+	return res.Header.Get("Served-By"), err
+}
+
+func (p *pooled) used() (n int) {
+	p.ports.Range(func(any, any) bool { n++; return true })
+	return n
+}
+
+func TestOf32BusyConnectionsThoseWithTheHeaderAreTakenOverAndNoOther(t *testing.T) {
+	w := newWorld(t)
+	var all []*pooled
+	for i := range 32 {
+		all = append(all, newPooled(w.node.Namespace, []netip.Addr{w.pod.IP4, w.pod.IP6}[i%2]))
+	}
+	var on, done atomic.Bool
+	var after [32]atomic.Int64
+	var running sync.WaitGroup
+	for i, p := range all {
+		developers := i < 4
+		running.Go(func() {
+			for !done.Load() {
+				marked := developers && on.Load()
+				who, err := p.ask(context.WithoutCancel(t.Context()), marked)
+				if !assert.NoError(t, err, "client %d", i) {
+					return
+				}
+				want := "app"
+				if marked {
+					want = "laptop"
+				}
+				assert.Equal(t, want, who, "client %d", i)
+				if on.Load() {
+					after[i].Add(1)
+				}
+				time.Sleep(2 * time.Millisecond)
+			}
+		})
+	}
+	enough := func() bool {
+		for i := range after {
+			if after[i].Load() < 20 {
+				return false
+			}
+		}
+		return true
+	}
+	require.Eventually(t, func() bool { w.app.mu.Lock(); defer w.app.mu.Unlock(); return len(w.app.seen) == 32 }, 20*time.Second, 10*time.Millisecond)
+	w.watch(t, nil, rule(t, takeover.Auto))
+	w.steer(t)
+	on.Store(true)
+	assert.Eventually(t, enough, 30*time.Second, 10*time.Millisecond)
+	done.Store(true)
+	running.Wait()
+	for i, p := range all {
+		if want := 1; i >= 4 {
+			assert.Equal(t, want, p.used(), "client %d has the connection that it had", i)
+		}
+	}
+	assert.EqualValues(t, 4, w.counters.TakenOver.Load())
+	assert.Zero(t, w.app.marked.Load(), "the app has seen none of the developer's requests")
+	t.Log("held back and let go:", w.counters.Released.Load())
+}
+
+// begin lets an intercept begin while a client waits for an answer on a connection that it will use again.
+func (w *world) begin(t *testing.T) {
+	t.Helper()
+	select {
+	case <-w.app.begun:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the client has not asked")
+	}
+	w.watch(t, nil, rule(t, takeover.Auto))
+	w.steer(t)
+	w.app.let <- struct{}{}
+}
+
+func TestClientsRepeatTheRequestByThemselves(t *testing.T) {
+	const python = `
+import sys
+host, kind = sys.argv[1], sys.argv[2]
+marked = {"X-User": "ann"}
+if kind == "urllib3":
+    import urllib3
+    pool = urllib3.PoolManager()
+    get = lambda path, headers: pool.request("GET", host + path, headers=headers)
+else:
+    import requests
+    session = requests.Session()
+    if kind == "requests-with-retries":
+        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=1))
+    get = lambda path, headers: session.get(host + path, headers=headers)
+print(get("/wait", {}).headers["Served-By"])
+for i in range(2):
+    try:
+        print(get("/", marked).headers["Served-By"])
+    except Exception as e:
+        print("error", type(e).__name__)
+`
+	for _, c := range []struct{ name, want string }{
+		{"curl", "app\nlaptop\n"},
+		{"urllib3", "app\nlaptop\nlaptop\n"},
+		{"requests-with-retries", "app\nlaptop\nlaptop\n"},
+		{"requests", "app\nerror ConnectionError\nlaptop\n"}, // as it is by default
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			host := fmt.Sprintf("http://%s", netip.AddrPortFrom(w.pod.IP4, port))
+			var cmd *exec.Cmd
+			var out *bytes.Buffer
+			if c.name == "curl" {
+				print := []string{"-s", "-S", "-o", "/dev/null", "-w", "%header{served-by}\n"}
+				args := append(append(append([]string{}, print...), host+"/wait", "--next"), print...)
+				cmd, out = start(t, w.node.Namespace, need(t, "curl"), append(args, "-H", "X-User: ann", host+"/")...)
+			} else {
+				cmd, out = start(t, w.node.Namespace, need(t, "/usr/bin/python3"), "-c", python, host, c.name)
+			}
+			w.begin(t)
+			assert.NoError(t, cmd.Wait(), out)
+			assert.Equal(t, c.want, out.String())
+			assert.Zero(t, w.app.marked.Load())
+		})
+	}
+}
+
+func TestNginxInFrontRepeatsTheRequest(t *testing.T) {
+	nginx := need(t, "nginx")
+	w := newWorld(t)
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "nginx.conf")
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `
+daemon off; master_process off; pid %[1]s/pid; error_log %[1]s/error.log;
+events {}
+http {
+	access_log off; client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+	upstream app { server %[2]s; keepalive 8; }
+	server {
+		listen 127.0.0.1:8000;
+		location / { proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; }
+	}
+}`, dir, netip.AddrPortFrom(w.pod.IP4, port)), 0o644))
+	cmd, out := start(t, w.node.Namespace, nginx, "-p", dir, "-c", conf)
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	ask := newPooled(w.node.Namespace, w.pod.IP4)
+	ask.url = "http://127.0.0.1:8000/"
+	require.Eventually(t, func() bool {
+		who, err := ask.ask(t.Context(), false)
+		return err == nil && who == "app"
+	}, 20*time.Second, 50*time.Millisecond, "%s", out)
+	w.watch(t, nil, rule(t, takeover.Auto))
+	w.steer(t)
+	require.Positive(t, w.port.Watched())
+	for range 5 {
+		who, err := ask.ask(t.Context(), true)
+		require.NoError(t, err)
+		assert.Equal(t, "laptop", who)
+	}
+	assert.Zero(t, w.app.marked.Load())
+	assert.EqualValues(t, 1, w.counters.TakenOver.Load())
+}
