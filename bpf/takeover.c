@@ -327,6 +327,7 @@ __attribute__((noinline)) __u32 scan(struct __sk_buff *skb, __u32 offset, __u64 
 	struct chunk *c = bpf_map_lookup_elem(&scratch, &zero);
 	void *inner = bpf_map_lookup_elem(&rules, &zero);
 	struct automaton *a;
+	__u64 at;
 
 	if (!c || !inner)
 		return ENDED;
@@ -343,7 +344,12 @@ __attribute__((noinline)) __u32 scan(struct __sk_buff *skb, __u32 offset, __u64 
 	for (__u64 i = 0; i < CHUNK; i++) {
 		if (i >= n)
 			break;
-		entry = a->next[(entry & STATE_MASK) << 8 | c->bytes[i]];
+		// Both indexes stay the same. The verifier of Linux 5.10 has to be shown their bounds where they are used.
+		at = i;
+		asm volatile("" : "+r"(at));
+		at = (entry & STATE_MASK) << 8 | c->bytes[at & (CHUNK - 1)];
+		asm volatile("" : "+r"(at));
+		entry = a->next[at & (MAX_STATES * 256 - 1)];
 		seen |= entry;
 	}
 	return (entry & STATE_MASK) | (seen & (FOUND | ENDED));

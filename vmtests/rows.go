@@ -17,6 +17,7 @@ var product = []report.Row{
 	{Title: "deleted pods are let go", Pattern: `nodeagent Test\w*DeletedPod`},
 	{Title: "sockets in pods' namespaces", Pattern: `nodeagent/podnet Test`},
 	{Title: "apps see their clients' addresses", Pattern: `nodeagent/peername Test|nodeagent TestAppSeesItsClients`},
+	{Title: "open connections are taken over", Pattern: `nodeagent/takeover Test`},
 	{Title: "pods' control groups are found", Pattern: `nodeagent/cgroup Test`},
 	{Title: "bytes pass by splice(2)", Pattern: `nodeagent/proxy/stream Test`},
 	{Title: "the node agent needs no more than its capabilities", Pattern: `nodeagent TestMissingCapabilities`},
