@@ -27,6 +27,7 @@ type program struct {
 	injector   *injector
 	generation uint32
 	needles    []match.Needle
+	closed     chan struct{}
 }
 
 func load(p *Port) (_ *program, err error) {
@@ -34,7 +35,7 @@ func load(p *Port) (_ *program, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &program{port: p, objs: objs, devices: newDevices(p.cfg), injector: newInjector(p.cfg.Namespace)}
+	g := &program{port: p, objs: objs, devices: newDevices(p.cfg), injector: newInjector(p.cfg.Namespace), closed: make(chan struct{})}
 	if g.reader, err = ringbuf.NewReader(objs.Events); err != nil {
 		return nil, errors.Join(fmt.Errorf("read what the kernel holds back: %w", err), objs.Close())
 	}
@@ -106,6 +107,7 @@ func (g *program) attach() error { return g.devices.attach(g.objs.Watch) }
 
 // close lets everything pass. The rest of it goes when serve has ended.
 func (g *program) close() error {
+	defer close(g.closed)
 	return errors.Join(g.devices.detach(), g.reader.Close())
 }
 
@@ -122,8 +124,11 @@ func (g *program) beat() error {
 
 // serve decides on packets until close. It is also what tells the kernel that there is somebody to decide.
 func (g *program) serve() {
-	defer g.objs.Close()
-	defer g.injector.close()
+	defer func() {
+		<-g.closed // until then others use it too
+		g.injector.close()
+		_ = g.objs.Close()
+	}()
 	d := newDecider(g)
 	var record ringbuf.Record
 	var beaten time.Time
