@@ -10,7 +10,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER := $(BIN)/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help build images generate check-generated lint fmt test test-unit test-e2e demo bench vmtest cluster-up cluster-down clean deps deps-build
+.PHONY: help build man images generate check-generated lint fmt test test-unit test-e2e demo bench vmtest cluster-up cluster-down clean deps deps-build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ FORCE:
 $(BIN)/apps: FORCE
 	@mkdir -p $(BIN)
 	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/apps ./tests/apps
+
+man: build ## a manual page for each command of the command line, into build/man/man1
+	$(BIN)/sidestep man-pages build/man/man1
 
 images: build $(BIN)/apps ## container images of the programs and of the sample apps, into build/images
 	go run ./deploy/images --out build/images --tag $(VERSION) --apps $(if $(IMAGE_REGISTRY),--push $(IMAGE_REGISTRY))

@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/install"
 )
 
 // completionPatience is how long somebody who has pressed Tab is kept waiting.
@@ -104,9 +105,79 @@ func completeInterceptFlags(e *env, g *global, cmd *cobra.Command) {
 	for _, name := range []string{"http-header", "http-match"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, words(headerAuto, headerAll))
 	}
-	for _, name := range []string{"port", "address", "service", "container", "http-path-equal", "http-path-prefix", "http-path-regex", "timeout"} {
+	_ = cmd.RegisterFlagCompletionFunc("service", completeParts(e, g, func(_ string, p install.Parts) []string { return p.Services }))
+	_ = cmd.RegisterFlagCompletionFunc("container", completeParts(e, g, func(_ string, p install.Parts) []string { return p.Containers }))
+	_ = cmd.RegisterFlagCompletionFunc("port", completePort(e, g))
+	for _, name := range []string{"address", "http-path-equal", "http-path-prefix", "http-path-regex", "timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
+}
+
+// completeParts offers some of the parts of the workload that the command line names so far.
+func completeParts(e *env, g *global, choose func(word string, p install.Parts) []string) completion {
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		return completeWith(func(ctx context.Context, cmd *cobra.Command) ([]string, error) {
+			workload := ""
+			if len(args) > 0 {
+				workload = args[0]
+			}
+			for _, name := range []string{"workload", "deployment"} {
+				if f := cmd.Flags().Lookup(name); f.Changed {
+					workload = f.Value.String()
+				}
+			}
+			if _, name, ok := strings.Cut(workload, "/"); ok {
+				workload = name
+			}
+			if workload == "" {
+				return nil, nil
+			}
+			c, err := e.cluster(e.clusterOptions(g))
+			if err != nil {
+				return nil, err
+			}
+			parts, err := c.WorkloadParts(ctx, e.workloadNamespace(ctx, g), workload)
+			return choose(word, parts), err
+		})(cmd, args, word)
+	}
+}
+
+// completePort offers the service's ports once the local one has been typed, as in 9000:http.
+func completePort(e *env, g *global) completion {
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		if !strings.Contains(word, ":") {
+			return nil, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+		}
+		return completeParts(e, g, func(word string, p install.Parts) []string {
+			service := cmd.Flags().Lookup("service").Value.String()
+			local := word[:strings.LastIndex(word, ":")+1]
+			var found []string
+			for _, s := range p.Services {
+				if service != "" && s != service {
+					continue
+				}
+				for _, port := range p.Ports[s] {
+					found = append(found, local+port)
+				}
+			}
+			slices.Sort(found)
+			return slices.Compact(found)
+		})(cmd, args, word)
+	}
+}
+
+// workloadNamespace is where a workload is looked for.
+func (e *env) workloadNamespace(ctx context.Context, g *global) string {
+	if g.namespace != "" {
+		return g.namespace
+	}
+	if s, err := e.reach(ctx, g); err == nil && !choosesCluster(setFlags(g.kube)) {
+		defer s.Close()
+		if st, err := s.Status(ctx, &daemonpb.Empty{}); err == nil && st.GetSession() != "" {
+			return st.GetNamespace()
+		}
+	}
+	return e.kubeconfigNamespace(g)
 }
 
 func completeGlobals(e *env, root *cobra.Command, g *global) {

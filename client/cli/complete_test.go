@@ -52,6 +52,14 @@ users:
 		{"mechanisms", apart, []string{"intercept", "x", "--mechanism", ""}, "tcp\nhttp\n:4\n"},
 		{"formats", apart, []string{"list", "--output", ""}, "default\njson\nyaml\n:4\n"},
 		{"contexts", apart, []string{"connect", "--context", ""}, "production\nstaging\n:4\n"},
+		{"services of the workload", apart, []string{"intercept", "echo", "--service", "echo-s"}, "echo-stable\n:4\n"},
+		{"containers of the workload", apart, []string{"intercept", "x", "-w", "deploy/echo", "--container", ""}, "app\nproxy\n:4\n"},
+		{"a local port is the user's own business", apart, []string{"intercept", "echo", "--port", "90"}, ":6\n"},
+		{"ports of the workload's services", apart, []string{"intercept", "echo", "--port", "9000:"}, "9000:8081\n9000:http\n:4\n"},
+		{"ports of the service", connected, []string{"intercept", "echo", "--service", "echo-canary", "--port", "9000:"}, "9000:http\n:4\n"},
+		{"ports beside a container's", apart, []string{"intercept", "echo", "--docker-run", "--port", "9000:8080:h"}, "9000:8080:http\n:4\n"},
+		{"no ports of no workload", apart, []string{"intercept", "--port", "9000:"}, ":4\n"},
+		{"log levels", apart, []string{"loglevel", ""}, "error\nwarning\ninfo\ndebug\n:4\n"},
 		{"namespaces", apart, []string{"list", "-n", ""}, "default\nshop\n:4\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

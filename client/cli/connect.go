@@ -153,7 +153,7 @@ func (e *env) warnLeft(g *global, err error) error {
 	if reason.Of(err) != reason.InterceptsLeft {
 		return err
 	}
-	e.note(g, "warning: %s", sentence(err))
+	e.warn(g, sentence(err))
 	return nil
 }
 

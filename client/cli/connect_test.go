@@ -71,7 +71,7 @@ func TestCommandsThatDoNotExist(t *testing.T) {
 	w := newWorld(t)
 	text := ""
 	for _, args := range [][]string{
-		{"intercpt", "orders"}, {"frobnicate"}, {"login"}, {"login", "--apikey", "x"}, {"logout"}, {"dashboard"}, {"preview", "create", "orders"}, {"gather-logs"},
+		{"intercpt", "orders"}, {"frobnicate"}, {"login"}, {"login", "--apikey", "x"}, {"logout"}, {"dashboard"}, {"preview", "create", "orders"},
 		{"wiretap", "orders"}, {"helm", "frob"}, {"--frob"}, {"--frob", "list"},
 	} {
 		text += w.transcript(args...) + "\n"

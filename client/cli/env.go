@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -36,6 +37,9 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	now            func() time.Time
+	// logFile is where the daemon of this user logs.
+	logFile func() string
 	// isTerminal tells whether a stream, one of the three above, is a terminal, and how many columns it has.
 	isTerminal func(stream any) (columns int, ok bool)
 	workingDir func() (string, error)
@@ -69,6 +73,8 @@ type cluster interface {
 	RemoveEverything(context.Context, install.Settings) error
 	WorkloadNames(ctx context.Context, namespace string) ([]string, error)
 	NamespaceNames(context.Context) ([]string, error)
+	WorkloadParts(ctx context.Context, namespace, workload string) (install.Parts, error)
+	Logs(context.Context, install.LogOptions) error
 }
 
 // Main runs the command line of this process and returns its exit code.
@@ -94,7 +100,7 @@ func processEnv() *env {
 	e := &env{
 		name: programName(os.Args), version: version.Version,
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		getenv: os.Getenv, isTerminal: isTerminal, workingDir: os.Getwd,
+		getenv: os.Getenv, now: time.Now, logFile: daemonLog, isTerminal: isTerminal, workingDir: os.Getwd,
 		dial: socket.Dial, saved: socket.Saved, clean: socket.Clean, foreground: runDaemon,
 		run: runProgram, lookPath: exec.LookPath,
 	}
@@ -127,6 +133,14 @@ func isTerminal(stream any) (int, bool) {
 		columns = 80
 	}
 	return columns, true
+}
+
+func daemonLog() string {
+	path, err := socket.LogFile()
+	if err != nil {
+		return "daemon.log"
+	}
+	return path
 }
 
 func (e *env) launchProcess(ctx context.Context) error {

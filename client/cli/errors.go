@@ -49,7 +49,7 @@ func unavailable(what, instead string) error {
 }
 
 // fail prints the error that ended cmd and returns the exit code.
-func (e *env) fail(ctx context.Context, cmd *cobra.Command, err error) int {
+func (e *env) fail(ctx context.Context, g *global, cmd *cobra.Command, err error) int {
 	var program programError
 	if errors.As(err, &program) {
 		return int(program)
@@ -68,13 +68,37 @@ func (e *env) fail(ctx context.Context, cmd *cobra.Command, err error) int {
 		}
 	}
 	fmt.Fprintf(e.stderr, "%s: %s %s\n", cmd.CommandPath(), e.paint(e.stderr).Bad("error:"), text)
-	if format := outputOf(cmd); format != formatText {
-		_ = e.write(format, struct {
-			Error  string `json:"error"`
-			Reason string `json:"reason,omitempty"`
-		}{text, reason.Of(err)})
+	if g.format != formatText {
+		_ = e.write(g.format, failure(cmd, text, reason.Of(err)))
 	}
 	return code
+}
+
+// envelope is what programs read about a command that has no record of its own, or that failed.
+type envelope struct {
+	Cmd    string `json:"cmd"`
+	Stdout string `json:"stdout,omitempty"`
+	Err    string `json:"err,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// failure is the record of an error. Whoever asks with --format, as newer generations do, gets it without the envelope.
+func failure(cmd *cobra.Command, text, why string) any {
+	if f := cmd.Flags().Lookup("output"); f == nil || !f.Changed {
+		if f := cmd.Flags().Lookup("format"); f != nil && f.Changed {
+			return struct {
+				Error  string `json:"error"`
+				Reason string `json:"reason,omitempty"`
+			}{text, why}
+		}
+	}
+	return envelope{Cmd: commandName(cmd), Err: text, Reason: why}
+}
+
+// commandName is the command without the program's name.
+func commandName(cmd *cobra.Command) string {
+	_, name, _ := strings.Cut(cmd.CommandPath(), " ")
+	return name
 }
 
 // canceled tells whether err is the end of a context, on either side of the socket.

@@ -46,11 +46,17 @@ func helpCommands(out io.Writer, cmd *cobra.Command) {
 	if len(groups) == 0 && cmd.HasAvailableSubCommands() {
 		groups = []*cobra.Group{{Title: "Commands:"}}
 	}
+	width := 11
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			width = max(width, len(sub.Name()))
+		}
+	}
 	for _, group := range groups {
 		fmt.Fprintf(out, "\n%s\n", group.Title)
 		for _, sub := range cmd.Commands() {
 			if sub.GroupID == group.ID && (sub.IsAvailableCommand() || sub.Name() == "help") {
-				fmt.Fprintf(out, "  %-*s  %s\n", cmd.NamePadding(), sub.Name(), sub.Short)
+				fmt.Fprintf(out, "  %-*s  %s\n", width, sub.Name(), sub.Short)
 			}
 		}
 	}

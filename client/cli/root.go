@@ -31,21 +31,32 @@ type global struct {
 	managerNamespace string
 	quiet            bool
 	progress         string
+
+	format string          // of the output
+	said   strings.Builder // what a command without a record has said when another format than text is wanted
 }
 
 // main runs the command line args and returns the exit code.
 func (e *env) main(ctx context.Context, args []string) int {
-	root := newRootCmd(e)
+	g := &global{kube: newKubeFlags(), format: formatText}
+	root := newRootCmd(e, g)
 	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil {
-		return e.fail(ctx, cmd, err)
+		if g.format = outputOf(cmd); g.format == formatText {
+			g.format = wantedFormat(args) // a wrong flag ends the parsing before --output is reached
+		}
+		return e.fail(ctx, g, cmd, err)
+	}
+	if g.said.Len() > 0 {
+		if err := e.write(g.format, envelope{Cmd: commandName(cmd), Stdout: g.said.String()}); err != nil {
+			return e.fail(ctx, g, cmd, err)
+		}
 	}
 	return 0
 }
 
-func newRootCmd(e *env) *cobra.Command {
-	g := &global{kube: newKubeFlags()}
+func newRootCmd(e *env, g *global) *cobra.Command {
 	root := &cobra.Command{
 		Use:   e.name + " COMMAND",
 		Short: e.brand() + " sends one service's requests to your laptop",
@@ -65,7 +76,10 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 		SilenceErrors:              true,
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: 2,
-		PersistentPreRunE:          checkGlobal,
+		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+			g.format = outputOf(cmd)
+			return checkGlobal(cmd, args)
+		},
 	}
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.SetIn(e.stdin)
@@ -81,7 +95,8 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 		newConnectCmd(e, g), newQuitCmd(e, g), newStatusCmd(e, g),
 		newListCmd(e, g), newInterceptCmd(e, g), newLeaveCmd(e, g),
 		newHelmCmd(e, g), newUninstallCmd(e, g),
-		newVersionCmd(e, g), newDaemonCmd(e),
+		newVersionCmd(e, g), newConfigCmd(e, g), newLogLevelCmd(e, g), newGatherLogsCmd(e, g),
+		newListContextsCmd(e, g), newListNamespacesCmd(e, g), newManCmd(e, g), newDaemonCmd(e),
 	)
 	root.AddCommand(absentCommands()...)
 	root.SetHelpCommandGroupID(groupOther)
@@ -144,6 +159,26 @@ func checkGlobal(cmd *cobra.Command, _ []string) error {
 	return nil
 }
 
+// wantedFormat is the format that the arguments ask for, whatever else is wrong with them.
+func wantedFormat(args []string) string {
+	for i, arg := range args {
+		if arg == "--" {
+			break
+		}
+		name, value, ok := strings.Cut(arg, "=")
+		if name != "--output" && name != "--format" {
+			continue
+		}
+		if !ok && i+1 < len(args) {
+			value = args[i+1]
+		}
+		if value == formatJSON || value == formatYAML {
+			return value
+		}
+	}
+	return formatText
+}
+
 // outputOf is the format that was asked for; cmd's flags may be half parsed when there was an error in them.
 func outputOf(cmd *cobra.Command) string {
 	for _, name := range []string{"output", "format"} {
@@ -189,9 +224,20 @@ func (e *env) note(g *global, format string, args ...any) {
 	}
 }
 
+// warn tells what is not as it should be and does not hinder. The daemon marks what it warns of, so that the mark may be there already.
+func (e *env) warn(g *global, text string) {
+	for strings.HasPrefix(text, warning) {
+		text = strings.TrimPrefix(text, warning)
+	}
+	e.note(g, "%s %s", e.paint(e.stderr).Odd("warning:"), e.renamed(text))
+}
+
 // say prints what a command without a record has done.
 func (e *env) say(g *global, format string, args ...any) {
-	if !g.quiet {
+	switch {
+	case g.format != formatText:
+		fmt.Fprintf(&g.said, format+"\n", args...)
+	case !g.quiet:
 		fmt.Fprintf(e.stdout, format+"\n", args...)
 	}
 }

@@ -83,7 +83,7 @@ func (e *env) reach(ctx context.Context, g *global) (*session, error) {
 	line := e.line(g)
 	warn := func(text string) {
 		line.Close()
-		e.note(g, "%s", text)
+		e.warn(g, text)
 	}
 	return &session{DaemonClient: client, Closer: closer, line: line, warn: warn}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -57,6 +58,7 @@ type daemonServer struct {
 	gone      chan struct{}             // ends every Hold
 	agents    *daemonpb.NodeAgentsReply // nil: a daemon that does not know the call
 	agentsErr error
+	level     *daemonpb.LogLevelRequest
 
 	requests []proto.Message
 	quit     func()
@@ -159,6 +161,29 @@ func (d *daemonServer) Hold(r *daemonpb.HoldRequest, stream grpc.ServerStreaming
 	}
 }
 
+func (d *daemonServer) Config(context.Context, *daemonpb.Empty) (*daemonpb.ConfigInfo, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := &daemonpb.ConfigInfo{
+		LogLevel: "info", Socket: "/run/user/1000/sidestep/daemon.sock", LogFile: "/home/jane/.cache/sidestep/logs/daemon.log",
+		SessionFile: "/home/jane/.cache/sidestep/session.json",
+	}
+	if d.level != nil {
+		c.LogLevel, c.LogLevelRevertsMs = d.level.GetLevel(), d.level.GetDurationMs()
+	}
+	if d.connected {
+		c.SessionGraceMs = (15 * time.Minute).Milliseconds()
+	}
+	return c, nil
+}
+
+func (d *daemonServer) SetLogLevel(_ context.Context, r *daemonpb.LogLevelRequest) (*daemonpb.Empty, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.level = r
+	return &daemonpb.Empty{}, nil
+}
+
 func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daemonpb.LeaveReply, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -233,6 +258,28 @@ func (c *clusterSpy) NamespaceNames(context.Context) ([]string, error) {
 	return []string{"default", "shop"}, c.err
 }
 
+func (c *clusterSpy) WorkloadParts(_ context.Context, namespace, workload string) (install.Parts, error) {
+	c.calls = append(c.calls, "parts of "+workload+"."+namespace)
+	return install.Parts{
+		Services:   []string{"echo-canary", "echo-stable"},
+		Ports:      map[string][]string{"echo-canary": {"http"}, "echo-stable": {"http", "8081"}},
+		Containers: []string{"app", "proxy"},
+	}, c.err
+}
+
+func (c *clusterSpy) Logs(_ context.Context, o install.LogOptions) error {
+	for _, pod := range []struct{ component, name string }{{"manager", "sidestep-manager-1"}, {"nodeagent", "sidestep-nodeagent-1"}, {"nodeagent", "sidestep-nodeagent-2"}} {
+		switch {
+		case !o.Wanted(pod.component, pod.name):
+		case c.err != nil:
+			o.Problem("read the log of pod "+pod.name, c.err)
+		default:
+			o.Write("cluster/"+pod.name+".log", strings.NewReader("log of "+pod.name))
+		}
+	}
+	return nil
+}
+
 // world is a laptop for the length of a test.
 type world struct {
 	*env
@@ -264,6 +311,8 @@ func newWorld(t *testing.T) *world {
 		name: "sidestep", version: testVersion,
 		stdin: w.stdin, stdout: &w.stdout, stderr: &w.stderr,
 		getenv:     func(name string) string { return w.vars[name] },
+		now:        func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) },
+		logFile:    func() string { return "/home/jane/.cache/sidestep/logs/daemon.log" },
 		isTerminal: func(any) (int, bool) { return 60, w.terminal },
 		workingDir: func() (string, error) { return "/home/jane/orders", nil },
 		launch: func(context.Context) error {

@@ -135,7 +135,7 @@ func TestConnectFailures(t *testing.T) {
 		}, {
 			name:   "the right to read the manager's certificate is missing",
 			world:  func(w *world) { w.api.Deny(func(c clienttest.Call) bool { return c.Resource == "configmaps" }) },
-			reason: reason.Forbidden, message: "dev may not get configmaps in namespace sidestep — ask for the ClusterRole sidestep-user",
+			reason: reason.Forbidden, message: "either it is not installed there, or you lack the rights — ask who runs the cluster to install it, or for the Role sidestep-user in that namespace (dev may not get configmaps in namespace sidestep)",
 		}, {
 			name: "the right to forward ports is missing",
 			world: func(w *world) {

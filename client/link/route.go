@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -98,8 +100,14 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
 			"the traffic manager is not installed in namespace %s — run `sidestep helm install`", r.Namespace).With("namespace", r.Namespace)
 	}
+	if err = cluster.Explain(err); reason.Of(err) == reason.Forbidden {
+		// The API server refuses before it looks whether there is anything.
+		return nil, reason.New(codes.PermissionDenied, reason.Forbidden,
+			"you may not connect to a traffic manager in namespace %s: either it is not installed there, or you lack the rights — "+
+				"ask who runs the cluster to install it, or for the Role %s in that namespace (%v)", r.Namespace, kube.Role, message(err))
+	}
 	if err != nil {
-		return nil, cluster.Explain(err)
+		return nil, err
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(config.Data[caKey])) {
@@ -107,6 +115,12 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 			"ConfigMap %s in namespace %s has no certificate under %s — run `sidestep helm upgrade`", caConfigMap, r.Namespace, caKey)
 	}
 	return pool, nil
+}
+
+// message is the first part of an error for people: what happened, without what to do.
+func message(err error) string {
+	text, _, _ := strings.Cut(status.Convert(err).Message(), " — ")
+	return text
 }
 
 // pod chooses one of the manager's pods that are ready.

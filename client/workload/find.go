@@ -48,11 +48,16 @@ func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name stri
 	var asking sync.WaitGroup
 	ctx, cancel := cluster.Call(ctx)
 	defer cancel()
+	objects := make([]client.Object, len(kinds))
 	for i, kind := range kinds {
-		asking.Go(func() { errs[i] = api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, newObject(kind)) })
+		objects[i] = newObject(kind)
+		asking.Go(func() { errs[i] = api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, objects[i]) })
 	}
 	asking.Wait()
 	for i, err := range errs {
+		if err == nil && isOurs(objects[i].GetLabels()) {
+			return "", reason.New(codes.FailedPrecondition, reason.Invalid, "%s %s cannot be intercepted: %s — choose another workload", kinds[i], name, ours)
+		}
 		if err == nil {
 			return kinds[i], nil
 		}

@@ -175,6 +175,8 @@ func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, hostNetworkAllowed func() bool) string {
 	spec := &template.Spec
 	switch {
+	case isOurs(template.Labels):
+		return ours
 	case spec.HostNetwork && !hostNetworkAllowed():
 		return "its pods use the network of their node"
 	case spec.OS != nil && spec.OS.Name == corev1.Windows:
@@ -209,6 +211,14 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, host
 		return "its services have no TCP port"
 	}
 	return "no service and no container port"
+}
+
+// ours is why sidestep's own workloads cannot be intercepted: it would have to pass its own connections on to itself.
+const ours = "it is a part of sidestep itself"
+
+func isOurs(labels map[string]string) bool {
+	component := labels["app.kubernetes.io/component"]
+	return labels["app.kubernetes.io/name"] == "sidestep" && (component == "manager" || component == "nodeagent")
 }
 
 func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }

@@ -12,6 +12,7 @@ import (
 
 // Intercept is what programs read about one intercept.
 type Intercept struct {
+	ID            string   `json:"id,omitempty"`
 	Name          string   `json:"name"`
 	Namespace     string   `json:"namespace"`
 	WorkloadKind  string   `json:"workload_kind"`
@@ -21,6 +22,7 @@ type Intercept struct {
 	Destination   string   `json:"destination,omitempty"`
 	Service       string   `json:"service,omitempty"`
 	ServicePortID string   `json:"service_port_id,omitempty"`
+	Container     string   `json:"container,omitempty"`
 	Mechanism     string   `json:"mechanism"`
 	Intercepting  string   `json:"intercepting"`
 	Conditions    []string `json:"conditions,omitempty"`
@@ -41,7 +43,7 @@ type Pod struct {
 // InterceptRecord is the record of an intercept.
 func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
 	r := Intercept{
-		Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
+		ID: i.GetId(), Container: i.GetContainer(), Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
 		State: i.GetState(), Message: i.GetMessage(), Destination: i.GetDestination(), Service: i.GetService(),
 		ServicePortID: i.GetServicePort(), Mechanism: i.GetMechanism(), Intercepting: intercepting(i),
 		Conditions: i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),

@@ -1,0 +1,231 @@
+package cli
+
+import (
+	"archive/zip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sidestep.dev/sidestep/client/cli/install"
+	"sidestep.dev/sidestep/client/cli/layout"
+)
+
+// none and all are words of the flags that choose logs; their case does not matter.
+const (
+	wordNone = "none"
+	wordAll  = "all"
+)
+
+type gatherFlags struct {
+	output          string
+	daemons, agents string
+	manager, yaml   bool
+	anonymize       bool
+}
+
+func newGatherLogsCmd(e *env, g *global) *cobra.Command {
+	var f gatherFlags
+	cmd := &cobra.Command{
+		Use:     "gather-logs",
+		Short:   "Put the logs of the daemon, the traffic manager and the node agents into a zip file",
+		GroupID: groupOther,
+		Long: `Put the logs of the daemon, the traffic manager and the node agents into a zip file, with the versions and the status, for somebody
+who is to find out what went wrong. What may not be read or cannot be reached is left out, and the file errors.txt in it
+says why. Logs name users, hosts, namespaces and pods; the daemon's session key is not in them.`,
+		Example: fmt.Sprintf(`  %[1]s gather-logs
+
+  # Into a file of your choice, with the node agents' pods as YAML
+  %[1]s gather-logs --output-file /tmp/logs.zip --get-pod-yaml
+
+  # Only those of this laptop
+  %[1]s gather-logs --traffic-manager=false --traffic-agents none`, e.name),
+		Args: exactly(0, ""), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.gatherLogs(cmd, g, f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&f.output, "output-file", "o", "", "Zip `FILE` to write (default: a new one in this directory)")
+	flags.StringVar(&f.daemons, "daemons", wordAll, `Which daemons' logs: "all", "user" or "none"`)
+	flags.BoolVar(&f.manager, "traffic-manager", true, "Whether the traffic manager's logs are wanted")
+	flags.StringVar(&f.agents, "traffic-agents", wordAll, `Which node agents' logs: "all", "none", or those with this text in the pod's name`)
+	flags.BoolVarP(&f.yaml, "get-pod-yaml", "y", false, "Add the pods as YAML")
+	flags.BoolVarP(&f.anonymize, "anonymize", "a", false, "Replace the names of pods and namespaces")
+	_ = flags.MarkHidden("anonymize")
+	_ = cmd.RegisterFlagCompletionFunc("daemons", words(wordAll, "user", wordNone))
+	_ = cmd.RegisterFlagCompletionFunc("traffic-agents", words(wordAll, wordNone))
+	return cmd
+}
+
+// check returns whether the daemon's log is wanted.
+func (f *gatherFlags) check() (daemon bool, err error) {
+	if f.anonymize {
+		return false, unavailable("--anonymize is", "leave it out, and look through the files before you pass them on")
+	}
+	if f.output != "" && !strings.HasSuffix(f.output, ".zip") {
+		return false, usagef("--output-file %s: its name is to end with .zip", f.output)
+	}
+	for _, word := range strings.Split(strings.ToLower(f.daemons), ",") {
+		switch word {
+		case wordAll, "user":
+			daemon = true
+		case "root", "kubeauth", wordNone: // there are none of these
+		default:
+			return false, usagef("--daemons %s: unknown — use all, user or none", f.daemons)
+		}
+	}
+	return daemon, nil
+}
+
+func (e *env) gatherLogs(cmd *cobra.Command, g *global, f gatherFlags) error {
+	daemon, err := f.check()
+	if err != nil {
+		return err
+	}
+	path := f.output
+	if path == "" {
+		path = fmt.Sprintf("%s_logs_%s.zip", e.name, e.now().UTC().Format("2006-01-02T15-04-05Z"))
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the logs: %w — choose another place with --output-file", err)
+	}
+	b := &bundle{zip: zip.NewWriter(file)}
+	e.fill(cmd.Context(), g, b, f, daemon)
+	err = errors.Join(b.close(), file.Close())
+	if err == nil {
+		err = cmd.Context().Err()
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write the logs to %s: %w", path, err), os.Remove(path))
+	}
+	for _, problem := range b.problems {
+		e.warn(g, problem)
+	}
+	e.say(g, "Logs have been exported to %s", path)
+	return nil
+}
+
+// fill gathers what there is. What cannot be had is a problem that the bundle tells about.
+func (e *env) fill(ctx context.Context, g *global, b *bundle, f gatherFlags, daemon bool) {
+	line := e.line(g)
+	defer line.Close()
+	line.Set("gathering the daemon's logs")
+	b.record("version.json", map[string]string{"program": e.name, "version": e.version, "os": runtime.GOOS, "arch": runtime.GOARCH})
+	if config, err := e.config(ctx, g); err != nil {
+		b.problem("ask the daemon for its configuration", err)
+	} else {
+		b.record("config.json", config)
+		b.status(ctx, e, g, config.Client.DaemonRunning)
+	}
+	if daemon {
+		b.files("daemon", e.logFile())
+	}
+	var components []string
+	if f.manager {
+		components = append(components, "manager")
+	}
+	agents := strings.ToLower(f.agents)
+	if agents != wordNone {
+		components = append(components, "nodeagent")
+	}
+	if len(components) == 0 {
+		return
+	}
+	c, err := e.cluster(e.clusterOptions(g))
+	if err != nil {
+		b.problem("reach the cluster", err)
+		return
+	}
+	err = c.Logs(ctx, install.LogOptions{
+		PodYAML:  f.yaml,
+		Progress: line.Set,
+		Wanted: func(component, pod string) bool {
+			return slices.Contains(components, component) && (component == "manager" || agents == wordAll || strings.Contains(pod, f.agents))
+		},
+		Write:   b.write,
+		Problem: b.problem,
+	})
+	if err != nil {
+		b.problem("get logs from "+c.Server(), err)
+	}
+}
+
+// bundle is the zip file while it is being filled.
+type bundle struct {
+	zip      *zip.Writer
+	problems []string
+	err      error // of writing; it ends the whole
+}
+
+func (b *bundle) problem(doing string, err error) {
+	b.problems = append(b.problems, fmt.Sprintf("could not %s: %s", doing, sentence(err)))
+}
+
+// write adds a file. An error of reading is a problem of this file only.
+func (b *bundle) write(name string, content io.Reader) {
+	w, err := b.zip.Create(name)
+	if err != nil {
+		b.err = errors.Join(b.err, err)
+		return
+	}
+	text, err := io.ReadAll(content)
+	if err != nil {
+		b.problem("read "+name, err)
+	}
+	if _, err := w.Write(text); err != nil {
+		b.err = errors.Join(b.err, err)
+	}
+}
+
+func (b *bundle) record(name string, record any) {
+	text, err := json.MarshalIndent(record, "", "  ")
+	if err != nil {
+		b.problem("write "+name, err)
+		return
+	}
+	b.write(name, strings.NewReader(string(text)+"\n"))
+}
+
+func (b *bundle) status(ctx context.Context, e *env, g *global, running bool) {
+	if !running {
+		return
+	}
+	st, err := e.status(ctx, g)
+	if err != nil {
+		b.problem("ask the daemon for its status", err)
+		return
+	}
+	b.record("status.json", layout.StatusRecord(st))
+}
+
+// files adds a log file and its predecessors.
+func (b *bundle) files(dir, log string) {
+	paths, _ := filepath.Glob(log + "*")
+	if len(paths) == 0 {
+		b.problem("read "+log, errors.New("it does not exist"))
+	}
+	for _, path := range paths {
+		file, err := os.Open(path)
+		if err != nil {
+			b.problem("read "+path, err)
+			continue
+		}
+		b.write(dir+"/"+filepath.Base(path), file)
+		_ = file.Close()
+	}
+}
+
+func (b *bundle) close() error {
+	if len(b.problems) > 0 {
+		b.write("errors.txt", strings.NewReader(strings.Join(b.problems, "\n")+"\n"))
+	}
+	return errors.Join(b.err, b.zip.Close())
+}
