@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -17,6 +18,9 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 )
+
+// holdPatience is how long a program waits until its intercept is held.
+const holdPatience = 5 * time.Second
 
 // holdAgain is the pause between attempts to have something held again after the daemon has died.
 const holdAgain = 500 * time.Millisecond
@@ -87,11 +91,11 @@ func (e *env) runHeld(ctx context.Context, g *global, s *session, name string, p
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
 	var over atomic.Bool
-	gone, held := make(chan struct{}), make(chan struct{})
+	gone, held, holds := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	p.stop = gone
 	go func() {
 		defer close(held)
-		if !e.hold(holding, g, s, name) || over.Load() {
+		if !e.hold(holding, g, s, name, sync.OnceFunc(func() { close(holds) })) || over.Load() {
 			return
 		}
 		what := "the session"
@@ -101,6 +105,11 @@ func (e *env) runHeld(ctx context.Context, g *global, s *session, name string, p
 		e.note(g, "%s has ended, and so does %s", what, p.args[0])
 		close(gone)
 	}()
+	select { // from here on it does not matter how this process ends
+	case <-holds:
+	case <-held:
+	case <-time.After(holdPatience):
+	}
 	code, err := e.run(ctx, p)
 	over.Store(true)
 	undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
@@ -145,10 +154,10 @@ func (e *env) undo(ctx context.Context, g *global, s *session, undo func(context
 	return undo(ctx, next)
 }
 
-// hold returns true when what is held is gone, and false when ctx ends. A daemon that dies is replaced, and told again.
-func (e *env) hold(ctx context.Context, g *global, s *session, name string) bool {
+// hold calls holds when it is held. It returns true when what is held is gone, and false when ctx ends. A daemon that dies is replaced, and told again.
+func (e *env) hold(ctx context.Context, g *global, s *session, name string, holds func()) bool {
 	for {
-		err := s.hold(ctx, name)
+		err := s.hold(ctx, name, holds)
 		switch {
 		case ctx.Err() != nil:
 			return false
@@ -167,7 +176,7 @@ func (e *env) hold(ctx context.Context, g *global, s *session, name string) bool
 }
 
 // hold returns nil when what is held is gone.
-func (s *session) hold(ctx context.Context, name string) error {
+func (s *session) hold(ctx context.Context, name string, holds func()) error {
 	stream, err := s.Hold(ctx, &daemonpb.HoldRequest{Intercept: name})
 	if err != nil {
 		return err
@@ -175,6 +184,7 @@ func (s *session) hold(ctx context.Context, name string) error {
 	for {
 		switch _, err := stream.Recv(); {
 		case err == nil:
+			holds()
 		case errors.Is(err, io.EOF):
 			return nil
 		default:
