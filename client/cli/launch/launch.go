@@ -39,14 +39,12 @@ func (d Daemon) Start(ctx context.Context) error {
 	if d.Patience == 0 {
 		d.Patience = patience
 	}
-	if err := os.MkdirAll(filepath.Dir(d.LogFile), 0o700); err != nil {
-		return fmt.Errorf("start the daemon: %w", err)
-	}
-	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := d.openLog()
 	if err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
 	}
 	defer log.Close()
+	d.LogFile = log.Name()
 	start, err := log.Seek(0, io.SeekEnd)
 	if err != nil {
 		return fmt.Errorf("start the daemon: %w", err)
@@ -63,6 +61,22 @@ func (d Daemon) Start(ctx context.Context) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	return d.wait(ctx, exited, start)
+}
+
+// openLog opens the log, or a new file among the temporary ones where a home that is read-only has no place for it.
+func (d Daemon) openLog() (*os.File, error) {
+	err := os.MkdirAll(filepath.Dir(d.LogFile), 0o700)
+	if err == nil {
+		var log *os.File
+		if log, err = os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err == nil {
+			return log, nil
+		}
+	}
+	log, tempErr := os.CreateTemp("", "sidestep-daemon-*.log")
+	if tempErr != nil {
+		return nil, errors.Join(err, tempErr)
+	}
+	return log, nil
 }
 
 func (d Daemon) wait(ctx context.Context, exited <-chan error, logStart int64) error {

@@ -114,3 +114,15 @@ func TestCtrlCEndsTheWait(t *testing.T) {
 	d.Listening = func(context.Context) bool { cancel(); return false }
 	assert.ErrorIs(t, d.Start(ctx), context.Canceled)
 }
+
+func TestAHomeThatCannotBeWrittenHasItsLogAmongTheTemporaryFiles(t *testing.T) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	blocked := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(blocked, nil, 0o600))
+	d := daemonOf(t, "crash")
+	d.LogFile = filepath.Join(blocked, "logs", "daemon.log")
+	err := d.Start(t.Context())
+	require.ErrorContains(t, err, "one line of the log")
+	assert.ErrorContains(t, err, "its log is "+temp)
+}
