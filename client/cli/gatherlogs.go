@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/install"
 	"sidestep.dev/sidestep/client/cli/layout"
 )
@@ -203,7 +204,13 @@ func (b *bundle) status(ctx context.Context, e *env, g *global, running bool) {
 		b.problem("ask the daemon for its status", err)
 		return
 	}
-	b.record("status.json", layout.StatusRecord(st))
+	var agents *daemonpb.NodeAgentsReply
+	if st.GetConnected() {
+		if agents, err = e.nodeAgents(ctx, g); err != nil {
+			b.problem("ask for the node agents", err)
+		}
+	}
+	b.record("status.json", layout.StatusRecord(st, agents.GetAgents()))
 }
 
 // files adds a log file and its predecessors.
