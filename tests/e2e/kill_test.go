@@ -103,10 +103,11 @@ func needsLocal(t *testing.T, s *scene) {
 	}
 }
 
-// killOnNode kills a program on a node, whose processes are its own, and waits until it is gone.
+// killOnNode kills a program on a node, whose processes are its own, and waits until it is gone: its sockets are closed by whichever of its
+// threads ends last.
 func killOnNode(t *testing.T, s *scene, node, program string) {
 	t.Helper()
-	script := fmt.Sprintf(`pid=$(pidof %s) || exit 1; kill -9 $pid; while [ -e /proc/$pid/ns/net ]; do :; done`, program)
+	script := fmt.Sprintf(`pid=$(pidof %s) || exit 1; kill -9 $pid; while [ -e /proc/$pid/ns/net ] || [ "$(ls /proc/$pid/task 2>/dev/null | wc -l)" -gt 1 ]; do :; done`, program)
 	_, err := lab.Output(s.OnNode(t.Context(), node, "sh", "-c", script))
 	require.NoError(t, err)
 }
