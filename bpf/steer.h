@@ -75,8 +75,10 @@ static __always_inline int agent_is_silent(void)
 {
 	__u32 zero = 0;
 	__u64 *beat = bpf_map_lookup_elem(&heartbeat, &zero);
+	__u64 now = bpf_ktime_get_ns();
 
-	return !beat || bpf_ktime_get_ns() - *beat > STALE_NS;
+	// The agent may beat between one line and the next: a beat that is younger than now is not a silent agent's.
+	return !beat || (now > *beat && now - *beat > STALE_NS);
 }
 
 // Says what became of the packet or lookup in ctx, which goes to the app unless it is STEERED.
