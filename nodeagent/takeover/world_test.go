@@ -35,7 +35,6 @@ type world struct {
 	laptop   *httptest
 	counters takeover.Counters
 	port     *takeover.Port
-	rules    []takeover.Rule
 }
 
 // httptest is an HTTP server that notes who asks, and by which connection.
