@@ -17,7 +17,7 @@ const (
 	beatEvery = 100 * time.Millisecond
 	// stuckMax is how long a beat may take before the agent counts as hung.
 	stuckMax = 5 * time.Second
-	// countEvery is how many beats there are from one look at what is left of memory and file descriptors to the next.
+	// countEvery is how many beats there are from one look at what is left of file descriptors to the next.
 	countEvery = 5
 	// recovery is how long the agent does not beat after it was found unable to serve, so that it does not waver.
 	recovery = 3 * time.Second
@@ -36,14 +36,17 @@ func (a *agent) beat(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		err := a.pods.Responsive()
+		err := cmp.Or(a.pods.Responsive(), enoughMemory())
 		if err == nil && (beats%countEvery == 0 || !unable.IsZero()) {
-			err = cmp.Or(enoughMemory(), canOpen(spareFiles))
+			err = canOpen(spareFiles)
 		}
 		a.looked.Store(time.Now().UnixNano())
 		if err != nil {
 			if unable.IsZero() {
 				a.cfg.Log.Error("connections go to the apps until this is over", "error", err)
+				if err := a.steering.Hush(); err != nil {
+					a.cfg.Log.Error("end the heartbeat", "error", err)
+				}
 			}
 			if errors.Is(err, errMemory) && beats%(10*countEvery) == 0 {
 				runtime.GC() // with little to do, it may be long until the next

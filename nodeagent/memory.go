@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 )
@@ -31,15 +32,24 @@ func enoughMemory() error {
 	if limit == math.MaxInt64 {
 		return nil
 	}
-	// What cannot be given back: found live by the last collection, and stacks.
-	used := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/memory/classes/metadata/other:bytes"}}
+	most := uint64(liveShare * float64(limit))
+	used := inUse("/gc/heap/live:bytes")
+	if used <= most && inUse("/memory/classes/heap/objects:bytes") > most {
+		runtime.GC() // how much of what was allocated since the last collection is garbage?
+		used = inUse("/gc/heap/live:bytes")
+	}
+	if used > most {
+		return fmt.Errorf("%w: %d of the %d MiB of memory that Go may have are in use (give the node agent more, see nodeagent.resources of the chart)", errMemory, used>>20, limit>>20)
+	}
+	return nil
+}
+
+// inUse sums up what cannot be given back, with the heap as the metric counts it. In bytes.
+func inUse(heap string) (sum uint64) {
+	used := []metrics.Sample{{Name: heap}, {Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/memory/classes/metadata/other:bytes"}}
 	metrics.Read(used)
-	var sum uint64
 	for _, s := range used {
 		sum += s.Value.Uint64()
 	}
-	if float64(sum) > liveShare*float64(limit) {
-		return fmt.Errorf("%w: %d of the %d MiB of memory that Go may have are in use (give the node agent more, see nodeagent.resources of the chart)", errMemory, sum>>20, limit>>20)
-	}
-	return nil
+	return sum
 }

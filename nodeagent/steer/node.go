@@ -132,9 +132,20 @@ func (n *Node) Beat() error {
 	return n.beat()
 }
 
-func (n *Node) beat() error {
-	now := clock(unix.CLOCK_MONOTONIC)
-	if err := n.heartbeat.Put(uint32(0), binary.NativeEndian.AppendUint64(nil, now)); err != nil {
+// Hush has the programs of this agent pass all connections to the app at once, until the next Beat.
+func (n *Node) Hush() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.heartbeat == nil {
+		return nil
+	}
+	return n.putHeartbeat(0)
+}
+
+func (n *Node) beat() error { return n.putHeartbeat(clock(unix.CLOCK_MONOTONIC)) }
+
+func (n *Node) putHeartbeat(at uint64) error {
+	if err := n.heartbeat.Put(uint32(0), binary.NativeEndian.AppendUint64(nil, at)); err != nil {
 		return fmt.Errorf("write the heartbeat: %w", err)
 	}
 	return nil

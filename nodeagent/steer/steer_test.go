@@ -242,16 +242,22 @@ func (w *world) attached(t *testing.T) []string {
 
 func socketLookups(t *testing.T, inode uint64) (all []string) {
 	t.Helper()
-	it := new(link.Iterator)
-	defer it.Close()
-	for it.Next() {
-		info, err := it.Link.Info()
-		if err == nil && info.NetNs() != nil && uint64(info.NetNs().NetnsInode) == inode {
-			all = append(all, fmt.Sprintf("sk_lookup link %d", info.ID))
+	for {
+		all = nil
+		it := new(link.Iterator)
+		for it.Next() {
+			info, err := it.Link.Info()
+			if err == nil && info.NetNs() != nil && uint64(info.NetNs().NetnsInode) == inode {
+				all = append(all, fmt.Sprintf("sk_lookup link %d", info.ID))
+			}
 		}
+		it.Close()
+		if errors.Is(it.Err(), unix.EAGAIN) {
+			continue // somebody is making a link at this moment
+		}
+		require.NoError(t, it.Err())
+		return all
 	}
-	require.NoError(t, it.Err())
-	return all
 }
 
 func atIngress(t *testing.T, device netlink.Link) (all []string) {
@@ -366,6 +372,19 @@ func TestSilentAgentLeavesConnectionsToTheApp(t *testing.T) {
 		require.Equal(t, "agent", w.ask(t, w.pod.IP4))
 		a.fallSilent()
 		assert.Eventually(t, func() bool { return w.ask(t, w.pod.IP4) == "app" }, 5*time.Second, 50*time.Millisecond)
+		assert.Equal(t, "app", w.ask(t, w.pod.IP6))
+		require.NoError(t, a.node.Beat())
+		assert.Equal(t, "agent", w.ask(t, w.pod.IP4), "it is back")
+	})
+}
+
+func TestHushedAgentLeavesConnectionsToTheAppAtOnce(t *testing.T) {
+	everyDatapath(t, func(t *testing.T, w *world) {
+		a := w.start(t, "agent")
+		require.Equal(t, "agent", w.ask(t, w.pod.IP4))
+		a.fallSilent()
+		require.NoError(t, a.node.Hush())
+		assert.Equal(t, "app", w.ask(t, w.pod.IP4))
 		assert.Equal(t, "app", w.ask(t, w.pod.IP6))
 		require.NoError(t, a.node.Beat())
 		assert.Equal(t, "agent", w.ask(t, w.pod.IP4), "it is back")

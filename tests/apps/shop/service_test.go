@@ -64,15 +64,16 @@ func TestAChainForwardsThePathAndTheHeadersThatPropagate(t *testing.T) {
 func TestAnUpstreamThatFailsIsSaid(t *testing.T) {
 	broken := httptest.NewServer(http.NotFoundHandler())
 	gone := broken.URL
-	for name, test := range map[string]struct {
+	for _, test := range []struct {
+		name    string
 		prepare func()
 		says    string
 	}{
-		"by an answer that is not one": {func() {}, "404"},
-		"by no answer":                 {broken.Close, "refused"},
+		{"by an answer that is not one", func() {}, "404"},
+		{"by no answer", broken.Close, "refused"},
 	} {
 		test.prepare()
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			response, answer := ask(t, start(t, &Service{Name: "orders", Upstream: gone}), nil)
 			assert.Equal(t, http.StatusBadGateway, response.StatusCode)
 			assert.Contains(t, answer.Error, test.says)
