@@ -29,7 +29,6 @@
 #define LARGE 66560
 #define MAX_LENGTH 0x1ffff       // more than LARGE; a power of two less one
 #define STALE_NS 1000000000ULL   // an agent that has not beaten for so long is taken for dead
-#define HOLD_NS 300000000ULL     // how long a packet is held while the agent decides
 
 // Not in the UAPI headers in a form that this program could include beside linux/bpf.h.
 #define ETH_P_IP 0x0800
@@ -160,6 +159,9 @@ struct {
 
 // The port that is watched.
 volatile const __u16 port;
+
+// For how long a packet is held while the agent decides, in nanoseconds. The agent relies on its not being passed on before.
+volatile const __u64 hold_ns;
 
 // Types that are not in the BTF by themselves, for user space.
 const struct automaton *automaton_type __attribute__((unused));
@@ -419,6 +421,17 @@ static __always_inline int tell(struct __sk_buff *skb, struct segment *s, struct
 	return tell_LARGE(skb, s->link, &e, n < LARGE ? n : LARGE);
 }
 
+// is_probe says whether a single byte on a connection of which nothing was seen is rather a keep-alive probe, which repeats a byte or
+// makes one up, than the beginning of a request.
+static __always_inline int is_probe(struct __sk_buff *skb, struct segment *s)
+{
+	__u8 byte;
+
+	if (load(skb, s->link + s->payload, &byte, 1))
+		return 1;
+	return byte < 'A' || byte > 'Z';
+}
+
 // rest passes what does not concern anybody until the client has heard from the app again.
 static __always_inline int rest(struct flow *f, struct segment *s)
 {
@@ -435,7 +448,7 @@ static __always_inline int held(struct flow *f, struct segment *s, __u64 now)
 		return PASS; // the app has it already
 	if (after(s->seq, f->next))
 		return PASS; // the app does not get it before the one that is held
-	if (now - f->held_at < HOLD_NS) {
+	if (now - f->held_at < hold_ns) {
 		count(DROPPED_AGAIN);
 		return TC_ACT_SHOT;
 	}
@@ -531,8 +544,8 @@ int watch(struct __sk_buff *skb)
 		return PASS;
 	}
 	if (f->phase == UNKNOWN) {
-		if (s.end - s.seq == 1)
-			return PASS; // it may be a keep-alive probe, which repeats a byte
+		if (s.end - s.seq == 1 && is_probe(skb, &s))
+			return PASS;
 		begin(f, &s, s.seq);
 		f->furthest = s.end;
 		return head(skb, f, &s, now);

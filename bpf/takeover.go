@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -67,6 +68,9 @@ func NewFlowKey(remote, local netip.AddrPort) FlowKey {
 	return k
 }
 
+// TakeoverHold is for how long a packet is held back at least, unless the agent says otherwise or is silent.
+const TakeoverHold = 300 * time.Millisecond
+
 // LoadTakeover loads a program for one port, with maps of its own. No rules are in force yet.
 func LoadTakeover(port uint16) (*Takeover, error) {
 	spec, err := loadTakeover()
@@ -74,6 +78,9 @@ func LoadTakeover(port uint16) (*Takeover, error) {
 		return nil, err
 	}
 	if err := spec.Variables["port"].Set(port); err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["hold_ns"].Set(uint64(TakeoverHold)); err != nil {
 		return nil, err
 	}
 	var objs Takeover

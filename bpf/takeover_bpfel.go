@@ -120,6 +120,7 @@ const (
 	takeoverVarEventKindType = "event_kind_type"
 	takeoverVarEventType     = "event_type"
 	takeoverVarFlagType      = "flag_type"
+	takeoverVarHoldNs        = "hold_ns"
 	takeoverVarPhaseType     = "phase_type"
 	takeoverVarPort          = "port"
 	takeoverVarStateType     = "state_type"
@@ -191,6 +192,7 @@ type takeoverVariableSpecs struct {
 	EventKindType *ebpf.VariableSpec `ebpf:"event_kind_type"`
 	EventType     *ebpf.VariableSpec `ebpf:"event_type"`
 	FlagType      *ebpf.VariableSpec `ebpf:"flag_type"`
+	HoldNs        *ebpf.VariableSpec `ebpf:"hold_ns"`
 	PhaseType     *ebpf.VariableSpec `ebpf:"phase_type"`
 	Port          *ebpf.VariableSpec `ebpf:"port"`
 	StateType     *ebpf.VariableSpec `ebpf:"state_type"`
@@ -244,6 +246,7 @@ type takeoverVariables struct {
 	EventKindType *ebpf.Variable `ebpf:"event_kind_type"`
 	EventType     *ebpf.Variable `ebpf:"event_type"`
 	FlagType      *ebpf.Variable `ebpf:"flag_type"`
+	HoldNs        *ebpf.Variable `ebpf:"hold_ns"`
 	PhaseType     *ebpf.Variable `ebpf:"phase_type"`
 	Port          *ebpf.Variable `ebpf:"port"`
 	StateType     *ebpf.Variable `ebpf:"state_type"`

@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -32,19 +33,25 @@ func (o *older) Open(ns pods.Namespace, pod string, port uint16, claims func(mat
 }
 
 func (o *older) register(r prometheus.Registerer) {
-	for _, c := range []struct {
-		name, help string
-		labels     prometheus.Labels
-		load       func() uint64
-	}{
-		{"connections_total", "Connections from before an intercept that were ended, by the reason.",
-			prometheus.Labels{"reason": "request"}, o.counters.TakenOver.Load},
-		{"connections_total", "Connections from before an intercept that were ended, by the reason.",
-			prometheus.Labels{"reason": "existing"}, o.counters.Ended.Load},
-		{"released_packets_total", "Packets that were held back and let go, since they were no intercept's.", nil, o.counters.Released.Load},
-	} {
-		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "sidestep_nodeagent_takeover_" + c.name, Help: c.help, ConstLabels: c.labels,
-		}, func() float64 { return float64(c.load()) }))
+	c := &o.counters
+	count := func(name, help, reason string, n *atomic.Uint64) {
+		opts := prometheus.CounterOpts{Name: "sidestep_nodeagent_takeover_" + name, Help: help}
+		if reason != "" {
+			opts.ConstLabels = prometheus.Labels{"reason": reason}
+		}
+		r.MustRegister(prometheus.NewCounterFunc(opts, func() float64 { return float64(n.Load()) }))
 	}
+	const ended = "Connections from before an intercept that were ended: for a request of its own, or because they were idle or all were to be."
+	count("connections_total", ended, "request", &c.TakenOver)
+	count("connections_total", ended, "existing", &c.Ended)
+	count("held_packets_total", "Packets on connections from before an intercept that were held back.", "", &c.Held)
+	count("released_packets_total", "Packets that were held back and let go, since they were no intercept's.", "", &c.Released)
+	const left = "Requests on connections from before an intercept that may have been its own, and went to the app: the node agent had not decided in time, " +
+		"there were too many to ask it, or the kernel did not end the connection."
+	count("left_requests_total", left, "late", &c.LeftLate)
+	count("left_requests_total", left, "no_room", &c.LeftUntold)
+	count("left_requests_total", left, "not_ended", &c.LeftUndestroyed)
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "sidestep_nodeagent_takeover_watched_connections", Help: "Connections from before an intercept that are open and being watched.",
+	}, func() float64 { return float64(c.Watched.Load()) }))
 }

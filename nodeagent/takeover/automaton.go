@@ -11,25 +11,25 @@ import (
 
 // newAutomaton builds what the kernel runs over the bytes of a head. It says that something was found in every head that package http1
 // understands and that has one of the needles, and where a head ends. What cannot become a head, it calls ended.
-func newAutomaton(generation uint32, needles []match.Needle) *bpf.Automaton {
-	// Long needles may make more states than there are. What their beginnings are found in is not less.
-	for limit := maxNeedle; limit > 0; limit /= 2 {
-		b := newBuilder(needles, limit)
-		if a, err := b.build(); err == nil {
+func newAutomaton(generation uint32, needles []match.Needle) (*bpf.Automaton, error) {
+	var err error
+	// Long needles may make more states than there are. What their beginnings are found in is not less, unless so little is left of them
+	// that everybody's requests would be held back.
+	for limit := maxNeedle; limit >= minNeedle; limit /= 2 {
+		var a *bpf.Automaton
+		if a, err = newBuilder(needles, limit).build(); err == nil {
 			a.Generation = generation
-			return a
+			return a, nil
 		}
 	}
-	a, err := newBuilder([]match.Needle{{}}, maxNeedle).build() // each head
-	if err != nil {
-		panic(err) // it has a few states
-	}
-	a.Generation = generation
-	return a
+	return nil, fmt.Errorf("the intercepts of this port look for too many different headers and paths: %w", err)
 }
 
-// maxNeedle is how many bytes of a needle are looked for.
-const maxNeedle = 64
+// maxNeedle is how many bytes of a needle's parts are looked for, and minNeedle of how many it makes sense.
+const (
+	maxNeedle = 64
+	minNeedle = 8
+)
 
 // Where in a head the automaton is.
 type place uint8

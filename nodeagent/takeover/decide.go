@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -72,7 +73,10 @@ func (d *decider) packet(sample []byte) {
 	d.request.Reset()
 	n, err := d.request.Parse(head)
 	if err == nil && n > 0 && d.program.port.claims(&d.request) {
-		if err = d.program.port.takeOver(e.Key); err == nil {
+		if err = d.holdOn(e); err == nil {
+			err = d.program.port.takeOver(e.Key)
+		}
+		if err == nil {
 			d.forget(e.Key)
 			_ = d.program.objs.Flows.Delete(e.Key)
 			return
@@ -91,6 +95,38 @@ func (d *decider) packet(sample []byte) {
 	}
 }
 
+// holdOn makes the kernel hold the packet for a while from now on. An error means that the app may have it already, or will have it soon,
+// as happens when the machine has not let this process run: then the connection is no longer one to be ended.
+func (d *decider) holdOn(e *bpf.Event) error {
+	flows := d.program.objs.Flows
+	var f bpf.Flow
+	if err := flows.Lookup(e.Key, &f); err != nil {
+		return fmt.Errorf("look up a connection that waits: %w", err)
+	}
+	if !waits(&f, e) {
+		return errLate
+	}
+	until := time.Duration(f.HeldAt) + bpf.TakeoverHold
+	now, err := clock()
+	if err != nil {
+		return err
+	}
+	f.HeldAt = uint64(now)
+	if err := flows.Update(e.Key, &f, ebpf.UpdateExist); err != nil {
+		return fmt.Errorf("hold on to a packet: %w", err)
+	}
+	// Before that time the kernel did not let it go, and now it holds it for longer.
+	if now, err = clock(); err == nil && now >= until {
+		err = errLate
+	}
+	return err
+}
+
+var errLate = errors.New("it was not decided on in time")
+
+// waits says whether the flow is still held because of the event.
+func waits(f *bpf.Flow, e *bpf.Event) bool { return f.Phase == bpf.PhaseHeld && f.Head == e.Head }
+
 // keep puts the packet aside until it is known whether its head matters.
 func (d *decider) keep(e *bpf.Event, payload []byte) {
 	h := d.heads[e.Key]
@@ -98,6 +134,11 @@ func (d *decider) keep(e *bpf.Event, payload []byte) {
 		d.forget(e.Key)
 		h = &partial{begins: e.Head}
 		d.heads[e.Key] = h
+	}
+	if last := len(h.pieces) - 1; last >= 0 && h.pieces[last].seq+uint32(len(h.pieces[last].bytes)) == e.Seq && d.kept+len(payload) <= maxKept {
+		h.pieces[last].bytes = append(h.pieces[last].bytes, payload...)
+		d.kept += len(payload)
+		return
 	}
 	if len(h.pieces) == maxPieces || d.kept+len(payload) > maxKept {
 		d.forget(e.Key)
@@ -160,8 +201,8 @@ func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []by
 	if err := flows.Lookup(e.Key, &f); err != nil {
 		return fmt.Errorf("look up a connection that waits: %w", err)
 	}
-	if f.Phase != bpf.PhaseHeld {
-		return errors.New("it has not waited")
+	if !waits(&f, e) {
+		return errLate
 	}
 	f.Ack = e.Ack
 	f.Phase, f.Next = bpf.PhaseRest, end

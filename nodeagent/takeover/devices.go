@@ -75,13 +75,6 @@ func (d *devices) attachTo(index int, program *ebpf.Program) error {
 }
 
 func (d *devices) addFilter(index int, program *ebpf.Program) error {
-	l, err := netlink.LinkByIndex(index)
-	if err != nil {
-		return err
-	}
-	if err := d.sweep(l); err != nil {
-		return err
-	}
 	clsact := &netlink.GenericQdisc{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
 		QdiscType:  "clsact",
@@ -109,8 +102,23 @@ func (d *devices) filter(index, fd int) *netlink.BpfFilter {
 	}
 }
 
-// sweep removes filters that another agent has left. They pass everything when it no longer beats.
-func (d *devices) sweep(l netlink.Link) error {
+// sweep removes the filters that a killed agent has left on the pod's devices, where there was no tcx. They pass everything, for it no longer
+// beats, but look at each packet.
+func sweep(ns Namespace) error {
+	return ns.Do(func() error {
+		all, err := netlink.LinkList()
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("list the interfaces of the pod: %w", err)
+		}
+		var errs []error
+		for _, l := range all {
+			errs = append(errs, sweepDevice(l))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func sweepDevice(l netlink.Link) error {
 	filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
 	if err != nil {
 		return nil // there is no clsact

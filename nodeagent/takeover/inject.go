@@ -41,11 +41,33 @@ func (i *injector) inject(packet []byte, payload int) error {
 		checksum(packet[at:], packet[12:20])
 		return i.send(unix.AF_INET, packet, &unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
 	}
-	if len(packet) < ip6Header+tcpHeader || packet[6] != unix.IPPROTO_TCP {
-		return errors.New("the packet has extension headers")
+	at, err := tcpOf6(packet[:payload])
+	if err != nil {
+		return err
 	}
-	checksum(packet[ip6Header:], packet[8:40])
+	checksum(packet[at:], packet[8:40])
 	return i.send(unix.AF_INET6, packet, &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])})
+}
+
+// tcpOf6 is where the TCP header begins. Before it may be options, for the nodes on the way or for the destination.
+func tcpOf6(headers []byte) (int, error) {
+	at := ip6Header
+	if len(headers) < at {
+		return 0, errors.New("the packet's headers are cut off")
+	}
+	for next := headers[6]; next != unix.IPPROTO_TCP; {
+		if next != unix.IPPROTO_HOPOPTS && next != unix.IPPROTO_DSTOPTS {
+			return 0, errors.New("the packet has extension headers other than options")
+		}
+		if len(headers) < at+2 {
+			return 0, errors.New("the packet's headers are cut off")
+		}
+		next, at = headers[at], at+8*(int(headers[at+1])+1)
+	}
+	if len(headers) < at+tcpHeader {
+		return 0, errors.New("the packet's headers are cut off")
+	}
+	return at, nil
 }
 
 func (i *injector) send(family int, packet []byte, to unix.Sockaddr) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -27,6 +28,7 @@ type program struct {
 	injector   *injector
 	generation uint32
 	needles    []match.Needle
+	counted    map[bpf.TakeoverOutcome]uint64 // what the port's counters have of the kernel's
 	closed     chan struct{}
 }
 
@@ -35,7 +37,10 @@ func load(p *Port) (_ *program, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &program{port: p, objs: objs, devices: newDevices(p.cfg), injector: newInjector(p.cfg.Namespace), closed: make(chan struct{})}
+	g := &program{
+		port: p, objs: objs, devices: newDevices(p.cfg), injector: newInjector(p.cfg.Namespace),
+		counted: map[bpf.TakeoverOutcome]uint64{}, closed: make(chan struct{}),
+	}
 	if g.reader, err = ringbuf.NewReader(objs.Events); err != nil {
 		return nil, errors.Join(fmt.Errorf("read what the kernel holds back: %w", err), objs.Close())
 	}
@@ -48,16 +53,15 @@ func load(p *Port) (_ *program, err error) {
 
 // setRules exchanges what the kernel looks for, if it is not the same.
 func (g *program) setRules(rules []Rule) error {
-	var needles []match.Needle
-	for i := range rules {
-		if rules[i].watches() {
-			needles = append(needles, rules[i].HTTP.Needle())
-		}
-	}
-	if g.generation > 0 && equal(needles, g.needles) {
+	wanted := needles(rules)
+	if g.generation > 0 && equal(wanted, g.needles) {
 		return nil
 	}
-	m, err := bpf.NewAutomaton(newAutomaton(g.generation+1, needles))
+	a, err := newAutomaton(g.generation+1, wanted)
+	if err != nil {
+		return err
+	}
+	m, err := bpf.NewAutomaton(a)
 	if err != nil {
 		return err
 	}
@@ -66,7 +70,7 @@ func (g *program) setRules(rules []Rule) error {
 		return fmt.Errorf("exchange what is looked for in open connections: %w", err)
 	}
 	g.generation++
-	g.needles = needles
+	g.needles = wanted
 	return nil
 }
 
@@ -105,18 +109,47 @@ func (g *program) follow(older, before map[bpf.FlowKey]sockdiag.Socket) error {
 
 func (g *program) attach() error { return g.devices.attach(g.objs.Watch) }
 
+// count adds what the kernel has counted since the last time.
+func (g *program) count() error {
+	c := g.port.cfg.Counters
+	for outcome, to := range map[bpf.TakeoverOutcome]*atomic.Uint64{
+		bpf.HeldBack: &c.Held, bpf.GaveUp: &c.LeftLate, bpf.Untold: &c.LeftUntold,
+	} {
+		var perCPU []uint64
+		if err := g.objs.Counts.Lookup(outcome, &perCPU); err != nil {
+			return fmt.Errorf("count what was held back: %w", err)
+		}
+		var sum uint64
+		for _, n := range perCPU {
+			sum += n
+		}
+		to.Add(sum - g.counted[outcome])
+		g.counted[outcome] = sum
+	}
+	return nil
+}
+
 // close lets everything pass. The rest of it goes when serve has ended.
 func (g *program) close() error {
 	defer close(g.closed)
-	return errors.Join(g.devices.detach(), g.reader.Close())
+	return errors.Join(g.devices.detach(), g.count(), g.reader.Close())
+}
+
+// clock is what the program reads, too.
+func clock() (time.Duration, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	return time.Duration(now.Nano()), nil
 }
 
 func (g *program) beat() error {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return fmt.Errorf("read the clock: %w", err)
+	now, err := clock()
+	if err != nil {
+		return err
 	}
-	if err := g.objs.Beat.Put(uint32(0), uint64(now.Nano())); err != nil {
+	if err := g.objs.Beat.Put(uint32(0), uint64(now)); err != nil {
 		return fmt.Errorf("say that held packets are being decided on: %w", err)
 	}
 	return nil

@@ -24,14 +24,6 @@ import (
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
-// What becomes of older connections: Rule.Existing.
-const (
-	Auto = "auto" // of a rule for requests: as described above; else as idle
-	Idle = "idle" // those that are idle are ended
-	All  = "all"  // all are ended
-	None = "none" // nothing
-)
-
 const (
 	// idleFor is for how long a connection has been without data before it counts as idle.
 	idleFor = 200 * time.Millisecond
@@ -50,28 +42,6 @@ type Namespace interface {
 	Do(fn func() error) error
 }
 
-// Rule is what an intercept wants of the older connections of a port.
-type Rule struct {
-	Intercept string // UID
-	TCP       bool   // takes whole connections
-	HTTP      match.Rule
-	Existing  string
-}
-
-// watches says that the rule wants single requests.
-func (r *Rule) watches() bool { return !r.TCP && (r.Existing == Auto || r.Existing == "") }
-
-// ends says which connections the rule wants to be ended, if any.
-func (r *Rule) ends() string {
-	switch {
-	case r.Existing == Idle, r.Existing == All:
-		return r.Existing
-	case r.TCP && (r.Existing == Auto || r.Existing == ""):
-		return Idle
-	}
-	return None
-}
-
 // Config describes a port.
 type Config struct {
 	Namespace Namespace
@@ -83,13 +53,21 @@ type Config struct {
 	Counters *Counters
 	// clsact attaches as before Linux 6.6.
 	clsact bool
+	// destroy ends a connection; nil means that the kernel is asked.
+	destroy func(*sockdiag.Socket) error
 }
 
 // Counters are what has been done on a node.
 type Counters struct {
 	TakenOver atomic.Uint64 // connections ended because of a request
 	Ended     atomic.Uint64 // connections ended because they were idle, or all were to be
+	Held      atomic.Uint64 // packets held back; less than the sum of the others by those that are being held, or were asked about twice
 	Released  atomic.Uint64 // packets that were held back and let go
+	// Requests that were, or may have been, an intercept's, and went to the app: since the node agent had not decided in time, since
+	// there were too many to tell it, and since the kernel did not end their connections.
+	LeftLate, LeftUntold, LeftUndestroyed atomic.Uint64
+	// Watched is the connections that are being watched.
+	Watched atomic.Int64
 }
 
 // Port deals with the older connections of one port of one pod.
@@ -102,6 +80,7 @@ type Port struct {
 
 	mu      sync.Mutex // held while the kernel is asked, so not for those who decide on packets
 	rules   []Rule
+	tooMany error                // why the rules cannot be looked for in requests
 	done    map[string]bool      // intercepts whose connections have been ended, or are being
 	ending  map[string]time.Time // until when
 	older   map[bpf.FlowKey]sockdiag.Socket
@@ -109,6 +88,7 @@ type Port struct {
 	program *program  // nil unless something is watched
 	began   time.Time // of the present series of looks; zero without one
 	closed  bool
+	counted int // among the watched ones of the node
 }
 
 // view is what decisions are made by. It is never changed.
@@ -127,8 +107,14 @@ func Open(cfg Config) (*Port, error) {
 		done: map[string]bool{}, ending: map[string]time.Time{},
 	}
 	p.view.Store(&view{})
-	if err := cfg.Namespace.Do(sockdiag.CanDestroy); err != nil {
-		return nil, err
+	if cfg.destroy == nil {
+		p.cfg.destroy = sockdiag.Destroy
+		if err := cfg.Namespace.Do(sockdiag.CanDestroy); err != nil {
+			return nil, err
+		}
+	}
+	if err := sweep(cfg.Namespace); err != nil {
+		cfg.Log.Warn("open connections", "port", cfg.Port, "error", err)
 	}
 	return p, nil
 }
@@ -155,15 +141,16 @@ func (p *Port) SetRules(rules []Rule) error {
 			p.ending[r.Intercept] = time.Now().Add(endingFor)
 		}
 	}
+	_, p.tooMany = newAutomaton(0, needles(rules))
 	if !p.wanted() {
 		p.view.Store(&view{})
-		return p.unwatch()
+		return errors.Join(p.tooMany, p.unwatch())
 	}
 	if err := p.look(); err != nil {
 		return err
 	}
 	p.keepLooking()
-	return nil
+	return p.tooMany
 }
 
 // Steered says that new connections are steered now, so that older ones may be ended.
@@ -185,7 +172,7 @@ func (p *Port) Steered() error {
 func (p *Port) wanted() bool { return len(p.ending) > 0 || p.watching() }
 
 func (p *Port) watching() bool {
-	return slices.ContainsFunc(p.rules, func(r Rule) bool { return r.watches() })
+	return p.tooMany == nil && slices.ContainsFunc(p.rules, func(r Rule) bool { return r.watches() })
 }
 
 // keepLooking lists connections for as long as there may be older ones. p.mu must be held.
@@ -287,7 +274,14 @@ func (p *Port) look() error {
 		}
 		before = nil
 	}
-	return errors.Join(p.program.setRules(p.rules), p.program.follow(p.older, before), p.program.attach())
+	p.watched(len(p.older))
+	return errors.Join(p.program.setRules(p.rules), p.program.follow(p.older, before), p.program.attach(), p.program.count())
+}
+
+// watched says how many connections are watched. p.mu must be held.
+func (p *Port) watched(n int) {
+	p.cfg.Counters.Watched.Add(int64(n - p.counted))
+	p.counted = n
 }
 
 // private connections are never steered: those of the pod with itself, as the node agent's own to the app, and those on loopback.
@@ -317,7 +311,7 @@ func (p *Port) end() {
 		if !all && !(idle && s.Unread == 0 && s.Unsent == 0 && s.Quiet >= idleFor) {
 			continue
 		}
-		if err := p.cfg.Namespace.Do(func() error { return sockdiag.Destroy(&s) }); err != nil {
+		if err := p.cfg.Namespace.Do(func() error { return p.cfg.destroy(&s) }); err != nil {
 			p.cfg.Log.Warn("an older connection lives on", "error", err)
 			continue
 		}
@@ -341,6 +335,7 @@ func (p *Port) unwatch() error {
 		return nil
 	}
 	p.program = nil
+	p.watched(0)
 	return was.close()
 }
 
@@ -350,7 +345,8 @@ func (p *Port) takeOver(key bpf.FlowKey) error {
 	if !ok {
 		return errors.New("it has ended meanwhile")
 	}
-	if err := p.cfg.Namespace.Do(func() error { return sockdiag.Destroy(&s) }); err != nil {
+	if err := p.cfg.Namespace.Do(func() error { return p.cfg.destroy(&s) }); err != nil {
+		p.cfg.Counters.LeftUndestroyed.Add(1)
 		return err
 	}
 	p.cfg.Counters.TakenOver.Add(1)
@@ -370,10 +366,7 @@ func (p *Port) claims(head match.Head) bool {
 func (p *Port) Watched() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.program == nil {
-		return 0
-	}
-	return len(p.older)
+	return p.counted
 }
 
 // Close leaves all connections alone.

@@ -82,10 +82,15 @@ func newWorld(t *testing.T) *world {
 // rule takes the requests with x-user: ann.
 func rule(t *testing.T, existing string) takeover.Rule {
 	t.Helper()
+	r, err := annsRule(existing)
+	require.NoError(t, err)
+	return r
+}
+
+func annsRule(existing string) (takeover.Rule, error) {
 	ann := "ann"
 	m, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &ann}}})
-	require.NoError(t, err)
-	return takeover.Rule{Intercept: "ann", HTTP: m, Existing: existing}
+	return takeover.Rule{Intercept: "ann", HTTP: m, Existing: existing}, err
 }
 
 // watch opens the port with rules, and does not steer.
