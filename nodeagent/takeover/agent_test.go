@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -20,26 +22,40 @@ import (
 	"sidestep.dev/sidestep/nodeagent/takeover"
 )
 
-// Set in the environment, it turns the test's program into what watches the connections of a pod: by clsact, or as the kernel has it. The
-// pod's namespace is its file 3. It says what it does, and claims a request when it has been given a line.
-const envWatcher = "SIDESTEP_TEST_WATCHER"
+// Set in the environment, it turns the test's program into an app, or into what watches the connections of a pod: by clsact, or as the kernel
+// has it. The pod's namespace is its file 3. It says what it does, and a watcher claims a request when it has been given a line.
+const envChild = "SIDESTEP_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	if how := os.Getenv(envWatcher); how != "" {
-		if err := watcher(how == "clsact"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+	what := os.Getenv(envChild)
+	if what == "" {
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	ns, err := netns.Open("/proc/self/fd/3")
+	switch {
+	case err != nil:
+	case what == "app":
+		err = app(ns)
+	default:
+		err = watcher(ns, what == "clsact")
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
 }
 
-func watcher(clsact bool) error {
-	ns, err := netns.Open("/proc/self/fd/3")
-	if err != nil {
+func app(ns *netns.Namespace) (err error) {
+	var l net.Listener
+	if err := ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		return err
+	}); err != nil {
 		return err
 	}
+	fmt.Println("listening")
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Served-By", "app") }))
+}
+
+func watcher(ns *netns.Namespace, clsact bool) error {
 	lines := bufio.NewScanner(os.Stdin)
 	cfg := takeover.Config{
 		Namespace: ns, Port: port, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -65,17 +81,24 @@ func watcher(clsact bool) error {
 	select {}
 }
 
-// agent is a watcher in a process of its own.
-type agent struct {
+// child is a process of its own.
+type child struct {
 	*exec.Cmd
 	says *bufio.Reader
 	tell func(line string) error
 }
 
-func (w *world) startAgent(t *testing.T, how string) *agent {
+func (w *world) startAgent(t *testing.T, how string) *child {
 	t.Helper()
-	a := &agent{Cmd: exec.Command("/proc/self/exe")}
-	a.Env = append(os.Environ(), envWatcher+"="+how)
+	a := w.startChild(t, how)
+	a.expect(t, "watching")
+	return a
+}
+
+func (w *world) startChild(t *testing.T, what string) *child {
+	t.Helper()
+	a := &child{Cmd: exec.Command("/proc/self/exe")}
+	a.Env = append(os.Environ(), envChild+"="+what)
 	a.Stderr = t.Output()
 	out, err := a.StdoutPipe()
 	require.NoError(t, err)
@@ -97,18 +120,17 @@ func (w *world) startAgent(t *testing.T, how string) *agent {
 		return a.Start()
 	}))
 	t.Cleanup(func() { a.kill() })
-	a.expect(t, "watching")
 	return a
 }
 
-func (a *agent) expect(t *testing.T, word string) {
+func (a *child) expect(t *testing.T, word string) {
 	t.Helper()
 	line, err := a.says.ReadString('\n')
 	require.NoError(t, err)
 	require.True(t, strings.HasPrefix(line, word), line)
 }
 
-func (a *agent) kill() {
+func (a *child) kill() {
 	_ = a.Process.Kill()
 	_ = a.Wait()
 }
@@ -225,7 +247,7 @@ func TestWhoDecidesTooLateTakesNothingOver(t *testing.T) {
 			return false
 		}
 	}, 20*time.Second, 10*time.Millisecond)
-	assert.EqualValues(t, 1, w.counters.TakenOver.Load())
+	w.tookOver(t, 1)
 }
 
 func (w *world) filters(t *testing.T) (names []string) {

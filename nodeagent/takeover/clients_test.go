@@ -138,7 +138,7 @@ func TestOf32BusyConnectionsThoseWithTheHeaderAreTakenOverAndNoOther(t *testing.
 			assert.Equal(t, want, p.used(), "client %d has the connection that it had", i)
 		}
 	}
-	assert.EqualValues(t, 4, w.counters.TakenOver.Load())
+	w.tookOver(t, 4)
 	assert.Zero(t, w.app.marked.Load(), "the app has seen none of the developer's requests")
 	t.Log("held back and let go:", w.counters.Released.Load())
 }
@@ -237,5 +237,5 @@ http {
 		assert.Equal(t, "laptop", who)
 	}
 	assert.Zero(t, w.app.marked.Load())
-	assert.EqualValues(t, 1, w.counters.TakenOver.Load())
+	w.tookOver(t, 1)
 }

@@ -3,6 +3,7 @@ package takeover_test
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
@@ -44,7 +46,8 @@ type httptest struct {
 	// requests with the header, and all of them by the client's address.
 	marked atomic.Int64
 	seen   map[string]int
-	// begun and let are for requests to /wait.
+	body   atomic.Value // the last one's SHA-256
+	// begun and let are for requests to /wait, whose answer waits, and to /hold, whose body is not read before.
 	begun, let chan struct{}
 }
 
@@ -55,7 +58,13 @@ func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mu.Lock()
 	h.seen[r.RemoteAddr]++
 	h.mu.Unlock()
-	_, _ = io.Copy(io.Discard, r.Body)
+	if r.URL.Path == "/hold" {
+		h.begun <- struct{}{}
+		<-h.let
+	}
+	body := sha256.New()
+	_, _ = io.Copy(body, r.Body)
+	h.body.Store([sha256.Size]byte(body.Sum(nil)))
 	if r.URL.Path == "/wait" {
 		h.begun <- struct{}{}
 		<-h.let
@@ -73,10 +82,21 @@ func serve(t *testing.T, l net.Listener, word string) *httptest {
 }
 
 func newWorld(t *testing.T) *world {
-	node := testnet.NewNode(t)
-	w := &world{node: node, pod: node.NewPod(t)}
+	w := newWorldWithoutApp(t)
 	w.app = serve(t, testnet.Listen(t, w.pod.Namespace, fmt.Sprintf(":%d", port)), "app")
 	return w
+}
+
+func newWorldWithoutApp(t *testing.T) *world {
+	node := testnet.NewNode(t)
+	return &world{node: node, pod: node.NewPod(t)}
+}
+
+// tookOver waits until as many connections have been taken over. Clients may notice before it is counted.
+func (w *world) tookOver(t *testing.T, n int) {
+	t.Helper()
+	assert.Eventually(t, func() bool { return w.counters.TakenOver.Load() >= uint64(n) }, 20*time.Second, time.Millisecond)
+	assert.EqualValues(t, n, w.counters.TakenOver.Load())
 }
 
 // rule takes the requests with x-user: ann.
@@ -173,7 +193,7 @@ func dial(t *testing.T, from *netns.Namespace, to netip.Addr) *client {
 
 // ask sends bytes and gives who answered.
 func (c *client) ask(parts ...string) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	for i, part := range parts {
 		if i > 0 {
 			time.Sleep(20 * time.Millisecond) // so that they are not sent together
