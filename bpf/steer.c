@@ -8,6 +8,7 @@
 //
 // It never drops. Whatever is not certainly ours is passed on, and the kernel then finds the app's socket as if we were not here.
 #include "steer.h"
+#include "mesh.h"
 
 SEC("sk_lookup")
 int steer(struct bpf_sk_lookup *ctx)
@@ -30,7 +31,8 @@ int steer(struct bpf_sk_lookup *ctx)
 		// From the pod to itself. The agent dials the app this way, so this is also what keeps it from meeting itself.
 		if (remote4 == local4)
 			return SK_PASS;
-		if (bpf_ntohl(local4) >> 24 == LOOPBACK_NET)
+		// On loopback, everything is the app's but what a mesh's proxy was made to connect from an address of its own.
+		if (bpf_ntohl(local4) >> 24 == LOOPBACK_NET && remote4 != bpf_htonl(MESH_DIALS_FROM))
 			return SK_PASS;
 		key.ip[2] = bpf_htonl(0xffff);
 		key.ip[3] = local4;

@@ -24,6 +24,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/peername"
 	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/pods"
@@ -124,7 +125,7 @@ func newAgent(cfg Config) (*agent, error) {
 	processes := podnet.NewFinder(cfg.Proc)
 	connections := &older{log: cfg.Log}
 	a.pods = pods.New(pods.Config{
-		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes},
+		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
 		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
 		AllowHostNetwork: cfg.AllowHostNetwork,
 	})
@@ -241,6 +242,24 @@ func (c clients) Attach(uid string, id netns.ID) (pods.Introducer, error) {
 		return nil, err
 	}
 	return h, nil
+}
+
+type meshes struct {
+	*mesh.Node
+	processes *podnet.Finder
+}
+
+func (m meshes) Open(uid string, ns pods.Namespace) pods.Mesh {
+	return meshPod{m.Node.Open(uid, ns), func() []string { return m.processes.Processes(uid, ns.ID()) }}
+}
+
+type meshPod struct {
+	*mesh.Pod
+	processes func() []string
+}
+
+func (p meshPod) Look(targets []netip.AddrPort) (mesh.Proxy, error) {
+	return p.Pod.Look(targets, p.processes())
 }
 
 type steering struct{ *steer.Node }

@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(envConfine) != "":
 		confine()
+	case os.Getenv(envSidecar) != "":
+		fmt.Fprintln(os.Stderr, "sidecar:", beSidecar())
+		os.Exit(1)
 	case os.Getenv(envAgent) != "":
 		os.Exit(nodeagent.Main(nodeagent.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr}))
 	}

@@ -9,6 +9,7 @@ var product = []report.Row{
 	{Title: "steering by TC, with a link (tcx)", Pattern: `nodeagent/steer Test\w+/tcx`, Since: "6.6"},
 	{Title: "steering under SYN cookies", Pattern: `nodeagent/steer TestSteeringWorksWithSYNCookies`},
 	{Title: "a mesh proxy in the pod is steered", Pattern: `nodeagent/steer TestMeshProxyInThePodIsSteered`},
+	{Title: "proxies that connect like anybody in the pod, too", Pattern: `nodeagent/mesh TestProxyIsMadeKnown`, Since: "5.14"},
 	{Title: "a killed agent leaves connections to the app", Pattern: `nodeagent TestKilledAgent|nodeagent/steer TestClosedListener`},
 	{Title: "a hung agent leaves connections to the app", Pattern: `nodeagent TestStoppedAgent|nodeagent/steer TestSilentAgent`},
 	{Title: "the younger of two agents takes over", Pattern: `TestYoungerAgentTakesOver`},

@@ -57,7 +57,7 @@ func (s *site) take(c *net.TCPConn) {
 		_ = c.Close()
 		return
 	}
-	if !slices.Contains(s.ips, local.Addr()) {
+	if !slices.Contains(s.ips, local.Addr()) && !s.isMeshs(local, remote) {
 		// Somebody in the pod has found the listener itself. There is no app at its address: to pass this on would be to meet
 		// ourselves, again and again.
 		_ = c.Close()

@@ -21,7 +21,7 @@ func (s *site) meetClients() {
 
 // introduce gives what tells the app, before a socket connects to it, whom the connection is for.
 func (s *site) introduce(client netip.AddrPort) func(fd int) {
-	if s.clientele.introducer == nil {
+	if s.clientele.introducer == nil || s.isDisguised(client) {
 		return nil
 	}
 	return func(fd int) {

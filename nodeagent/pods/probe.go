@@ -100,10 +100,16 @@ func (p *pod) report() []*agentpb.TargetReport {
 			}
 			if p.problem == "" {
 				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)
-				if tr.Steering {
+				if tr.Steering && p.site != nil {
 					tr.Message = idle
 					if why := p.olderProblem(port, r); why != "" {
 						tr.Message = why
+					}
+					if why := p.site.mesh.olderProblem(port); why != "" {
+						tr.Message = why
+					}
+					if why, all := p.site.mesh.problem(); why != "" {
+						tr.Steering, tr.Failed, tr.Message = !all, all, why
 					}
 				}
 			}
@@ -128,6 +134,7 @@ func (p *pod) probe(want *agentpb.Pod) {
 	}
 	p.probed = time.Now()
 	s := p.site
+	s.lookForMesh()
 	for _, t := range want.GetTargets() {
 		port := uint16(t.GetPort())
 		p.prove(s, claim{port: port}, func() error { return s.proveDatapath(port) })

@@ -21,6 +21,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
@@ -72,11 +73,25 @@ type Introducer interface {
 	Close() error
 }
 
+// Meshes knows the proxies that service meshes have in pods. See package mesh.
+type Meshes interface {
+	Open(uid string, ns Namespace) Mesh
+}
+
+// Mesh is the part that one pod has in a mesh, if any.
+type Mesh interface {
+	Look(targets []netip.AddrPort) (mesh.Proxy, error)
+	Missed() (target netip.AddrPort, missed bool)
+	Older(port uint16) (n int, err error)
+	Close() error
+}
+
 // Config is what a Set works with.
 type Config struct {
 	Finder   Finder
 	Steering Steering
 	Clients  Clients
+	Meshes   Meshes // nil: there are none
 	Tunnels  proxy.Tunnels
 	Takeover Takeover // nil: connections that are open already are left alone
 	// Serve serves one steered connection and closes it.

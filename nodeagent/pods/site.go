@@ -13,6 +13,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 )
 
@@ -30,6 +31,7 @@ type site struct {
 	expected expectations
 
 	clientele   clientele
+	mesh        meshProxy
 	hostNetwork bool // the namespace is the node's
 
 	mu      sync.Mutex
@@ -89,6 +91,7 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 		}
 	}
 	s.meetClients()
+	s.meetMesh()
 	s.ctx, s.cancel = context.WithCancel(p.set.ctx)
 	for _, d := range s.doors {
 		s.serving.Go(func() { s.accept(d) })
@@ -138,8 +141,8 @@ func (s *site) attach() error {
 }
 
 func (s *site) steer(port uint16) error {
-	for _, ip := range s.ips {
-		if err := s.program.Add(netip.AddrPortFrom(ip, port)); err != nil {
+	for _, target := range s.steerable(port) {
+		if err := s.program.Add(target); err != nil {
 			return err
 		}
 	}
@@ -148,8 +151,8 @@ func (s *site) steer(port uint16) error {
 }
 
 func (s *site) unsteer(port uint16) error {
-	for _, ip := range s.ips {
-		if err := s.program.Remove(netip.AddrPortFrom(ip, port)); err != nil {
+	for _, target := range s.steerable(port) {
+		if err := s.program.Remove(target); err != nil {
 			return err
 		}
 	}
@@ -196,7 +199,7 @@ func (s *site) release(linger time.Duration) (left time.Duration, err error) {
 		for port := range s.steered {
 			errs = append(errs, s.unsteer(port))
 		}
-		errs = append(errs, s.program.Detach())
+		errs = append(errs, s.program.Detach(), s.leaveMesh())
 		if err := errors.Join(errs...); err != nil {
 			return 0, err
 		}
@@ -243,7 +246,7 @@ func (s *site) abort() error {
 	errs := []error{s.forgetAllOlder(), s.program.Detach(), s.closeDoors()}
 	s.cancel()
 	s.serving.Wait()
-	return errors.Join(append(errs, s.dismissClients(), s.program.Close(), s.ns.Close())...)
+	return errors.Join(append(errs, s.leaveMesh(), s.dismissClients(), s.program.Close(), s.ns.Close())...)
 }
 
 func (s *site) closeDoors() error {
@@ -279,7 +282,7 @@ func rulesOf(t *agentpb.Target, rejected map[claim]string) []proxy.Rule {
 // kubeletOf tells how to know the kubelet. It dials from whichever of the node's addresses is nearest to the pod: with most networks the pod's
 // gateway.
 func kubeletOf(t *agentpb.Target, hosts []string, gateways []netip.Addr) proxy.Kubelet {
-	k := proxy.Kubelet{HostIPs: slices.Clone(gateways)}
+	k := proxy.Kubelet{HostIPs: slices.Concat(gateways, mesh.Probers)}
 	for _, host := range hosts {
 		if ip, err := netip.ParseAddr(host); err == nil {
 			k.HostIPs = append(k.HostIPs, ip.Unmap())

@@ -20,9 +20,11 @@ const (
 	requestSize    = 56
 	messageSize    = 72
 	idSize         = 48
+	userAt         = 64 // in struct inet_diag_msg
 	diagInfo       = 2
 	diagSockopt    = 22
 	stEstablished  = 1
+	stListen       = 10
 	lastDataSentAt = 44 // in struct tcp_info
 	lastDataRecvAt = 52
 	bitMcLoop      = 1 << 4 // in the first byte of struct inet_diag_sockopt
@@ -39,6 +41,8 @@ type Socket struct {
 	Unread, Unsent uint32
 	// Quiet is for how long no data has been received nor sent.
 	Quiet time.Duration
+	// User is whose it is.
+	User uint32
 	// Device is the index of the interface that it is bound to, or 0.
 	Device uint32
 	// Marked says that it was accepted from a listener with Mark.
@@ -64,26 +68,58 @@ func Mark(fd int) error {
 
 // List gives the established connections of a local port, those to loopback addresses included.
 func List(port uint16) ([]Socket, error) {
+	return list(func(r []byte) { binary.BigEndian.PutUint16(r[8:], port) }, func(s *Socket) bool { return s.Local.Port() == port })
+}
+
+// ListTo gives the established connections to a remote port.
+func ListTo(port uint16) ([]Socket, error) {
+	return list(func(r []byte) { binary.BigEndian.PutUint16(r[10:], port) }, func(s *Socket) bool { return s.Remote.Port() == port })
+}
+
+// list asks for what fits both the request and the condition.
+func list(ask func(request []byte), fits func(*Socket) bool) ([]Socket, error) {
 	var all []Socket
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 		r := newRequest(family)
 		r[2] = 1 << (diagInfo - 1)
 		binary.NativeEndian.PutUint32(r[4:], 1<<stEstablished)
-		binary.BigEndian.PutUint16(r[8:], port)
+		ask(r)
 		req.AddRawData(r)
 		messages, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
 		// What changes meanwhile is seen the next time.
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return nil, fmt.Errorf("list the connections of port %d: %w", port, err)
+			return nil, fmt.Errorf("list connections: %w", err)
 		}
 		for _, m := range messages {
-			if s, ok := parse(m); ok && s.Local.Port() == port {
+			if s, ok := parse(m); ok && fits(&s) {
 				all = append(all, s)
 			}
 		}
 	}
 	return all, nil
+}
+
+// Listeners gives the users who listen on a port, as numbers.
+func Listeners(port uint16) ([]uint32, error) {
+	var users []uint32
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+		r := newRequest(family)
+		binary.NativeEndian.PutUint32(r[4:], 1<<stListen)
+		binary.BigEndian.PutUint16(r[8:], port)
+		req.AddRawData(r)
+		messages, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list who listens on port %d: %w", port, err)
+		}
+		for _, m := range messages {
+			if len(m) >= messageSize && m[1] == stListen && binary.BigEndian.Uint16(m[4:]) == port {
+				users = append(users, binary.NativeEndian.Uint32(m[userAt:]))
+			}
+		}
+	}
+	return users, nil
 }
 
 // Destroy ends the connection: its peer gets a reset, its owner an error. It succeeds if the connection has ended already.
@@ -151,6 +187,7 @@ func parse(m []byte) (Socket, bool) {
 	s.Device = binary.NativeEndian.Uint32(s.id[36:])
 	s.Unread = binary.NativeEndian.Uint32(m[56:])
 	s.Unsent = binary.NativeEndian.Uint32(m[60:])
+	s.User = binary.NativeEndian.Uint32(m[userAt:])
 	attributes, err := nl.ParseRouteAttr(m[messageSize:])
 	if err != nil {
 		return Socket{}, false

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -19,7 +20,7 @@ var errRedirected = errors.New("iptables or nftables in the pod redirect what ar
 func redirected() error {
 	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
 		names, err := os.ReadFile("/proc/thread-self/net/" + file)
-		if err == nil && slices.Contains(strings.Fields(string(names)), "nat") {
+		if err == nil && slices.ContainsFunc(strings.Fields(string(names)), func(name string) bool { return name == "nat" || name == "mangle" }) {
 			return errRedirected
 		}
 	}
@@ -32,12 +33,23 @@ func redirected() error {
 	if err != nil {
 		return fmt.Errorf("list the chains of nftables: %w", err)
 	}
-	for _, r := range replies {
-		if changesDestination(r) {
-			return errRedirected
-		}
+	if slices.ContainsFunc(replies, changesDestination) {
+		return errRedirected
+	}
+	rules := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+	rules.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
+	if replies, err = rules.Execute(unix.NETLINK_NETFILTER, 0); err != nil {
+		return fmt.Errorf("list the rules of nftables: %w", err)
+	}
+	if slices.ContainsFunc(replies, picksSocket) {
+		return errRedirected
 	}
 	return nil
+}
+
+// picksSocket says whether a rule gives what arrives to a transparent proxy, be it an expression of nftables or a target of iptables.
+func picksSocket(rule []byte) bool {
+	return bytes.Contains(rule, []byte("tproxy\x00")) || bytes.Contains(rule, []byte("TPROXY\x00"))
 }
 
 // changesDestination says whether a chain is one of NAT for what arrives.
