@@ -12,6 +12,7 @@ import (
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -239,6 +240,24 @@ func TestDevelopersGetTheirRolesOnlyWhenNamed(t *testing.T) {
 		{Kind: "ServiceAccount", Name: "ci", Namespace: "build"},
 	}, binding.Subjects)
 	assert.Equal(t, "shop", get[*rbacv1.RoleBinding](t, somebody, "RoleBinding/sidestep-intercept").Namespace)
+}
+
+func TestDevelopersMayReadEnvironmentsUnlessTheValuesSayOtherwise(t *testing.T) {
+	reads := func(role *rbacv1.ClusterRole) bool {
+		return slices.ContainsFunc(role.Rules, func(r rbacv1.PolicyRule) bool {
+			return slices.Equal(r.APIGroups, []string{"sidestep.dev"}) && slices.Equal(r.Resources, []string{"intercepts/environment"}) && slices.Equal(r.Verbs, []string{"get"})
+		})
+	}
+	for allowed, set := range map[bool]values{true: {}, false: {"rbac": values{"environment": false}}} {
+		rendered := mustRender(t, set)
+		assert.Equal(t, allowed, reads(get[*rbacv1.ClusterRole](t, rendered, "ClusterRole/sidestep-user")))
+		assert.True(t, reads(get[*rbacv1.ClusterRole](t, rendered, "ClusterRole/sidestep-environment")), "to be bound where the other does not have it")
+		policy := get[*admissionv1.ValidatingAdmissionPolicy](t, rendered, "ValidatingAdmissionPolicy/sidestep-environment")
+		assert.Equal(t, admissionv1.Fail, *policy.Spec.FailurePolicy)
+		binding := get[*admissionv1.ValidatingAdmissionPolicyBinding](t, rendered, "ValidatingAdmissionPolicyBinding/sidestep-environment")
+		assert.Equal(t, policy.Name, binding.Spec.PolicyName)
+		assert.Equal(t, []admissionv1.ValidationAction{admissionv1.Deny}, binding.Spec.ValidationActions)
+	}
 }
 
 func TestValuesArriveWhereTheyBelong(t *testing.T) {

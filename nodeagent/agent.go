@@ -24,6 +24,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/environ"
 	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/peername"
 	"sidestep.dev/sidestep/nodeagent/podnet"
@@ -115,7 +116,7 @@ func newAgent(cfg Config) (*agent, error) {
 	var err error
 	a.uplink, err = uplink.New(uplink.Config{
 		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
-		Hello: a.hello,
+		Hello: a.hello, Environment: environ.Reader{Proc: cfg.Proc}.Read,
 	})
 	if err != nil {
 		return nil, err

@@ -52,6 +52,8 @@ type manager struct {
 	away       bool                    // the laptop answers nothing but that it is not there
 	mute       bool                    // the laptop answers nothing at all
 	tunnels    map[*tunnel.Conn]struct{}
+	// asking gets the streams on which agents answer questions for environments; nil: a manager that has none.
+	asking chan agentpb.Agents_EnvironmentsServer
 }
 
 func newManager(t *testing.T) *manager {

@@ -247,6 +247,127 @@ func (x *Assignment) GetPods() []*Pod {
 	return nil
 }
 
+// EnvironmentQuestion asks for the environment of a container's first process.
+type EnvironmentQuestion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of the answer too
+	PodUid        string                 `protobuf:"bytes,2,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	ContainerId   string                 `protobuf:"bytes,3,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"` // of the container runtime, without its scheme
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentQuestion) Reset() {
+	*x = EnvironmentQuestion{}
+	mi := &file_api_agentpb_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentQuestion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentQuestion) ProtoMessage() {}
+
+func (x *EnvironmentQuestion) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agentpb_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentQuestion.ProtoReflect.Descriptor instead.
+func (*EnvironmentQuestion) Descriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EnvironmentQuestion) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *EnvironmentQuestion) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
+func (x *EnvironmentQuestion) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+type EnvironmentAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Variables     [][]byte               `protobuf:"bytes,2,rep,name=variables,proto3" json:"variables,omitempty"` // NAME=VALUE in any encoding, in the process's order
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`     // why there are none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentAnswer) Reset() {
+	*x = EnvironmentAnswer{}
+	mi := &file_api_agentpb_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentAnswer) ProtoMessage() {}
+
+func (x *EnvironmentAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agentpb_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentAnswer.ProtoReflect.Descriptor instead.
+func (*EnvironmentAnswer) Descriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EnvironmentAnswer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *EnvironmentAnswer) GetVariables() [][]byte {
+	if x != nil {
+		return x.Variables
+	}
+	return nil
+}
+
+func (x *EnvironmentAnswer) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type Pod struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -263,7 +384,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[3]
+	mi := &file_api_agentpb_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +396,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[3]
+	mi := &file_api_agentpb_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +409,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{3}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Pod) GetUid() string {
@@ -360,7 +481,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[4]
+	mi := &file_api_agentpb_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +493,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[4]
+	mi := &file_api_agentpb_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +506,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{4}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Target) GetPort() uint32 {
@@ -419,7 +540,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[5]
+	mi := &file_api_agentpb_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +552,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[5]
+	mi := &file_api_agentpb_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +565,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Probe) GetKind() string {
@@ -477,7 +598,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[6]
+	mi := &file_api_agentpb_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +610,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[6]
+	mi := &file_api_agentpb_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +623,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rule) GetInterceptUid() string {
@@ -564,7 +685,7 @@ type HTTPMatch struct {
 
 func (x *HTTPMatch) Reset() {
 	*x = HTTPMatch{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[7]
+	mi := &file_api_agentpb_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +697,7 @@ func (x *HTTPMatch) String() string {
 func (*HTTPMatch) ProtoMessage() {}
 
 func (x *HTTPMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[7]
+	mi := &file_api_agentpb_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +710,7 @@ func (x *HTTPMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPMatch.ProtoReflect.Descriptor instead.
 func (*HTTPMatch) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HTTPMatch) GetHeaders() []*HeaderMatch {
@@ -620,7 +741,7 @@ type HeaderMatch struct {
 
 func (x *HeaderMatch) Reset() {
 	*x = HeaderMatch{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[8]
+	mi := &file_api_agentpb_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +753,7 @@ func (x *HeaderMatch) String() string {
 func (*HeaderMatch) ProtoMessage() {}
 
 func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[8]
+	mi := &file_api_agentpb_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +766,7 @@ func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
 func (*HeaderMatch) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HeaderMatch) GetName() string {
@@ -710,7 +831,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[9]
+	mi := &file_api_agentpb_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +843,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[9]
+	mi := &file_api_agentpb_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +856,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PathMatch) GetMatch() isPathMatch_Match {
@@ -806,7 +927,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[10]
+	mi := &file_api_agentpb_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +939,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[10]
+	mi := &file_api_agentpb_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +952,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Report) GetRevision() uint64 {
@@ -866,7 +987,7 @@ type Datapath struct {
 
 func (x *Datapath) Reset() {
 	*x = Datapath{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[11]
+	mi := &file_api_agentpb_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +999,7 @@ func (x *Datapath) String() string {
 func (*Datapath) ProtoMessage() {}
 
 func (x *Datapath) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[11]
+	mi := &file_api_agentpb_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1012,7 @@ func (x *Datapath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Datapath.ProtoReflect.Descriptor instead.
 func (*Datapath) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Datapath) GetName() string {
@@ -928,7 +1049,7 @@ type TargetReport struct {
 
 func (x *TargetReport) Reset() {
 	*x = TargetReport{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[12]
+	mi := &file_api_agentpb_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1061,7 @@ func (x *TargetReport) String() string {
 func (*TargetReport) ProtoMessage() {}
 
 func (x *TargetReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[12]
+	mi := &file_api_agentpb_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1074,7 @@ func (x *TargetReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReport.ProtoReflect.Descriptor instead.
 func (*TargetReport) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TargetReport) GetPodUid() string {
@@ -1038,7 +1159,15 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12*\n" +
-	"\x04pods\x18\x02 \x03(\v2\x16.sidestep.agent.v1.PodR\x04pods\"\xf3\x01\n" +
+	"\x04pods\x18\x02 \x03(\v2\x16.sidestep.agent.v1.PodR\x04pods\"a\n" +
+	"\x13EnvironmentQuestion\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x17\n" +
+	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12!\n" +
+	"\fcontainer_id\x18\x03 \x01(\tR\vcontainerId\"[\n" +
+	"\x11EnvironmentAnswer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1c\n" +
+	"\tvariables\x18\x02 \x03(\fR\tvariables\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xf3\x01\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1092,10 +1221,11 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x06failed\x18\t \x01(\bR\x06failed\x12 \n" +
 	"\vconnections\x18\x06 \x01(\x04R\vconnections\x12\x18\n" +
 	"\amatched\x18\a \x01(\x04R\amatched\x12\x1c\n" +
-	"\tfallbacks\x18\b \x01(\x04R\tfallbacks2\x9a\x01\n" +
+	"\tfallbacks\x18\b \x01(\x04R\tfallbacks2\xfc\x01\n" +
 	"\x06Agents\x12L\n" +
 	"\x06Attach\x12\x1f.sidestep.agent.v1.AgentMessage\x1a\x1d.sidestep.agent.v1.Assignment(\x010\x01\x12B\n" +
-	"\x06Tunnel\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01B#Z!sidestep.dev/sidestep/api/agentpbb\x06proto3"
+	"\x06Tunnel\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12`\n" +
+	"\fEnvironments\x12$.sidestep.agent.v1.EnvironmentAnswer\x1a&.sidestep.agent.v1.EnvironmentQuestion(\x010\x01B#Z!sidestep.dev/sidestep/api/agentpbb\x06proto3"
 
 var (
 	file_api_agentpb_agent_proto_rawDescOnce sync.Once
@@ -1109,41 +1239,45 @@ func file_api_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_api_agentpb_agent_proto_rawDescData
 }
 
-var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_api_agentpb_agent_proto_goTypes = []any{
-	(*AgentMessage)(nil),   // 0: sidestep.agent.v1.AgentMessage
-	(*Hello)(nil),          // 1: sidestep.agent.v1.Hello
-	(*Assignment)(nil),     // 2: sidestep.agent.v1.Assignment
-	(*Pod)(nil),            // 3: sidestep.agent.v1.Pod
-	(*Target)(nil),         // 4: sidestep.agent.v1.Target
-	(*Probe)(nil),          // 5: sidestep.agent.v1.Probe
-	(*Rule)(nil),           // 6: sidestep.agent.v1.Rule
-	(*HTTPMatch)(nil),      // 7: sidestep.agent.v1.HTTPMatch
-	(*HeaderMatch)(nil),    // 8: sidestep.agent.v1.HeaderMatch
-	(*PathMatch)(nil),      // 9: sidestep.agent.v1.PathMatch
-	(*Report)(nil),         // 10: sidestep.agent.v1.Report
-	(*Datapath)(nil),       // 11: sidestep.agent.v1.Datapath
-	(*TargetReport)(nil),   // 12: sidestep.agent.v1.TargetReport
-	(*tunnelpb.Frame)(nil), // 13: sidestep.tunnel.v1.Frame
+	(*AgentMessage)(nil),        // 0: sidestep.agent.v1.AgentMessage
+	(*Hello)(nil),               // 1: sidestep.agent.v1.Hello
+	(*Assignment)(nil),          // 2: sidestep.agent.v1.Assignment
+	(*EnvironmentQuestion)(nil), // 3: sidestep.agent.v1.EnvironmentQuestion
+	(*EnvironmentAnswer)(nil),   // 4: sidestep.agent.v1.EnvironmentAnswer
+	(*Pod)(nil),                 // 5: sidestep.agent.v1.Pod
+	(*Target)(nil),              // 6: sidestep.agent.v1.Target
+	(*Probe)(nil),               // 7: sidestep.agent.v1.Probe
+	(*Rule)(nil),                // 8: sidestep.agent.v1.Rule
+	(*HTTPMatch)(nil),           // 9: sidestep.agent.v1.HTTPMatch
+	(*HeaderMatch)(nil),         // 10: sidestep.agent.v1.HeaderMatch
+	(*PathMatch)(nil),           // 11: sidestep.agent.v1.PathMatch
+	(*Report)(nil),              // 12: sidestep.agent.v1.Report
+	(*Datapath)(nil),            // 13: sidestep.agent.v1.Datapath
+	(*TargetReport)(nil),        // 14: sidestep.agent.v1.TargetReport
+	(*tunnelpb.Frame)(nil),      // 15: sidestep.tunnel.v1.Frame
 }
 var file_api_agentpb_agent_proto_depIdxs = []int32{
 	1,  // 0: sidestep.agent.v1.AgentMessage.hello:type_name -> sidestep.agent.v1.Hello
-	10, // 1: sidestep.agent.v1.AgentMessage.report:type_name -> sidestep.agent.v1.Report
-	3,  // 2: sidestep.agent.v1.Assignment.pods:type_name -> sidestep.agent.v1.Pod
-	4,  // 3: sidestep.agent.v1.Pod.targets:type_name -> sidestep.agent.v1.Target
-	6,  // 4: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
-	5,  // 5: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
-	7,  // 6: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
-	8,  // 7: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
-	9,  // 8: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
-	12, // 9: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
-	11, // 10: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
+	12, // 1: sidestep.agent.v1.AgentMessage.report:type_name -> sidestep.agent.v1.Report
+	5,  // 2: sidestep.agent.v1.Assignment.pods:type_name -> sidestep.agent.v1.Pod
+	6,  // 3: sidestep.agent.v1.Pod.targets:type_name -> sidestep.agent.v1.Target
+	8,  // 4: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
+	7,  // 5: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
+	9,  // 6: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
+	10, // 7: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
+	11, // 8: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
+	14, // 9: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
+	13, // 10: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
 	0,  // 11: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
-	13, // 12: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
-	2,  // 13: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	13, // 14: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
+	15, // 12: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
+	4,  // 13: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
+	2,  // 14: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	15, // 15: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	3,  // 16: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
+	14, // [14:17] is the sub-list for method output_type
+	11, // [11:14] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -1158,11 +1292,11 @@ func file_api_agentpb_agent_proto_init() {
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Report)(nil),
 	}
-	file_api_agentpb_agent_proto_msgTypes[8].OneofWrappers = []any{
+	file_api_agentpb_agent_proto_msgTypes[10].OneofWrappers = []any{
 		(*HeaderMatch_Value)(nil),
 		(*HeaderMatch_Regex)(nil),
 	}
-	file_api_agentpb_agent_proto_msgTypes[9].OneofWrappers = []any{
+	file_api_agentpb_agent_proto_msgTypes[11].OneofWrappers = []any{
 		(*PathMatch_Equal)(nil),
 		(*PathMatch_Prefix)(nil),
 		(*PathMatch_Regex)(nil),
@@ -1173,7 +1307,7 @@ func file_api_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agentpb_agent_proto_rawDesc), len(file_api_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

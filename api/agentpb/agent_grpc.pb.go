@@ -22,8 +22,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Agents_Attach_FullMethodName = "/sidestep.agent.v1.Agents/Attach"
-	Agents_Tunnel_FullMethodName = "/sidestep.agent.v1.Agents/Tunnel"
+	Agents_Attach_FullMethodName       = "/sidestep.agent.v1.Agents/Attach"
+	Agents_Tunnel_FullMethodName       = "/sidestep.agent.v1.Agents/Tunnel"
+	Agents_Environments_FullMethodName = "/sidestep.agent.v1.Agents/Environments"
 )
 
 // AgentsClient is the client API for Agents service.
@@ -34,6 +35,9 @@ type AgentsClient interface {
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AgentMessage, Assignment], error)
 	// Tunnel carries one connection to the laptop that holds the intercept named in OPEN.
 	Tunnel(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error)
+	// Environments is how the manager asks for environments: the node agent opens the stream once it is attached, and each message that it
+	// sends answers one that it received.
+	Environments(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EnvironmentAnswer, EnvironmentQuestion], error)
 }
 
 type agentsClient struct {
@@ -70,6 +74,19 @@ func (c *agentsClient) Tunnel(ctx context.Context, opts ...grpc.CallOption) (grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Agents_TunnelClient = grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame]
 
+func (c *agentsClient) Environments(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EnvironmentAnswer, EnvironmentQuestion], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Agents_ServiceDesc.Streams[2], Agents_Environments_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EnvironmentAnswer, EnvironmentQuestion]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agents_EnvironmentsClient = grpc.BidiStreamingClient[EnvironmentAnswer, EnvironmentQuestion]
+
 // AgentsServer is the server API for Agents service.
 // All implementations must embed UnimplementedAgentsServer
 // for forward compatibility.
@@ -78,6 +95,9 @@ type AgentsServer interface {
 	Attach(grpc.BidiStreamingServer[AgentMessage, Assignment]) error
 	// Tunnel carries one connection to the laptop that holds the intercept named in OPEN.
 	Tunnel(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error
+	// Environments is how the manager asks for environments: the node agent opens the stream once it is attached, and each message that it
+	// sends answers one that it received.
+	Environments(grpc.BidiStreamingServer[EnvironmentAnswer, EnvironmentQuestion]) error
 	mustEmbedUnimplementedAgentsServer()
 }
 
@@ -93,6 +113,9 @@ func (UnimplementedAgentsServer) Attach(grpc.BidiStreamingServer[AgentMessage, A
 }
 func (UnimplementedAgentsServer) Tunnel(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
 	return status.Error(codes.Unimplemented, "method Tunnel not implemented")
+}
+func (UnimplementedAgentsServer) Environments(grpc.BidiStreamingServer[EnvironmentAnswer, EnvironmentQuestion]) error {
+	return status.Error(codes.Unimplemented, "method Environments not implemented")
 }
 func (UnimplementedAgentsServer) mustEmbedUnimplementedAgentsServer() {}
 func (UnimplementedAgentsServer) testEmbeddedByValue()                {}
@@ -129,6 +152,13 @@ func _Agents_Tunnel_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Agents_TunnelServer = grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]
 
+func _Agents_Environments_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(AgentsServer).Environments(&grpc.GenericServerStream[EnvironmentAnswer, EnvironmentQuestion]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agents_EnvironmentsServer = grpc.BidiStreamingServer[EnvironmentAnswer, EnvironmentQuestion]
+
 // Agents_ServiceDesc is the grpc.ServiceDesc for Agents service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -146,6 +176,12 @@ var Agents_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Tunnel",
 			Handler:       _Agents_Tunnel_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Environments",
+			Handler:       _Agents_Environments_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -411,6 +411,134 @@ func (x *Ping) GetId() uint64 {
 	return 0
 }
 
+type EnvironmentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // of the Intercept
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	InterceptUid  string                 `protobuf:"bytes,3,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentRequest) Reset() {
+	*x = EnvironmentRequest{}
+	mi := &file_api_clientpb_client_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentRequest) ProtoMessage() {}
+
+func (x *EnvironmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_clientpb_client_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentRequest.ProtoReflect.Descriptor instead.
+func (*EnvironmentRequest) Descriptor() ([]byte, []int) {
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EnvironmentRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EnvironmentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnvironmentRequest) GetInterceptUid() string {
+	if x != nil {
+		return x.InterceptUid
+	}
+	return ""
+}
+
+type EnvironmentReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Variables     [][]byte               `protobuf:"bytes,1,rep,name=variables,proto3" json:"variables,omitempty"` // NAME=VALUE as the process has them, in any encoding
+	Declared      []string               `protobuf:"bytes,2,rep,name=declared,proto3" json:"declared,omitempty"`   // names of those that the pod's specification sets one by one
+	Container     string                 `protobuf:"bytes,3,opt,name=container,proto3" json:"container,omitempty"`
+	Pod           string                 `protobuf:"bytes,4,opt,name=pod,proto3" json:"pod,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentReply) Reset() {
+	*x = EnvironmentReply{}
+	mi := &file_api_clientpb_client_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentReply) ProtoMessage() {}
+
+func (x *EnvironmentReply) ProtoReflect() protoreflect.Message {
+	mi := &file_api_clientpb_client_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentReply.ProtoReflect.Descriptor instead.
+func (*EnvironmentReply) Descriptor() ([]byte, []int) {
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EnvironmentReply) GetVariables() [][]byte {
+	if x != nil {
+		return x.Variables
+	}
+	return nil
+}
+
+func (x *EnvironmentReply) GetDeclared() []string {
+	if x != nil {
+		return x.Declared
+	}
+	return nil
+}
+
+func (x *EnvironmentReply) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *EnvironmentReply) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
 type NodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -419,7 +547,7 @@ type NodesRequest struct {
 
 func (x *NodesRequest) Reset() {
 	*x = NodesRequest{}
-	mi := &file_api_clientpb_client_proto_msgTypes[5]
+	mi := &file_api_clientpb_client_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +559,7 @@ func (x *NodesRequest) String() string {
 func (*NodesRequest) ProtoMessage() {}
 
 func (x *NodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_clientpb_client_proto_msgTypes[5]
+	mi := &file_api_clientpb_client_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +572,7 @@ func (x *NodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesRequest.ProtoReflect.Descriptor instead.
 func (*NodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_clientpb_client_proto_rawDescGZIP(), []int{5}
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{7}
 }
 
 type NodesReply struct {
@@ -456,7 +584,7 @@ type NodesReply struct {
 
 func (x *NodesReply) Reset() {
 	*x = NodesReply{}
-	mi := &file_api_clientpb_client_proto_msgTypes[6]
+	mi := &file_api_clientpb_client_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +596,7 @@ func (x *NodesReply) String() string {
 func (*NodesReply) ProtoMessage() {}
 
 func (x *NodesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_clientpb_client_proto_msgTypes[6]
+	mi := &file_api_clientpb_client_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +609,7 @@ func (x *NodesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesReply.ProtoReflect.Descriptor instead.
 func (*NodesReply) Descriptor() ([]byte, []int) {
-	return file_api_clientpb_client_proto_rawDescGZIP(), []int{6}
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodesReply) GetAgents() []*NodeAgent {
@@ -506,7 +634,7 @@ type NodeAgent struct {
 
 func (x *NodeAgent) Reset() {
 	*x = NodeAgent{}
-	mi := &file_api_clientpb_client_proto_msgTypes[7]
+	mi := &file_api_clientpb_client_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +646,7 @@ func (x *NodeAgent) String() string {
 func (*NodeAgent) ProtoMessage() {}
 
 func (x *NodeAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_clientpb_client_proto_msgTypes[7]
+	mi := &file_api_clientpb_client_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +659,7 @@ func (x *NodeAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgent.ProtoReflect.Descriptor instead.
 func (*NodeAgent) Descriptor() ([]byte, []int) {
-	return file_api_clientpb_client_proto_rawDescGZIP(), []int{7}
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeAgent) GetNode() string {
@@ -602,7 +730,16 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12#\n" +
 	"\rgrace_seconds\x18\x03 \x01(\rR\fgraceSeconds\"\x16\n" +
 	"\x04Ping\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"k\n" +
+	"\x12EnvironmentRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12#\n" +
+	"\rintercept_uid\x18\x03 \x01(\tR\finterceptUid\"|\n" +
+	"\x10EnvironmentReply\x12\x1c\n" +
+	"\tvariables\x18\x01 \x03(\fR\tvariables\x12\x1a\n" +
+	"\bdeclared\x18\x02 \x03(\tR\bdeclared\x12\x1c\n" +
+	"\tcontainer\x18\x03 \x01(\tR\tcontainer\x12\x10\n" +
+	"\x03pod\x18\x04 \x01(\tR\x03pod\"\x0e\n" +
 	"\fNodesRequest\"C\n" +
 	"\n" +
 	"NodesReply\x125\n" +
@@ -613,11 +750,12 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1a\n" +
 	"\bdatapath\x18\x05 \x01(\tR\bdatapath\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\xee\x01\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xcb\x02\n" +
 	"\aClients\x12T\n" +
 	"\aSession\x12!.sidestep.client.v1.ClientMessage\x1a\".sidestep.client.v1.ManagerMessage(\x010\x01\x12B\n" +
 	"\x06Accept\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12I\n" +
-	"\x05Nodes\x12 .sidestep.client.v1.NodesRequest\x1a\x1e.sidestep.client.v1.NodesReplyB$Z\"sidestep.dev/sidestep/api/clientpbb\x06proto3"
+	"\x05Nodes\x12 .sidestep.client.v1.NodesRequest\x1a\x1e.sidestep.client.v1.NodesReply\x12[\n" +
+	"\vEnvironment\x12&.sidestep.client.v1.EnvironmentRequest\x1a$.sidestep.client.v1.EnvironmentReplyB$Z\"sidestep.dev/sidestep/api/clientpbb\x06proto3"
 
 var (
 	file_api_clientpb_client_proto_rawDescOnce sync.Once
@@ -631,17 +769,19 @@ func file_api_clientpb_client_proto_rawDescGZIP() []byte {
 	return file_api_clientpb_client_proto_rawDescData
 }
 
-var file_api_clientpb_client_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_api_clientpb_client_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_api_clientpb_client_proto_goTypes = []any{
-	(*ClientMessage)(nil),  // 0: sidestep.client.v1.ClientMessage
-	(*ManagerMessage)(nil), // 1: sidestep.client.v1.ManagerMessage
-	(*ClientHello)(nil),    // 2: sidestep.client.v1.ClientHello
-	(*ManagerHello)(nil),   // 3: sidestep.client.v1.ManagerHello
-	(*Ping)(nil),           // 4: sidestep.client.v1.Ping
-	(*NodesRequest)(nil),   // 5: sidestep.client.v1.NodesRequest
-	(*NodesReply)(nil),     // 6: sidestep.client.v1.NodesReply
-	(*NodeAgent)(nil),      // 7: sidestep.client.v1.NodeAgent
-	(*tunnelpb.Frame)(nil), // 8: sidestep.tunnel.v1.Frame
+	(*ClientMessage)(nil),      // 0: sidestep.client.v1.ClientMessage
+	(*ManagerMessage)(nil),     // 1: sidestep.client.v1.ManagerMessage
+	(*ClientHello)(nil),        // 2: sidestep.client.v1.ClientHello
+	(*ManagerHello)(nil),       // 3: sidestep.client.v1.ManagerHello
+	(*Ping)(nil),               // 4: sidestep.client.v1.Ping
+	(*EnvironmentRequest)(nil), // 5: sidestep.client.v1.EnvironmentRequest
+	(*EnvironmentReply)(nil),   // 6: sidestep.client.v1.EnvironmentReply
+	(*NodesRequest)(nil),       // 7: sidestep.client.v1.NodesRequest
+	(*NodesReply)(nil),         // 8: sidestep.client.v1.NodesReply
+	(*NodeAgent)(nil),          // 9: sidestep.client.v1.NodeAgent
+	(*tunnelpb.Frame)(nil),     // 10: sidestep.tunnel.v1.Frame
 }
 var file_api_clientpb_client_proto_depIdxs = []int32{
 	2,  // 0: sidestep.client.v1.ClientMessage.hello:type_name -> sidestep.client.v1.ClientHello
@@ -650,15 +790,17 @@ var file_api_clientpb_client_proto_depIdxs = []int32{
 	3,  // 3: sidestep.client.v1.ManagerMessage.hello:type_name -> sidestep.client.v1.ManagerHello
 	4,  // 4: sidestep.client.v1.ManagerMessage.ping:type_name -> sidestep.client.v1.Ping
 	4,  // 5: sidestep.client.v1.ManagerMessage.pong:type_name -> sidestep.client.v1.Ping
-	7,  // 6: sidestep.client.v1.NodesReply.agents:type_name -> sidestep.client.v1.NodeAgent
+	9,  // 6: sidestep.client.v1.NodesReply.agents:type_name -> sidestep.client.v1.NodeAgent
 	0,  // 7: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
-	8,  // 8: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
-	5,  // 9: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
-	1,  // 10: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
-	8,  // 11: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
-	6,  // 12: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
+	10, // 8: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
+	7,  // 9: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
+	5,  // 10: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
+	1,  // 11: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
+	10, // 12: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
+	8,  // 13: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
+	6,  // 14: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
+	11, // [11:15] is the sub-list for method output_type
+	7,  // [7:11] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -686,7 +828,7 @@ func file_api_clientpb_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_clientpb_client_proto_rawDesc), len(file_api_clientpb_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,9 +23,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Clients_Session_FullMethodName = "/sidestep.client.v1.Clients/Session"
-	Clients_Accept_FullMethodName  = "/sidestep.client.v1.Clients/Accept"
-	Clients_Nodes_FullMethodName   = "/sidestep.client.v1.Clients/Nodes"
+	Clients_Session_FullMethodName     = "/sidestep.client.v1.Clients/Session"
+	Clients_Accept_FullMethodName      = "/sidestep.client.v1.Clients/Accept"
+	Clients_Nodes_FullMethodName       = "/sidestep.client.v1.Clients/Nodes"
+	Clients_Environment_FullMethodName = "/sidestep.client.v1.Clients/Environment"
 )
 
 // ClientsClient is the client API for Clients service.
@@ -40,6 +41,9 @@ type ClientsClient interface {
 	Accept(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error)
 	// Nodes tells of the node agents, to those who have a session.
 	Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesReply, error)
+	// Environment gives the environment of the container that an intercept is of. Its Intercept is to be accepted, the session's own, and
+	// to have spec.environment, which the API server only lets those write who may read environments.
+	Environment(ctx context.Context, in *EnvironmentRequest, opts ...grpc.CallOption) (*EnvironmentReply, error)
 }
 
 type clientsClient struct {
@@ -86,6 +90,16 @@ func (c *clientsClient) Nodes(ctx context.Context, in *NodesRequest, opts ...grp
 	return out, nil
 }
 
+func (c *clientsClient) Environment(ctx context.Context, in *EnvironmentRequest, opts ...grpc.CallOption) (*EnvironmentReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnvironmentReply)
+	err := c.cc.Invoke(ctx, Clients_Environment_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClientsServer is the server API for Clients service.
 // All implementations must embed UnimplementedClientsServer
 // for forward compatibility.
@@ -98,6 +112,9 @@ type ClientsServer interface {
 	Accept(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error
 	// Nodes tells of the node agents, to those who have a session.
 	Nodes(context.Context, *NodesRequest) (*NodesReply, error)
+	// Environment gives the environment of the container that an intercept is of. Its Intercept is to be accepted, the session's own, and
+	// to have spec.environment, which the API server only lets those write who may read environments.
+	Environment(context.Context, *EnvironmentRequest) (*EnvironmentReply, error)
 	mustEmbedUnimplementedClientsServer()
 }
 
@@ -116,6 +133,9 @@ func (UnimplementedClientsServer) Accept(grpc.BidiStreamingServer[tunnelpb.Frame
 }
 func (UnimplementedClientsServer) Nodes(context.Context, *NodesRequest) (*NodesReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Nodes not implemented")
+}
+func (UnimplementedClientsServer) Environment(context.Context, *EnvironmentRequest) (*EnvironmentReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Environment not implemented")
 }
 func (UnimplementedClientsServer) mustEmbedUnimplementedClientsServer() {}
 func (UnimplementedClientsServer) testEmbeddedByValue()                 {}
@@ -170,6 +190,24 @@ func _Clients_Nodes_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Clients_Environment_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnvironmentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClientsServer).Environment(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Clients_Environment_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClientsServer).Environment(ctx, req.(*EnvironmentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Clients_ServiceDesc is the grpc.ServiceDesc for Clients service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -180,6 +218,10 @@ var Clients_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Nodes",
 			Handler:    _Clients_Nodes_Handler,
+		},
+		{
+			MethodName: "Environment",
+			Handler:    _Clients_Environment_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -22,6 +22,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Environment says whether the container's environment is wanted.
+type InterceptRequest_Environment int32
+
+const (
+	InterceptRequest_NOT_WANTED InterceptRequest_Environment = 0
+	InterceptRequest_IF_ALLOWED InterceptRequest_Environment = 1 // a warning says why there is none
+	InterceptRequest_REQUIRED   InterceptRequest_Environment = 2 // without it there is no intercept
+)
+
+// Enum value maps for InterceptRequest_Environment.
+var (
+	InterceptRequest_Environment_name = map[int32]string{
+		0: "NOT_WANTED",
+		1: "IF_ALLOWED",
+		2: "REQUIRED",
+	}
+	InterceptRequest_Environment_value = map[string]int32{
+		"NOT_WANTED": 0,
+		"IF_ALLOWED": 1,
+		"REQUIRED":   2,
+	}
+)
+
+func (x InterceptRequest_Environment) Enum() *InterceptRequest_Environment {
+	p := new(InterceptRequest_Environment)
+	*p = x
+	return p
+}
+
+func (x InterceptRequest_Environment) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (InterceptRequest_Environment) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_daemonpb_daemon_proto_enumTypes[0].Descriptor()
+}
+
+func (InterceptRequest_Environment) Type() protoreflect.EnumType {
+	return &file_api_daemonpb_daemon_proto_enumTypes[0]
+}
+
+func (x InterceptRequest_Environment) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use InterceptRequest_Environment.Descriptor instead.
+func (InterceptRequest_Environment) EnumDescriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{9, 0}
+}
+
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -757,23 +807,24 @@ func (x *PodInfo) GetMessage() string {
 }
 
 type InterceptRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // the intercept's full name
-	Namespace      string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Workload       string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`
-	WorkloadKind   string                 `protobuf:"bytes,4,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"` // empty: whichever has the name
-	Service        string                 `protobuf:"bytes,5,opt,name=service,proto3" json:"service,omitempty"`
-	PortIdentifier string                 `protobuf:"bytes,6,opt,name=port_identifier,json=portIdentifier,proto3" json:"port_identifier,omitempty"` // service port by name or number
-	LocalPort      int32                  `protobuf:"varint,7,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`               // 0: the container port
-	Address        string                 `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`                                     // default 127.0.0.1
-	Mechanism      string                 `protobuf:"bytes,9,opt,name=mechanism,proto3" json:"mechanism,omitempty"`                                 // tcp or http
-	Headers        []*Header              `protobuf:"bytes,10,rep,name=headers,proto3" json:"headers,omitempty"`
-	AutoHeader     bool                   `protobuf:"varint,11,opt,name=auto_header,json=autoHeader,proto3" json:"auto_header,omitempty"` // add the condition x-telepresence-intercept-id: <session>:<name>
-	Path           *PathCondition         `protobuf:"bytes,12,opt,name=path,proto3" json:"path,omitempty"`
-	Existing       string                 `protobuf:"bytes,13,opt,name=existing,proto3" json:"existing,omitempty"`
-	Container      string                 `protobuf:"bytes,14,opt,name=container,proto3" json:"container,omitempty"`
-	TimeoutMs      int64                  `protobuf:"varint,15,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // for every ready pod to be steering; 0: 30 s
-	Plaintext      bool                   `protobuf:"varint,16,opt,name=plaintext,proto3" json:"plaintext,omitempty"`                  // the port speaks plaintext, whatever its name or appProtocol says
+	state          protoimpl.MessageState       `protogen:"open.v1"`
+	Name           string                       `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // the intercept's full name
+	Namespace      string                       `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Workload       string                       `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`
+	WorkloadKind   string                       `protobuf:"bytes,4,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"` // empty: whichever has the name
+	Service        string                       `protobuf:"bytes,5,opt,name=service,proto3" json:"service,omitempty"`
+	PortIdentifier string                       `protobuf:"bytes,6,opt,name=port_identifier,json=portIdentifier,proto3" json:"port_identifier,omitempty"` // service port by name or number
+	LocalPort      int32                        `protobuf:"varint,7,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`               // 0: the container port
+	Address        string                       `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`                                     // default 127.0.0.1
+	Mechanism      string                       `protobuf:"bytes,9,opt,name=mechanism,proto3" json:"mechanism,omitempty"`                                 // tcp or http
+	Headers        []*Header                    `protobuf:"bytes,10,rep,name=headers,proto3" json:"headers,omitempty"`
+	AutoHeader     bool                         `protobuf:"varint,11,opt,name=auto_header,json=autoHeader,proto3" json:"auto_header,omitempty"` // add the condition x-telepresence-intercept-id: <session>:<name>
+	Path           *PathCondition               `protobuf:"bytes,12,opt,name=path,proto3" json:"path,omitempty"`
+	Existing       string                       `protobuf:"bytes,13,opt,name=existing,proto3" json:"existing,omitempty"`
+	Container      string                       `protobuf:"bytes,14,opt,name=container,proto3" json:"container,omitempty"`
+	TimeoutMs      int64                        `protobuf:"varint,15,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // for every ready pod to be steering; 0: 30 s
+	Plaintext      bool                         `protobuf:"varint,16,opt,name=plaintext,proto3" json:"plaintext,omitempty"`                  // the port speaks plaintext, whatever its name or appProtocol says
+	Environment    InterceptRequest_Environment `protobuf:"varint,17,opt,name=environment,proto3,enum=sidestep.daemon.v1.InterceptRequest_Environment" json:"environment,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -918,6 +969,13 @@ func (x *InterceptRequest) GetPlaintext() bool {
 		return x.Plaintext
 	}
 	return false
+}
+
+func (x *InterceptRequest) GetEnvironment() InterceptRequest_Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return InterceptRequest_NOT_WANTED
 }
 
 type Header struct {
@@ -1080,8 +1138,9 @@ func (*PathCondition_Regex) isPathCondition_Match() {}
 
 type InterceptEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Progress      string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"` // one line for people
-	Result        *InterceptInfo         `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`     // set on the last event
+	Progress      string                 `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`       // one line for people
+	Result        *InterceptInfo         `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`           // set on the last event
+	Environment   *Environment           `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"` // set on the last event, if it was wanted and could be had
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1130,6 +1189,82 @@ func (x *InterceptEvent) GetResult() *InterceptInfo {
 	return nil
 }
 
+func (x *InterceptEvent) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+// Environment is that of the intercepted container.
+type Environment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Variables     [][]byte               `protobuf:"bytes,1,rep,name=variables,proto3" json:"variables,omitempty"` // NAME=VALUE as its process has them, in any encoding
+	Declared      []string               `protobuf:"bytes,2,rep,name=declared,proto3" json:"declared,omitempty"`   // names of those that the pod's specification sets one by one
+	Container     string                 `protobuf:"bytes,3,opt,name=container,proto3" json:"container,omitempty"`
+	Pod           string                 `protobuf:"bytes,4,opt,name=pod,proto3" json:"pod,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Environment) Reset() {
+	*x = Environment{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Environment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Environment) ProtoMessage() {}
+
+func (x *Environment) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Environment.ProtoReflect.Descriptor instead.
+func (*Environment) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Environment) GetVariables() [][]byte {
+	if x != nil {
+		return x.Variables
+	}
+	return nil
+}
+
+func (x *Environment) GetDeclared() []string {
+	if x != nil {
+		return x.Declared
+	}
+	return nil
+}
+
+func (x *Environment) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *Environment) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
 type LeaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1139,7 +1274,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1286,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1299,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{13}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LeaveRequest) GetName() string {
@@ -1183,7 +1318,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1330,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1343,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{14}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaveReply) GetLeft() *InterceptInfo {
@@ -1227,7 +1362,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1374,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1387,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HoldRequest) GetIntercept() string {
@@ -1270,7 +1405,7 @@ type HoldEvent struct {
 
 func (x *HoldEvent) Reset() {
 	*x = HoldEvent{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1417,7 @@ func (x *HoldEvent) String() string {
 func (*HoldEvent) ProtoMessage() {}
 
 func (x *HoldEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1430,7 @@ func (x *HoldEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldEvent.ProtoReflect.Descriptor instead.
 func (*HoldEvent) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
 }
 
 type ConfigInfo struct {
@@ -1312,7 +1447,7 @@ type ConfigInfo struct {
 
 func (x *ConfigInfo) Reset() {
 	*x = ConfigInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1459,7 @@ func (x *ConfigInfo) String() string {
 func (*ConfigInfo) ProtoMessage() {}
 
 func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1472,7 @@ func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigInfo.ProtoReflect.Descriptor instead.
 func (*ConfigInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ConfigInfo) GetLogLevel() string {
@@ -1392,7 +1527,7 @@ type LogLevelRequest struct {
 
 func (x *LogLevelRequest) Reset() {
 	*x = LogLevelRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1539,7 @@ func (x *LogLevelRequest) String() string {
 func (*LogLevelRequest) ProtoMessage() {}
 
 func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1552,7 @@ func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLevelRequest.ProtoReflect.Descriptor instead.
 func (*LogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogLevelRequest) GetLevel() string {
@@ -1443,7 +1578,7 @@ type NodeAgentsReply struct {
 
 func (x *NodeAgentsReply) Reset() {
 	*x = NodeAgentsReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1590,7 @@ func (x *NodeAgentsReply) String() string {
 func (*NodeAgentsReply) ProtoMessage() {}
 
 func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1603,7 @@ func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentsReply.ProtoReflect.Descriptor instead.
 func (*NodeAgentsReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeAgentsReply) GetAgents() []*NodeAgentInfo {
@@ -1493,7 +1628,7 @@ type NodeAgentInfo struct {
 
 func (x *NodeAgentInfo) Reset() {
 	*x = NodeAgentInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1640,7 @@ func (x *NodeAgentInfo) String() string {
 func (*NodeAgentInfo) ProtoMessage() {}
 
 func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1653,7 @@ func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentInfo.ProtoReflect.Descriptor instead.
 func (*NodeAgentInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeAgentInfo) GetNode() string {
@@ -1643,7 +1778,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
 	"\bsteering\x18\x03 \x01(\bR\bsteering\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xa4\x04\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xb5\x05\n" +
 	"\x10InterceptRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -1664,7 +1799,14 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\tcontainer\x18\x0e \x01(\tR\tcontainer\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x0f \x01(\x03R\ttimeoutMs\x12\x1c\n" +
-	"\tplaintext\x18\x10 \x01(\bR\tplaintext\"H\n" +
+	"\tplaintext\x18\x10 \x01(\bR\tplaintext\x12R\n" +
+	"\venvironment\x18\x11 \x01(\x0e20.sidestep.daemon.v1.InterceptRequest.EnvironmentR\venvironment\";\n" +
+	"\vEnvironment\x12\x0e\n" +
+	"\n" +
+	"NOT_WANTED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"IF_ALLOWED\x10\x01\x12\f\n" +
+	"\bREQUIRED\x10\x02\"H\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
@@ -1673,10 +1815,16 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x05equal\x18\x01 \x01(\tH\x00R\x05equal\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x16\n" +
 	"\x05regex\x18\x03 \x01(\tH\x00R\x05regexB\a\n" +
-	"\x05match\"g\n" +
+	"\x05match\"\xaa\x01\n" +
 	"\x0eInterceptEvent\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\tR\bprogress\x129\n" +
-	"\x06result\x18\x02 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x06result\"\"\n" +
+	"\x06result\x18\x02 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x06result\x12A\n" +
+	"\venvironment\x18\x03 \x01(\v2\x1f.sidestep.daemon.v1.EnvironmentR\venvironment\"w\n" +
+	"\vEnvironment\x12\x1c\n" +
+	"\tvariables\x18\x01 \x03(\fR\tvariables\x12\x1a\n" +
+	"\bdeclared\x18\x02 \x03(\tR\bdeclared\x12\x1c\n" +
+	"\tcontainer\x18\x03 \x01(\tR\tcontainer\x12\x10\n" +
+	"\x03pod\x18\x04 \x01(\tR\x03pod\"\"\n" +
 	"\fLeaveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"C\n" +
 	"\n" +
@@ -1734,73 +1882,78 @@ func file_api_daemonpb_daemon_proto_rawDescGZIP() []byte {
 	return file_api_daemonpb_daemon_proto_rawDescData
 }
 
-var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_api_daemonpb_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_api_daemonpb_daemon_proto_goTypes = []any{
-	(*Empty)(nil),            // 0: sidestep.daemon.v1.Empty
-	(*VersionInfo)(nil),      // 1: sidestep.daemon.v1.VersionInfo
-	(*ConnectRequest)(nil),   // 2: sidestep.daemon.v1.ConnectRequest
-	(*StatusInfo)(nil),       // 3: sidestep.daemon.v1.StatusInfo
-	(*ListRequest)(nil),      // 4: sidestep.daemon.v1.ListRequest
-	(*ListReply)(nil),        // 5: sidestep.daemon.v1.ListReply
-	(*WorkloadInfo)(nil),     // 6: sidestep.daemon.v1.WorkloadInfo
-	(*InterceptInfo)(nil),    // 7: sidestep.daemon.v1.InterceptInfo
-	(*PodInfo)(nil),          // 8: sidestep.daemon.v1.PodInfo
-	(*InterceptRequest)(nil), // 9: sidestep.daemon.v1.InterceptRequest
-	(*Header)(nil),           // 10: sidestep.daemon.v1.Header
-	(*PathCondition)(nil),    // 11: sidestep.daemon.v1.PathCondition
-	(*InterceptEvent)(nil),   // 12: sidestep.daemon.v1.InterceptEvent
-	(*LeaveRequest)(nil),     // 13: sidestep.daemon.v1.LeaveRequest
-	(*LeaveReply)(nil),       // 14: sidestep.daemon.v1.LeaveReply
-	(*HoldRequest)(nil),      // 15: sidestep.daemon.v1.HoldRequest
-	(*HoldEvent)(nil),        // 16: sidestep.daemon.v1.HoldEvent
-	(*ConfigInfo)(nil),       // 17: sidestep.daemon.v1.ConfigInfo
-	(*LogLevelRequest)(nil),  // 18: sidestep.daemon.v1.LogLevelRequest
-	(*NodeAgentsReply)(nil),  // 19: sidestep.daemon.v1.NodeAgentsReply
-	(*NodeAgentInfo)(nil),    // 20: sidestep.daemon.v1.NodeAgentInfo
-	nil,                      // 21: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(InterceptRequest_Environment)(0), // 0: sidestep.daemon.v1.InterceptRequest.Environment
+	(*Empty)(nil),                     // 1: sidestep.daemon.v1.Empty
+	(*VersionInfo)(nil),               // 2: sidestep.daemon.v1.VersionInfo
+	(*ConnectRequest)(nil),            // 3: sidestep.daemon.v1.ConnectRequest
+	(*StatusInfo)(nil),                // 4: sidestep.daemon.v1.StatusInfo
+	(*ListRequest)(nil),               // 5: sidestep.daemon.v1.ListRequest
+	(*ListReply)(nil),                 // 6: sidestep.daemon.v1.ListReply
+	(*WorkloadInfo)(nil),              // 7: sidestep.daemon.v1.WorkloadInfo
+	(*InterceptInfo)(nil),             // 8: sidestep.daemon.v1.InterceptInfo
+	(*PodInfo)(nil),                   // 9: sidestep.daemon.v1.PodInfo
+	(*InterceptRequest)(nil),          // 10: sidestep.daemon.v1.InterceptRequest
+	(*Header)(nil),                    // 11: sidestep.daemon.v1.Header
+	(*PathCondition)(nil),             // 12: sidestep.daemon.v1.PathCondition
+	(*InterceptEvent)(nil),            // 13: sidestep.daemon.v1.InterceptEvent
+	(*Environment)(nil),               // 14: sidestep.daemon.v1.Environment
+	(*LeaveRequest)(nil),              // 15: sidestep.daemon.v1.LeaveRequest
+	(*LeaveReply)(nil),                // 16: sidestep.daemon.v1.LeaveReply
+	(*HoldRequest)(nil),               // 17: sidestep.daemon.v1.HoldRequest
+	(*HoldEvent)(nil),                 // 18: sidestep.daemon.v1.HoldEvent
+	(*ConfigInfo)(nil),                // 19: sidestep.daemon.v1.ConfigInfo
+	(*LogLevelRequest)(nil),           // 20: sidestep.daemon.v1.LogLevelRequest
+	(*NodeAgentsReply)(nil),           // 21: sidestep.daemon.v1.NodeAgentsReply
+	(*NodeAgentInfo)(nil),             // 22: sidestep.daemon.v1.NodeAgentInfo
+	nil,                               // 23: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
-	21, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
-	1,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
-	7,  // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
-	6,  // 3: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
-	7,  // 4: sidestep.daemon.v1.WorkloadInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
-	7,  // 5: sidestep.daemon.v1.WorkloadInfo.others:type_name -> sidestep.daemon.v1.InterceptInfo
-	8,  // 6: sidestep.daemon.v1.InterceptInfo.pods:type_name -> sidestep.daemon.v1.PodInfo
-	10, // 7: sidestep.daemon.v1.InterceptRequest.headers:type_name -> sidestep.daemon.v1.Header
-	11, // 8: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
-	7,  // 9: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
-	7,  // 10: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
-	20, // 11: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
-	0,  // 12: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
-	0,  // 13: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
-	2,  // 14: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
-	0,  // 15: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
-	0,  // 16: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
-	4,  // 17: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
-	9,  // 18: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
-	13, // 19: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	15, // 20: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
-	0,  // 21: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
-	18, // 22: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
-	0,  // 23: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
-	1,  // 24: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	3,  // 25: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	3,  // 26: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	0,  // 27: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	0,  // 28: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	5,  // 29: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	12, // 30: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	14, // 31: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	16, // 32: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
-	17, // 33: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
-	0,  // 34: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
-	19, // 35: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
-	24, // [24:36] is the sub-list for method output_type
-	12, // [12:24] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	23, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	2,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
+	8,  // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
+	7,  // 3: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
+	8,  // 4: sidestep.daemon.v1.WorkloadInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
+	8,  // 5: sidestep.daemon.v1.WorkloadInfo.others:type_name -> sidestep.daemon.v1.InterceptInfo
+	9,  // 6: sidestep.daemon.v1.InterceptInfo.pods:type_name -> sidestep.daemon.v1.PodInfo
+	11, // 7: sidestep.daemon.v1.InterceptRequest.headers:type_name -> sidestep.daemon.v1.Header
+	12, // 8: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
+	0,  // 9: sidestep.daemon.v1.InterceptRequest.environment:type_name -> sidestep.daemon.v1.InterceptRequest.Environment
+	8,  // 10: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
+	14, // 11: sidestep.daemon.v1.InterceptEvent.environment:type_name -> sidestep.daemon.v1.Environment
+	8,  // 12: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
+	22, // 13: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
+	1,  // 14: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
+	1,  // 15: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
+	3,  // 16: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
+	1,  // 17: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
+	1,  // 18: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
+	5,  // 19: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
+	10, // 20: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
+	15, // 21: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
+	17, // 22: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	1,  // 23: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	20, // 24: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	1,  // 25: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
+	2,  // 26: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	4,  // 27: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	4,  // 28: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	1,  // 29: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	1,  // 30: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	6,  // 31: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	13, // 32: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	16, // 33: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	18, // 34: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	19, // 35: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	1,  // 36: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	21, // 37: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
+	26, // [26:38] is the sub-list for method output_type
+	14, // [14:26] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_api_daemonpb_daemon_proto_init() }
@@ -1818,13 +1971,14 @@ func file_api_daemonpb_daemon_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_daemonpb_daemon_proto_rawDesc), len(file_api_daemonpb_daemon_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   22,
+			NumEnums:      1,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_api_daemonpb_daemon_proto_goTypes,
 		DependencyIndexes: file_api_daemonpb_daemon_proto_depIdxs,
+		EnumInfos:         file_api_daemonpb_daemon_proto_enumTypes,
 		MessageInfos:      file_api_daemonpb_daemon_proto_msgTypes,
 	}.Build()
 	File_api_daemonpb_daemon_proto = out.File

@@ -49,7 +49,7 @@ const (
 )
 
 // InterceptSpec is what the developer asks for. Nothing in it can change after creation except the service, the
-// port, the container, plaintext and the destination: that is how an intercept moves to another port without a gap.
+// port, the container, plaintext, environment and the destination: that is how an intercept moves to another port without a gap.
 //
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
@@ -90,6 +90,11 @@ type InterceptSpec struct {
 	// it, mechanism http is refused on such a port.
 	// +optional
 	Plaintext bool `json:"plaintext,omitempty"`
+
+	// Environment lets the holder read the environment of the container's process. The ValidatingAdmissionPolicy sidestep-environment admits it
+	// only from those who may get intercepts/environment in the namespace.
+	// +optional
+	Environment bool `json:"environment,omitempty"`
 
 	// Existing says what becomes of connections that were open before the intercept.
 	// +kubebuilder:validation:Enum=auto;idle;all;none

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,7 +54,9 @@ type Config struct {
 	Security []grpc.DialOption
 	// Hello says who calls, at the time of each call.
 	Hello func() *agentpb.Hello
-	Log   *slog.Logger
+	// Environment answers the manager's questions; nil: they are not answered.
+	Environment Environment
+	Log         *slog.Logger
 }
 
 // ErrSuperseded says that a younger agent of this node is attached to the manager.
@@ -182,6 +185,10 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 	every := time.NewTicker(reportEvery)
 	defer every.Stop()
 	var last time.Time
+	var answering sync.WaitGroup
+	defer answering.Wait()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	for {
 		select {
 		case <-ctx.Done():
@@ -191,6 +198,9 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 			if !u.attached.Swap(true) {
 				u.cfg.Log.Info("attached to the manager", "manager", u.cfg.Manager, "revision", a.GetRevision())
 				pods.Probe()
+				if u.cfg.Environment != nil {
+					answering.Go(func() { u.answerEnvironments(ctx) })
+				}
 			}
 			continue
 		case <-pods.Changed():

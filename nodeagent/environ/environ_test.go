@@ -1,0 +1,190 @@
+package environ
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/testnet"
+)
+
+const (
+	uid = "12345678-9abc-def0-1234-56789abcdef0"
+	id  = "4f1c8a9be0d15ad0a3a05d5a0f2f7c1f0f4a8d1b2c3d4e5f60718293a4b5c6d7"
+)
+
+var underscored = strings.ReplaceAll(uid, "-", "_")
+
+func TestAContainerIsToldByItsControlGroup(t *testing.T) {
+	other := strings.Repeat("0", 64)
+	for name, c := range map[string]struct {
+		cgroup string
+		is     bool
+	}{
+		"containerd, cgroupfs driver":               {"0::/kubepods/burstable/pod" + uid + "/" + id, true},
+		"containerd, systemd driver":                {"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscored + ".slice/cri-containerd-" + id + ".scope", true},
+		"guaranteed, systemd driver":                {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/cri-containerd-" + id + ".scope", true},
+		"containerd in systemd, without its driver": {"1:name=systemd:/system.slice/containerd.service/kubepods-besteffort-pod" + underscored + ".slice:cri-containerd:" + id, true},
+		"cri-o":                                  {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/crio-" + id + ".scope/container", true},
+		"conmon of cri-o":                        {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/crio-conmon-" + id + ".scope", false},
+		"docker":                                 {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/docker-" + id + ".scope", true},
+		"systemd in the container":               {"0::/kubepods/pod" + uid + "/" + id + "/init.scope", true},
+		"seen from another control group":        {"0::/../../pod" + uid + "/" + id, true},
+		"version 1 first":                        {"12:cpu,cpuacct:/kubepods/pod" + uid + "/" + id + "\n0::/", true},
+		"a cluster in a pod":                     {"0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/" + other + "/kubelet/kubepods/pod" + uid + "/" + id, true},
+		"the pause container":                    {"0::/kubepods/pod" + uid + "/" + other, false},
+		"another pod":                            {"0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/" + id, false},
+		"the pod's own group":                    {"0::/kubepods/pod" + uid, false},
+		"a group that ends like the container's": {"0::/kubepods/pod" + uid + "/x" + id, false},
+		"no pod":                                 {"0::/system.slice/docker-" + id + ".scope", false},
+		"nothing":                                {"", false},
+	} {
+		assert.Equal(t, c.is, isOf([]byte(c.cgroup+"\n"), uid, id), name)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for name, c := range map[string]struct {
+		text string
+		want []string
+		err  error
+	}{
+		"anything but NUL may be in a value": {"A=1\x00B=x=y\n$z 'q'\"\\\x00C=\x00D=\xff\xfe\x00", []string{"A=1", "B=x=y\n$z 'q'\"\\", "C=", "D=\xff\xfe"}, nil},
+		"names need not be identifiers":      {"my.key-1=v\x00", []string{"my.key-1=v"}, nil},
+		"the last one without its NUL":       {"A=1\x00B=2", []string{"A=1", "B=2"}, nil},
+		"without a name":                     {"=x\x00A=1\x00", []string{"A=1"}, nil},
+		"empty":                              {"", nil, nil},
+		"overwritten with zeroes":            {strings.Repeat("\x00", 300), nil, ErrOverwritten},
+		"overwritten by the end of a title":  {"rocess\x00\x00\x00\x00B=2\x00", nil, ErrOverwritten},
+		"overwritten in the middle":          {"A=1\x00\x00\x00C=2\x00", nil, ErrOverwritten},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := parse([]byte(c.text))
+			require.ErrorIs(t, err, c.err)
+			var texts []string
+			for _, v := range got {
+				texts = append(texts, string(v))
+			}
+			assert.Equal(t, c.want, texts)
+		})
+	}
+	_, err := parse(make([]byte, MaxSize+1))
+	assert.ErrorContains(t, err, "larger than")
+}
+
+// container makes the control group of a container, and gives what starts processes in it.
+func container(t *testing.T, id string) func(cmd *exec.Cmd) {
+	t.Helper()
+	top := filepath.Join(testnet.OwnCgroup(t), fmt.Sprintf("sidestep-environ-%d-%s", os.Getpid(), strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))))
+	dir := filepath.Join(top, "pod"+uid, id)
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	t.Cleanup(func() {
+		for d := dir; len(d) >= len(top); d = filepath.Dir(d) {
+			_ = unix.Rmdir(d)
+		}
+	})
+	return func(cmd *exec.Cmd) {
+		group, err := os.Open(dir)
+		require.NoError(t, err)
+		defer group.Close()
+		if cmd.SysProcAttr == nil {
+			cmd.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD, cmd.SysProcAttr.Setpgid = true, int(group.Fd()), true
+		require.NoError(t, cmd.Start())
+		t.Cleanup(func() {
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			_ = cmd.Wait()
+			require.Eventually(t, func() bool {
+				procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+				return err != nil || len(procs) == 0
+			}, 20*time.Second, 5*time.Millisecond)
+		})
+	}
+}
+
+func texts(variables [][]byte) []string {
+	var all []string
+	for _, v := range variables {
+		all = append(all, string(v))
+	}
+	return all
+}
+
+func TestTheFirstProcessOfAContainer(t *testing.T) {
+	start := container(t, id)
+	// As an image does it: an entrypoint adds to the environment and is replaced by the app, which is the first process of a PID namespace and not root.
+	app := exec.Command("/usr/bin/env", "-u", "GONE", "ADDED=by the entrypoint", "sleep", "600")
+	app.Env = []string{"PATH=/usr/bin:/bin", "A=one\ntwo", "my.key=$x='y'", "EMPTY=", "BYTES=\xff\xfe", "GONE=1"}
+	app.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	start(app)
+	reader := Reader{Proc: "/proc"}
+	require.EventuallyWithT(t, func(c *assert.CollectT) { // when it has come to exec
+		got, err := reader.Read(uid, id)
+		assert.NoError(c, err)
+		all := texts(got)
+		assert.Contains(c, all, "ADDED=by the entrypoint")
+		assert.NotContains(c, all, "GONE=1")
+		for _, v := range app.Env[1:5] {
+			assert.Contains(c, all, v)
+		}
+	}, 20*time.Second, 10*time.Millisecond)
+
+	later := exec.Command("/bin/sleep", "600") // as kubectl exec does
+	later.Env = []string{"LATER=1"}
+	start(later)
+	got, err := reader.Read(uid, id)
+	require.NoError(t, err)
+	assert.NotContains(t, texts(got), "LATER=1")
+
+	require.NoError(t, app.Process.Kill())
+	_ = app.Wait()
+	got, err = reader.Read(uid, id)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"LATER=1"}, texts(got), "what is left")
+
+	_, err = reader.Read(uid, strings.Repeat("0", 64))
+	assert.ErrorIs(t, err, ErrNotFound)
+	_, err = reader.Read("00000000-9abc-def0-1234-56789abcdef0", id)
+	assert.ErrorIs(t, err, ErrNotFound)
+	for _, wrong := range []string{"", "../../etc", "a/b", "short"} {
+		_, err = reader.Read(uid, wrong)
+		assert.ErrorContains(t, err, "is not the ID of a container", wrong)
+	}
+}
+
+func TestAProcessThatHasEndedHasNoEnvironment(t *testing.T) {
+	start := container(t, id)
+	zombie := exec.Command("/bin/true")
+	zombie.Env = []string{"A=1"}
+	start(zombie)
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", zombie.Process.Pid))
+		return err == nil && isZombie(stat)
+	}, 20*time.Second, time.Millisecond)
+	_, err := Reader{Proc: "/proc"}.Read(uid, id)
+	assert.ErrorIs(t, err, ErrNotFound)
+}
+
+func TestNginxOverwritesItsEnvironment(t *testing.T) {
+	start := container(t, id)
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "nginx.conf")
+	require.NoError(t, os.WriteFile(conf, []byte("daemon off; pid "+dir+"/pid; error_log stderr; events {} http { access_log off; server { listen unix:"+dir+"/s; } }"), 0o644))
+	nginx := exec.Command("nginx", "-c", conf)
+	nginx.Env = append(os.Environ(), "A=1")
+	start(nginx)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		_, err := Reader{Proc: "/proc"}.Read(uid, id)
+		assert.ErrorIs(c, err, ErrOverwritten)
+	}, 20*time.Second, 10*time.Millisecond)
+}

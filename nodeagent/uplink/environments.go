@@ -1,0 +1,54 @@
+package uplink
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/agentpb"
+)
+
+// Environment reads the environment of a container's first process, as NAME=VALUE.
+type Environment func(podUID, containerID string) ([][]byte, error)
+
+// answerEnvironments answers the manager's questions for environments until ctx ends. A manager that knows no such questions has none.
+func (u *Uplink) answerEnvironments(ctx context.Context) {
+	for pause := retryFirst; ctx.Err() == nil; pause = min(2*pause, retryMax) {
+		err := u.answerStream(ctx)
+		if status.Code(err) == codes.Unimplemented {
+			return
+		}
+		if ctx.Err() == nil {
+			u.cfg.Log.Debug("the manager asks for no environments", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (u *Uplink) answerStream(ctx context.Context) error {
+	stream, err := u.client.Environments(ctx, grpc.MaxCallRecvMsgSize(64<<10))
+	if err != nil {
+		return err
+	}
+	for {
+		question, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		answer := &agentpb.EnvironmentAnswer{Id: question.GetId()}
+		answer.Variables, err = u.cfg.Environment(question.GetPodUid(), question.GetContainerId())
+		if err != nil {
+			answer.Problem = err.Error()
+		}
+		u.cfg.Log.Info("environment read", "pod", question.GetPodUid(), "container", question.GetContainerId(), "error", err)
+		if err := stream.Send(answer); err != nil {
+			return err
+		}
+	}
+}
