@@ -93,6 +93,7 @@ func TestWithARealAPIServer(t *testing.T) {
 
 	c, err := NewClient(rights)
 	require.NoError(t, err)
+	t.Run("only those who may read environments may ask for them", func(t *testing.T) { guards(t, k, admin, c) })
 	m := startWith(t, c, func(o *Options) { o.SessionGrace = 2 * time.Second })
 	m.ready(t)
 	rs := k.shop(t)

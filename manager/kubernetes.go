@@ -3,6 +3,7 @@ package manager
 import (
 	"fmt"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -20,7 +21,7 @@ import (
 // Scheme knows the kinds that the manager works with.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, authv1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, authv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
 		utilruntime.Must(add(s)) // fails only if two packages claim one kind
 	}
 	return s
@@ -42,6 +43,9 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 		}
 	}
 	mapper.Add(authv1.SchemeGroupVersion.WithKind("TokenReview"), meta.RESTScopeRoot)
+	for _, kind := range []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} {
+		mapper.Add(admissionv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeRoot)
+	}
 	c, err := client.NewWithWatch(config, client.Options{Scheme: Scheme(), Mapper: mapper})
 	if err != nil {
 		return nil, fmt.Errorf("make a client of the Kubernetes API: %w", err)

@@ -26,6 +26,7 @@ import (
 	"sidestep.dev/sidestep/manager/agents"
 	"sidestep.dev/sidestep/manager/certificate"
 	"sidestep.dev/sidestep/manager/controller"
+	"sidestep.dev/sidestep/manager/environment"
 	"sidestep.dev/sidestep/manager/plan"
 	"sidestep.dev/sidestep/manager/relay"
 	"sidestep.dev/sidestep/manager/sessions"
@@ -70,14 +71,16 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		gauge("sidestep_manager_agents", "Node agents that are connected.", shares.Attached),
 		gauge("sidestep_manager_sessions", "Laptops that are connected.", registry.Len),
 	)
+	environments := environment.NewAgents(m.closing)
+	keeper := &environment.Keeper{Client: c, Pod: m.controller.Pod, Ask: environments.Ask, Log: log}
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	m.grpc = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewTLS(files.ServerConfig())), grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
-		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Log: log, Closing: m.closing,
+		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, Log: log, Closing: m.closing,
 	}))
 	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(sessions.Config{
-		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list,
+		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list, Environment: keeper.Release,
 	}))
 	return m, nil
 }

@@ -157,6 +157,7 @@ func opened(t *testing.T, c *tunnel.Conn) *tunnelpb.Opened {
 // laptop plays a client. It parks as many streams as it is told to, and hands out those that are taken.
 type laptop struct {
 	conn    *grpc.ClientConn
+	key     string
 	session grpc.BidiStreamingClient[clientpb.ClientMessage, clientpb.ManagerMessage]
 	cancel  context.CancelFunc
 	mute    chan struct{} // closed: it answers nothing any more
@@ -175,7 +176,7 @@ func (r *running) laptop(t *testing.T, name string, parked int) *laptop {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &laptop{
-		conn: r.dial(t, "sidestep-session-key", hex.EncodeToString(sessionKey(name))), cancel: cancel,
+		conn: r.dial(t, "sidestep-session-key", hex.EncodeToString(sessionKey(name))), key: hex.EncodeToString(sessionKey(name)), cancel: cancel,
 		mute: make(chan struct{}), ended: make(chan error, 1), opens: make(chan accepted, 100), more: parked >= 0,
 	}
 	var err error

@@ -16,6 +16,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/manager/environment"
 	"sidestep.dev/sidestep/manager/plan"
 )
 
@@ -27,11 +28,17 @@ type Relay interface {
 	Serve(node string, agent tunnel.Stream) error
 }
 
+// Environments asks node agents for environments.
+type Environments interface {
+	Serve(node string, agent environment.Stream) error
+}
+
 // Config is what the service needs.
 type Config struct {
 	Authenticator *Authenticator
 	Plan          *plan.Plan
 	Relay         Relay
+	Environments  Environments
 	Log           *slog.Logger
 	Closing       <-chan struct{} // closed when the manager shuts down
 }
@@ -142,6 +149,15 @@ func (s *Service) send(stream attachStream, share *plan.Stream, received <-chan 
 			return errClosing
 		}
 	}
+}
+
+// Environments carries questions for environments, and the node agent's answers.
+func (s *Service) Environments(stream environment.Stream) error {
+	node, err := s.cfg.Authenticator.Node(stream.Context())
+	if err != nil {
+		return err
+	}
+	return s.cfg.Environments.Serve(node, stream)
 }
 
 // Tunnel carries one connection.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
@@ -82,6 +83,11 @@ func New(cfg Config) (*Controller, error) {
 
 // Resolved says whether every intercept that was there at the start has been decided, so that assignments are complete.
 func (c *Controller) Resolved() bool { return c.resolved.Load() }
+
+// Pod gives a pod as the informers have it, without what the manager does not read, or nil. It is not to be changed.
+func (c *Controller) Pod(namespace, name string) *corev1.Pod {
+	return get[corev1.Pod](c.informers.pods, namespace, name)
+}
 
 // Run works until ctx is done. From then on nothing is written any more.
 func (c *Controller) Run(ctx context.Context) error {

@@ -32,8 +32,10 @@ type Config struct {
 	Grace    time.Duration   // told to the laptop
 	Closing  <-chan struct{} // closed when the manager shuts down
 	Nodes    func() []*clientpb.NodeAgent
-	Ping     time.Duration // between pings; 0: 2 s
-	Timeout  time.Duration // of silence, after which the laptop is given up; 0: 8 s
+	// Environment gives the session whose key has that hash what it may have.
+	Environment func(ctx context.Context, keyHash string, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
+	Ping        time.Duration // between pings; 0: 2 s
+	Timeout     time.Duration // of silence, after which the laptop is given up; 0: 8 s
 }
 
 // Service is the gRPC service that laptops talk to.
@@ -193,6 +195,18 @@ func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 		return nil, errNoSession
 	}
 	return &clientpb.NodesReply{Agents: s.cfg.Nodes()}, nil
+}
+
+// Environment gives the environment of a container that the session intercepts.
+func (s *Service) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+	hash, err := keyHash(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.cfg.Registry.Connected(hash) {
+		return nil, errNoSession
+	}
+	return s.cfg.Environment(ctx, hash, req)
 }
 
 var errNoSession = status.Error(codes.FailedPrecondition, "there is no session with this key: open Session first")

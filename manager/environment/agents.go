@@ -1,0 +1,164 @@
+// Package environment gives laptops the environment of the containers that they intercept: it asks the container's node agent, for those who
+// may have it.
+package environment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/agentpb"
+)
+
+// concurrent bounds how many questions are open at all node agents together, and so the memory that answers can take.
+const concurrent = 16
+
+var errGone = errors.New("the node agent has gone")
+
+// Stream is one on which a node agent answers questions.
+type Stream = grpc.BidiStreamingServer[agentpb.EnvironmentAnswer, agentpb.EnvironmentQuestion]
+
+// Agents holds the streams of the node agents. It is safe for concurrent use.
+type Agents struct {
+	closing <-chan struct{}
+	slots   chan struct{}
+
+	mu    sync.Mutex
+	last  uint64
+	lines map[string][]*line // by node, the newest last: for a while an upgrade has two
+}
+
+// line is one node agent's stream.
+type line struct {
+	questions chan *agentpb.EnvironmentQuestion
+	gone      chan struct{}
+
+	mu      sync.Mutex
+	waiting map[uint64]chan *agentpb.EnvironmentAnswer
+}
+
+// NewAgents makes one that ends its streams when closing is closed.
+func NewAgents(closing <-chan struct{}) *Agents {
+	return &Agents{closing: closing, slots: make(chan struct{}, concurrent), lines: map[string][]*line{}}
+}
+
+// Serve asks the agent on a node questions for as long as it is connected.
+func (a *Agents) Serve(node string, stream Stream) error {
+	l := &line{
+		questions: make(chan *agentpb.EnvironmentQuestion), gone: make(chan struct{}), waiting: map[uint64]chan *agentpb.EnvironmentAnswer{},
+	}
+	a.mu.Lock()
+	a.lines[node] = append(a.lines[node], l)
+	a.mu.Unlock()
+	defer a.remove(node, l)
+	received := make(chan error, 1)
+	go func() { received <- l.receive(stream) }()
+	for {
+		select {
+		case q := <-l.questions:
+			if err := stream.Send(q); err != nil {
+				return err
+			}
+		case err := <-received:
+			return err
+		case <-a.closing:
+			return status.Error(codes.Unavailable, "the manager is shutting down")
+		}
+	}
+}
+
+func (a *Agents) remove(node string, l *line) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(l.gone)
+	var left []*line
+	for _, other := range a.lines[node] {
+		if other != l {
+			left = append(left, other)
+		}
+	}
+	if a.lines[node] = left; len(left) == 0 {
+		delete(a.lines, node)
+	}
+}
+
+func (l *line) receive(stream Stream) error {
+	for {
+		answer, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		waiting := l.waiting[answer.GetId()]
+		delete(l.waiting, answer.GetId())
+		l.mu.Unlock()
+		if waiting != nil {
+			waiting <- answer // has room for one
+		}
+	}
+}
+
+// Ask gives the variables of a container's first process, as NAME=VALUE.
+func (a *Agents) Ask(ctx context.Context, node, podUID, containerID string) ([][]byte, error) {
+	select {
+	case a.slots <- struct{}{}:
+		defer func() { <-a.slots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	for {
+		a.mu.Lock()
+		a.last++
+		id := a.last
+		var l *line
+		if all := a.lines[node]; len(all) > 0 {
+			l = all[len(all)-1]
+		}
+		a.mu.Unlock()
+		if l == nil {
+			return nil, fmt.Errorf("no node agent on node %s answers: it is not connected, or older than the traffic manager", node)
+		}
+		answer, err := l.ask(ctx, &agentpb.EnvironmentQuestion{Id: id, PodUid: podUID, ContainerId: containerID})
+		switch {
+		case errors.Is(err, errGone):
+			continue // there may be another one
+		case err != nil:
+			return nil, fmt.Errorf("ask the node agent on node %s: %w", node, err)
+		case answer.GetProblem() != "":
+			return nil, errors.New(answer.GetProblem())
+		}
+		return answer.GetVariables(), nil
+	}
+}
+
+func (l *line) ask(ctx context.Context, q *agentpb.EnvironmentQuestion) (*agentpb.EnvironmentAnswer, error) {
+	answered := make(chan *agentpb.EnvironmentAnswer, 1)
+	l.mu.Lock()
+	l.waiting[q.GetId()] = answered
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.waiting, q.GetId())
+	}()
+	select {
+	case l.questions <- q:
+	case <-l.gone:
+		return nil, errGone
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case answer := <-answered:
+		return answer, nil
+	case <-l.gone:
+		return nil, errGone
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
