@@ -204,7 +204,7 @@ func refuses(t *testing.T, k *kube) {
 		{"a tcp intercept with conditions", func(s *v1alpha1.InterceptSpec) { s.Mechanism = v1alpha1.MechanismTCP },
 			"spec.http needs mechanism http: a tcp intercept takes every connection"},
 		{"an unknown mechanism", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = "udp", nil }, `Unsupported value: "udp": supported values: "tcp", "http"`},
-		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Pod" }, `supported values: "Deployment", "ReplicaSet", "StatefulSet"`},
+		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Job" }, `supported values: "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Pod", "Rollout"`},
 		{"no workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "" }, "spec.workload.name in body should be at least 1 chars long"},
 		{"a key where its hash belongs", func(s *v1alpha1.InterceptSpec) { s.Client.KeyHash = "secret" }, "spec.client.keyHash in body should match"},
 		{"a session that is no UUID", func(s *v1alpha1.InterceptSpec) { s.Client.Session = "mine" }, "spec.client.session in body should match"},

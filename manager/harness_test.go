@@ -154,7 +154,7 @@ func start(t *testing.T, k *kube, change ...func(*Options)) *running {
 	r := startWith(t, k, change...)
 	r.kube = k
 	// Events between an informer's list and its watch are lost with the fake.
-	want := before + 6
+	want := before + 8
 	if k.blocked.Load() {
 		want--
 	}

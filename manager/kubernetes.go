@@ -34,14 +34,16 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 	config.UserAgent = "sidestep-manager/" + version.Version
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for gv, kinds := range map[schema.GroupVersion][]string{
-		corev1.SchemeGroupVersion: {"Pod", "Service", "Event"},
-		appsv1.SchemeGroupVersion: {"Deployment", "ReplicaSet", "StatefulSet"},
-		v1alpha1.GroupVersion:     {"Intercept"},
+		corev1.SchemeGroupVersion:                   {"Pod", "Service", "Event"},
+		appsv1.SchemeGroupVersion:                   {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
+		v1alpha1.GroupVersion:                       {"Intercept"},
+		{Group: "argoproj.io", Version: "v1alpha1"}: {"Rollout"},
 	} {
 		for _, kind := range kinds {
 			mapper.Add(gv.WithKind(kind), meta.RESTScopeNamespace)
 		}
 	}
+	mapper.Add(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}, meta.RESTScopeRoot)
 	mapper.Add(authv1.SchemeGroupVersion.WithKind("TokenReview"), meta.RESTScopeRoot)
 	for _, kind := range []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} {
 		mapper.Add(admissionv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeRoot)

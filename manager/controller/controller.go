@@ -59,7 +59,7 @@ type Controller struct {
 
 // New makes a controller; Run starts it.
 func New(cfg Config) (*Controller, error) {
-	inf, err := newInformers(cfg.Client)
+	inf, err := newInformers(cfg.Client, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -97,9 +97,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	for _, inf := range c.informers.all() {
 		wg.Go(func() { inf.RunWithContext(ctx) })
 	}
+	wg.Go(func() { c.informers.rollouts.run(ctx) })
 	if !cache.WaitForCacheSync(ctx.Done(), c.informers.synced()...) {
 		return fmt.Errorf("read the cluster: %w", errors.Join(context.Cause(ctx), errors.New("stopped before everything was read")))
 	}
+	c.informers.rollouts.wait(ctx)
 	c.writer.start = time.Now()
 	wg.Go(func() { c.writer.run(ctx) })
 	c.resolveAll()

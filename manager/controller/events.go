@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -8,7 +9,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/manager/resolve"
@@ -23,13 +23,14 @@ func (c *Controller) listen() error {
 		c.informers.services:     handlers(c.serviceChanged),
 		c.informers.deployments:  handlers(c.workloadChanged("Deployment")),
 		c.informers.statefulSets: handlers(c.workloadChanged("StatefulSet")),
+		c.informers.daemonSets:   handlers(c.workloadChanged("DaemonSet")),
 		c.informers.replicaSets:  handlers(c.workloadChanged("ReplicaSet")),
 	} {
 		if _, err := inf.AddEventHandler(handler); err != nil {
 			return err
 		}
 	}
-	return nil
+	return c.informers.rollouts.listen(handlers(c.workloadChanged("Rollout")))
 }
 
 // handlers calls changed with nil for before on an addition, and nil for after on a deletion.
@@ -96,11 +97,13 @@ func factsOf(p *corev1.Pod) podFacts {
 
 func (c *Controller) podChanged(before, after *corev1.Pod) {
 	if before != nil && after != nil && factsOf(before) == factsOf(after) &&
-		slices.Equal(before.Status.PodIPs, after.Status.PodIPs) && slices.Equal(before.Status.HostIPs, after.Status.HostIPs) {
+		slices.Equal(before.Status.PodIPs, after.Status.PodIPs) && slices.Equal(before.Status.HostIPs, after.Status.HostIPs) &&
+		maps.Equal(before.Labels, after.Labels) {
 		return
 	}
 	for _, p := range []*corev1.Pod{before, after} {
 		if p != nil {
+			c.enqueueWorkload(p.Namespace, "Pod", p.Name)
 			c.ownerChanged(p)
 		}
 	}
@@ -124,8 +127,8 @@ func (c *Controller) enqueueWorkload(namespace, kind, name string) {
 	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byWorkload, workloadKey(namespace, kind, name))...)
 }
 
-func (c *Controller) workloadChanged(kind string) func(before, after client.Object) {
-	return func(before, after client.Object) {
+func (c *Controller) workloadChanged(kind string) func(before, after metav1.Object) {
+	return func(before, after metav1.Object) {
 		obj := after
 		switch {
 		case after == nil:
@@ -156,32 +159,12 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 	for _, ic := range by[v1alpha1.Intercept](c.informers.intercepts, cache.NamespaceIndex, s.Namespace) {
 		k := workloadKey(ic.Namespace, ic.Spec.Workload.Kind, ic.Spec.Workload.Name)
 		if _, known := concerned[k]; !known {
-			podLabels := c.templateLabels(ic)
-			concerned[k] = slices.ContainsFunc(versions, func(v *corev1.Service) bool { return resolve.Selects(v, podLabels) })
+			concerned[k] = slices.ContainsFunc(versions, func(v *corev1.Service) bool { return resolve.Concerns(c.informers, v, ic.Spec.Workload) })
 		}
 		if concerned[k] || ic.Spec.Service == s.Name || ic.Status.Service == s.Name {
 			c.enqueue(ic)
 		}
 	}
-}
-
-func (c *Controller) templateLabels(ic *v1alpha1.Intercept) map[string]string {
-	ref := ic.Spec.Workload
-	switch ref.Kind {
-	case "Deployment":
-		if d := c.informers.Deployment(ic.Namespace, ref.Name); d != nil {
-			return d.Spec.Template.Labels
-		}
-	case "ReplicaSet":
-		if rs := c.informers.ReplicaSet(ic.Namespace, ref.Name); rs != nil {
-			return rs.Spec.Template.Labels
-		}
-	case "StatefulSet":
-		if s := c.informers.StatefulSet(ic.Namespace, ref.Name); s != nil {
-			return s.Spec.Template.Labels
-		}
-	}
-	return nil
 }
 
 // AgentsChanged is told by the plan that node agents have something new to say about intercepts.

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/resolve"
 )
 
 // Indexes of the informers.
@@ -26,10 +28,14 @@ const (
 
 // informers are the manager's copy of the part of the cluster that it needs. They implement resolve.Cluster.
 type informers struct {
-	intercepts, pods, services, deployments, replicaSets, statefulSets cache.SharedIndexInformer
+	intercepts, pods, services, deployments, replicaSets, statefulSets, daemonSets cache.SharedIndexInformer
+	rollouts                                                                       *rollouts
 }
 
-func newInformers(c client.WithWatch) (*informers, error) {
+func newInformers(c client.WithWatch, log *slog.Logger) (*informers, error) {
+	bare := func(list client.ObjectList, object client.Object) cache.SharedIndexInformer {
+		return newInformer(c, list, object, cache.Indexers{}, "")
+	}
 	owned := cache.Indexers{byController: indexController}
 	named := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
 	inf := &informers{
@@ -40,12 +46,17 @@ func newInformers(c client.WithWatch) (*informers, error) {
 			}),
 			byKeyHash: indexIntercepts(func(ic *v1alpha1.Intercept) string { return ic.Spec.Client.KeyHash }),
 			byUID:     indexIntercepts(func(ic *v1alpha1.Intercept) string { return string(ic.UID) }),
-		}),
-		pods:         newInformer(c, &corev1.PodList{}, &corev1.Pod{}, owned),
-		services:     newInformer(c, &corev1.ServiceList{}, &corev1.Service{}, named),
-		deployments:  newInformer(c, &appsv1.DeploymentList{}, &appsv1.Deployment{}, nil),
-		replicaSets:  newInformer(c, &appsv1.ReplicaSetList{}, &appsv1.ReplicaSet{}, owned),
-		statefulSets: newInformer(c, &appsv1.StatefulSetList{}, &appsv1.StatefulSet{}, nil),
+		}, ""),
+		pods:         newInformer(c, &corev1.PodList{}, &corev1.Pod{}, owned, ""),
+		services:     newInformer(c, &corev1.ServiceList{}, &corev1.Service{}, named, ""),
+		deployments:  bare(&appsv1.DeploymentList{}, &appsv1.Deployment{}),
+		replicaSets:  newInformer(c, &appsv1.ReplicaSetList{}, &appsv1.ReplicaSet{}, owned, ""),
+		statefulSets: bare(&appsv1.StatefulSetList{}, &appsv1.StatefulSet{}),
+		daemonSets:   bare(&appsv1.DaemonSetList{}, &appsv1.DaemonSet{}),
+	}
+	var err error
+	if inf.rollouts, err = newRollouts(c, log); err != nil {
+		return nil, fmt.Errorf("set up an informer: %w", err)
 	}
 	for _, i := range inf.all() {
 		if err := i.SetTransform(strip); err != nil {
@@ -56,7 +67,7 @@ func newInformers(c client.WithWatch) (*informers, error) {
 }
 
 func (inf *informers) all() []cache.SharedIndexInformer {
-	return []cache.SharedIndexInformer{inf.intercepts, inf.pods, inf.services, inf.deployments, inf.replicaSets, inf.statefulSets}
+	return []cache.SharedIndexInformer{inf.intercepts, inf.pods, inf.services, inf.deployments, inf.replicaSets, inf.statefulSets, inf.daemonSets}
 }
 
 func (inf *informers) synced() []cache.InformerSynced {
@@ -67,17 +78,21 @@ func (inf *informers) synced() []cache.InformerSynced {
 	return all
 }
 
-func newInformer(c client.WithWatch, list client.ObjectList, object client.Object, indexers cache.Indexers) cache.SharedIndexInformer {
-	if indexers == nil {
-		indexers = cache.Indexers{}
+// newInformer follows the objects of a kind: all of them, or the one of a name.
+func newInformer(c client.WithWatch, list client.ObjectList, object client.Object, indexers cache.Indexers, name string) cache.SharedIndexInformer {
+	fields := ""
+	if name != "" {
+		fields = "metadata.name=" + name
 	}
 	empty := func() client.ObjectList { return list.DeepCopyObject().(client.ObjectList) }
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			l := empty()
+			options.FieldSelector = fields
 			return l, c.List(ctx, l, &client.ListOptions{Raw: &options, Limit: options.Limit, Continue: options.Continue})
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.FieldSelector = fields
 			return c.Watch(ctx, empty(), &client.ListOptions{Raw: &options})
 		},
 	}
@@ -134,6 +149,18 @@ func (inf *informers) ReplicaSet(namespace, name string) *appsv1.ReplicaSet {
 
 func (inf *informers) StatefulSet(namespace, name string) *appsv1.StatefulSet {
 	return get[appsv1.StatefulSet](inf.statefulSets, namespace, name)
+}
+
+func (inf *informers) DaemonSet(namespace, name string) *appsv1.DaemonSet {
+	return get[appsv1.DaemonSet](inf.daemonSets, namespace, name)
+}
+
+func (inf *informers) Pod(namespace, name string) *corev1.Pod {
+	return get[corev1.Pod](inf.pods, namespace, name)
+}
+
+func (inf *informers) Rollout(namespace, name string) *resolve.Rollout {
+	return inf.rollouts.get(namespace, name)
 }
 
 func (inf *informers) ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet {

@@ -1,10 +1,10 @@
 package controller
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -137,7 +137,8 @@ func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 			c.Spots = append(c.Spots, claims.Spot{UID: p.UID, Port: p.Port})
 		}
 	}
-	slices.SortFunc(c.Spots, func(a, b claims.Spot) int { return strings.Compare(string(a.UID), string(b.UID)) })
+	slices.SortFunc(c.Spots, func(a, b claims.Spot) int { return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port)) })
+	c.Spots = slices.Compact(c.Spots) // a Pod is its own workload
 	return c
 }
 

@@ -110,6 +110,9 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 	case !f.connected:
 		return v1alpha1.StateDisconnected, fmt.Sprintf("the laptop of %s is not connected; its requests go to the app", ic.Spec.Client.Holder)
 	case cov.ready == 0:
+		if ic.Spec.Workload.Kind == "Pod" {
+			return v1alpha1.StateNoPods, workload + " is not ready"
+		}
 		return v1alpha1.StateNoPods, fmt.Sprintf("no pod of %s is ready", workload)
 	case cov.failed != "":
 		return v1alpha1.StateFailed, cov.failed

@@ -6,6 +6,9 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"sidestep.dev/sidestep/manager/resolve"
 )
 
 // strip leaves of an object what the manager reads, so that a large cluster's pods fit into a small manager, and their environment is
@@ -36,6 +39,19 @@ func strip(obj any) (any, error) {
 		stripPodSpec(&o.Spec.Template.Spec)
 		o.Spec.VolumeClaimTemplates = nil
 		o.Status = appsv1.StatefulSetStatus{}
+	case *appsv1.DaemonSet:
+		stripMeta(&o.ObjectMeta)
+		stripPodSpec(&o.Spec.Template.Spec)
+		o.Status = appsv1.DaemonSetStatus{}
+	case *unstructured.Unstructured:
+		if o.GetKind() != "Rollout" {
+			return obj, nil
+		}
+		r := resolve.RolloutFrom(o)
+		if r.Template != nil {
+			stripPodSpec(&r.Template.Spec)
+		}
+		return r, nil
 	case metav1.Object:
 		o.SetManagedFields(nil)
 	}

@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,38 +53,65 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	return p, err
 }
 
-// findService gives the service that leads to the workload, or nil if there is none.
+// findService gives the service that leads to the workload, or nil if there is none. One that leads to some of the pods only is found if it is asked
+// for, or none leads to all.
 func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Service, error) {
-	var selecting []*corev1.Service
-	var names []string
+	var all, some []*corev1.Service
 	var asked *corev1.Service
 	for _, s := range c.Services(ic.Namespace) {
 		if s.Name == ic.Spec.Service {
 			asked = s
 		}
-		if Selects(s, w.template.Labels) {
-			selecting = append(selecting, s)
-			names = append(names, s.Name)
+		switch {
+		case w.selectedBy(s):
+			all = append(all, s)
+		case w.partlySelectedBy(s):
+			some = append(some, s)
 		}
 	}
-	slices.Sort(names)
-	switch list := strings.Join(names, ", "); {
-	case ic.Spec.Service != "" && slices.Contains(names, ic.Spec.Service):
-		return asked, nil
-	case ic.Spec.Service != "" && asked == nil && len(names) == 0:
-		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s, and none that selects the pods of %s", ic.Spec.Service, ic.Namespace, w)
-	case ic.Spec.Service != "" && asked == nil:
-		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s; services of %s: %s", ic.Spec.Service, ic.Namespace, w, list)
-	case ic.Spec.Service != "" && len(names) == 0:
-		return nil, invalid(ServiceNotFound, "service %q does not select the pods of %s, and no other does", ic.Spec.Service, w)
-	case ic.Spec.Service != "":
-		return nil, invalid(ServiceNotFound, "service %q does not select the pods of %s; services that do: %s", ic.Spec.Service, w, list)
-	case len(names) > 1:
-		return nil, invalid(ServiceAmbiguous, "%d services select the pods of %s: %s; use --service to choose one", len(names), w, list)
-	case len(names) == 1:
-		return selecting[0], nil
+	if ic.Spec.Service != "" {
+		return findAsked(ic, w, asked, slices.Concat(all, some))
 	}
-	return nil, nil
+	if len(all) == 0 {
+		all = some
+	}
+	switch len(all) {
+	case 0:
+		return nil, nil
+	case 1:
+		return all[0], nil
+	}
+	return nil, invalid(ServiceAmbiguous, "%d services select the pods of %s: %s; use --service to choose one", len(all), w, nameList(all))
+}
+
+// findAsked gives the service that is asked for by name if it is among those that select pods of the workload.
+func findAsked(ic *v1alpha1.Intercept, w *workload, asked *corev1.Service, selecting []*corev1.Service) (*corev1.Service, error) {
+	name := ic.Spec.Service
+	if slices.Contains(selecting, asked) {
+		return asked, nil
+	}
+	others := fmt.Sprintf("services of %s: %s", w, nameList(selecting))
+	if len(selecting) == 0 {
+		others = fmt.Sprintf("no service selects the pods of %s: leave out --service to intercept a port of the container", w)
+	}
+	switch {
+	case asked == nil:
+		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s; %s", name, ic.Namespace, others)
+	case asked.Spec.Type == corev1.ServiceTypeExternalName:
+		return nil, invalid(ServiceNotFound, "service %q is an ExternalName: it is another name for %s and leads to no pods; %s", name, asked.Spec.ExternalName, others)
+	case len(asked.Spec.Selector) == 0:
+		return nil, invalid(ServiceNotFound, "service %q has no selector, so its endpoints are not known to be pods of %s; %s", name, w, others)
+	}
+	return nil, invalid(ServiceNotFound, "service %q does not select the pods of %s; %s", name, w, others)
+}
+
+func nameList(services []*corev1.Service) string {
+	var names []string
+	for _, s := range services {
+		names = append(names, s.Name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
 }
 
 // Selects says whether the service leads to pods with these labels.

@@ -17,6 +17,9 @@ type Cluster interface {
 	Deployment(namespace, name string) *appsv1.Deployment
 	ReplicaSet(namespace, name string) *appsv1.ReplicaSet
 	StatefulSet(namespace, name string) *appsv1.StatefulSet
+	DaemonSet(namespace, name string) *appsv1.DaemonSet
+	Pod(namespace, name string) *corev1.Pod
+	Rollout(namespace, name string) *Rollout
 	// ReplicaSetsOf and PodsOf give the objects whose controller is the object with this UID.
 	ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet
 	PodsOf(owner types.UID) []*corev1.Pod
@@ -50,7 +53,7 @@ func invalid(reason, format string, args ...any) *Invalid {
 
 // Resolution is what an intercept means.
 type Resolution struct {
-	// Owners are the UIDs of the workload and, for a Deployment, of its ReplicaSets.
+	// Owners are the UIDs of the workload and, for a Deployment or a Rollout, of its ReplicaSets.
 	Owners []types.UID
 	// TemplatePort is the container port by the workload's pod template.
 	TemplatePort int32

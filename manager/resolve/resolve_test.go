@@ -23,6 +23,8 @@ type cluster struct {
 	deployments  map[string]*appsv1.Deployment
 	replicaSets  map[string]*appsv1.ReplicaSet
 	statefulSets map[string]*appsv1.StatefulSet
+	daemonSets   map[string]*appsv1.DaemonSet
+	rollouts     map[string]*resolve.Rollout
 	pods         []*corev1.Pod
 	services     []*corev1.Service
 }
@@ -30,7 +32,18 @@ type cluster struct {
 func (c *cluster) Deployment(_, name string) *appsv1.Deployment   { return c.deployments[name] }
 func (c *cluster) ReplicaSet(_, name string) *appsv1.ReplicaSet   { return c.replicaSets[name] }
 func (c *cluster) StatefulSet(_, name string) *appsv1.StatefulSet { return c.statefulSets[name] }
+func (c *cluster) DaemonSet(_, name string) *appsv1.DaemonSet     { return c.daemonSets[name] }
+func (c *cluster) Rollout(_, name string) *resolve.Rollout        { return c.rollouts[name] }
 func (c *cluster) Services(string) []*corev1.Service              { return c.services }
+
+func (c *cluster) Pod(_, name string) *corev1.Pod {
+	for _, p := range c.pods {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
 
 func (c *cluster) ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet {
 	var all []*appsv1.ReplicaSet
@@ -149,10 +162,6 @@ var (
 func TestPortIsFound(t *testing.T) {
 	headless := service("orders", http)
 	headless.Spec.ClusterIP = corev1.ClusterIPNone
-	external := service("external", http)
-	external.Spec.Type = corev1.ServiceTypeExternalName
-	noSelector := service("manual", http)
-	noSelector.Spec.Selector = nil
 
 	type want struct {
 		service   string
@@ -175,7 +184,7 @@ func TestPortIsFound(t *testing.T) {
 		{"a target port that is not given is the service port", template(app), []*corev1.Service{service("orders", port("", 8080, num(0)))}, nil, want{"orders", "8080", 8080, 8080, "app"}},
 		{"a headless service is one like any other", template(app), []*corev1.Service{headless}, nil, want{"orders", "http", 80, 8080, "app"}},
 		{"one of several services is asked for", template(app), []*corev1.Service{service("canary", http), service("orders", grpc)}, ask(withService("orders")), want{"orders", "grpc", 9090, 9000, "app"}},
-		{"services that lead nowhere do not count", template(app), []*corev1.Service{external, noSelector, service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"services that lead nowhere do not count", template(app), []*corev1.Service{external("bank"), manual("made"), service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
 		{"a UDP port beside the TCP port does not make it ambiguous", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, nil, want{"orders", "http", 80, 8080, "app"}},
 		{"one number for TCP and UDP means TCP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353)))}, ask(withPort("53")), want{"orders", "dns-tcp", 53, 5353, "app"}},
 		{"the container that declares the port is meant", template(container("mesh"), app), []*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
@@ -211,17 +220,21 @@ func TestWhatCannotBeResolvedIsExplained(t *testing.T) {
 		{"a workload that is not there", template(app), nil, ask(withWorkload("StatefulSet", "orders")), resolve.WorkloadNotFound,
 			`there is no StatefulSet "orders" in namespace shop`},
 		{"a kind that is not supported", template(app), nil, ask(withWorkload("CronJob", "orders")), resolve.WorkloadNotFound,
-			`workloads of kind "CronJob" cannot be intercepted: use a Deployment, a ReplicaSet or a StatefulSet`},
+			`workloads of kind "CronJob" cannot be intercepted: use one of Deployment, StatefulSet, DaemonSet, Rollout, ReplicaSet, Pod`},
 		{"several services", template(app), []*corev1.Service{service("orders", http), service("canary", http)}, nil, resolve.ServiceAmbiguous,
 			"2 services select the pods of Deployment orders: canary, orders; use --service to choose one"},
 		{"a service that is not there", template(app), []*corev1.Service{service("orders", http)}, ask(withService("order")), resolve.ServiceNotFound,
 			`there is no service "order" in namespace shop; services of Deployment orders: orders`},
 		{"a service that is not there, beside none", template(app), nil, ask(withService("order")), resolve.ServiceNotFound,
-			`there is no service "order" in namespace shop, and none that selects the pods of Deployment orders`},
+			`there is no service "order" in namespace shop; no service selects the pods of Deployment orders: leave out --service to intercept a port of the container`},
 		{"a service of other pods", template(app), []*corev1.Service{service("orders", http), other("stock")}, ask(withService("stock")), resolve.ServiceNotFound,
-			`service "stock" does not select the pods of Deployment orders; services that do: orders`},
+			`service "stock" does not select the pods of Deployment orders; services of Deployment orders: orders`},
 		{"a service of other pods, beside none", template(app), []*corev1.Service{other("stock")}, ask(withService("stock")), resolve.ServiceNotFound,
-			`service "stock" does not select the pods of Deployment orders, and no other does`},
+			`service "stock" does not select the pods of Deployment orders; no service selects the pods of Deployment orders: leave out --service to intercept a port of the container`},
+		{"a service that leads out of the cluster", template(app), []*corev1.Service{service("orders", http), external("bank")}, ask(withService("bank")), resolve.ServiceNotFound,
+			`service "bank" is an ExternalName: it is another name for bank.example and leads to no pods; services of Deployment orders: orders`},
+		{"a service without a selector", template(app), []*corev1.Service{manual("made")}, ask(withService("made")), resolve.ServiceNotFound,
+			`service "made" has no selector, so its endpoints are not known to be pods of Deployment orders; no service selects the pods of Deployment orders: leave out --service to intercept a port of the container`},
 		{"several ports", template(app), []*corev1.Service{service("orders", http, grpc, port("", 81, num(81)))}, nil, resolve.PortAmbiguous,
 			"service orders has 3 ports: http/80, grpc/9090, 81; use --port LOCAL:PORT to choose one"},
 		{"a port that is not there", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("web")), resolve.PortNotFound,
@@ -259,12 +272,29 @@ func other(name string) *corev1.Service {
 	return s
 }
 
+func external(name string) *corev1.Service {
+	s := service(name, http)
+	s.Spec.Type, s.Spec.ExternalName = corev1.ServiceTypeExternalName, name+".example"
+	return s
+}
+
+func manual(name string) *corev1.Service {
+	s := service(name, http)
+	s.Spec.Selector = nil
+	return s
+}
+
 func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 	c := orders(template(app), service("orders", http))
 	c.replicaSets["orders-2"] = &appsv1.ReplicaSet{ObjectMeta: meta("orders-2", "Deployment", "orders"), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
 	c.statefulSets = map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""), Spec: appsv1.StatefulSetSpec{Template: template(app)}}}
+	c.daemonSets = map[string]*appsv1.DaemonSet{"log": {ObjectMeta: meta("log", "", ""), Spec: appsv1.DaemonSetSpec{Template: template(app)}}}
+	tmpl := template(app)
+	c.rollouts = map[string]*resolve.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: &tmpl}}
+	c.replicaSets["echo-1"] = &appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout", "echo"), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
 	spec := template(app).Spec
-	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec), pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec))
+	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec), pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec),
+		pod("log-x", "DaemonSet", "log", spec), pod("echo-1-a", "ReplicaSet", "echo-1", spec), pod("clone-a", "CloneSet", "clone", spec))
 	for _, tc := range []struct {
 		kind, name string
 		owners     []types.UID
@@ -273,8 +303,13 @@ func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 		{"Deployment", "orders", []types.UID{"orders", "orders-1", "orders-2"}, []string{"orders-1-a", "orders-2-a"}},
 		{"ReplicaSet", "orders-2", []types.UID{"orders-2"}, []string{"orders-2-a"}},
 		{"StatefulSet", "db", []types.UID{"db"}, []string{"db-0"}},
+		{"DaemonSet", "log", []types.UID{"log"}, []string{"log-x"}},
+		{"Rollout", "echo", []types.UID{"echo", "echo-1"}, []string{"echo-1-a"}},
+		{"ReplicaSet", "echo-1", []types.UID{"echo-1"}, []string{"echo-1-a"}},
+		{"Pod", "stray", []types.UID{"stray"}, []string{"stray"}},
+		{"Pod", "clone-a", []types.UID{"clone-a"}, []string{"clone-a"}},
 	} {
-		t.Run(tc.kind, func(t *testing.T) {
+		t.Run(tc.kind+" "+tc.name, func(t *testing.T) {
 			res, err := resolve.Intercept(c, intercept(withWorkload(tc.kind, tc.name)))
 			require.NoError(t, err)
 			assert.ElementsMatch(t, tc.owners, res.Owners)

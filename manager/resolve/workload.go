@@ -4,42 +4,66 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// workload is what the three kinds have in common.
+// workload is what all kinds have in common.
 type workload struct {
-	ref      v1alpha1.WorkloadReference
-	owners   []types.UID
-	template *corev1.PodTemplateSpec
-	pods     []*corev1.Pod // by name
+	ref         v1alpha1.WorkloadReference
+	owners      []types.UID
+	template    *corev1.PodTemplateSpec
+	replicaSets []*appsv1.ReplicaSet // of a Deployment or a Rollout
+	pods        []*corev1.Pod        // by name
 }
 
 func (w *workload) String() string { return w.ref.Kind + " " + w.ref.Name }
+
+func (w *workload) is(uid types.UID, template *corev1.PodTemplateSpec) {
+	w.owners, w.template = []types.UID{uid}, template
+}
+
+func (w *workload) owns(replicaSets []*appsv1.ReplicaSet) {
+	w.replicaSets = replicaSets
+	for _, rs := range replicaSets {
+		w.owners = append(w.owners, rs.UID)
+	}
+}
 
 func findWorkload(c Cluster, namespace string, ref v1alpha1.WorkloadReference) (*workload, error) {
 	w := &workload{ref: ref}
 	switch ref.Kind {
 	case "Deployment":
 		if d := c.Deployment(namespace, ref.Name); d != nil {
-			w.owners, w.template = []types.UID{d.UID}, &d.Spec.Template
-			for _, rs := range c.ReplicaSetsOf(d.UID) {
-				w.owners = append(w.owners, rs.UID)
-			}
+			w.is(d.UID, &d.Spec.Template)
+			w.owns(c.ReplicaSetsOf(d.UID))
 		}
 	case "ReplicaSet":
 		if rs := c.ReplicaSet(namespace, ref.Name); rs != nil {
-			w.owners, w.template = []types.UID{rs.UID}, &rs.Spec.Template
+			w.is(rs.UID, &rs.Spec.Template)
 		}
 	case "StatefulSet":
 		if s := c.StatefulSet(namespace, ref.Name); s != nil {
-			w.owners, w.template = []types.UID{s.UID}, &s.Spec.Template
+			w.is(s.UID, &s.Spec.Template)
+		}
+	case "DaemonSet":
+		if d := c.DaemonSet(namespace, ref.Name); d != nil {
+			w.is(d.UID, &d.Spec.Template)
+		}
+	case "Rollout":
+		if err := w.findRollout(c, namespace); err != nil {
+			return nil, err
+		}
+	case "Pod":
+		if err := w.findPod(c, namespace); err != nil {
+			return nil, err
 		}
 	default:
-		return nil, invalid(WorkloadNotFound, "workloads of kind %q cannot be intercepted: use a Deployment, a ReplicaSet or a StatefulSet", ref.Kind)
+		return nil, invalid(WorkloadNotFound, "workloads of kind %q cannot be intercepted: use one of %s", ref.Kind, strings.Join(v1alpha1.WorkloadKinds, ", "))
 	}
 	if w.template == nil {
 		return nil, invalid(WorkloadNotFound, "there is no %s %q in namespace %s", ref.Kind, ref.Name, namespace)
@@ -49,6 +73,37 @@ func findWorkload(c Cluster, namespace string, ref v1alpha1.WorkloadReference) (
 	}
 	slices.SortFunc(w.pods, func(a, b *corev1.Pod) int { return strings.Compare(a.Name, b.Name) })
 	return w, nil
+}
+
+// findPod is for pods that nobody owns, or an owner that cannot be intercepted itself. A pod of a workload goes with its next revision, and what is
+// meant is the workload.
+func (w *workload) findPod(c Cluster, namespace string) error {
+	p := c.Pod(namespace, w.ref.Name)
+	if p == nil {
+		return nil
+	}
+	if owner := metav1.GetControllerOfNoCopy(p); owner != nil && owner.Kind != "Pod" && slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
+		return invalid(WorkloadNotFound, "Pod %s belongs to %s %s: intercept that", p.Name, owner.Kind, owner.Name)
+	}
+	w.is(p.UID, &corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: p.Labels}, Spec: p.Spec})
+	w.pods = []*corev1.Pod{p}
+	return nil
+}
+
+// selectedBy says whether a service leads to pods of the workload by what all of them have in common.
+func (w *workload) selectedBy(s *corev1.Service) bool { return Selects(s, w.template.Labels) }
+
+// partlySelectedBy says whether a service leads to some of the pods: those of a revision, as the stable and the canary service of a Rollout
+// do, or one, as a service for each pod of a StatefulSet.
+func (w *workload) partlySelectedBy(s *corev1.Service) bool {
+	return slices.ContainsFunc(w.pods, func(p *corev1.Pod) bool { return Selects(s, p.Labels) }) ||
+		slices.ContainsFunc(w.replicaSets, func(rs *appsv1.ReplicaSet) bool { return Selects(s, rs.Spec.Template.Labels) })
+}
+
+// Concerns says whether a service matters to the intercepts of a workload.
+func Concerns(c Cluster, s *corev1.Service, ref v1alpha1.WorkloadReference) bool {
+	w, err := findWorkload(c, s.Namespace, ref)
+	return err == nil && (w.selectedBy(s) || w.partlySelectedBy(s))
 }
 
 // containersOf are the containers that run as long as the pod: the main ones first, then init containers that restart always.
