@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/rollout"
 	"sidestep.dev/sidestep/internal/version"
 )
 
@@ -34,10 +35,10 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 	config.UserAgent = "sidestep-manager/" + version.Version
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for gv, kinds := range map[schema.GroupVersion][]string{
-		corev1.SchemeGroupVersion:                   {"Pod", "Service", "Event"},
-		appsv1.SchemeGroupVersion:                   {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
-		v1alpha1.GroupVersion:                       {"Intercept"},
-		{Group: "argoproj.io", Version: "v1alpha1"}: {"Rollout"},
+		corev1.SchemeGroupVersion: {"Pod", "Service", "Event"},
+		appsv1.SchemeGroupVersion: {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
+		v1alpha1.GroupVersion:     {"Intercept"},
+		rollout.GroupVersion:      {rollout.Kind},
 	} {
 		for _, kind := range kinds {
 			mapper.Add(gv.WithKind(kind), meta.RESTScopeNamespace)

@@ -32,6 +32,7 @@ func (e *env) advise(text string, err error) string {
 		reason.NoSession:           "run `" + e.name + " connect`",
 		reason.VersionSkew:         "get the version that the cluster has, or run `" + e.name + " helm upgrade`",
 		reason.WorkloadNotFound:    "`" + e.name + " list` shows what there is",
+		reason.WorkloadAmbiguous:   "choose with --workload KIND/NAME",
 		reason.InterceptNotFound:   "`" + e.name + " list --intercepts` shows yours",
 		reason.InterceptExists:     "leave it first, or choose another name with --workload",
 		reason.LocalPortTaken:      "choose another with --port",

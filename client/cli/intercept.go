@@ -23,10 +23,12 @@ func newInterceptCmd(e *env, g *global) *cobra.Command {
 		Use:     "intercept NAME [flags] [-- COMMAND [ARGUMENT...]]",
 		Short:   "Send a workload's requests to this laptop",
 		GroupID: groupTraffic,
-		Long: `Send the requests of a workload (Deployment, ReplicaSet or StatefulSet) to a port of this laptop: all connections, or
-the HTTP requests that match. What does not match, and what this laptop cannot answer, goes to the pods as always.
+		Long: `Send the requests of a workload to a port of this laptop: all connections, or the HTTP requests that match. What does not
+match, and what this laptop cannot answer, goes to the pods as always. Workloads are Deployments, StatefulSets, DaemonSets,
+ReplicaSets, Rollouts of Argo Rollouts, and Pods that belong to none of these.
 
-NAME is the workload's name, and the intercept's too. With --namespace the intercept is called NAME-NAMESPACE, unless
+NAME is the workload's name, and the intercept's too; write KIND/NAME, as in statefulset/orders, if workloads of several
+kinds have it. With --namespace the intercept is called NAME-NAMESPACE, unless
 --workload names the workload; then NAME is just the intercept's name. With a command after --, the intercept lasts as
 long as the command runs, which finds the intercept's id in $TELEPRESENCE_INTERCEPT_ID; when the intercept is left, the
 command is ended.

@@ -39,6 +39,9 @@ func TestInterceptAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 		{"a deployment", []string{"myhello", "-n", "myns", "--deployment", "hello"}, `{"name":"myhello","workload":"hello","namespace":"myns",` + tcp + `}`},
 		{"both, the same", []string{"myhello", "-d", "hello", "-w", "hello"}, `{"name":"myhello","workload":"hello",` + tcp + `}`},
 		{"a workload of a kind", []string{"x", "-w", "sts/hello"}, `{"name":"x","workload":"hello","workloadKind":"StatefulSet",` + tcp + `}`},
+		{"a DaemonSet", []string{"daemonsets.apps/hello"}, `{"name":"hello","workload":"hello","workloadKind":"DaemonSet",` + tcp + `}`},
+		{"a Rollout", []string{"rollouts.argoproj.io/hello"}, `{"name":"hello","workload":"hello","workloadKind":"Rollout",` + tcp + `}`},
+		{"a Pod", []string{"x", "-w", "pod/hello"}, `{"name":"x","workload":"hello","workloadKind":"Pod",` + tcp + `}`},
 		{"a workload of a kind as the name", []string{"deployment/hello", "-n", "myns"}, `{"name":"hello-myns","workload":"hello","namespace":"myns","workloadKind":"Deployment",` + tcp + `}`},
 		{"a service", []string{"orders", "--service", "echo-stable"}, orders(tcp + `,"service":"echo-stable"`)},
 		{"a container", []string{"orders", "--container", "app"}, orders(tcp + `,"container":"app"`)},
@@ -248,7 +251,8 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 		reason string
 		text   string
 	}{
-		{codes.NotFound, reason.WorkloadNotFound, `no Deployment, ReplicaSet or StatefulSet named "ordres" in namespace default — did you mean orders?`},
+		{codes.NotFound, reason.WorkloadNotFound, `workload "ordres" not found in namespace default — did you mean "orders"?`},
+		{codes.InvalidArgument, reason.WorkloadAmbiguous, `"orders" is a Deployment and a StatefulSet in namespace default — choose with --workload deployment/orders or --workload statefulset/orders`},
 		{codes.InvalidArgument, reason.Invalid, "service orders has several ports — say which with --port LOCAL:ID:\n    http (8080)\n    admin (9090)"},
 		{codes.AlreadyExists, reason.LocalPortTaken, "127.0.0.1:9000 is already in use by intercept stock — use another --port"},
 		{codes.FailedPrecondition, reason.Conflict, "conflict with intercept orders of bob@desk, which takes all TCP connections of port http — ask bob@desk to leave it"},

@@ -101,7 +101,7 @@ func (f *interceptFlags) setWorkload(r *daemonpb.InterceptRequest, _ *pflag.Flag
 	}
 	if kind, name, ok := strings.Cut(r.Workload, "/"); ok {
 		if r.WorkloadKind = workloadKind(kind); r.WorkloadKind == "" {
-			return usagef("%s: unknown kind of workload %q — use deployment, replicaset or statefulset", r.Workload, kind)
+			return usagef("%s: unknown kind of workload %q — use deployment, statefulset, daemonset, rollout, replicaset or pod", r.Workload, kind)
 		}
 		r.Workload = name
 		if given == "" {
@@ -118,13 +118,20 @@ func (f *interceptFlags) setWorkload(r *daemonpb.InterceptRequest, _ *pflag.Flag
 }
 
 func workloadKind(word string) string {
-	switch strings.TrimSuffix(strings.ToLower(word), ".apps") {
+	resource, _, _ := strings.Cut(strings.ToLower(word), ".") // as in deployments.apps
+	switch resource {
 	case "deployment", "deployments", "deploy":
 		return "Deployment"
 	case "replicaset", "replicasets", "rs":
 		return "ReplicaSet"
 	case "statefulset", "statefulsets", "sts":
 		return "StatefulSet"
+	case "daemonset", "daemonsets", "ds":
+		return "DaemonSet"
+	case "rollout", "rollouts", "ro":
+		return "Rollout"
+	case "pod", "pods", "po":
+		return "Pod"
 	default:
 		return ""
 	}

@@ -88,7 +88,7 @@ func (e *env) runList(cmd *cobra.Command, g *global, f listFlags) error {
 		if f.intercepted {
 			e.say(g, "No intercepts")
 		} else {
-			e.say(g, "No Workloads (Deployments, StatefulSets, or ReplicaSets)")
+			e.say(g, "No Workloads (Deployments, StatefulSets, DaemonSets, Rollouts, ReplicaSets, or Pods)")
 		}
 		return nil
 	}

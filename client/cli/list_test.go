@@ -30,6 +30,10 @@ func TestList(t *testing.T) {
 		"a TLS port": func(w *world) {
 			w.daemon.workloads = []*daemonpb.WorkloadInfo{{Kind: "Deployment", Name: "orders", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{aDeafIntercept()}}}
 		},
+		"kinds that share a name": func(w *world) {
+			w.daemon.workloads = append(someWorkloads(), &daemonpb.WorkloadInfo{Kind: "DaemonSet", Name: "frontend", Namespace: "shop"},
+				&daemonpb.WorkloadInfo{Kind: "Pod", Name: "debug", Namespace: "shop", NotInterceptable: "no service and no container port"})
+		},
 		"nothing":          func(*world) {},
 		"colours":          func(w *world) { w.terminal = true; w.daemon.workloads = someWorkloads() },
 		"without a daemon": func(w *world) { w.stop(); w.daemon.workloads = someWorkloads() },

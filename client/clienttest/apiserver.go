@@ -124,6 +124,9 @@ contexts: [{name: %[1]s, context: {cluster: test, user: dev, namespace: shop}}]
 
 // resourceOf is the resource of an object of a known kind.
 func resourceOf(object client.Object) string {
+	if u, ok := object.(*unstructured.Unstructured); ok {
+		return strings.ToLower(u.GetKind()) + "s"
+	}
 	name := strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", object), "*"))
 	return name[strings.LastIndex(name, ".")+1:] + "s"
 }
@@ -152,7 +155,7 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		hook(call)
 	}
 	switch {
-	case !ok:
+	case !ok || !a.store.knows(call.Resource):
 		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource", nil)
 	case status == http.StatusUnauthorized:
 		fail(w, status, metav1.StatusReasonUnauthorized, "Unauthorized", nil)

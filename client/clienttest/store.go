@@ -22,6 +22,7 @@ import (
 var kinds = map[string]struct{ apiVersion, kind string }{
 	"pods": {"v1", "Pod"}, "services": {"v1", "Service"}, "configmaps": {"v1", "ConfigMap"}, "namespaces": {"v1", "Namespace"},
 	"deployments": {"apps/v1", "Deployment"}, "replicasets": {"apps/v1", "ReplicaSet"}, "statefulsets": {"apps/v1", "StatefulSet"},
+	"daemonsets": {"apps/v1", "DaemonSet"}, "rollouts": {"argoproj.io/v1alpha1", "Rollout"},
 	"intercepts": {"sidestep.dev/v1alpha1", "Intercept"},
 }
 
@@ -94,6 +95,13 @@ func (s *store) update(k objectKey, object *unstructured.Unstructured, status bo
 	s.objects[k] = next
 	s.record("MODIFIED", k, next)
 	return next.DeepCopy(), true, true
+}
+
+// knows says whether the server has a resource: that of others is there once there has been an object of it.
+func (s *store) knows(resource string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return resource != "rollouts" || slices.ContainsFunc(s.history, func(e event) bool { return e.key.resource == resource })
 }
 
 func (s *store) get(k objectKey) *unstructured.Unstructured {

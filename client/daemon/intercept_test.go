@@ -15,6 +15,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
@@ -125,8 +126,18 @@ func TestInterceptFailuresLeaveNothing(t *testing.T) {
 			{Name: "orders-a", Node: "node1", Steering: true}, {Name: "orders-b", Node: "node2", Message: "the node agent is not connected"},
 		}}
 	}
+	object := func(object client.Object, name, owner, ownerName string) client.Object {
+		object.SetNamespace("shop")
+		object.SetName(name)
+		if owner != "" {
+			yes := true
+			object.SetOwnerReferences([]metav1.OwnerReference{{Kind: owner, Name: ownerName, APIVersion: "apps/v1", UID: "u", Controller: &yes}})
+		}
+		return object
+	}
 	cases := []struct {
 		name    string
+		objects []client.Object
 		request *daemonpb.InterceptRequest
 		judge   func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus
 		deny    func(clienttest.Call) bool
@@ -139,6 +150,19 @@ func TestInterceptFailuresLeaveNothing(t *testing.T) {
 			message: "namespace shp does not exist — choose another with --namespace"},
 		{name: "a workload of another kind", request: &daemonpb.InterceptRequest{Name: "orders", WorkloadKind: "StatefulSet"}, code: codes.NotFound,
 			message: `StatefulSet "orders" not found in namespace shop`},
+		{name: "a name that workloads of two kinds have", objects: []client.Object{object(&appsv1.StatefulSet{}, "orders", "", "")},
+			request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.InvalidArgument,
+			message: `"orders" is a Deployment and a StatefulSet in namespace shop — choose with --workload deployment/orders or --workload statefulset/orders`},
+		{name: "a pod of a Deployment", objects: []client.Object{object(&appsv1.ReplicaSet{}, "orders-1", "Deployment", "orders"), object(&corev1.Pod{}, "orders-1-a", "ReplicaSet", "orders-1")},
+			request: &daemonpb.InterceptRequest{Name: "orders-1-a"}, code: codes.FailedPrecondition,
+			message: "Pod orders-1-a belongs to Deployment orders — run `sidestep intercept orders`"},
+		{name: "a pod of a StatefulSet", objects: []client.Object{object(&corev1.Pod{}, "db-0", "StatefulSet", "db")},
+			request: &daemonpb.InterceptRequest{Name: "db-0", WorkloadKind: "Pod"}, code: codes.FailedPrecondition,
+			message: "Pod db-0 belongs to StatefulSet db — run `sidestep intercept db`"},
+		{name: "a Rollout where there is no such kind", request: &daemonpb.InterceptRequest{Name: "echo", WorkloadKind: "Rollout"}, code: codes.NotFound,
+			message: `Rollout "echo" not found in namespace shop`},
+		{name: "a kind that may not be read", request: &daemonpb.InterceptRequest{Name: "log", WorkloadKind: "DaemonSet"}, code: codes.PermissionDenied,
+			deny: func(c clienttest.Call) bool { return c.Resource == "daemonsets" }, message: "dev may not get daemonsets.apps in namespace shop"},
 		{name: "a kind that cannot be intercepted", request: &daemonpb.InterceptRequest{Name: "orders", WorkloadKind: "CronJob"}, code: codes.InvalidArgument,
 			message: "workloads of kind CronJob cannot be intercepted"},
 		{name: "a name that cannot be one", request: &daemonpb.InterceptRequest{Name: "Or_ders"}, code: codes.InvalidArgument, message: `"Or_ders" cannot be the name`},
@@ -167,6 +191,7 @@ func TestInterceptFailuresLeaveNothing(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			w := connected(t)
+			w.api.Add(t, c.objects...)
 			if c.judge != nil {
 				w.manager.Judge(c.judge)
 			}
@@ -273,60 +298,6 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 	wg.Wait()
 	require.NoError(t, w.manager.Want(object.Spec.Client.KeyHash, 100))
 	w.eventually(func() bool { return w.manager.Parked(object.Spec.Client.KeyHash) >= 100 }, "as many are parked as the manager wants")
-}
-
-func TestList(t *testing.T) {
-	w := connected(t)
-	zero := int32(0)
-	owner := func(kind string) []metav1.OwnerReference {
-		yes := true
-		return []metav1.OwnerReference{{Kind: kind, Name: "x", APIVersion: "v1", UID: "u", Controller: &yes}}
-	}
-	replicaSet := func(name, owned string, replicas *int32) *appsv1.ReplicaSet {
-		r := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: appsv1.ReplicaSetSpec{Replicas: replicas}}
-		r.Spec.Template.Spec.Containers = []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}}
-		if owned != "" {
-			r.OwnerReferences = owner(owned)
-		}
-		return r
-	}
-	host := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "proxy"}}
-	host.Spec.Template.Spec.HostNetwork = true
-	w.api.Add(t, replicaSet("orders-1", "Deployment", nil), replicaSet("echo-1", "Rollout", &zero), replicaSet("echo-2", "Rollout", nil), replicaSet("plain", "", nil), host,
-		&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "batch"}})
-	w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000})
-	theirs := w.object().DeepCopy()
-	theirs.ObjectMeta = metav1.ObjectMeta{Namespace: "shop", Name: "theirs"}
-	theirs.Spec.Client = v1alpha1.ClientReference{Session: "other", Holder: "ann@mac", KeyHash: "x"}
-	w.api.Add(t, theirs)
-
-	type line struct{ kind, name, obstacle string }
-	list := func(filter string) (lines []line) {
-		reply, err := w.daemon.List(t.Context(), &daemonpb.ListRequest{Filter: filter})
-		require.NoError(t, err)
-		for _, l := range reply.GetWorkloads() {
-			lines = append(lines, line{l.GetKind(), l.GetName(), l.GetNotInterceptable()})
-			if l.GetName() == "orders" {
-				require.Len(t, l.GetIntercepts(), 1)
-				require.Len(t, l.GetOthers(), 1)
-				assert.Equal(t, "ann@mac", l.GetOthers()[0].GetHolder())
-			}
-		}
-		return lines
-	}
-	assert.Equal(t, []line{
-		{"StatefulSet", "batch", "no service and no container port"}, {"ReplicaSet", "echo-2", ""}, {"Deployment", "orders", ""},
-		{"ReplicaSet", "plain", ""}, {"StatefulSet", "proxy", "its pods use the network of their node"}, {"Deployment", "stock", ""},
-	}, list(""))
-	assert.Equal(t, []line{{"Deployment", "orders", ""}}, list("intercepted"))
-	assert.Len(t, list("interceptable"), 4)
-	_, err := w.daemon.List(t.Context(), &daemonpb.ListRequest{Filter: "x"})
-	assert.Equal(t, codes.InvalidArgument, status.Code(err))
-	for _, call := range w.api.Calls() {
-		if call.Verb == "list" {
-			assert.NotEmpty(t, call.Namespace, "rights in one namespace are enough: %v", call)
-		}
-	}
 }
 
 func TestOutages(t *testing.T) {

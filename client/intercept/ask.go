@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -76,8 +77,8 @@ func (a *Ask) check() error {
 	if !validName.MatchString(s.Name) || len(s.Name) > 253-len(suffix(s.Client.Session)) {
 		return invalid("%q cannot be the name of an intercept — use lower-case letters, digits, '-' and '.'", s.Name)
 	}
-	if kind := s.Workload.Kind; kind != "" && !slices.Contains([]string{"Deployment", "ReplicaSet", "StatefulSet"}, kind) {
-		return invalid("workloads of kind %s cannot be intercepted — Deployments, ReplicaSets and StatefulSets can", kind)
+	if kind := s.Workload.Kind; kind != "" && !slices.Contains(v1alpha1.WorkloadKinds, kind) {
+		return invalid("workloads of kind %s cannot be intercepted — use one of %s", kind, strings.Join(v1alpha1.WorkloadKinds, ", "))
 	}
 	if p := s.Destination.Port; p < 0 || p > 65535 {
 		return invalid("%d is not a port — use 1 to 65535", p)
@@ -156,6 +157,11 @@ func (a *Ask) object() *v1alpha1.Intercept {
 func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	h, w := have.Spec, a.Spec
 	name := w.Name
+	if have.Namespace == a.Namespace && h.Workload.Name == w.Workload.Name && h.Workload.Kind != w.Workload.Kind {
+		return reason.New(codes.AlreadyExists, reason.InterceptExists,
+			"intercept %q already exists, for %s %s — choose another name for that of the %s, with --workload %s/%s, or run `sidestep leave %s` first",
+			name, h.Workload.Kind, h.Workload.Name, w.Workload.Kind, strings.ToLower(w.Workload.Kind), w.Workload.Name, name)
+	}
 	if have.Namespace != a.Namespace || h.Workload != w.Workload {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q already exists, for %s %s in namespace %s — choose another name with --workload %s, or run `sidestep leave %s` first",

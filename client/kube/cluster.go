@@ -21,6 +21,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/rollout"
 	"sidestep.dev/sidestep/internal/version"
 )
 
@@ -144,9 +145,10 @@ func mapper() meta.RESTMapper {
 		m.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
 	m.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
-	for _, kind := range []string{"Deployment", "ReplicaSet", "StatefulSet"} {
+	for _, kind := range []string{"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"} {
 		m.Add(appsv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
+	m.Add(rollout.GroupVersion.WithKind(rollout.Kind), meta.RESTScopeNamespace)
 	m.Add(v1alpha1.GroupVersion.WithKind("Intercept"), meta.RESTScopeNamespace)
 	return m
 }

@@ -2,6 +2,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -13,25 +14,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/rollout"
 )
-
-// Kinds that can be intercepted, in the order in which a name is looked for.
-var Kinds = []string{"Deployment", "StatefulSet", "ReplicaSet"}
-
-func newObject(kind string) client.Object {
-	switch kind {
-	case "Deployment":
-		return &appsv1.Deployment{}
-	case "StatefulSet":
-		return &appsv1.StatefulSet{}
-	default:
-		return &appsv1.ReplicaSet{}
-	}
-}
 
 // Find says which kind of workload has a name. With a kind given it only makes sure that there is one.
 func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name string) (string, error) {
@@ -39,33 +30,151 @@ func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name stri
 	if err != nil {
 		return "", err
 	}
-	kinds := Kinds
+	ctx, cancel := cluster.Call(ctx)
+	defer cancel()
+	found, err := lookUp(ctx, api, namespace, kind, name)
+	if err != nil {
+		return "", cluster.Explain(err)
+	}
+	for _, object := range found {
+		if isOurs(object.GetLabels()) {
+			return "", reason.New(codes.FailedPrecondition, reason.Invalid, "%s %s cannot be intercepted: %s — choose another workload", kindOf(object), name, ours)
+		}
+	}
+	switch found = likely(found); len(found) {
+	case 0:
+		return "", notFound(ctx, cluster, api, namespace, kind, name)
+	case 1:
+		if pod, ok := found[0].(*corev1.Pod); ok {
+			return kindOf(pod), ownedPod(ctx, api, pod)
+		}
+		return kindOf(found[0]), nil
+	}
+	return "", ambiguous(namespace, name, found)
+}
+
+// lookUp gives the workloads that have a name, of one kind or of all.
+func lookUp(ctx context.Context, api client.Client, namespace, kind, name string) ([]client.Object, error) {
+	kinds := v1alpha1.WorkloadKinds
 	if kind != "" {
 		kinds = []string{kind}
 	}
-	// All at once: over a long way three questions cost what one does.
+	// All at once: over a long way six questions cost what one does.
 	errs := make([]error, len(kinds))
-	var asking sync.WaitGroup
-	ctx, cancel := cluster.Call(ctx)
-	defer cancel()
 	objects := make([]client.Object, len(kinds))
+	var asking sync.WaitGroup
 	for i, kind := range kinds {
 		objects[i] = newObject(kind)
 		asking.Go(func() { errs[i] = api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, objects[i]) })
 	}
 	asking.Wait()
+	var found []client.Object
 	for i, err := range errs {
-		if err == nil && isOurs(objects[i].GetLabels()) {
-			return "", reason.New(codes.FailedPrecondition, reason.Invalid, "%s %s cannot be intercepted: %s — choose another workload", kinds[i], name, ours)
-		}
-		if err == nil {
-			return kinds[i], nil
-		}
-		if !apierrors.IsNotFound(err) {
-			return "", cluster.Explain(err)
+		switch {
+		case err == nil:
+			found = append(found, objects[i])
+		case apierrors.IsNotFound(err), kind == "" && isMissing(kinds[i], err):
+		default:
+			return nil, err
 		}
 	}
-	return "", notFound(ctx, cluster, api, namespace, kind, name)
+	return found, nil
+}
+
+func newObject(kind string) client.Object {
+	switch kind {
+	case "Deployment":
+		return &appsv1.Deployment{}
+	case "StatefulSet":
+		return &appsv1.StatefulSet{}
+	case "DaemonSet":
+		return &appsv1.DaemonSet{}
+	case rollout.Kind:
+		return rollout.Object()
+	case "Pod":
+		return &corev1.Pod{}
+	default:
+		return &appsv1.ReplicaSet{}
+	}
+}
+
+func kindOf(object client.Object) string {
+	switch object.(type) {
+	case *appsv1.Deployment:
+		return "Deployment"
+	case *appsv1.StatefulSet:
+		return "StatefulSet"
+	case *appsv1.DaemonSet:
+		return "DaemonSet"
+	case *appsv1.ReplicaSet:
+		return "ReplicaSet"
+	case *corev1.Pod:
+		return "Pod"
+	default:
+		return rollout.Kind
+	}
+}
+
+// isMissing says whether an error means that there is nothing of a kind for this account: the cluster does not have the kind, or a role that is older
+// than what can be intercepted does not tell of it.
+func isMissing(kind string, err error) bool {
+	switch kind {
+	case "DaemonSet", "Pod", rollout.Kind:
+		return apierrors.IsNotFound(err) || apierrors.IsForbidden(err)
+	}
+	return false
+}
+
+// likely leaves out what is hardly meant by a name that others have too: a pod, and the Deployment that a Rollout of the same name has replaced.
+func likely(found []client.Object) []client.Object {
+	if len(found) < 2 {
+		return found
+	}
+	replaced := ""
+	for _, object := range found {
+		if u, ok := object.(*unstructured.Unstructured); ok {
+			r := rollout.From(u)
+			if r.FromName == r.Name {
+				replaced = r.FromKind
+			}
+		}
+	}
+	return slices.DeleteFunc(found, func(object client.Object) bool { return kindOf(object) == "Pod" || kindOf(object) == replaced })
+}
+
+// ambiguous says how to choose among several workloads of a name.
+func ambiguous(namespace, name string, found []client.Object) error {
+	var kinds, words []string
+	for _, object := range found {
+		kinds = append(kinds, "a "+kindOf(object))
+		words = append(words, "--workload "+strings.ToLower(kindOf(object))+"/"+name)
+	}
+	return reason.New(codes.InvalidArgument, reason.WorkloadAmbiguous, "%q is %s in namespace %s — choose with %s",
+		name, strings.Join(kinds, " and "), namespace, strings.Join(words, " or "))
+}
+
+// ownedPod refuses a pod that belongs to a workload which can be intercepted itself: the next revision or eviction would end it.
+func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
+	owner := owningWorkload(pod)
+	if owner == nil {
+		return nil
+	}
+	if owner.Kind == "ReplicaSet" {
+		rs := &appsv1.ReplicaSet{}
+		if api.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: owner.Name}, rs) == nil {
+			owner = cmp.Or(owningWorkload(rs), owner)
+		}
+	}
+	return reason.New(codes.FailedPrecondition, reason.Invalid, "Pod %s belongs to %s %s — run `sidestep intercept %s`", pod.Name, owner.Kind, owner.Name, owner.Name)
+}
+
+// owningWorkload is the controller of an object if it can be intercepted itself.
+func owningWorkload(object metav1.Object) *metav1.OwnerReference {
+	owner := metav1.GetControllerOfNoCopy(object)
+	if owner == nil || owner.Kind == "Pod" || !slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
+		return nil
+	}
+	return owner
 }
 
 // notFound says so, and which names are like it.
@@ -97,20 +206,22 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	return reason.New(codes.NotFound, reason.WorkloadNotFound, "%s", message)
 }
 
-// names lists the workloads of a namespace, without what belongs to a Deployment.
+// names lists the workloads of a namespace, without those that belong to another, unless they are of the kind that is looked for.
 func names(ctx context.Context, api client.Client, namespace, kind string) ([]string, error) {
 	var found []string
-	for _, k := range Kinds {
+	for _, k := range v1alpha1.WorkloadKinds {
 		if kind != "" && k != kind {
 			continue
 		}
 		list := &metav1.PartialObjectMetadataList{}
-		list.SetGroupVersionKind(appsv1.SchemeGroupVersion.WithKind(k + "List"))
-		if err := api.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		list.SetGroupVersionKind(groupVersion(k).WithKind(k + "List"))
+		if err := api.List(ctx, list, client.InNamespace(namespace)); isMissing(k, err) {
+			continue
+		} else if err != nil {
 			return nil, err
 		}
 		for i := range list.Items {
-			if k != "ReplicaSet" || ownerKind(&list.Items[i]) != "Deployment" || kind == "ReplicaSet" {
+			if kind != "" && k != "Pod" || !hasOwner(k, &list.Items[i]) {
 				found = append(found, list.Items[i].Name)
 			}
 		}
@@ -119,55 +230,24 @@ func names(ctx context.Context, api client.Client, namespace, kind string) ([]st
 	return slices.Compact(found), nil
 }
 
+// hasOwner says whether an object is somebody else's, and so not listed by itself.
+func hasOwner(kind string, object metav1.Object) bool {
+	return kind == "ReplicaSet" && ownerKind(object) == "Deployment" || kind == "Pod" && ownerKind(object) != ""
+}
+
+func groupVersion(kind string) schema.GroupVersion {
+	switch kind {
+	case rollout.Kind:
+		return rollout.GroupVersion
+	case "Pod":
+		return corev1.SchemeGroupVersion
+	}
+	return appsv1.SchemeGroupVersion
+}
+
 func ownerKind(object metav1.Object) string {
 	if owner := metav1.GetControllerOfNoCopy(object); owner != nil {
 		return owner.Kind
 	}
 	return ""
-}
-
-// Similar are the names that somebody may have meant, best first, three at most.
-func Similar(name string, known []string) []string {
-	type candidate struct {
-		name     string
-		distance int
-	}
-	var candidates []candidate
-	for _, k := range known {
-		d := distance(name, k)
-		near := d <= max(1, len(name)/3)
-		part := len(name) >= 3 && (strings.Contains(k, name) || strings.Contains(name, k) && len(k) >= 3)
-		if near || part {
-			candidates = append(candidates, candidate{k, d})
-		}
-	}
-	slices.SortStableFunc(candidates, func(a, b candidate) int { return a.distance - b.distance })
-	var similar []string
-	for _, c := range candidates[:min(3, len(candidates))] {
-		similar = append(similar, c.name)
-	}
-	return similar
-}
-
-// distance is the number of characters to insert, delete, replace, or exchange with their neighbour, to make b of a.
-func distance(a, b string) int {
-	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range last {
-		last[j] = j
-	}
-	for i := range len(a) {
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			row[j+1] = min(last[j+1]+1, row[j]+1, last[j]+cost)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				row[j+1] = min(row[j+1], before[j-1]+1)
-			}
-		}
-		before, last, row = last, row, before
-	}
-	return last[len(b)]
 }

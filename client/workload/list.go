@@ -18,10 +18,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/rollout"
 )
-
-// pageSize bounds one answer of the API server.
-const pageSize = 500
 
 // Workload is one of a kind that can be intercepted, with what intercepts it.
 type Workload struct {
@@ -50,71 +48,26 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace, installation st
 	}
 	ctx, cancel := cluster.Call(ctx)
 	defer cancel()
-	var deployments []appsv1.Deployment
-	var statefulSets []appsv1.StatefulSet
-	var replicaSets []appsv1.ReplicaSet
-	var services []corev1.Service
-	var intercepts []v1alpha1.Intercept
+	var f findings
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		deployments, err = all(gctx, api, namespace, func(l *appsv1.DeploymentList) []appsv1.Deployment { return l.Items })
-		return err
-	})
-	g.Go(func() (err error) {
-		statefulSets, err = all(gctx, api, namespace, func(l *appsv1.StatefulSetList) []appsv1.StatefulSet { return l.Items })
-		return err
-	})
-	g.Go(func() (err error) {
-		replicaSets, err = all(gctx, api, namespace, func(l *appsv1.ReplicaSetList) []appsv1.ReplicaSet { return l.Items })
-		return err
-	})
-	g.Go(func() (err error) {
-		services, err = all(gctx, api, namespace, func(l *corev1.ServiceList) []corev1.Service { return l.Items })
-		return err
-	})
-	g.Go(func() (err error) {
-		intercepts, err = all(gctx, api, namespace, func(l *v1alpha1.InterceptList) []v1alpha1.Intercept { return l.Items })
-		return err
-	})
+	f.ask(g, &asker{ctx: gctx, api: api, namespace: namespace})
 	if err := g.Wait(); apierrors.IsNotFound(err) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
 			"the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
 	} else if err != nil {
 		return nil, cluster.Explain(err)
 	}
-	b := newBuilder(services, intercepts)
+	pods, err := f.listedPods(ctx, api, namespace)
+	if err != nil {
+		return nil, cluster.Explain(err)
+	}
+	b := newBuilder(f.services, f.intercepts)
 	b.hostNetworkAllowed = sync.OnceValue(func() bool { return hostNetworkAllowed(ctx, api, installation) })
-	for i := range deployments {
-		b.add("Deployment", &deployments[i], &deployments[i].Spec.Template)
-	}
-	for i := range statefulSets {
-		b.add("StatefulSet", &statefulSets[i], &statefulSets[i].Spec.Template)
-	}
-	for i := range replicaSets {
-		b.addReplicaSet(&replicaSets[i])
-	}
+	b.addAll(&f, pods)
 	slices.SortFunc(b.listing.Workloads, func(x, y Workload) int {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Kind, y.Kind))
 	})
 	return b.listing, nil
-}
-
-// all lists everything of a kind, page by page.
-func all[T, L any, P interface {
-	*L
-	client.ObjectList
-}](ctx context.Context, api client.Client, namespace string, items func(P) []T) ([]T, error) {
-	var found []T
-	for next := ""; ; {
-		page := P(new(L))
-		if err := api.List(ctx, page, client.InNamespace(namespace), client.Limit(pageSize), client.Continue(next)); err != nil {
-			return nil, err
-		}
-		found = append(found, items(page)...)
-		if next = page.GetContinue(); next == "" {
-			return found, nil
-		}
-	}
 }
 
 // builder makes a Listing.
@@ -160,6 +113,37 @@ func (b *builder) add(kind string, object metav1.Object, template *corev1.PodTem
 	})
 }
 
+func (b *builder) addAll(f *findings, pods []corev1.Pod) {
+	templates := map[key]*corev1.PodTemplateSpec{} // that Rollouts may refer to
+	for i := range f.deployments {
+		d := &f.deployments[i]
+		templates[key{"Deployment", d.Namespace, d.Name}] = &d.Spec.Template
+		b.add("Deployment", d, &d.Spec.Template)
+	}
+	for i := range f.statefulSets {
+		b.add("StatefulSet", &f.statefulSets[i], &f.statefulSets[i].Spec.Template)
+	}
+	for i := range f.daemonSets {
+		b.add("DaemonSet", &f.daemonSets[i], &f.daemonSets[i].Spec.Template)
+	}
+	for i := range f.replicaSets {
+		r := &f.replicaSets[i]
+		templates[key{"ReplicaSet", r.Namespace, r.Name}] = &r.Spec.Template
+		b.addReplicaSet(r)
+	}
+	for i := range f.rollouts {
+		r := rollout.From(&f.rollouts[i])
+		if r.Template == nil {
+			r.Template = templates[key{r.FromKind, r.Namespace, r.FromName}]
+		}
+		b.add(rollout.Kind, r, r.Template)
+	}
+	for i := range pods {
+		p := &pods[i]
+		b.add("Pod", p, &corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: p.Labels}, Spec: p.Spec})
+	}
+}
+
 // addReplicaSet leaves out those that are another workload's business: a Deployment's, and revisions of something else that have been scaled down.
 func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 	owner := ownerKind(r)
@@ -173,6 +157,9 @@ func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 
 // obstacle is why pods of a template cannot be intercepted, and "" if they can.
 func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, hostNetworkAllowed func() bool) string {
+	if template == nil {
+		return "it has no pod template of its own, nor that of a Deployment or a ReplicaSet"
+	}
 	spec := &template.Spec
 	switch {
 	case isOurs(template.Labels):

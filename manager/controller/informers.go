@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/internal/rollout"
 )
 
 // Indexes of the informers.
@@ -159,7 +159,7 @@ func (inf *informers) Pod(namespace, name string) *corev1.Pod {
 	return get[corev1.Pod](inf.pods, namespace, name)
 }
 
-func (inf *informers) Rollout(namespace, name string) *resolve.Rollout {
+func (inf *informers) Rollout(namespace, name string) *rollout.Rollout {
 	return inf.rollouts.get(namespace, name)
 }
 

@@ -11,19 +11,11 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/internal/rollout"
 )
 
-var (
-	rolloutVersion    = schema.GroupVersion{Group: "argoproj.io", Version: "v1alpha1"}
-	definitionVersion = schema.GroupVersion{Group: "apiextensions.k8s.io", Version: "v1"}
-)
-
-const (
-	rolloutDefinition = "rollouts.argoproj.io"
-	// rolloutPatience is how long the manager's start waits for Rollouts to be read. They are somebody else's kind, and no reason not to start.
-	rolloutPatience = 10 * time.Second
-)
+// rolloutPatience is how long the manager's start waits for Rollouts to be read. They are somebody else's kind, and no reason not to start.
+const rolloutPatience = 10 * time.Second
 
 // rollouts are the Rollouts of clusters that have them. Argo Rollouts may be installed and removed while the manager runs: the definition of
 // the kind is watched, and the kind while it is served.
@@ -47,10 +39,12 @@ type servedRollouts struct {
 }
 
 func newRollouts(c client.WithWatch, log *slog.Logger) (*rollouts, error) {
-	list, object := untyped(definitionVersion.WithKind("CustomResourceDefinition"))
+	list, object := &unstructured.UnstructuredList{}, &unstructured.Unstructured{}
+	list.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinitionList"})
+	object.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
 	r := &rollouts{
 		client: c, log: log, changed: make(chan struct{}, 1),
-		definition: newInformer(c, list, object, cache.Indexers{}, rolloutDefinition),
+		definition: newInformer(c, list, object, cache.Indexers{}, rollout.Definition),
 	}
 	return r, r.definition.SetTransform(stripDefinition)
 }
@@ -69,13 +63,6 @@ func stripDefinition(obj any) (any, error) {
 		_ = unstructured.SetNestedSlice(u.Object, versions, "spec", "versions") // fails only where spec is no object, and then there are no versions
 	}
 	return obj, nil
-}
-
-func untyped(kind schema.GroupVersionKind) (*unstructured.UnstructuredList, *unstructured.Unstructured) {
-	list, object := &unstructured.UnstructuredList{}, &unstructured.Unstructured{}
-	list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
-	object.SetGroupVersionKind(kind)
-	return list, object
 }
 
 // listen says who is to be told of changes of Rollouts. It is called once, before run.
@@ -117,11 +104,11 @@ func (r *rollouts) run(ctx context.Context) {
 func (r *rollouts) isServed() bool {
 	for _, obj := range r.definition.GetStore().List() {
 		u, ok := obj.(*unstructured.Unstructured)
-		if !ok || u.GetName() != rolloutDefinition || u.GetDeletionTimestamp() != nil {
+		if !ok || u.GetName() != rollout.Definition || u.GetDeletionTimestamp() != nil {
 			continue
 		}
 		return holds(u, []string{"status", "conditions"}, map[string]any{"type": "Established", "status": "True"}) &&
-			holds(u, []string{"spec", "versions"}, map[string]any{"name": rolloutVersion.Version, "served": true})
+			holds(u, []string{"spec", "versions"}, map[string]any{"name": rollout.GroupVersion.Version, "served": true})
 	}
 	return false
 }
@@ -146,8 +133,7 @@ func (r *rollouts) start(ctx context.Context) {
 	if r.current() != nil {
 		return
 	}
-	list, object := untyped(rolloutVersion.WithKind("Rollout"))
-	s := &servedRollouts{informer: newInformer(r.client, list, object, cache.Indexers{}, ""), done: make(chan struct{})}
+	s := &servedRollouts{informer: newInformer(r.client, rollout.ListOf(), rollout.Object(), cache.Indexers{}, ""), done: make(chan struct{})}
 	err := s.informer.SetTransform(strip)
 	if err == nil {
 		_, err = s.informer.AddEventHandler(r.handler)
@@ -193,9 +179,9 @@ func (r *rollouts) wait(ctx context.Context) {
 	}
 }
 
-func (r *rollouts) get(namespace, name string) *resolve.Rollout {
+func (r *rollouts) get(namespace, name string) *rollout.Rollout {
 	if s := r.current(); s != nil {
-		return get[resolve.Rollout](s.informer, namespace, name)
+		return get[rollout.Rollout](s.informer, namespace, name)
 	}
 	return nil
 }

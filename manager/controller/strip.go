@@ -8,7 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/internal/rollout"
 )
 
 // strip leaves of an object what the manager reads, so that a large cluster's pods fit into a small manager, and their environment is
@@ -44,10 +44,10 @@ func strip(obj any) (any, error) {
 		stripPodSpec(&o.Spec.Template.Spec)
 		o.Status = appsv1.DaemonSetStatus{}
 	case *unstructured.Unstructured:
-		if o.GetKind() != "Rollout" {
+		if o.GetKind() != rollout.Kind {
 			return obj, nil
 		}
-		r := resolve.RolloutFrom(o)
+		r := rollout.From(o)
 		if r.Template != nil {
 			stripPodSpec(&r.Template.Spec)
 		}

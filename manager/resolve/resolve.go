@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/rollout"
 )
 
 // Cluster is what resolving reads. Objects that are not there are nil; what is returned is not to be changed.
@@ -19,7 +20,7 @@ type Cluster interface {
 	StatefulSet(namespace, name string) *appsv1.StatefulSet
 	DaemonSet(namespace, name string) *appsv1.DaemonSet
 	Pod(namespace, name string) *corev1.Pod
-	Rollout(namespace, name string) *Rollout
+	Rollout(namespace, name string) *rollout.Rollout
 	// ReplicaSetsOf and PodsOf give the objects whose controller is the object with this UID.
 	ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet
 	PodsOf(owner types.UID) []*corev1.Pod

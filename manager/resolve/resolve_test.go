@@ -13,6 +13,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/rollout"
 	"sidestep.dev/sidestep/manager/resolve"
 )
 
@@ -24,7 +25,7 @@ type cluster struct {
 	replicaSets  map[string]*appsv1.ReplicaSet
 	statefulSets map[string]*appsv1.StatefulSet
 	daemonSets   map[string]*appsv1.DaemonSet
-	rollouts     map[string]*resolve.Rollout
+	rollouts     map[string]*rollout.Rollout
 	pods         []*corev1.Pod
 	services     []*corev1.Service
 }
@@ -33,7 +34,7 @@ func (c *cluster) Deployment(_, name string) *appsv1.Deployment   { return c.dep
 func (c *cluster) ReplicaSet(_, name string) *appsv1.ReplicaSet   { return c.replicaSets[name] }
 func (c *cluster) StatefulSet(_, name string) *appsv1.StatefulSet { return c.statefulSets[name] }
 func (c *cluster) DaemonSet(_, name string) *appsv1.DaemonSet     { return c.daemonSets[name] }
-func (c *cluster) Rollout(_, name string) *resolve.Rollout        { return c.rollouts[name] }
+func (c *cluster) Rollout(_, name string) *rollout.Rollout        { return c.rollouts[name] }
 func (c *cluster) Services(string) []*corev1.Service              { return c.services }
 
 func (c *cluster) Pod(_, name string) *corev1.Pod {
@@ -290,7 +291,7 @@ func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 	c.statefulSets = map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""), Spec: appsv1.StatefulSetSpec{Template: template(app)}}}
 	c.daemonSets = map[string]*appsv1.DaemonSet{"log": {ObjectMeta: meta("log", "", ""), Spec: appsv1.DaemonSetSpec{Template: template(app)}}}
 	tmpl := template(app)
-	c.rollouts = map[string]*resolve.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: &tmpl}}
+	c.rollouts = map[string]*rollout.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: &tmpl}}
 	c.replicaSets["echo-1"] = &appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout", "echo"), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
 	spec := template(app).Spec
 	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec), pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec),

@@ -9,10 +9,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/rollout"
 	"sidestep.dev/sidestep/manager/resolve"
 )
 
@@ -40,7 +40,7 @@ func leadingTo(name, of string) *corev1.Service {
 
 func echo(template *corev1.PodTemplateSpec, services ...*corev1.Service) *cluster {
 	return &cluster{
-		rollouts:    map[string]*resolve.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: template}},
+		rollouts:    map[string]*rollout.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: template}},
 		replicaSets: map[string]*appsv1.ReplicaSet{}, services: services,
 	}
 }
@@ -124,40 +124,16 @@ func TestRolloutWithTheTemplateOfAnotherWorkload(t *testing.T) {
 	require.NoError(t, err, "its ReplicaSet tells")
 }
 
-func TestRolloutIsReadFromTheAPI(t *testing.T) {
-	read := func(spec map[string]any) *resolve.Rollout {
-		return resolve.RolloutFrom(&unstructured.Unstructured{Object: map[string]any{
-			"metadata": map[string]any{"namespace": ns, "name": "echo", "uid": "u", "resourceVersion": "7", "generation": int64(3)}, "spec": spec,
-		}})
-	}
-	r := read(map[string]any{"template": map[string]any{
-		"metadata": map[string]any{"labels": map[string]any{"app": "orders"}},
-		"spec":     map[string]any{"containers": []any{map[string]any{"name": "app", "ports": []any{map[string]any{"name": "web", "containerPort": int64(8080)}}}}},
-	}})
-	require.NotNil(t, r.Template)
-	assert.Equal(t, template(app), *r.Template)
-	assert.Equal(t, "shop/echo u 7 3", r.Namespace+"/"+r.Name+" "+string(r.UID)+" "+r.ResourceVersion+" "+string(rune('0'+r.Generation)))
-
-	r = read(map[string]any{"workloadRef": map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "name": "orders"}})
-	assert.Nil(t, r.Template)
-	assert.Equal(t, "Deployment orders", r.FromKind+" "+r.FromName)
-
-	for _, spec := range []map[string]any{
-		{"template": "nonsense"}, {"template": map[string]any{"spec": map[string]any{"containers": "none"}}}, {"template": map[string]any{"spec": int64(1)}},
-	} {
-		r = read(spec)
-		assert.Nil(t, r.Template)
-		c := echo(nil)
-		c.rollouts["echo"] = r
-		_, err := resolve.Intercept(c, intercept(withWorkload("Rollout", "echo")))
-		require.ErrorContains(t, err, "Rollout echo cannot be intercepted: its pod template cannot be read: ")
-	}
-	for _, spec := range []map[string]any{nil, {}, {"workloadRef": "nonsense"}} {
-		c := echo(nil)
-		c.rollouts["echo"] = read(spec)
-		_, err := resolve.Intercept(c, intercept(withWorkload("Rollout", "echo")))
-		require.EqualError(t, err, "Rollout echo has no pod template")
-	}
+func TestRolloutsWithoutATemplateAreExplained(t *testing.T) {
+	asked := intercept(withWorkload("Rollout", "echo"))
+	c := echo(nil)
+	_, err := resolve.Intercept(c, asked)
+	require.EqualError(t, err, "Rollout echo has no pod template")
+	c.rollouts["echo"].Broken = "its pod template cannot be read: why"
+	_, err = resolve.Intercept(c, asked)
+	require.EqualError(t, err, "Rollout echo cannot be intercepted: its pod template cannot be read: why")
+	_, err = resolve.Intercept(&cluster{}, asked)
+	require.EqualError(t, err, `there is no Rollout "echo" in namespace shop`)
 }
 
 func TestPodsThatCanBeIntercepted(t *testing.T) {

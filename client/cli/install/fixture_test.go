@@ -64,7 +64,7 @@ func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
 	require.NoError(t, err)
 	f := &fixture{kube: kubernetesfake.NewClientset(), client: &helmClient{PrintingKubeClient: kubefake.PrintingKubeClient{Out: io.Discard, LogOutput: io.Discard}}}
 	f.dynamic = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-		crdResource: "CustomResourceDefinitionList", interceptResource: "InterceptList",
+		crdResource: "CustomResourceDefinitionList", interceptResource: "InterceptList", rollouts: "RolloutList",
 	}, objects...)
 	f.dynamic.PrependReactor("create", crdResource.Resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
 		// The API server establishes what it accepts.

@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
+
+	"sidestep.dev/sidestep/internal/rollout"
 )
 
 func TestInstallMakesNamespaceDefinitionAndRelease(t *testing.T) {
@@ -220,11 +222,17 @@ func TestRemoveEverything(t *testing.T) {
 func TestWorkloadNamesAreThoseThatNothingOwns(t *testing.T) {
 	f := newFixture(t)
 	yes := true
+	meta := func(name string, owner ...string) metav1.ObjectMeta {
+		m := metav1.ObjectMeta{Name: name, Namespace: "shop"}
+		if len(owner) > 0 {
+			m.OwnerReferences = []metav1.OwnerReference{{Kind: owner[0], Name: owner[1], Controller: &yes}}
+		}
+		return m
+	}
 	for _, o := range []runtime.Object{
-		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "orders", Namespace: "shop"}},
-		&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "db", Namespace: "shop"}},
-		&appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "bare", Namespace: "shop"}},
-		&appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "orders-5d9c", Namespace: "shop", OwnerReferences: []metav1.OwnerReference{{Kind: "Deployment", Name: "orders", Controller: &yes}}}},
+		&appsv1.Deployment{ObjectMeta: meta("orders")}, &appsv1.StatefulSet{ObjectMeta: meta("db")}, &appsv1.DaemonSet{ObjectMeta: meta("log")},
+		&appsv1.ReplicaSet{ObjectMeta: meta("bare")}, &appsv1.ReplicaSet{ObjectMeta: meta("orders-5d9c", "Deployment", "orders")},
+		&corev1.Pod{ObjectMeta: meta("alone")}, &corev1.Pod{ObjectMeta: meta("db-0", "StatefulSet", "db")},
 		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere", Namespace: "default"}},
 	} {
 		gvks, _, err := scheme.Scheme.ObjectKinds(o)
@@ -234,5 +242,26 @@ func TestWorkloadNamesAreThoseThatNothingOwns(t *testing.T) {
 	}
 	names, err := f.WorkloadNames(t.Context(), "shop")
 	require.NoError(t, err)
-	assert.Equal(t, []string{"bare", "db", "orders"}, names)
+	assert.Equal(t, []string{"alone", "bare", "db", "log", "orders"}, names)
+
+	echo := rollout.Object()
+	echo.SetNamespace("shop")
+	echo.SetName("echo")
+	require.NoError(t, unstructured.SetNestedMap(echo.Object, map[string]any{
+		"spec": map[string]any{"containers": []any{map[string]any{"name": "app"}}},
+	}, "spec", "template"))
+	require.NoError(t, f.dynamic.Tracker().Create(rollouts, echo, "shop"))
+	names, err = f.WorkloadNames(t.Context(), "shop")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"alone", "bare", "db", "echo", "log", "orders"}, names)
+	parts, err := f.WorkloadParts(t.Context(), "shop", "echo")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"app"}, parts.Containers)
+
+	f.kube.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New("no"))
+	})
+	names, err = f.WorkloadNames(t.Context(), "shop")
+	require.NoError(t, err, "what may not be read is left out")
+	assert.NotContains(t, names, "alone")
 }

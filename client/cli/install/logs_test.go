@@ -93,9 +93,11 @@ func TestWorkloadParts(t *testing.T) {
 		"Deployment":  &appsv1.Deployment{ObjectMeta: meta("echo"), Spec: appsv1.DeploymentSpec{Template: template}},
 		"StatefulSet": &appsv1.StatefulSet{ObjectMeta: meta("echo"), Spec: appsv1.StatefulSetSpec{Template: template}},
 		"ReplicaSet":  &appsv1.ReplicaSet{ObjectMeta: meta("echo"), Spec: appsv1.ReplicaSetSpec{Template: template}},
+		"DaemonSet":   &appsv1.DaemonSet{ObjectMeta: meta("echo"), Spec: appsv1.DaemonSetSpec{Template: template}},
+		"Pod":         &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "echo", Labels: template.Labels}, Spec: template.Spec},
 	} {
 		t.Run("of a "+kind, func(t *testing.T) {
-			c := &Cluster{kube: kubernetesfake.NewClientset(workload,
+			c := &Cluster{dynamic: newFixture(t).dynamic, kube: kubernetesfake.NewClientset(workload,
 				service("echo-canary", "echo", corev1.ServicePort{Name: "http", Port: 80}, corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}),
 				service("echo-stable", "echo", corev1.ServicePort{Port: 8081}), service("other", "other", corev1.ServicePort{Port: 1}))}
 			parts, err := c.WorkloadParts(t.Context(), "shop", "echo")

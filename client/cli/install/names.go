@@ -4,41 +4,66 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// WorkloadNames are the workloads of a namespace that nothing else owns, for completion at the prompt.
+var rollouts = rollout.GroupVersion.WithResource("rollouts")
+
+// WorkloadNames are the workloads of a namespace that nothing else owns, for completion at the prompt. Kinds that the cluster does not have, or does
+// not tell of, have none.
 func (c *Cluster) WorkloadNames(ctx context.Context, namespace string) ([]string, error) {
-	deployments, err := c.kube.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
-	sets, err := c.kube.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
-	replicas, err := c.kube.AppsV1().ReplicaSets(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
+	apps, all := c.kube.AppsV1(), metav1.ListOptions{}
+	var mu sync.Mutex
 	var names []string
-	for _, d := range deployments.Items {
-		names = append(names, d.Name)
+	var g errgroup.Group
+	for _, list := range []func() (runtime.Object, error){
+		func() (runtime.Object, error) { return apps.Deployments(namespace).List(ctx, all) },
+		func() (runtime.Object, error) { return apps.StatefulSets(namespace).List(ctx, all) },
+		func() (runtime.Object, error) { return apps.ReplicaSets(namespace).List(ctx, all) },
+		func() (runtime.Object, error) { return optional(apps.DaemonSets(namespace).List(ctx, all)) },
+		func() (runtime.Object, error) { return optional(c.kube.CoreV1().Pods(namespace).List(ctx, all)) },
+		func() (runtime.Object, error) {
+			return optional(c.dynamic.Resource(rollouts).Namespace(namespace).List(ctx, all))
+		},
+	} {
+		g.Go(func() error {
+			found, err := list()
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			return meta.EachListItem(found, func(item runtime.Object) error {
+				if object, ok := item.(metav1.Object); ok && metav1.GetControllerOf(object) == nil {
+					names = append(names, object.GetName())
+				}
+				return nil
+			})
+		})
 	}
-	for _, s := range sets.Items {
-		names = append(names, s.Name)
-	}
-	for _, r := range replicas.Items {
-		if metav1.GetControllerOf(&r) == nil {
-			names = append(names, r.Name)
-		}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
+}
+
+// optional makes an empty list of what the cluster does not have, or does not tell of.
+func optional[L runtime.Object](list L, err error) (runtime.Object, error) {
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		return &metav1.PartialObjectMetadataList{}, nil
+	}
+	return list, err
 }
 
 // NamespaceNames are all namespaces.
@@ -101,6 +126,20 @@ func (c *Cluster) template(ctx context.Context, namespace, name string) (*corev1
 	set, err := c.kube.AppsV1().StatefulSets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if !apierrors.IsNotFound(err) {
 		return &set.Spec.Template, err
+	}
+	daemons, err := c.kube.AppsV1().DaemonSets(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		return &daemons.Spec.Template, nil
+	}
+	object, err := c.dynamic.Resource(rollouts).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		if r := rollout.From(object); r.Template != nil {
+			return r.Template, nil
+		}
+	}
+	pod, err := c.kube.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		return &corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec}, nil
 	}
 	replicas, err := c.kube.AppsV1().ReplicaSets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {

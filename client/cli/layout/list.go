@@ -42,6 +42,11 @@ func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, p Paint) error {
 	names, width := make([]string, len(workloads)), 0
 	for i, wl := range workloads {
 		names[i] = wl.GetName()
+		if slices.ContainsFunc(workloads, func(o *daemonpb.WorkloadInfo) bool {
+			return o.GetName() == wl.GetName() && o.GetNamespace() == wl.GetNamespace() && o.GetKind() != wl.GetKind()
+		}) {
+			names[i] = strings.ToLower(wl.GetKind()) + "/" + wl.GetName() // as it is written on the command line
+		}
 		if slices.ContainsFunc(workloads, func(o *daemonpb.WorkloadInfo) bool { return o.GetNamespace() != wl.GetNamespace() }) {
 			names[i] += "." + wl.GetNamespace()
 		}

@@ -35,6 +35,8 @@ const (
 	VersionSkew = "VERSION_SKEW"
 	// WorkloadNotFound: no workload has that name; metadata "similar" lists names like it, separated by commas.
 	WorkloadNotFound = "WORKLOAD_NOT_FOUND"
+	// WorkloadAmbiguous: workloads of several kinds have that name.
+	WorkloadAmbiguous = "WORKLOAD_AMBIGUOUS"
 	// InterceptNotFound: this client has no intercept of that name.
 	InterceptNotFound = "INTERCEPT_NOT_FOUND"
 	// InterceptExists: the name is in use by this client.
