@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,7 +46,8 @@ type world struct {
 	linger time.Duration
 	drain  time.Duration // of agents that are processes
 	env    []string      // of these, too
-	letGo  atomic.Int64  // how often they have closed the listeners of a pod
+	// What their logs tell: how often they have closed the listeners of a pod, and taken over a connection that was open before.
+	letGo, takenOver atomic.Int64
 	// datapath is what they are told to use, and http where they serve metrics.
 	datapath steer.Datapath
 	http     string
@@ -54,11 +56,10 @@ type world struct {
 }
 
 // Write is where their logs go.
-func (w *world) Write(line []byte) (int, error) {
-	if strings.Contains(string(line), "pod let go") {
-		w.letGo.Add(1)
-	}
-	return w.out.Write(line)
+func (w *world) Write(lines []byte) (int, error) {
+	w.letGo.Add(int64(strings.Count(string(lines), "pod let go")))
+	w.takenOver.Add(int64(strings.Count(string(lines), "was taken over")))
+	return w.out.Write(lines)
 }
 
 func newWorld(t *testing.T) *world {
@@ -90,7 +91,7 @@ func (w *world) run(t *testing.T) (stop func()) {
 	go func() {
 		done <- nodeagent.Run(ctx, nodeagent.Config{
 			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(), Datapath: w.datapath, HTTP: l,
-			Drain: 10 * time.Second, Linger: w.linger, AllowHostNetwork: w.allowHostNetwork, Log: slog.New(slog.NewTextHandler(w, nil)),
+			Drain: 10 * time.Second, Linger: w.linger, AllowHostNetwork: w.allowHostNetwork, Log: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
 	}()
 	stop = sync.OnceFunc(func() {
@@ -408,15 +409,16 @@ func (w *world) steeringByRun(t *testing.T) (stop func()) {
 
 // load is clients that connect, make one request, and do it again.
 type load struct {
-	quit                    chan struct{}
-	done                    sync.WaitGroup
-	requests, wrong, faults atomic.Int64
-	first                   atomic.Value
+	world                           *world
+	quit                            chan struct{}
+	done                            sync.WaitGroup
+	requests, wrong, faults, resets atomic.Int64
+	first                           atomic.Value
 }
 
 // newLoad starts n clients without header, who must always reach the app, and as many with it, who must reach somebody.
 func newLoad(t *testing.T, w *world, n int) *load {
-	l := &load{quit: make(chan struct{})}
+	l := &load{world: w, quit: make(chan struct{})}
 	for i := range 2 * n {
 		who, ip := "", w.pod.IP4
 		if i%2 == 1 {
@@ -433,6 +435,10 @@ func newLoad(t *testing.T, w *world, n int) *load {
 				default:
 				}
 				got, err := w.get(ip, who)
+				for who != "" && errors.Is(err, syscall.ECONNRESET) { // a connection that is older than the intercept: see stop
+					l.resets.Add(1)
+					got, err = w.get(ip, who)
+				}
 				l.requests.Add(1)
 				if err != nil {
 					l.faults.Add(1)
@@ -453,6 +459,8 @@ func (l *load) stop(t *testing.T) {
 	t.Logf("%d requests", l.requests.Load())
 	assert.Zero(t, l.faults.Load(), "failed requests of %d, the first: %v", l.requests.Load(), l.first.Load())
 	assert.Zero(t, l.wrong.Load(), "requests that reached the laptop and should not have")
+	assert.Eventually(t, func() bool { return l.resets.Load() <= l.world.takenOver.Load() }, 10*time.Second, 10*time.Millisecond,
+		"%d resets of requests with the header, and %d connections that were open before were taken over", l.resets.Load(), l.world.takenOver.Load())
 	assert.Greater(t, l.requests.Load(), int64(20), "hardly any load, even for a slow virtual machine")
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,7 +78,8 @@ func TestAgentShortOfMemoryLeavesConnectionsToTheApp(t *testing.T) {
 			require.NoError(t, request(c, streamPath, "me"))
 			open = append(open, c)
 		}
-		if got, err := w.get(w.pod.IP4, "me"); err == nil && got == "app" {
+		// On a slow machine the app may also be given a request because the laptop answers late.
+		if code, why := fetch(t, "http://"+p.http+"/readyz"); code == http.StatusServiceUnavailable && strings.Contains(why, "memory") {
 			break
 		}
 	}
@@ -88,6 +90,7 @@ func TestAgentShortOfMemoryLeavesConnectionsToTheApp(t *testing.T) {
 		_, err := io.ReadFull(c, make([]byte, 12))
 		require.NoError(t, err, "what is open goes on")
 	}
+	w.eventually(t, "me", "app") // within a second without a beat
 	w.expect(t, "", "app")
 	code, why := fetch(t, "http://"+p.http+"/readyz")
 	assert.Equal(t, http.StatusServiceUnavailable, code)

@@ -82,7 +82,7 @@ func (w *world) spawn(t *testing.T, without ...int) *process {
 	p := &process{http: l.Addr().String()}
 	require.NoError(t, l.Close())
 	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile, "--token-file", w.tokenFile,
-		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", w.drain.String())
+		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", w.drain.String(), "--log-level", "debug")
 	gives := slices.Clone(capabilities)
 	if !testnet.KernelAtLeast(t, 5, 11) {
 		gives = append(gives, unix.CAP_SYS_RESOURCE) // as the chart does where it is told so
@@ -90,7 +90,7 @@ func (w *world) spawn(t *testing.T, without ...int) *process {
 	keep, err := json.Marshal(slices.DeleteFunc(gives, func(c int) bool { return slices.Contains(without, c) }))
 	require.NoError(t, err)
 	p.Env = append(append(os.Environ(), w.env...), envConfine+"="+string(keep))
-	p.Stdout, p.Stderr = t.Output(), t.Output()
+	p.Stdout, p.Stderr = w, w
 	require.NoError(t, p.Start())
 	p.end = sync.OnceValue(p.Wait)
 	t.Cleanup(func() {

@@ -25,7 +25,7 @@ import (
 
 // modules are those that Debian's kernels have not built in and that the tests, or the datapath, use.
 var modules = []string{
-	"veth", "dummy", "bridge", "macvlan", "ipvlan", "sch_ingress", "cls_bpf", "act_bpf", "inet_diag", "tcp_diag", "tls",
+	"veth", "dummy", "bridge", "macvlan", "ipvlan", "sch_ingress", "cls_bpf", "act_bpf", "inet_diag", "tcp_diag", "tls", "tun",
 }
 
 // lab is what runs on all kernels.

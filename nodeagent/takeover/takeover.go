@@ -77,6 +77,7 @@ type Port struct {
 	wake    chan struct{}
 	running sync.WaitGroup
 	view    atomic.Pointer[view]
+	steered atomic.Bool
 
 	mu      sync.Mutex // held while the kernel is asked, so not for those who decide on packets
 	rules   []Rule
@@ -84,7 +85,6 @@ type Port struct {
 	done    map[string]bool      // intercepts whose connections have been ended, or are being
 	ending  map[string]time.Time // until when
 	older   map[bpf.FlowKey]sockdiag.Socket
-	steered bool
 	program *program  // nil unless something is watched
 	began   time.Time // of the present series of looks; zero without one
 	closed  bool
@@ -153,11 +153,11 @@ func (p *Port) SetRules(rules []Rule) error {
 	return p.tooMany
 }
 
-// Steered says that new connections are steered now, so that older ones may be ended.
+// Steered says that new connections are steered now, so that older ones may be taken over, or ended.
 func (p *Port) Steered() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.steered = true
+	p.steered.Store(true)
 	if len(p.ending) == 0 || p.closed {
 		return nil
 	}
@@ -230,7 +230,7 @@ func (p *Port) lookAgain() bool {
 		p.cfg.Log.Debug("look at older connections", "port", p.cfg.Port, "error", err)
 		return true
 	}
-	if p.steered {
+	if p.steered.Load() {
 		p.end()
 	}
 	// By then whatever was on its way when steering began has arrived.
@@ -354,8 +354,12 @@ func (p *Port) takeOver(key bpf.FlowKey) error {
 	return nil
 }
 
-// claims says whether the head is that of a request which is to be taken over.
+// claims says whether the head is that of a request which is to be taken over. None is before new connections are steered: the client's
+// next one would come to the app as well.
 func (p *Port) claims(head match.Head) bool {
+	if !p.steered.Load() {
+		return false
+	}
 	intercept := p.cfg.Claims(head)
 	return intercept != "" && slices.ContainsFunc(p.view.Load().rules, func(r Rule) bool {
 		return r.Intercept == intercept && r.watches()

@@ -55,6 +55,20 @@ func TestMatchingRequestEndsItsConnectionAndNoOther(t *testing.T) {
 	}
 }
 
+// The client would try again, and its new connection would come to the app as well.
+func TestNothingIsTakenOverBeforeNewConnectionsAreSteered(t *testing.T) {
+	w := newWorld(t)
+	c := dial(t, w.node.Namespace, w.pod.IP4)
+	w.watch(t, nil, rule(t, takeover.Auto))
+	require.Equal(t, 1, w.port.Watched())
+	who, err := c.ask(marked)
+	require.NoError(t, err)
+	assert.Equal(t, "app", who)
+	w.steer(t)
+	_, err = c.ask(marked)
+	assert.ErrorIs(t, err, unix.ECONNRESET)
+}
+
 func TestFalseAlarmIsLetGoAtOnce(t *testing.T) {
 	w := newWorld(t)
 	c4, c6 := dial(t, w.node.Namespace, w.pod.IP4), dial(t, w.node.Namespace, w.pod.IP6)

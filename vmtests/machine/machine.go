@@ -69,7 +69,7 @@ func (m Machine) arguments(console string) []string {
 	return []string{
 		"-accel", accelerator, "-cpu", cpu, "-m", strconv.Itoa(m.Memory), "-smp", strconv.Itoa(m.CPUs),
 		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "file:" + console, "-serial", "stdio",
-		"-kernel", m.Image, "-initrd", m.Initramfs, "-append", "console=ttyS0 quiet panic=-1 loglevel=4",
+		"-kernel", m.Image, "-initrd", m.Initramfs, "-append", "console=ttyS0 quiet panic=-1 loglevel=4 mitigations=off",
 	}
 }
 
