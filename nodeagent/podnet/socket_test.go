@@ -127,8 +127,11 @@ func TestPortsOfClosedConnectionsAreUsedAgain(t *testing.T) {
 				}()
 			}
 		}()
-		start := time.Now()
-		for range 1000 {
+		start, most := time.Now(), 1000
+		if testing.Short() {
+			most = 300
+		}
+		for range most {
 			c, err := ns.Dial(t.Context(), ip, netip.AddrPortFrom(ip, 8080), nil)
 			require.NoError(t, err)
 			require.NoError(t, c.CloseWrite())
@@ -136,7 +139,7 @@ func TestPortsOfClosedConnectionsAreUsedAgain(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, c.Close())
 		}
-		t.Logf("%s: 1000 connections over 100 ports in %s", ip, time.Since(start))
+		t.Logf("%s: %d connections over 100 ports in %s", ip, most, time.Since(start))
 	}
 }
 

@@ -211,7 +211,7 @@ func message(s *pods.Set, uid string) string {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	require.Eventually(t, ok, 10*time.Second, 5*time.Millisecond, what)
+	require.Eventually(t, ok, 30*time.Second, 5*time.Millisecond, what)
 }
 
 func TestPodThatFailsHoldsUpNoOtherAndIsTriedAgain(t *testing.T) {

@@ -152,7 +152,7 @@ func TestABodyThatIsUnderWayFollowsToTheApp(t *testing.T) {
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	c := w.connect()
 	c.send("PUT /x HTTP/1.1\r\nHost: o\r\n%sTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", mine)
-	require.Eventually(t, func() bool { return w.target.Stats().Intercepts["uid-1"].Fallbacks == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return w.target.Stats().Intercepts["uid-1"].Fallbacks == 1 }, 30*time.Second, time.Millisecond)
 	c.send("3\r\nyou\r\n0\r\n\r\n")
 	_, body := c.response("PUT")
 	assert.Equal(t, "app PUT /x 8\n", body)

@@ -68,7 +68,7 @@ func TestAnAppThatSendsSettingsFirstIsRoutedByStream(t *testing.T) {
 		w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 		conn, err := net.Dial("tcp", w.addr)
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return w.appDials() == 1 }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return w.appDials() == 1 }, 30*time.Second, time.Millisecond)
 		time.Sleep(5 * time.Millisecond) // so that the app speaks first
 		c := grpcClient(t, w.addr, grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
 		for _, me := range []bool{false, true} {

@@ -125,7 +125,7 @@ func grpcClient(t testing.TB, addr string, options ...grpc.DialOption) pb.TestSe
 
 // as is a context of one of the two kinds of callers, and who is to answer it.
 func as(t testing.TB, me bool) (ctx context.Context, who string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	t.Cleanup(cancel)
 	if me {
 		return metadata.AppendToOutgoingContext(ctx, "x-dev", "me"), "laptop"
@@ -252,7 +252,7 @@ func TestDeadlinesAndCancellationsReachWhoServes(t *testing.T) {
 		cancel()
 		_, err = both.Recv()
 		assert.Equal(t, codes.Canceled, status.Code(err))
-		assert.Eventually(t, func() bool { return g.givenUp() == 1 }, 5*time.Second, time.Millisecond, g.name)
+		assert.Eventually(t, func() bool { return g.givenUp() == 1 }, 30*time.Second, time.Millisecond, g.name)
 
 		ctx, _ = as(t, g == laptopG)
 		ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
@@ -342,7 +342,7 @@ func TestRulesAreObeyedByTheNextStreams(t *testing.T) {
 	require.NoError(t, both.CloseSend())
 	_, err = both.Recv()
 	require.ErrorIs(t, err, io.EOF)
-	require.Eventually(t, func() bool { return gathered(t, w.metrics)["sidestep_proxy_open_tunnels"] == 0 }, 5*time.Second, time.Millisecond,
+	require.Eventually(t, func() bool { return gathered(t, w.metrics)["sidestep_proxy_open_tunnels"] == 0 }, 30*time.Second, time.Millisecond,
 		"the tunnel goes with its last stream")
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	require.NoError(t, callAll(ctx, c, who))

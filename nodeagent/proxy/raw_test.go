@@ -140,7 +140,7 @@ func TestADoubtInABodyThatIsUnderWayToTheLaptopEndsTheConnection(t *testing.T) {
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	c := w.connect()
 	c.send("POST / HTTP/1.1\r\nHost: o\r\n%sTransfer-Encoding: chunked\r\n\r\n", mine)
-	require.Eventually(t, func() bool { return w.laptop.opened() == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return w.laptop.opened() == 1 }, 30*time.Second, time.Millisecond)
 	time.Sleep(20 * time.Millisecond)
 	c.send("xyz\r\n")
 	_, err := c.rest()

@@ -46,7 +46,7 @@ func background(t *testing.T, addr string, name string, args ...string) {
 			c.Close()
 		}
 		return err == nil
-	}, 20*time.Second, 5*time.Millisecond)
+	}, 30*time.Second, 5*time.Millisecond)
 }
 
 func freeAddr(t *testing.T) string {

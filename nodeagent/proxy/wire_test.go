@@ -194,7 +194,7 @@ func TestEndsOfConnectionsArriveAsTheyAre(t *testing.T) {
 			c = w.connect()
 			c.send("z")
 			opened := func() bool { return w.target.Stats().Open == 1 && (w.appDials() > 3 || w.laptop.opened() > 3) }
-			require.Eventually(t, opened, 5*time.Second, time.Millisecond)
+			require.Eventually(t, opened, 30*time.Second, time.Millisecond)
 			c.SetLinger(0)
 			c.Close()
 			assert.ErrorIs(t, <-ends, syscall.ECONNRESET, "the client's reset")
@@ -239,7 +239,7 @@ func TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule(t *testing.T) {
 			w := newWorld(t, appHTTP, laptopHTTP)
 			w.target.SetRules(rules, kubelet)
 			w.connect().Close()
-			require.Eventually(t, func() bool { return w.appDials() == 1 }, 5*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return w.appDials() == 1 }, 30*time.Second, time.Millisecond)
 			assert.Zero(t, w.laptop.opened())
 		})
 		t.Run("grpc, "+name, func(t *testing.T) {
@@ -248,7 +248,7 @@ func TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule(t *testing.T) {
 			cc, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent("kube-probe/1.34"))
 			require.NoError(t, err)
 			defer cc.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			answer, err := grpc_health_v1.NewHealthClient(cc).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 			require.NoError(t, err)

@@ -257,7 +257,7 @@ func newWorld(t *testing.T, app, local string) *world {
 	w.target = NewTarget("shop/orders-0", w)
 	w.addr = serveOn(t, func(ctx context.Context, c *net.TCPConn) { w.proxy.Serve(ctx, c, w.target) })
 	t.Cleanup(func() {
-		require.Eventually(t, func() bool { return w.target.Stats().Open == 0 }, 5*time.Second, 5*time.Millisecond,
+		require.Eventually(t, func() bool { return w.target.Stats().Open == 0 }, 30*time.Second, 5*time.Millisecond,
 			"connections are still being served")
 	})
 	return w

@@ -24,7 +24,7 @@ import (
 // dialFrom connects from a port of the node.
 func (w *world) dialFrom(t *testing.T, port uint16, to netip.Addr) net.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var c net.Conn
 	require.NoError(t, w.node.Do(func() (err error) {
@@ -41,7 +41,7 @@ func (w *world) dialFrom(t *testing.T, port uint16, to netip.Addr) net.Conn {
 
 func wordOf(t *testing.T, c net.Conn) string {
 	t.Helper()
-	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))
 	word, err := bufio.NewReader(c).ReadString('\n')
 	require.NoError(t, err)
 	return strings.TrimSpace(word)
@@ -166,7 +166,7 @@ func TestNoConnectionIsLostWhileAgentsChange(t *testing.T) {
 				defer mu.Unlock()
 				return words["agent"] >= 20*(i+1)
 			}
-			assert.Eventually(t, seen, 10*time.Second, time.Millisecond)
+			assert.Eventually(t, seen, 30*time.Second, time.Millisecond)
 			if i%2 == 1 {
 				require.NoError(t, a.program.Detach()) // the listeners stay open
 			}

@@ -50,7 +50,7 @@ func TestHeadersBeforeTheOneOfTCP(t *testing.T) {
 				if tc.ip6 {
 					to = w.pod.IP6
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
 				var c net.Conn
 				require.NoError(t, w.node.Do(func() (err error) {
@@ -93,7 +93,7 @@ func newTunnel(t *testing.T, w *world) *tunnel {
 		return addressed("tun0", tun.pod.String()+"/24")
 	}))
 	t.Cleanup(func() { _ = tun.Close() })
-	require.NoError(t, tun.SetDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, tun.SetDeadline(time.Now().Add(30*time.Second)))
 	return tun
 }
 

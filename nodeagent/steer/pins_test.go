@@ -111,7 +111,7 @@ func TestSweep(t *testing.T) {
 		w.pod.Delete()
 		assert.Eventually(t, func() bool {
 			return next.Sweep(func(uint64) bool { return true }) == nil && len(w.pins(t)) == 0
-		}, 5*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
+		}, 30*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
 		assert.Empty(t, w.attached(t))
 	})
 }

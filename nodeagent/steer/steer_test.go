@@ -80,14 +80,14 @@ func greet(l net.Listener, word string) {
 // ask gives the word that a client in the namespace is greeted with.
 func ask(t *testing.T, from *netns.Namespace, to netip.Addr) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := testnet.Dial(ctx, from, netip.AddrPortFrom(to, port))
 	if err != nil {
 		return err.Error()
 	}
 	defer c.Close()
-	require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))
 	word, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil {
 		return err.Error()
@@ -371,7 +371,7 @@ func TestSilentAgentLeavesConnectionsToTheApp(t *testing.T) {
 		a := w.start(t, "agent")
 		require.Equal(t, "agent", w.ask(t, w.pod.IP4))
 		a.fallSilent()
-		assert.Eventually(t, func() bool { return w.ask(t, w.pod.IP4) == "app" }, 5*time.Second, 50*time.Millisecond)
+		assert.Eventually(t, func() bool { return w.ask(t, w.pod.IP4) == "app" }, 30*time.Second, 50*time.Millisecond)
 		assert.Equal(t, "app", w.ask(t, w.pod.IP6))
 		require.NoError(t, a.node.Beat())
 		assert.Equal(t, "agent", w.ask(t, w.pod.IP4), "it is back")
@@ -445,10 +445,14 @@ func TestManyAgentsAtOnceLeaveOneOwner(t *testing.T) {
 		for i := range agents {
 			agents[i] = w.start(t, fmt.Sprint(i)) // each is younger than the one before
 		}
+		rounds := 50
+		if testing.Short() {
+			rounds = 15
+		}
 		var all sync.WaitGroup
 		for _, a := range agents {
 			all.Go(func() {
-				for range 50 {
+				for range rounds {
 					if err := a.program.Attach(w.pod); err != nil {
 						assert.ErrorIs(t, err, steer.ErrSuperseded)
 					}

@@ -126,7 +126,7 @@ func TestOf32BusyConnectionsThoseWithTheHeaderAreTakenOverAndNoOther(t *testing.
 		}
 		return true
 	}
-	require.Eventually(t, func() bool { w.app.mu.Lock(); defer w.app.mu.Unlock(); return len(w.app.seen) == 32 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { w.app.mu.Lock(); defer w.app.mu.Unlock(); return len(w.app.seen) == 32 }, 30*time.Second, 10*time.Millisecond)
 	w.watch(t, nil, rule(t, takeover.Auto))
 	w.steer(t)
 	on.Store(true)
@@ -227,7 +227,7 @@ http {
 	require.Eventually(t, func() bool {
 		who, err := ask.ask(t.Context(), false)
 		return err == nil && who == "app"
-	}, 20*time.Second, 50*time.Millisecond, "%s", out)
+	}, 30*time.Second, 50*time.Millisecond, "%s", out)
 	w.watch(t, nil, rule(t, takeover.Auto))
 	w.steer(t)
 	require.Positive(t, w.port.Watched())

@@ -134,7 +134,7 @@ func TestExisting(t *testing.T) {
 					<-stop
 					result <- err
 				}()
-				require.NoError(t, busy.SetDeadline(time.Now().Add(10*time.Second)))
+				require.NoError(t, busy.SetDeadline(time.Now().Add(30*time.Second)))
 				time.Sleep(50 * time.Millisecond) // of being busy
 				w.watch(t, nil, c.rule)
 				require.NoError(t, w.port.Steered())

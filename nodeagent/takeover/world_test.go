@@ -183,7 +183,7 @@ type client struct {
 
 func dial(t *testing.T, from *netns.Namespace, to netip.Addr) *client {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := testnet.Dial(ctx, from, netip.AddrPortFrom(to, port))
 	require.NoError(t, err)
