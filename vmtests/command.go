@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"sidestep.dev/sidestep/vmtests/debian"
@@ -25,7 +27,7 @@ const everything = "5.10,6.1,6.12," + debian.Newest + "," + native
 
 type options struct {
 	kernels, pattern, packages, docs, cache, accelerator string
-	memory, cpus                                         int
+	memory, cpus, machines                               int
 	limit                                                time.Duration
 	verbose                                              bool
 }
@@ -45,14 +47,20 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	f.StringVar(&o.accelerator, "accel", os.Getenv("VMTESTS_ACCEL"), "kvm or tcg; default is KVM where it proves to work ($VMTESTS_ACCEL)")
 	f.IntVar(&o.memory, "memory", 2048, "`MiB` of a machine")
 	f.IntVar(&o.cpus, "cpus", 2, "processors of a machine")
+	f.IntVar(&o.machines, "machines", 2, "how many run at the same time; without KVM, each keeps one processor busy")
 	f.DurationVar(&o.limit, "timeout", 15*time.Minute, "how long the tests may take on one kernel")
 	f.BoolVar(&o.verbose, "v", false, "print all that the tests write")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
+	if o.verbose {
+		o.machines = 1 // or nobody could read it
+	}
 	switch {
 	case f.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	case o.machines < 1:
+		return o, fmt.Errorf("%d machines: let at least one run", o.machines)
 	case !slices.Contains([]string{"", machine.KVM, machine.TCG}, o.accelerator):
 		return o, fmt.Errorf("accelerator %q: use kvm or tcg", o.accelerator)
 	}
@@ -70,22 +78,61 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(work)
+	out = &together{out: out}
 	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
 	lab := &lab{options: o, out: out, work: work, log: log, cache: &debian.Cache{Dir: o.cache, Log: log}}
 	if err := lab.build(ctx); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "built the tests of %d packages in %s\n", len(lab.tests), time.Since(begin).Round(time.Second))
-	var kernels []*report.Kernel
-	for name := range strings.SplitSeq(o.kernels, ",") {
-		k, err := lab.kernel(ctx, strings.TrimSpace(name))
-		if err != nil {
-			return fmt.Errorf("kernel %s: %w", name, err)
-		}
-		kernels = append(kernels, k)
+	kernels, err := lab.all(ctx)
+	if err != nil {
+		return err
 	}
 	fmt.Fprintf(out, "\nall in %s\n", time.Since(begin).Round(time.Second))
 	return lab.conclude(ctx, kernels)
+}
+
+// all runs everything on all kernels: in machines first, as many at a time as there may be, then natively with nothing beside it.
+func (l *lab) all(ctx context.Context) ([]*report.Kernel, error) {
+	names := strings.Split(l.kernels, ",")
+	kernels, errs := make([]*report.Kernel, len(names)), make([]error, len(names))
+	one := func(i int) {
+		name := strings.TrimSpace(names[i])
+		if kernels[i], errs[i] = l.kernel(ctx, name); errs[i] != nil {
+			errs[i] = fmt.Errorf("kernel %s: %w", name, errs[i])
+		}
+	}
+	var running sync.WaitGroup
+	free := make(chan struct{}, l.machines)
+	for i, name := range names {
+		if strings.TrimSpace(name) != native {
+			free <- struct{}{}
+			running.Go(func() {
+				one(i)
+				<-free
+			})
+		}
+	}
+	running.Wait()
+	for i, name := range names {
+		if strings.TrimSpace(name) == native {
+			one(i)
+		}
+	}
+	return kernels, errors.Join(errs...)
+}
+
+// together lets several write, one at a time.
+type together struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (t *together) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.out.Write(p)
 }
 
 func withoutTime(_ []string, a slog.Attr) slog.Attr {

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"sidestep.dev/sidestep/vmtests/debian"
@@ -38,6 +39,7 @@ type lab struct {
 	convert string // path of test2json
 	init    string // path of the machines' first process
 	tests   []built
+	fetch   sync.Mutex // held while a kernel is fetched and packed
 }
 
 // built is a package whose test binary has been built.
@@ -153,25 +155,32 @@ func (l *lab) native(ctx context.Context, k *report.Kernel, out io.Writer) (stri
 }
 
 func (l *lab) virtual(ctx context.Context, k *report.Kernel, out io.Writer) (console string, err error) {
-	found, err := l.cache.Kernel(ctx, k.Name)
+	m, err := l.machine(ctx, k)
 	if err != nil {
 		return "", err
+	}
+	defer os.Remove(m.Initramfs)
+	fmt.Fprintf(l.out, "booting %s (%s)\n", k.Version, m.Accelerator)
+	return m.Run(ctx, l.limit, out)
+}
+
+// machine makes one for the kernel.
+func (l *lab) machine(ctx context.Context, k *report.Kernel) (machine.Machine, error) {
+	l.fetch.Lock()
+	defer l.fetch.Unlock()
+	found, err := l.cache.Kernel(ctx, k.Name)
+	if err != nil {
+		return machine.Machine{}, err
 	}
 	k.Version = found.Version
 	m := machine.Machine{Image: found.Image, Memory: l.memory, CPUs: l.cpus, Accelerator: l.accelerator}
 	if m.Accelerator == "" {
-		m.Accelerator, err = l.choose(ctx, m)
-		if err != nil {
-			return "", err
+		if m.Accelerator, err = l.choose(ctx, m); err != nil {
+			return m, err
 		}
 	}
-	m.Initramfs = filepath.Join(l.work, "initramfs")
-	defer os.Remove(m.Initramfs)
-	if err := l.pack(m.Initramfs, os.DirFS(found.Modules), l.tests); err != nil {
-		return "", err
-	}
-	fmt.Fprintf(l.out, "booting %s (%s)\n", found.Version, m.Accelerator)
-	return m.Run(ctx, l.limit, out)
+	m.Initramfs = filepath.Join(l.work, "initramfs-"+k.Name)
+	return m, l.pack(m.Initramfs, os.DirFS(found.Modules), l.tests)
 }
 
 // choose finds out whether KVM can run the kernel.

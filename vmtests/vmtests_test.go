@@ -22,6 +22,7 @@ func TestOptions(t *testing.T) {
 	}{
 		{"everything", []string{"-docs", "x.md"}, ""},
 		{"a part", []string{"-kernels", "6.1", "-run", "TestX"}, ""},
+		{"no machine", []string{"-machines", "0"}, "at least one"},
 		{"an unknown accelerator", []string{"-accel", "xen"}, "use kvm or tcg"},
 		{"an argument", []string{"6.1"}, "unexpected argument"},
 	} {

@@ -62,7 +62,7 @@ func (m Machine) Run(ctx context.Context, limit time.Duration, results io.Writer
 }
 
 func (m Machine) arguments(console string) []string {
-	accelerator, cpu := "tcg,thread=multi", "max"
+	accelerator, cpu := "tcg,thread=single", "max"
 	if m.Accelerator == KVM {
 		accelerator, cpu = "kvm", "host"
 	}
