@@ -10,7 +10,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER := $(BIN)/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help build man images generate check-generated lint fmt test test-unit test-e2e demo bench vmtest cluster-up cluster-down clean deps deps-build
+.PHONY: help build man images generate check-generated lint fmt test test-unit test-e2e demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,8 +74,14 @@ vmtest: ## the datapath's tests on Linux 5.10, 6.1, 6.12, the newest and this on
 demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts at work
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/demo
 
-bench: deps build images $(CLUSTER) ## figures on the local cluster, each against direct and against plain sidecars in the same run
-	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench $(BENCH)
+bench: bench-tools ## figures on the local cluster, in about 20 minutes: tables and picture into docs/performance.md, all values into build/bench.json
+	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench -results build/bench.json -page docs/performance.md $(BENCH)
+
+bench-quick: bench-tools ## the same figures from fewer and shorter rounds, printed only; BENCH='-only gRPC' takes a part
+	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench -quick $(BENCH)
+
+bench-tools: deps build images $(CLUSTER)
+	@tests/deps.sh bench
 
 cluster-up: deps $(CLUSTER) ## the local Kubernetes
 	$(CLUSTER) up

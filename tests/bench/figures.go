@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -14,43 +13,78 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// figure is all rounds of one way of one row.
+// results are all figures of one run, and what they were measured on.
+type results struct {
+	Time    string    `json:"time"`
+	Commit  string    `json:"commit"`
+	Kernel  string    `json:"kernel"`
+	CPU     string    `json:"cpu"`
+	CPUs    int       `json:"cpus"`
+	Rounds  int       `json:"rounds"`
+	Seconds float64   `json:"seconds"` // of one measurement
+	Figures []figure  `json:"figures"`
+	Waits   []waiting `json:"waits"`
+	Notices []notice  `json:"notices"`
+}
+
+// figure is one way of one row, with a value for each round.
 type figure struct {
 	Row    string    `json:"row"`
 	Way    string    `json:"way"`
 	Unit   string    `json:"unit"`
+	Per    string    `json:"per"`
 	Values []float64 `json:"values"`
+	Ratios []float64 `json:"ratios"` // to the first way in the same round
 	P50    []float64 `json:"p50Microseconds,omitempty"`
 	P99    []float64 `json:"p99Microseconds,omitempty"`
+	CPU    []float64 `json:"cpuMicroseconds"` // for one request, call or MB, of the whole machine
 }
 
-// report prints medians and keeps everything. Spread is the difference between the best and the worst round, of the median.
-func (b *bench) report(out io.Writer, r row, samples map[string][]sample) {
-	var direct float64
-	for _, w := range ways {
-		f := figure{Row: r.name, Way: w.name, Unit: r.unit}
-		for _, s := range samples[w.name] {
+// waiting is how long a person waits for something, in milliseconds.
+type waiting struct {
+	What   string    `json:"what"`
+	Pods   int       `json:"pods"`
+	Values []float64 `json:"milliseconds"`
+}
+
+// record keeps the samples of a row, and prints them.
+func (b *bench) record(r row, samples map[string][]sample) {
+	fmt.Printf("%s\n", r.name)
+	for _, w := range r.ways {
+		f := figure{Row: r.name, Way: w.name, Unit: r.unit, Per: r.per}
+		for i, s := range samples[w.name] {
 			f.Values = append(f.Values, s.rate)
+			f.Ratios = append(f.Ratios, s.rate/samples[r.ways[0].name][i].rate)
+			f.CPU = append(f.CPU, s.cpu)
 			if s.p50 > 0 {
 				f.P50, f.P99 = append(f.P50, s.p50), append(f.P99, s.p99)
 			}
 		}
-		b.figures = append(b.figures, f)
-		rate := quantile(f.Values, .5)
-		if direct == 0 {
-			direct = rate
+		if len(f.Values) == 0 {
+			continue
 		}
-		spread := 100 * (slices.Max(f.Values) - slices.Min(f.Values)) / rate
-		fmt.Fprintf(out, "%s\t%s\t%.0f\t%s\t%.2f\t%.0f %%\t%s\t%s\t\n", r.name, w.name, rate, r.unit, rate/direct, spread, latency(f.P50), latency(f.P99))
+		b.results.Figures = append(b.results.Figures, f)
+		fmt.Printf("  %-26s %9.0f %-10s  %.2f of direct (%.2f to %.2f)  p50 %8s  p99 %8s  CPU %7.1f µs a %s\n", w.name, median(f.Values), r.unit,
+			median(f.Ratios), slices.Min(f.Ratios), slices.Max(f.Ratios), micros(f.P50), micros(f.P99), median(f.CPU), r.per)
 	}
 }
 
-func latency(values []float64) string {
+// micros is the median of values as people write it.
+func micros(values []float64) string {
 	if len(values) == 0 {
-		return ""
+		return "–"
 	}
-	return fmt.Sprintf("%.0f", quantile(values, .5))
+	switch v := median(values); {
+	case v < 1000:
+		return fmt.Sprintf("%.0f µs", v)
+	case v < 10_000:
+		return fmt.Sprintf("%.2f ms", v/1000)
+	default:
+		return fmt.Sprintf("%.0f ms", v/1000)
+	}
 }
+
+func median(values []float64) float64 { return quantile(values, .5) }
 
 // quantile leaves values as they are.
 func quantile(values []float64, q float64) float64 {
@@ -58,28 +92,38 @@ func quantile(values []float64, q float64) float64 {
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
-// save writes the figures with what they were measured on.
-func (b *bench) save() error {
-	if b.results == "" {
-		return nil
-	}
+// about says what the machine and the program are.
+func (b *bench) about() (results, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return fmt.Errorf("ask for the kernel's version: %w", err)
+		return results{}, fmt.Errorf("ask for the kernel's version: %w", err)
 	}
 	commit, err := exec.Command("git", "describe", "--always", "--dirty").Output()
 	if err != nil {
-		return fmt.Errorf("ask for the commit: %w", err)
+		return results{}, fmt.Errorf("ask for the commit: %w", err)
 	}
-	text, err := json.MarshalIndent(map[string]any{
-		"time": time.Now().UTC().Format(time.RFC3339), "commit": strings.TrimSpace(string(commit)),
-		"kernel": unix.ByteSliceToString(uts.Release[:]), "cpu": cpu(), "cpus": runtime.NumCPU(),
-		"rounds": b.rounds, "seconds": b.duration.Seconds(), "figures": b.figures,
-	}, "", "  ")
-	if err != nil {
-		return err
+	kernel, _, _ := strings.Cut(unix.ByteSliceToString(uts.Release[:]), "-")
+	return results{
+		Time: time.Now().UTC().Format(time.RFC3339), Commit: strings.TrimSpace(string(commit)), Kernel: kernel,
+		CPU: cpu(), CPUs: runtime.NumCPU(), Rounds: b.rounds, Seconds: b.duration.Seconds(),
+	}, nil
+}
+
+// save writes the figures, and the page about them.
+func (b *bench) save() error {
+	if b.file != "" {
+		text, err := json.MarshalIndent(b.results, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(b.file, append(text, '\n'), 0o644); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(b.results, append(text, '\n'), 0o644)
+	if b.page == "" {
+		return nil
+	}
+	return writePage(b.page, &b.results)
 }
 
 func cpu() string {

@@ -1,6 +1,6 @@
 // Command bench measures what an intercept costs those whose requests it does not match, and how quick it is to make. Each figure is taken on the
-// same pod with and without the intercept, and through plain sidecars beside the same app, in one run and turn about, so that a machine whose speed
-// drifts does not matter: believe the ratios.
+// same pod with and without the intercept, and through the proxies that others put before the same app, in one run and turn about, so that a machine
+// whose speed drifts does not matter: believe the ratios.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"time"
 
@@ -21,16 +22,19 @@ type settings struct {
 	duration time.Duration // of one measurement
 	attaches int
 	only     *regexp.Regexp // rows
-	results  string         // file
+	file     string         // for the figures
+	page     string         // for tables and picture
 }
 
 func main() {
 	var s settings
 	quick := flag.Bool("quick", false, "fewer and shorter rounds")
 	only := flag.String("only", "", "measure only rows whose name matches this regular expression")
-	flag.StringVar(&s.results, "results", "", "write all figures to this file as JSON")
+	flag.StringVar(&s.file, "results", "", "write all figures to this file as JSON")
+	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
+	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
 	flag.Parse()
-	s.rounds, s.duration, s.attaches = 5, 3*time.Second, 50
+	s.rounds, s.duration, s.attaches = 5, 2*time.Second, 50
 	if *quick {
 		s.rounds, s.duration, s.attaches = 3, time.Second, 10
 	}
@@ -41,7 +45,12 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, s); err != nil {
+	if *grpcLoad != "" {
+		err = runGRPCLoad(ctx, *grpcLoad, os.Stdout)
+	} else {
+		err = run(ctx, s)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -78,14 +87,17 @@ func run(ctx context.Context, s settings) error {
 	}
 	defer stop()
 	b := &bench{Lab: l, ann: ann, settings: s}
-	down, err := b.upMeasured(ctx)
-	if err != nil {
+	if b.results, err = b.about(); err != nil {
 		return err
 	}
-	defer down()
-	if s.only.MatchString("attach") {
-		if err := b.attach(ctx); err != nil {
-			return err
+	if b.apps, err = filepath.Abs("bin/apps"); err != nil {
+		return err
+	}
+	for _, replicas := range []int{1, 10, 50} {
+		if s.only.MatchString(fmt.Sprintf("attach, pods: %d", replicas)) {
+			if err := b.attach(ctx, replicas); err != nil {
+				return err
+			}
 		}
 	}
 	if err := b.passThrough(ctx); err != nil {
@@ -98,13 +110,15 @@ func run(ctx context.Context, s settings) error {
 type bench struct {
 	*lab.Lab
 	settings
-	ann     *lab.Developer
-	pod     lab.Pod // that is measured
-	figures []figure
+	ann           *lab.Developer
+	apps          string // program of the sample workloads
+	plain, meshed *place
+	idle          float64 // CPUs that are busy at rest
+	results       results
 }
 
-func (b *bench) intercept(ctx context.Context, workload string) error {
-	_, err := b.ann.Sidestep(ctx, "intercept", workload, "--port", "9000", "--http-header", "x-user=ann")
+func (b *bench) intercept(ctx context.Context, workload, port string) error {
+	_, err := b.ann.Sidestep(ctx, "intercept", workload, "--port", port, "--http-header", "x-user=ann")
 	return err
 }
 

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// errNotMeasured is for a way on which a load makes no sense.
+var errNotMeasured = errors.New("not measured")
+
+// passThrough measures unmatched traffic.
+func (b *bench) passThrough(ctx context.Context) error {
+	defer b.downPlaces()
+	if err := b.upPlaces(ctx); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "sidestep-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	rows, err := b.rows(dir)
+	if err != nil {
+		return err
+	}
+	if b.idle, err = idleCPU(ctx); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if b.only.MatchString(r.name) {
+			if err := b.measure(ctx, r); err != nil {
+				return fmt.Errorf("%s: %w", r.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// measure takes all ways in turn, round after round.
+func (b *bench) measure(ctx context.Context, r row) error {
+	samples := map[string][]sample{}
+	for range b.rounds {
+		for _, w := range r.ways {
+			s, err := b.once(ctx, r, w)
+			if errors.Is(err, errNotMeasured) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			samples[w.name] = append(samples[w.name], s)
+		}
+	}
+	b.record(r, samples)
+	return nil
+}
+
+func (b *bench) once(ctx context.Context, r row, w way) (s sample, err error) {
+	if w.intercept != "" {
+		if err := b.intercept(ctx, measured, "9000:"+w.intercept); err != nil {
+			return s, err
+		}
+		defer func() {
+			if left := b.leave(ctx, measured); err == nil {
+				err = left
+			}
+		}()
+	}
+	started := time.Now()
+	before, err := usedCPU()
+	if err != nil {
+		return s, err
+	}
+	if s, err = r.measure(ctx, w); err != nil {
+		return s, err
+	}
+	after, err := usedCPU()
+	if err != nil {
+		return s, err
+	}
+	used := after - before - time.Duration(b.idle*float64(time.Since(started)))
+	s.cpu = float64(used.Microseconds()) / s.done
+	return s, nil
+}
+
+// idleCPU is how many CPUs the machine uses at rest.
+func idleCPU(ctx context.Context) (float64, error) {
+	const long = 3 * time.Second
+	before, err := usedCPU()
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-time.After(long):
+	}
+	after, err := usedCPU()
+	return float64(after-before) / float64(long), err
+}
+
+// tick is the unit of /proc/stat: USER_HZ is 100 everywhere that Go runs.
+const tick = 10 * time.Millisecond
+
+// usedCPU is the time for which this machine's CPUs have not been idle, all together (proc_stat(5)).
+func usedCPU() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	var user, nice, system, idle, iowait, irq, softirq int64
+	if _, err := fmt.Sscanf(strings.TrimSpace(string(text)), "cpu %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &iowait, &irq, &softirq); err != nil {
+		return 0, fmt.Errorf("read /proc/stat: %w", err)
+	}
+	return time.Duration(user+nice+system+irq+softirq) * tick, nil
+}

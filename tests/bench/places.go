@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/template"
+	"time"
+
+	"sidestep.dev/sidestep/tests/lab"
+)
+
+//go:embed places.yaml
+var placesYAML string
+
+// node is where the measured pods and the load are, so that no network but this machine's memory lies between them.
+const node = "node1"
+
+// place is a pod whose app is measured, with what else has been started in its network.
+type place struct {
+	lab.Pod
+	pid  string // of a process in it
+	dir  string // for configurations and logs
+	stop []func()
+}
+
+// servicePort is a port of the app's service.
+type servicePort struct {
+	Name string
+	Port int
+}
+
+// deploy makes a Deployment of the app, waits until it runs, and returns its pods. An empty node means any.
+func (b *bench) deploy(ctx context.Context, name, node string, replicas int, ports ...servicePort) (pods []lab.Pod, remove func(), err error) {
+	var yaml strings.Builder
+	err = template.Must(template.New("").Parse(placesYAML)).Execute(&yaml, map[string]any{
+		"Name": name, "Namespace": lab.Namespace, "Node": node, "Replicas": replicas, "Ports": ports,
+		"Image": "docker.io/sidestep/apps:" + os.Getenv("SIDESTEP_IMAGE_TAG"),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	remove = func() {
+		_, _ = b.Kubectl(context.WithoutCancel(ctx), "-n", lab.Namespace, "delete", "deployment/"+name, "service/"+name, "--wait=false")
+	}
+	if err := b.Apply(ctx, yaml.String()); err != nil {
+		return nil, nil, err
+	}
+	if _, err = b.Kubectl(ctx, "-n", lab.Namespace, "rollout", "status", "deployment/"+name, "--timeout=300s"); err == nil {
+		pods, err = b.Pods(ctx, lab.Namespace, "app="+name)
+	}
+	if err == nil && len(pods) != replicas {
+		err = fmt.Errorf("deployment %s has %d pods, and should have %d", name, len(pods), replicas)
+	}
+	if err != nil {
+		remove()
+		return nil, nil, err
+	}
+	return pods, remove, nil
+}
+
+// newPlace deploys one pod to be measured.
+func (b *bench) newPlace(ctx context.Context, name string, ports ...servicePort) (p *place, err error) {
+	pods, remove, err := b.deploy(ctx, name, node, 1, ports...)
+	if err != nil {
+		return nil, err
+	}
+	p = &place{Pod: pods[0], stop: []func(){remove}}
+	if p.pid, err = processOf(p.UID); err == nil {
+		p.dir, err = os.MkdirTemp("", "sidestep-bench-")
+	}
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	p.stop = append(p.stop, func() { _ = os.RemoveAll(p.dir) })
+	return p, nil
+}
+
+// close ends what was started in the pod, and removes it.
+func (p *place) close() {
+	for i := range p.stop {
+		p.stop[len(p.stop)-1-i]()
+	}
+	p.stop = nil
+}
+
+// run runs a command in the pod's network.
+func (p *place) run(ctx context.Context, argv ...string) error {
+	_, err := lab.Output(p.command(ctx, argv...))
+	return err
+}
+
+// command is of this machine's files and processes, and the pod's network.
+func (p *place) command(ctx context.Context, argv ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/proc/" + p.pid + "/ns/net", "--"}, argv...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// start starts a server in the pod's network, and waits until it listens.
+func (p *place) start(ctx context.Context, port int, argv ...string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	log, err := os.Create(filepath.Join(p.dir, fmt.Sprint(port, ".log")))
+	if err != nil {
+		cancel()
+		return err
+	}
+	cmd := p.command(ctx, argv...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return err
+	}
+	p.stop = append(p.stop, func() {
+		cancel()
+		_ = cmd.Wait()
+		_ = log.Close()
+	})
+	listening := func(ctx context.Context) error {
+		out, err := lab.Output(p.command(ctx, "ss", "-Hltn", fmt.Sprintf("sport = :%d", port)))
+		if err == nil && out == "" {
+			said, _ := os.ReadFile(log.Name())
+			err = fmt.Errorf("%s does not listen on port %d: %s", argv[0], port, said)
+		}
+		return err
+	}
+	return lab.Eventually(ctx, 10*time.Second, listening)
+}
+
+// configure writes a configuration file and returns its path.
+func (p *place) configure(name, text string) (string, error) {
+	path := filepath.Join(p.dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o644)
+}
+
+// processOf finds a process of a pod by its control group.
+func processOf(uid string) (string, error) {
+	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range groups {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		if s := string(text); strings.Contains(s, uid) || strings.Contains(s, strings.ReplaceAll(uid, "-", "_")) {
+			return filepath.Base(filepath.Dir(path)), nil
+		}
+	}
+	return "", fmt.Errorf("no process of pod %s is on this machine", uid)
+}
