@@ -120,6 +120,23 @@ func TestMissingCapabilitiesAreNamed(t *testing.T) {
 	}
 }
 
+// As with a kernel that was built without CONFIG_INET_DIAG_DESTROY.
+func TestAgentThatCannotEndConnectionsSteersAndSaysSo(t *testing.T) {
+	t.Parallel()
+	if !testnet.KernelAtLeast(t, 6, 9) {
+		t.Skip("needs Linux 6.9") // to steer without CAP_NET_ADMIN
+	}
+	w := newWorld(t)
+	w.spawn(t, unix.CAP_NET_ADMIN)
+	w.steering(t, w.assign(w.wants()))
+	w.expect(t, "me", "laptop")
+	w.await(t, "the reason", func(r *agentpb.Report) bool {
+		t := r.GetTargets()
+		return len(t) == 1 && t[0].GetSteering() &&
+			strings.Contains(t[0].GetMessage(), "that are open already stay with the app") && strings.Contains(t[0].GetMessage(), "CAP_NET_ADMIN")
+	})
+}
+
 func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

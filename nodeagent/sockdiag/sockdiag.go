@@ -134,22 +134,32 @@ func Destroy(s *Socket) error {
 	return nil
 }
 
-// CanDestroy says whether Destroy will work, or why not.
+// CanDestroy says whether Destroy will work, or why not. It tries it on a listener of its own, for the kernel looks at what is allowed only once
+// it has found a socket.
 func CanDestroy() error {
-	// No connection has such addresses.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return fmt.Errorf("open a socket to try how sockets are ended: %w", err)
+	}
+	defer unix.Close(fd)
+	home := [4]byte{127, 0, 0, 1}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: home}); err != nil {
+		return fmt.Errorf("bind a socket to try how sockets are ended: %w", err)
+	}
+	if err := unix.Listen(fd, 1); err != nil {
+		return fmt.Errorf("listen to try how sockets are ended: %w", err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("find out which port to try how sockets are ended on: %w", err)
+	}
 	var id [idSize]byte
-	binary.BigEndian.PutUint16(id[0:], 1)
-	binary.BigEndian.PutUint16(id[2:], 1)
-	copy(id[4:], []byte{127, 0, 0, 1})
-	copy(id[20:], []byte{127, 0, 0, 1})
+	binary.BigEndian.PutUint16(id[0:], uint16(at.(*unix.SockaddrInet4).Port))
+	copy(id[4:], home[:])
 	for i := range 8 {
 		id[40+i] = 0xff // no cookie
 	}
-	err := destroy(unix.AF_INET, id[:])
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	return err
+	return destroy(unix.AF_INET, id[:])
 }
 
 func destroy(family uint8, id []byte) error {
