@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -207,27 +206,9 @@ for i in range(2):
 func TestNginxInFrontRepeatsTheRequest(t *testing.T) {
 	nginx := need(t, "nginx")
 	w := newWorld(t)
-	dir := t.TempDir()
-	conf := filepath.Join(dir, "nginx.conf")
-	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, `
-daemon off; master_process off; pid %[1]s/pid; error_log %[1]s/error.log;
-events {}
-http {
-	access_log off; client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
-	upstream app { server %[2]s; keepalive 8; }
-	server {
-		listen 127.0.0.1:8000;
-		location / { proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; }
-	}
-}`, dir, netip.AddrPortFrom(w.pod.IP4, port)), 0o644))
-	cmd, out := start(t, w.node.Namespace, nginx, "-p", dir, "-c", conf)
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	w.startNginx(t, nginx)
 	ask := newPooled(w.node.Namespace, w.pod.IP4)
 	ask.url = "http://127.0.0.1:8000/"
-	require.Eventually(t, func() bool {
-		who, err := ask.ask(t.Context(), false)
-		return err == nil && who == "app"
-	}, 30*time.Second, 50*time.Millisecond, "%s", out)
 	w.watch(t, nil, rule(t, takeover.Auto))
 	w.steer(t)
 	require.Positive(t, w.port.Watched())

@@ -46,9 +46,14 @@ type httptest struct {
 	// requests with the header, and all of them by the client's address.
 	marked atomic.Int64
 	seen   map[string]int
-	body   atomic.Value // the last one's SHA-256
+	// strangers are requests without the header, and not by a proxy, on connections that were steered.
+	strangers atomic.Int64
+	body      atomic.Value // the last one's SHA-256
 	// begun and let are for requests to /wait, whose answer waits, and to /hold, whose body is not read before.
 	begun, let chan struct{}
+	// gate is for requests to /gate: their answers wait until it is closed. waiting is how many do.
+	gate    chan struct{}
+	waiting int
 }
 
 func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -69,12 +74,25 @@ func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.begun <- struct{}{}
 		<-h.let
 	}
-	w.Header().Set("Served-By", h.word)
-	fmt.Fprintf(w, "%s %s\n", h.word, r.RemoteAddr)
+	if r.URL.Path == "/gate" {
+		h.mu.Lock()
+		h.waiting++
+		h.mu.Unlock()
+		<-h.gate
+	}
+	word := h.word
+	if r.Header.Get("x-user") == "" && word == "laptop" {
+		word = "app" // as the node agent passes on what is not the developer's
+		if r.Header.Get("via") == "" {
+			h.strangers.Add(1)
+		}
+	}
+	w.Header().Set("Served-By", word)
+	fmt.Fprintf(w, "%s %s\n", word, r.RemoteAddr)
 }
 
 func serve(t *testing.T, l net.Listener, word string) *httptest {
-	h := &httptest{word: word, seen: map[string]int{}, begun: make(chan struct{}), let: make(chan struct{})}
+	h := &httptest{word: word, seen: map[string]int{}, begun: make(chan struct{}), let: make(chan struct{}), gate: make(chan struct{})}
 	s := &http.Server{Handler: h}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
