@@ -77,6 +77,9 @@ func watcher(ns *netns.Namespace, clsact bool) error {
 	if err := p.SetRules([]takeover.Rule{r}); err != nil {
 		return err
 	}
+	if err := p.Steered(); err != nil { // nothing is taken over before
+		return err
+	}
 	fmt.Println("watching", p.Watched())
 	select {}
 }
