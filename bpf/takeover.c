@@ -500,13 +500,14 @@ static __always_inline int head(struct __sk_buff *skb, struct flow *f, struct se
 	}
 	if (!(f->flags & (FLAG_FOUND | FLAG_GAP)))
 		return rest(f, s);
+	// The agent may decide before tell has returned, and changes the flow then.
+	f->held_at = now;
+	f->phase = HELD;
 	if (!tell(skb, s, f, WAITS)) {
 		count(UNTOLD);
 		return rest(f, s);
 	}
 	count(HELD_BACK);
-	f->held_at = now;
-	f->phase = HELD;
 	return TC_ACT_SHOT;
 }
 

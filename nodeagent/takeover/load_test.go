@@ -3,6 +3,7 @@ package takeover_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -173,3 +174,36 @@ func TestKernelThatEndsNoConnections(t *testing.T) {
 type refusing struct{ takeover.Namespace }
 
 func (refusing) Do(func() error) error { return sockdiag.ErrCannotDestroy }
+
+// BenchmarkRequest is how long one client waits for its answers, on one connection.
+func BenchmarkRequest(b *testing.B) {
+	for _, c := range []struct {
+		name, request string
+		watched       bool
+	}{
+		{"nobody watches", plain, false},
+		{"watched", plain, true},
+		{"held back and let go", get("x-user: ann-x"), true},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			w := newWorld(b)
+			one := dial(b, w.node.Namespace, w.pod.IP4)
+			if c.watched {
+				w.watch(b, func(c *takeover.Config) { c.Log = slog.New(slog.DiscardHandler) }, falseAlarm(b))
+				w.steer(b)
+			}
+			var took []time.Duration
+			for b.Loop() {
+				start := time.Now()
+				who, err := one.ask(c.request)
+				took = append(took, time.Since(start))
+				require.NoError(b, err)
+				require.Equal(b, "app", who)
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2])/1000, "p50-µs")
+			b.ReportMetric(float64(took[len(took)*99/100])/1000, "p99-µs")
+			b.ReportMetric(float64(w.counters.Released.Load()), "held")
+		})
+	}
+}

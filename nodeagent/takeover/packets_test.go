@@ -37,7 +37,7 @@ func (w *world) clients(t *testing.T, ip netip.Addr, n int) (all []*client) {
 }
 
 // falseAlarm is a rule of which plain requests with x-user: ann-x have all that is looked for, and which they do not match.
-func falseAlarm(t *testing.T) takeover.Rule {
+func falseAlarm(t testing.TB) takeover.Rule {
 	r := rule(t, takeover.Auto)
 	r.HTTP = regexRule(t, "x-user", "ann(-[0-9]+)?")
 	return r

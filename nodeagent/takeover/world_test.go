@@ -91,7 +91,7 @@ func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s %s\n", word, r.RemoteAddr)
 }
 
-func serve(t *testing.T, l net.Listener, word string) *httptest {
+func serve(t testing.TB, l net.Listener, word string) *httptest {
 	h := &httptest{word: word, seen: map[string]int{}, begun: make(chan struct{}), let: make(chan struct{}), gate: make(chan struct{})}
 	s := &http.Server{Handler: h}
 	go func() { _ = s.Serve(l) }()
@@ -99,13 +99,13 @@ func serve(t *testing.T, l net.Listener, word string) *httptest {
 	return h
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := newWorldWithoutApp(t)
 	w.app = serve(t, testnet.Listen(t, w.pod.Namespace, fmt.Sprintf(":%d", port)), "app")
 	return w
 }
 
-func newWorldWithoutApp(t *testing.T) *world {
+func newWorldWithoutApp(t testing.TB) *world {
 	node := testnet.NewNode(t)
 	return &world{node: node, pod: node.NewPod(t)}
 }
@@ -118,7 +118,7 @@ func (w *world) tookOver(t *testing.T, n int) {
 }
 
 // rule takes the requests with x-user: ann.
-func rule(t *testing.T, existing string) takeover.Rule {
+func rule(t testing.TB, existing string) takeover.Rule {
 	t.Helper()
 	r, err := annsRule(existing)
 	require.NoError(t, err)
@@ -132,7 +132,7 @@ func annsRule(existing string) (takeover.Rule, error) {
 }
 
 // watch opens the port with rules, and does not steer.
-func (w *world) watch(t *testing.T, configure func(*takeover.Config), rules ...takeover.Rule) {
+func (w *world) watch(t testing.TB, configure func(*takeover.Config), rules ...takeover.Rule) {
 	t.Helper()
 	cfg := takeover.Config{
 		Namespace: w.pod.Namespace, Port: port, Counters: &w.counters, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -156,7 +156,7 @@ func (w *world) watch(t *testing.T, configure func(*takeover.Config), rules ...t
 }
 
 // steer gives new connections to the laptop.
-func (w *world) steer(t *testing.T) {
+func (w *world) steer(t testing.TB) {
 	t.Helper()
 	node := steer.NewNode(testnet.BPFFS(t), "node", slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { _ = node.Close() })
@@ -199,7 +199,7 @@ type client struct {
 	r *bufio.Reader
 }
 
-func dial(t *testing.T, from *netns.Namespace, to netip.Addr) *client {
+func dial(t testing.TB, from *netns.Namespace, to netip.Addr) *client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -233,7 +233,7 @@ const (
 	marked = "GET / HTTP/1.1\r\nHost: a\r\nX-User: ann\r\n\r\n"
 )
 
-func regexRule(t *testing.T, name, expr string) match.Rule {
+func regexRule(t testing.TB, name, expr string) match.Rule {
 	t.Helper()
 	m, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: name, Regex: &expr}}})
 	require.NoError(t, err)
