@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 
@@ -129,7 +130,13 @@ func itoa(n uint32) string {
 
 func (a *nodeAgent) has(t *testing.T, want ...string) {
 	t.Helper()
-	require.EventuallyWithT(t, func(c *assert.CollectT) { assert.Equal(c, append([]string{}, want...), a.targets()) }, patient, often)
+	want = append([]string{}, want...)
+	slices.Sort(want)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		have := a.targets() // by UIDs, which an API server gives at random
+		slices.Sort(have)
+		assert.Equal(c, want, have)
+	}, patient, often)
 }
 
 // open begins a tunnel for an intercept.

@@ -59,6 +59,7 @@ func TestEndToEnd(t *testing.T) {
 		{"a tcp intercept takes all connections", testTCP},
 		{"two developers share a workload and a third is refused", testTwoDevelopers},
 		{"a StatefulSet, a ReplicaSet and a service with two ports", testOtherWorkloads},
+		{"a DaemonSet, a bare Pod and Argo's Rollout", testEveryKind},
 		{"gRPC and raw TCP pass an intercepted port unharmed", testOtherProtocols},
 		{"gRPC is routed call by call", testGRPCByCall},
 		{"connections that were open before are taken over when they carry a matching request", testOpenConnections},

@@ -20,11 +20,8 @@ const Namespace = manifests.DefaultNamespace
 
 // upShop applies the sample workloads and waits until all of them are ready.
 func (l *Lab) upShop(ctx context.Context) error {
-	options := manifests.Options{Image: "docker.io/sidestep/apps:" + l.tag}
-	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
-		options = manifests.Options{Image: registry + "/sidestep/apps:" + l.tag, PullPolicy: "IfNotPresent"}
-	}
-	yaml, err := manifests.Render(options)
+	image, pullPolicy := l.AppsImage()
+	yaml, err := manifests.Render(manifests.Options{Image: image, PullPolicy: pullPolicy})
 	if err != nil {
 		return err
 	}
@@ -38,6 +35,14 @@ func (l *Lab) upShop(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// AppsImage is the image of the sample workloads, and when it is to be pulled.
+func (l *Lab) AppsImage() (image, pullPolicy string) {
+	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
+		return registry + "/sidestep/apps:" + l.tag, "IfNotPresent"
+	}
+	return "docker.io/sidestep/apps:" + l.tag, "Never"
 }
 
 // Apply makes the cluster's objects as the YAML says, with the administrator's rights.
