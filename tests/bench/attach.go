@@ -94,7 +94,7 @@ func (n notice) String() string {
 // attachOnce gives how long the parts took.
 func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Duration, err error) {
 	started := time.Now()
-	if err := b.intercept(ctx, attached, "9000"); err != nil {
+	if err := b.intercept(ctx, attached, "--port", "9000", "--http-header", "x-user=ann"); err != nil {
 		return took, err
 	}
 	took[0] = time.Since(started)

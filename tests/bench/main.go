@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"sidestep.dev/sidestep/tests/lab"
@@ -33,6 +34,7 @@ func main() {
 	flag.StringVar(&s.file, "results", "", "write all figures to this file as JSON")
 	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
 	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
+	grpcRelay := flag.String("grpc-relay", "", "be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
 	flag.Parse()
 	s.rounds, s.duration, s.attaches = 5, 2*time.Second, 50
 	if *quick {
@@ -45,9 +47,12 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if *grpcLoad != "" {
+	switch {
+	case *grpcLoad != "":
 		err = runGRPCLoad(ctx, *grpcLoad, os.Stdout)
-	} else {
+	case *grpcRelay != "":
+		err = runGRPCRelay(ctx, *grpcRelay)
+	default:
 		err = run(ctx, s)
 	}
 	if err != nil {
@@ -86,12 +91,19 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	defer stop()
-	b := &bench{Lab: l, ann: ann, settings: s}
+	b := &bench{Lab: l, admin: admin, ann: ann, settings: s, nodes: map[string]string{}}
 	if b.results, err = b.about(); err != nil {
 		return err
 	}
 	if b.apps, err = filepath.Abs("bin/apps"); err != nil {
 		return err
+	}
+	for _, machine := range []string{"laptop", "control-plane", "node2"} {
+		out, err := lab.Output(l.OnNode(ctx, machine, "hostname", "--all-ip-addresses"))
+		if err != nil {
+			return err
+		}
+		b.nodes[machine], _, _ = strings.Cut(strings.TrimSpace(out), " ")
 	}
 	for _, replicas := range []int{1, 10, 50} {
 		if s.only.MatchString(fmt.Sprintf("attach, pods: %d", replicas)) {
@@ -100,7 +112,7 @@ func run(ctx context.Context, s settings) error {
 			}
 		}
 	}
-	if err := b.passThrough(ctx); err != nil {
+	if err := b.load(ctx); err != nil {
 		return err
 	}
 	return b.save()
@@ -110,15 +122,16 @@ func run(ctx context.Context, s settings) error {
 type bench struct {
 	*lab.Lab
 	settings
-	ann           *lab.Developer
-	apps          string // program of the sample workloads
+	admin, ann    *lab.Developer
+	apps          string            // program of the sample workloads
+	nodes         map[string]string // addresses of machines
 	plain, meshed *place
 	idle          float64 // CPUs that are busy at rest
 	results       results
 }
 
-func (b *bench) intercept(ctx context.Context, workload, port string) error {
-	_, err := b.ann.Sidestep(ctx, "intercept", workload, "--port", port, "--http-header", "x-user=ann")
+func (b *bench) intercept(ctx context.Context, workload string, flags ...string) error {
+	_, err := b.ann.Sidestep(ctx, append([]string{"intercept", workload}, flags...)...)
 	return err
 }
 

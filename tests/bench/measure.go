@@ -12,8 +12,8 @@ import (
 // errNotMeasured is for a way on which a load makes no sense.
 var errNotMeasured = errors.New("not measured")
 
-// passThrough measures unmatched traffic.
-func (b *bench) passThrough(ctx context.Context) error {
+// load measures all rows.
+func (b *bench) load(ctx context.Context) error {
 	defer b.downPlaces()
 	if err := b.upPlaces(ctx); err != nil {
 		return err
@@ -42,6 +42,13 @@ func (b *bench) passThrough(ctx context.Context) error {
 
 // measure takes all ways in turn, round after round.
 func (b *bench) measure(ctx context.Context, r row) error {
+	if r.prepare != nil {
+		undo, err := r.prepare(ctx)
+		if err != nil {
+			return err
+		}
+		defer undo()
+	}
 	samples := map[string][]sample{}
 	for range b.rounds {
 		for _, w := range r.ways {
@@ -60,8 +67,8 @@ func (b *bench) measure(ctx context.Context, r row) error {
 }
 
 func (b *bench) once(ctx context.Context, r row, w way) (s sample, err error) {
-	if w.intercept != "" {
-		if err := b.intercept(ctx, measured, "9000:"+w.intercept); err != nil {
+	if w.intercept != nil {
+		if err := b.intercept(ctx, measured, w.intercept...); err != nil {
 			return s, err
 		}
 		defer func() {

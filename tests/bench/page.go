@@ -40,7 +40,7 @@ func tables(r *results, picture string) string {
 	for _, f := range r.Figures {
 		if f.Row != row {
 			row = f.Row
-			fmt.Fprintf(&t, "\n**%s**\n\n| way | %s | of direct | from – to | p50 | p99 | CPU for one %s |\n|---|---|---|---|---|---|---|\n", row, f.Unit, f.Per)
+			fmt.Fprintf(&t, "\n**%s**\n\n| way | %s | of %s | from – to | p50 | p99 | CPU for one %s |\n|---|---|---|---|---|---|---|\n", row, f.Unit, shorter(f.Way), f.Per)
 		}
 		low, high := quantile(f.Ratios, 0), quantile(f.Ratios, 1)
 		fmt.Fprintf(&t, "| %s | %s | %.2f | %.2f – %.2f | %s | %s | %s |\n", f.Way, thousands(median(f.Values)), median(f.Ratios), low, high,
@@ -59,6 +59,12 @@ func tables(r *results, picture string) string {
 		fmt.Fprintf(&t, "* pods: %d: %s\n", n.Pods, n)
 	}
 	return t.String()
+}
+
+// shorter is what the others are compared with, in the head of a column.
+func shorter(way string) string {
+	name, _, _ := strings.Cut(way, ",")
+	return name
 }
 
 // thousands writes 41276 as 41,276.

@@ -20,14 +20,19 @@ var colours = map[string]string{
 	direct: "#9aa5b1", intercepted: "#0b7285", reverseProxy: "#e8590c", byteProxy: "#f4a261", haproxy: "#b197fc", nginxProxy: "#74b816",
 }
 
-// draw gives a picture (SVG 1.1) of each row's ways as bars, as long as their rates are compared with direct.
+// draw gives a picture (SVG 1.1) of each row's ways as bars, as long as their rates are compared with direct. Rows without direct are left out.
 func draw(r *results) string {
 	var body strings.Builder
 	y := headHeight
-	row := ""
+	row, compared := "", false
 	for _, f := range r.Figures {
 		if f.Row != row {
-			row = f.Row
+			row, compared = f.Row, f.Way == direct
+		}
+		if !compared {
+			continue
+		}
+		if f.Way == direct {
 			y += rowGap
 			text(&body, labelWidth-10, y+barHeight-3, "end", "#212529", row)
 		}

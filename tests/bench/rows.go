@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // row is one kind of load, and the ways to the app on which it is measured.
@@ -12,14 +14,16 @@ type row struct {
 	name, unit string // of the rate
 	per        string // what the CPU time is counted for
 	ways       []way  // the first is what the others are compared with
+	prepare    func(ctx context.Context) (undo func(), err error)
 	measure    func(ctx context.Context, w way) (sample, error)
 }
 
 // way is one way to the app.
 type way struct {
 	name      string
-	address   string // of the app, or of the proxy in front of it
-	intercept string // workload, and port if not the only one, that is intercepted meanwhile; "" for none
+	address   string   // of the app, or of what stands before it
+	from      string   // machine that the load comes from; "" is the pod's node
+	intercept []string // flags of an intercept that there is meanwhile
 }
 
 // sample is one measurement. Latencies are in µs, 0 if the tool does not say.
@@ -29,6 +33,9 @@ type sample struct {
 	cpu            float64 // µs of all CPUs for one of these, beyond what the machine uses at rest
 }
 
+// machine is where the load comes from.
+func (w way) machine() string { return cmp.Or(w.from, node) }
+
 func (w way) url(path string) string { return "http://" + w.address + path }
 
 // ways gives the ways to an app: past the intercept, through it, and through all proxies that stand before it.
@@ -36,7 +43,7 @@ func (b *bench) ways(port int, name string) []way {
 	at := func(p *place, port int) string { return fmt.Sprintf("%s:%d", p.IP, port) }
 	all := []way{
 		{name: direct, address: at(b.plain, port)},
-		{name: intercepted, address: at(b.plain, port), intercept: name},
+		{name: intercepted, address: at(b.plain, port), intercept: unmatched(name)},
 	}
 	for _, x := range proxies {
 		if x.app == port && x.kind != "haproxy-h2" {
@@ -44,6 +51,11 @@ func (b *bench) ways(port int, name string) []way {
 		}
 	}
 	return all
+}
+
+// unmatched are the flags of an intercept that a load without headers does not match.
+func unmatched(port string) []string {
+	return []string{"--port", "9000:" + port, "--http-header", "x-user=ann"}
 }
 
 // waysHTTP2 leaves out what cannot speak HTTP/2 on both sides.
@@ -61,13 +73,17 @@ func (b *bench) waysHTTP2(port int, name string) (all []way) {
 	return all
 }
 
-// rows are all that are measured of unmatched traffic. dir is for files.
+// rows are all loads. dir is for files.
 func (b *bench) rows(dir string) ([]row, error) {
 	bulk, err := b.bulkRows(dir)
 	if err != nil {
 		return nil, err
 	}
-	return append(append(append(b.http1Rows(), b.http2Rows()...), bulk...), b.connectionRow()), nil
+	tunnel, err := b.tunnelRows(dir)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(b.http1Rows(), b.http2Rows(), bulk, []row{b.connectionRow()}, b.matchedRows(), tunnel), nil
 }
 
 func (b *bench) http1Rows() (rows []row) {
@@ -80,7 +96,7 @@ func (b *bench) http1Rows() (rows []row) {
 				name: fmt.Sprintf("HTTP/1.1, %s app, connections: %d", app.name, connections), unit: "requests/s", per: "request",
 				ways: b.ways(app.port, app.intercept),
 				measure: func(ctx context.Context, w way) (sample, error) {
-					return b.wrk(ctx, connections, w.url("/bytes/256"))
+					return b.wrk(ctx, w, connections)
 				},
 			})
 		}
@@ -141,7 +157,7 @@ func (b *bench) connectionRow() row {
 	return row{
 		name: "new connection per request, 32 at a time", unit: "requests/s", per: "request", ways: b.ways(goPort, "go"),
 		measure: func(ctx context.Context, w way) (sample, error) {
-			return b.wrk(ctx, 32, w.url("/bytes/256"), "-H", "Connection: close")
+			return b.wrk(ctx, w, 32, "-H", "Connection: close")
 		},
 	}
 }

@@ -11,10 +11,10 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// wrk loads a URL from the pod's node over HTTP/1.1 and reads wrk's report.
-func (b *bench) wrk(ctx context.Context, connections int, url string, more ...string) (sample, error) {
+// wrk loads the app over HTTP/1.1 and reads wrk's report.
+func (b *bench) wrk(ctx context.Context, w way, connections int, more ...string) (sample, error) {
 	args := append([]string{"wrk", "-t1", "-c", fmt.Sprint(connections), "-d", wholeSeconds(b.duration), "--latency"}, more...)
-	out, err := lab.Output(b.OnNode(ctx, node, append(args, url)...))
+	out, err := lab.Output(b.OnNode(ctx, w.machine(), append(args, w.url("/bytes/256"))...))
 	if err != nil {
 		return sample{}, err
 	}

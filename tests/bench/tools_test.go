@@ -1,6 +1,10 @@
 package main
 
 import (
+	"encoding/xml"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -26,4 +30,40 @@ func TestQuantile(t *testing.T) {
 	assert.Equal(t, 2.0, quantile(values, .5))
 	assert.Equal(t, 3.0, quantile(values, .99))
 	assert.Equal(t, []float64{3, 1, 2}, values)
+}
+
+func TestPictureAndPage(t *testing.T) {
+	r := &results{Time: "2026-01-02T03:04:05Z", Kernel: "6.12.1", CPUs: 2, CPU: "a <fast> one", Commit: "abc", Rounds: 1, Figures: []figure{
+		{Row: "HTTP/1.1 & more", Way: direct, Unit: "requests/s", Per: "request", Values: []float64{41276}, Ratios: []float64{1}, P50: []float64{88}, P99: []float64{1050}, CPU: []float64{40}},
+		{Row: "HTTP/1.1 & more", Way: intercepted, Unit: "requests/s", Per: "request", Values: []float64{20638}, Ratios: []float64{.5}, CPU: []float64{60}},
+		{Row: "matched", Way: bareGRPC, Unit: "requests/s", Per: "request", Values: []float64{3000}, Ratios: []float64{1}, CPU: []float64{60}},
+	}}
+	path := filepath.Join(t.TempDir(), "performance.md")
+	require.NoError(t, os.WriteFile(path, []byte("# Title\n"+begin+"\nold\n"+end+"\ntail\n"), 0o644))
+	require.NoError(t, writePage(path, r))
+	page, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Contains(t, string(page), "| direct | 41,276 | 1.00 | 1.00 – 1.00 | 88 µs | 1.05 ms | 40 µs |")
+	assert.Contains(t, string(page), "of two gRPC streams |")
+	assert.NotContains(t, string(page), "old")
+	assert.Regexp(t, "^# Title\n", string(page))
+	assert.Regexp(t, "\ntail\n$", string(page))
+	picture, err := os.ReadFile(strings.TrimSuffix(path, ".md") + ".svg")
+	require.NoError(t, err)
+	var svg struct {
+		Rects []struct {
+			Width string `xml:"width,attr"`
+		} `xml:"rect"`
+	}
+	require.NoError(t, xml.Unmarshal(picture, &svg), "well-formed")
+	assert.NotContains(t, string(picture), ">matched<", "it has nothing direct to be compared with")
+	var bars []string
+	for _, r := range svg.Rects {
+		if strings.HasSuffix(r.Width, ".0") {
+			bars = append(bars, r.Width)
+		}
+	}
+	assert.Equal(t, []string{"480.0", "240.0"}, bars)
+	require.NoError(t, os.WriteFile(path, []byte("no place"), 0o644))
+	assert.ErrorContains(t, writePage(path, r), "no place for the figures")
 }

@@ -113,6 +113,15 @@ func (d *Developer) Serve(ctx context.Context, kind, address string) (stop func(
 	return stop, nil
 }
 
+// Kubectl gives a command that runs the cluster's own kubectl on the laptop.
+func (d *Developer) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
+	program := "kubectl"
+	if found, _ := filepath.Glob(filepath.Join(clusterCache(), "kubernetes-*", "kubectl")); d.lab.local && len(found) > 0 {
+		program = found[len(found)-1]
+	}
+	return d.Command(ctx, append([]string{program}, args...)...)
+}
+
 // Home is the developer's home directory.
 func (d *Developer) Home() string { return d.home }
 
