@@ -24,8 +24,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent"
 )
 
-// capabilities is all that the chart gives to the node agent. CAP_NET_ADMIN is needed before Linux 6.9 only.
-var capabilities = []int{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}
+// capabilities is all that the chart gives to the node agent. Steering needs CAP_NET_ADMIN before Linux 6.9 only, ending open connections always
+// does; CAP_NET_RAW gives packets back that were held.
+var capabilities = []int{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}
 
 // Set in the environment, these turn the test's program into the node agent.
 const (
@@ -127,9 +128,17 @@ func TestAgentThatCannotEndConnectionsSteersAndSaysSo(t *testing.T) {
 		t.Skip("needs Linux 6.9") // to steer without CAP_NET_ADMIN
 	}
 	w := newWorld(t)
-	w.spawn(t, unix.CAP_NET_ADMIN)
+	p := w.spawn(t, unix.CAP_NET_ADMIN)
 	w.steering(t, w.assign(w.wants()))
 	w.expect(t, "me", "laptop")
+	_, metrics := fetch(t, "http://"+p.http+"/metrics")
+	for _, line := range []string{
+		`takeover_connections_total{reason="request"} 0`, `takeover_connections_total{reason="existing"} 0`, `takeover_watched_connections 0`,
+		`takeover_held_packets_total 0`, `takeover_released_packets_total 0`,
+		`takeover_left_requests_total{reason="late"} 0`, `takeover_left_requests_total{reason="no_room"} 0`, `takeover_left_requests_total{reason="not_ended"} 0`,
+	} {
+		assert.Contains(t, metrics, "\nsidestep_nodeagent_"+line+"\n")
+	}
 	w.await(t, "the reason", func(r *agentpb.Report) bool {
 		t := r.GetTargets()
 		return len(t) == 1 && t[0].GetSteering() &&
