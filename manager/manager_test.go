@@ -206,24 +206,6 @@ func TestConflictByWayOfAnotherWorkloadNamesIt(t *testing.T) {
 		k.until(t, "bob", v1alpha1.StateConflict).Status.Message)
 }
 
-func TestInterceptMovesToAnotherPort(t *testing.T) {
-	k := newKube()
-	m := start(t, k)
-	k.pod(t, k.shop(t), "p1", "node-1")
-	a := m.agent(t, "node-1")
-	m.laptop(t, "alice", 0)
-	k.create(t, asks("alice", "http", "tcp"))
-	k.until(t, "alice", v1alpha1.StateActive)
-	ic := k.intercept(t, "alice")
-	ic.Spec.Port, ic.Generation = "grpc", 2
-	require.NoError(t, k.Update(t.Context(), ic))
-	a.has(t, "p1:9000=alice")
-	require.Eventually(t, func() bool {
-		st := k.intercept(t, "alice").Status
-		return st.ObservedGeneration == 2 && st.State == v1alpha1.StateActive && st.Port == "grpc"
-	}, patient, often)
-}
-
 func TestInvalidInterceptSaysWhyAndRecovers(t *testing.T) {
 	k := newKube()
 	m := start(t, k)

@@ -23,11 +23,20 @@ import (
 func real(t *testing.T) (*kube, *running, *rest.Config) {
 	t.Helper()
 	admin, rights := apiServer(t)
-	k := &kube{}
-	var err error
-	k.WithWatch, err = client.NewWithWatch(admin, client.Options{Scheme: Scheme()})
+	return administratorOf(t, admin), startReal(t, rights), rights
+}
+
+func administrator(t *testing.T) *kube {
+	t.Helper()
+	admin, _ := apiServer(t)
+	return administratorOf(t, admin)
+}
+
+func administratorOf(t *testing.T, config *rest.Config) *kube {
+	t.Helper()
+	c, err := client.NewWithWatch(config, client.Options{Scheme: Scheme()})
 	require.NoError(t, err)
-	return k, startReal(t, rights), rights
+	return &kube{WithWatch: c}
 }
 
 func startReal(t *testing.T, rights *rest.Config) *running {

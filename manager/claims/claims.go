@@ -71,6 +71,11 @@ func (t *Table) Verdict(uid types.UID) Verdict {
 	return Verdict{}
 }
 
+// Would gives the decision that a claim would get if it replaced the one that the table has of its intercept.
+func (t *Table) Would(c Claim) Verdict {
+	return t.decide(&entry{Claim: c})
+}
+
 // Set puts in or replaces a claim and decides about it. It returns the other claims whose verdicts have changed by that.
 func (t *Table) Set(c Claim) []types.UID {
 	e := t.entries[c.UID]
@@ -153,7 +158,7 @@ func (t *Table) rivals(e *entry, at []Spot) []*entry {
 	var found []*entry
 	for _, s := range at {
 		for other := range t.spots[s] {
-			if _, ok := seen[other]; ok || !other.verdict.Accepted {
+			if _, ok := seen[other]; ok || !other.verdict.Accepted || other.UID == e.UID {
 				continue
 			}
 			seen[other] = struct{}{}

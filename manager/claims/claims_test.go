@@ -165,3 +165,16 @@ func BenchmarkSetOnABusyPort(b *testing.B) {
 		table.Remove("new")
 	}
 }
+
+func TestWhatAClaimWouldGetChangesNothing(t *testing.T) {
+	table := claims.NewTable()
+	table.Set(claim(t, "a", 1, "tcp", "p:1"))
+	table.Set(claim(t, "b", 2, "tcp", "p:2"))
+	assert.Equal(t, claims.Verdict{Holder: "b"}, table.Would(claim(t, "a", 1, "tcp", "p:2")))
+	assert.Equal(t, claims.Verdict{Accepted: true}, table.Would(claim(t, "a", 1, "tcp", "p:3")))
+	assert.Equal(t, claims.Verdict{Accepted: true}, table.Would(claim(t, "a", 1, "alice", "p:1")), "it is not in its own way")
+	assert.Equal(t, claims.Verdict{Holder: "a"}, table.Would(claim(t, "c", 3, "alice", "p:1")))
+	assert.Equal(t, claims.Verdict{Accepted: true}, table.Verdict("a"))
+	assert.Equal(t, claims.Verdict{Accepted: true}, table.Verdict("b"))
+	assert.Equal(t, claims.Verdict{}, table.Verdict("c"))
+}

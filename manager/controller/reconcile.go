@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -28,6 +27,7 @@ type entry struct {
 	resolution *resolve.Resolution // the last that succeeded
 	generation int64               // of the intercept for which it did
 	away       time.Time           // since when the laptop is not connected; zero if it is
+	stand      stand               // where it is, when it is to be elsewhere
 }
 
 func newEntry(ic *v1alpha1.Intercept) *entry {
@@ -57,21 +57,13 @@ func (c *Controller) reconcile(k types.NamespacedName) {
 
 	f := findings{connected: c.cfg.Sessions.Connected(ic.Spec.Client.KeyHash)}
 	f.resolution, f.invalid = c.resolve(e)
-	if f.invalid == nil {
-		c.again(c.claims.Set(e.claim(f.resolution)))
-		f.verdict = c.claims.Verdict(e.uid)
-	} else {
-		c.again(c.claims.Remove(e.uid))
-	}
-	if f.verdict.Accepted {
-		c.cfg.Plan.Set(e.uid, ic.Spec.Client.KeyHash, e.placements(f.resolution, f.connected))
-	} else {
-		c.cfg.Plan.Set(e.uid, "", nil)
-	}
+	c.cfg.Plan.Set(e.uid, ic.Spec.Client.KeyHash, c.place(e, &f))
 	if ends := c.grace(e, f.connected); ends {
 		return
 	}
-	c.writer.set(ic, c.status(e, f))
+	st := c.status(e, f)
+	c.arrive(e, &f, st.State)
+	c.writer.set(ic, st)
 }
 
 func (c *Controller) forget(k types.NamespacedName, e *entry) {
@@ -137,7 +129,7 @@ func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 			c.Spots = append(c.Spots, claims.Spot{UID: p.UID, Port: p.Port})
 		}
 	}
-	slices.SortFunc(c.Spots, func(a, b claims.Spot) int { return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port)) })
+	slices.SortFunc(c.Spots, compareSpots)
 	c.Spots = slices.Compact(c.Spots) // a Pod is its own workload
 	return c
 }

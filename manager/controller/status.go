@@ -17,6 +17,8 @@ type findings struct {
 	invalid    *resolve.Invalid
 	verdict    claims.Verdict
 	connected  bool
+	// stays is the port that the intercept still has while it is to move to another.
+	stays string
 }
 
 // coverage sums up the pods.
@@ -47,6 +49,9 @@ func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
 		}
 	}
 	st.State, st.Message = c.state(e, f, cov)
+	if f.stays != "" && !f.verdict.Accepted {
+		st.Message += fmt.Sprintf("; port %s stays intercepted", f.stays)
+	}
 	st.Conditions = conditions(f, &st)
 	return st
 }

@@ -1,0 +1,117 @@
+package controller
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/claims"
+	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/resolve"
+)
+
+const (
+	// moveLimit is how long an intercept that moves keeps the port that it had, if the new one does not get on.
+	moveLimit = 10 * time.Second
+	// moveRetry is the pause before a move that met a conflict is tried again.
+	moveRetry = 5 * time.Second
+)
+
+// stand is the port that an intercept holds. When its spec comes to ask for another, it keeps this one until it has the other: a move leaves no gap, and
+// one that fails changes nothing.
+type stand struct {
+	held          bool
+	service, port string
+	generation    int64     // of the spec that asked for it
+	leaving       time.Time // since when it moves; zero if it does not
+}
+
+// place decides about what the intercept claims, and gives what is to be steered for it.
+func (c *Controller) place(e *entry, f *findings) []plan.Placement {
+	old := c.left(e, f)
+	switch {
+	case old != nil:
+		return c.move(e, f, old)
+	case f.invalid != nil:
+		c.again(c.claims.Remove(e.uid))
+	default:
+		c.again(c.claims.Set(e.claim(f.resolution)))
+		f.verdict = c.claims.Verdict(e.uid)
+	}
+	e.stand = stand{}
+	if !f.verdict.Accepted {
+		return nil
+	}
+	e.stand = standing(e, f.resolution)
+	return e.placements(f.resolution, f.connected)
+}
+
+func standing(e *entry, res *resolve.Resolution) stand {
+	return stand{held: true, service: res.Service, port: res.Port, generation: e.intercept.Generation}
+}
+
+// left is what the intercept holds, if its spec asks for something else now.
+func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
+	s := e.stand
+	if !s.held || s.generation == e.intercept.Generation || f.invalid == nil && f.resolution.Service == s.service && f.resolution.Port == s.port {
+		return nil
+	}
+	before := *e.intercept
+	before.Spec.Service, before.Spec.Port = s.service, s.port
+	old, err := resolve.Intercept(c.informers, &before)
+	if err != nil {
+		return nil // it is gone anyway
+	}
+	return old
+}
+
+// move gives the placements of an intercept on its way.
+func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan.Placement {
+	f.stays = old.Port
+	if f.invalid == nil {
+		f.verdict = c.claims.Would(e.claim(f.resolution))
+	}
+	if !f.verdict.Accepted {
+		c.again(c.claims.Set(e.claim(old)))
+		if !c.claims.Verdict(e.uid).Accepted {
+			e.stand, f.stays = stand{}, ""
+			return nil
+		}
+		if f.invalid == nil {
+			c.queue.AddAfter(key(e.intercept), moveRetry)
+		}
+		return e.placements(old, f.connected)
+	}
+	both := e.claim(f.resolution)
+	both.Spots = append(both.Spots, e.claim(old).Spots...)
+	slices.SortFunc(both.Spots, compareSpots)
+	both.Spots = slices.Compact(both.Spots)
+	c.again(c.claims.Set(both))
+	f.verdict = c.claims.Verdict(e.uid)
+	if e.stand.leaving.IsZero() {
+		e.stand.leaving = time.Now()
+		c.queue.AddAfter(key(e.intercept), moveLimit)
+	}
+	return append(e.placements(old, f.connected), e.placements(f.resolution, f.connected)...)
+}
+
+// arrive ends a move when every pod steers at the new port, or there is nobody to steer to, or it has taken too long.
+func (c *Controller) arrive(e *entry, f *findings, state v1alpha1.State) {
+	if f.stays == "" || !f.verdict.Accepted {
+		return
+	}
+	switch state {
+	case v1alpha1.StateActive, v1alpha1.StateNoPods, v1alpha1.StateDisconnected:
+	default:
+		if time.Since(e.stand.leaving) < moveLimit {
+			return
+		}
+	}
+	e.stand = standing(e, f.resolution)
+	c.queue.Add(key(e.intercept))
+}
+
+func compareSpots(a, b claims.Spot) int {
+	return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port))
+}
