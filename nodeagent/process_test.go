@@ -47,6 +47,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// lockable is how much memory the node agent may lock, in bytes. Containers may often lock no more than 64 KiB.
+const lockable = 16 << 10
+
 // confine starts this program again as root with few capabilities, as a container runtime does.
 func confine() {
 	runtime.LockOSThread()
@@ -63,6 +66,7 @@ func confine() {
 			fail(unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(capability), 0, 0, 0))
 		}
 	}
+	fail(unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: lockable, Max: lockable}))
 	fail(os.Unsetenv(envConfine))
 	fail(os.Setenv(envAgent, "1"))
 	fail(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
@@ -144,6 +148,23 @@ func TestAgentThatCannotEndConnectionsSteersAndSaysSo(t *testing.T) {
 		return len(t) == 1 && t[0].GetSteering() &&
 			strings.Contains(t[0].GetMessage(), "that are open already stay with the app") && strings.Contains(t[0].GetMessage(), "CAP_NET_ADMIN")
 	})
+}
+
+// Before Linux 5.11 the memory of maps and programs counts as locked memory.
+func TestLimitOnLockedMemory(t *testing.T) {
+	w := newWorld(t)
+	revision := w.assign(w.wants())
+	limited := w.spawn(t, unix.CAP_SYS_RESOURCE)
+	if !testnet.KernelAtLeast(t, 5, 11) {
+		w.await(t, "what to do", func(r *agentpb.Report) bool {
+			return len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), "nodeagent.beforeLinux511=true")
+		})
+		w.expect(t, "me", "app")
+		limited.kill(t)
+		w.spawn(t) // with the capability
+	}
+	w.steering(t, revision)
+	w.expect(t, "me", "laptop")
 }
 
 func TestAgentWithoutFileDescriptorsLeavesConnectionsToTheApp(t *testing.T) {

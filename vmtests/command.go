@@ -48,7 +48,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	f.IntVar(&o.memory, "memory", 2048, "`MiB` of a machine")
 	f.IntVar(&o.cpus, "cpus", 2, "processors of a machine")
 	f.IntVar(&o.machines, "machines", 2, "how many run at the same time; without KVM, each keeps one processor busy")
-	f.DurationVar(&o.limit, "timeout", 15*time.Minute, "how long the tests may take on one kernel")
+	f.DurationVar(&o.limit, "timeout", 30*time.Minute, "how long the tests may take on one kernel")
 	f.BoolVar(&o.verbose, "v", false, "print all that the tests write")
 	if err := f.Parse(args); err != nil {
 		return o, err

@@ -11,7 +11,7 @@ var product = []report.Row{
 	{Title: "steering under SYN cookies", Pattern: `nodeagent/steer TestSteeringWorksWithSYNCookies`},
 	{Title: "headers of IPv6 and IPv4 before the one of TCP", Pattern: `nodeagent/steer Test(HeadersBefore|OddPackets|DeviceWithoutLinkHeaders)`},
 	{Title: "a mesh proxy in the pod is steered", Pattern: `nodeagent/steer TestMeshProxyInThePodIsSteered`},
-	{Title: "proxies that connect like anybody in the pod, too", Pattern: `nodeagent/mesh TestProxyIsMadeKnown`, Since: "5.14"},
+	{Title: "proxies that connect like anybody in the pod, too", Pattern: `nodeagent/mesh TestProxyIsMadeKnown/to_`, Since: "5.14"},
 	{Title: "pods on the node's network", Pattern: `nodeagent TestPodOnTheNodesNetwork`},
 	{Title: "open connections are taken over, and no others", Pattern: `nodeagent/takeover Test(Matching|Of32|NothingIsTakenOver)`},
 	{Title: "they outlive an agent that is killed or hangs", Pattern: `nodeagent/takeover Test(AgentThatEnds|WhoDecides|FilterOfAKilled)`},

@@ -45,6 +45,7 @@ type Node struct {
 	heartbeat *ebpf.Map // nil until opened
 	datapath  Datapath  // empty until opened
 	why       string    // it is this one, or none
+	locked    error     // why the limit on locked memory could not be lifted
 }
 
 // Option is something that most callers of NewNode need not say.
@@ -95,7 +96,7 @@ func (n *Node) Open() error {
 	if n.heartbeat != nil {
 		return nil
 	}
-	err := n.open()
+	err := n.limited(n.open())
 	if err != nil {
 		n.why = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
@@ -103,9 +104,9 @@ func (n *Node) Open() error {
 }
 
 func (n *Node) open() error {
-	if err := rlimit.RemoveMemlock(); err != nil {
+	if n.locked = rlimit.RemoveMemlock(); n.locked != nil {
 		// Not fatal: a few pods may fit into the limit.
-		n.log.Warn("the limit on locked memory counts against maps before Linux 5.11, and cannot be lifted without CAP_SYS_RESOURCE; set nodeagent.beforeLinux511 in the chart", "error", err)
+		n.log.Warn("the limit on locked memory counts against maps before Linux 5.11, and cannot be lifted without CAP_SYS_RESOURCE; set nodeagent.beforeLinux511 in the chart", "error", n.locked)
 	}
 	chosen, why, err := choose(n.want)
 	if err != nil {
@@ -120,6 +121,14 @@ func (n *Node) open() error {
 	}
 	n.heartbeat, n.datapath, n.why = heartbeat, chosen, why
 	return n.beat()
+}
+
+// limited adds to an error, if it has to do with the limit on locked memory, what to do.
+func (n *Node) limited(err error) error {
+	if n.locked == nil || !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	return fmt.Errorf("%w: before Linux 5.11, BPF takes locked memory, of which a container has little: set nodeagent.beforeLinux511=true in the chart, which gives the node agent CAP_SYS_RESOURCE", err)
 }
 
 // Beat tells the programs of this agent that it is alive. Without it they pass all connections to the app after a second.
@@ -162,7 +171,7 @@ func (n *Node) Load() (*Program, error) {
 	}
 	objs, err := load(n.heartbeat)
 	if err != nil {
-		return nil, err
+		return nil, n.limited(err)
 	}
 	id, err := idOf(objs.Program)
 	if err != nil {

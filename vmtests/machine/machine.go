@@ -62,6 +62,7 @@ func (m Machine) Run(ctx context.Context, limit time.Duration, results io.Writer
 }
 
 func (m Machine) arguments(console string) []string {
+	// A thread for each processor would be faster, but QEMU 7.2 does not survive kernels that rewrite code which another one is running.
 	accelerator, cpu := "tcg,thread=single", "max"
 	if m.Accelerator == KVM {
 		accelerator, cpu = "kvm", "host"
