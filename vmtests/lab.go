@@ -92,11 +92,11 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 // kernel runs everything on one kernel.
 func (l *lab) kernel(ctx context.Context, name string) (*report.Kernel, error) {
 	k := &report.Kernel{Name: name}
-	begin := time.Now()
+	begin, told := time.Now(), map[string]bool{}
 	results, into := io.Pipe()
 	finished := make(chan error, 1)
 	go func() {
-		finished <- l.reader(k).Read(ctx, results)
+		finished <- l.reader(k, told).Read(ctx, results)
 		_, _ = io.Copy(io.Discard, results)
 	}()
 	run := l.virtual
@@ -115,15 +115,28 @@ func (l *lab) kernel(ctx context.Context, name string) (*report.Kernel, error) {
 		k.Problems = append(k.Problems, "the console's end:\n"+indent(console))
 	}
 	fmt.Fprintf(l.out, "%s, in %s\n", k.Summary(), time.Since(begin).Round(100*time.Millisecond))
-	for _, f := range k.Failures() {
-		fmt.Fprintf(l.out, "FAIL on %s: %s\n%s", k.Name, f.What, indent(f.Output))
-	}
+	l.tell(k, func(f report.Failure) bool { return !told[f.What] })
 	return k, l.remember(k)
 }
 
-func (l *lab) reader(k *report.Kernel) *report.Reader {
+// tell prints failures.
+func (l *lab) tell(k *report.Kernel, which func(report.Failure) bool) {
+	for _, f := range k.Failures() {
+		if which(f) {
+			fmt.Fprintf(l.out, "FAIL on %s: %s\n%s", k.Name, f.What, indent(f.Output))
+		}
+	}
+}
+
+// reader prints what becomes of each package, and notes which failures it has told.
+func (l *lab) reader(k *report.Kernel, told map[string]bool) *report.Reader {
 	r := &report.Reader{Kernel: k, Convert: []string{l.convert}, Passed: func(t report.Test) {
 		fmt.Fprintf(l.out, "  %-6s %-4s %6.1fs %s\n", k.Name, t.Outcome, t.Seconds, t.Package)
+		l.tell(k, func(f report.Failure) bool {
+			is := strings.HasPrefix(f.What, t.Package+" ")
+			told[f.What] = told[f.What] || is
+			return is
+		})
 	}}
 	if l.verbose {
 		r.Log = l.out
