@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -65,6 +66,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
+	require.NoError(t, rlimit.RemoveMemlock()) // as the steering does
 	node := testnet.NewNode(t)
 	w := &world{pod: node.NewPod(t)}
 	for _, port := range []uint16{appPort, appPort + 1} {

@@ -175,11 +175,18 @@ func TestJoin(t *testing.T) {
 			ca.Write(up[100:])
 			ca.CloseWrite()
 		}()
-		go cb.Write(down)
+		written := make(chan struct{})
+		go func() {
+			cb.Write(down)
+			close(written)
+		}()
 		got, err := io.ReadAll(cb)
 		require.NoError(t, err)
 		assert.True(t, bytes.Equal(up, got))
-		cb.CloseWrite() // only now
+		go func() {
+			<-written
+			cb.CloseWrite() // only now
+		}()
 		got, err = io.ReadAll(ca)
 		require.NoError(t, err)
 		assert.True(t, bytes.Equal(down, got))
