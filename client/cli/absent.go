@@ -19,7 +19,6 @@ type absentFlag struct {
 
 func addAbsentFlags(flags *pflag.FlagSet) []absentFlag {
 	off := []string{"false", ""}
-	const env = "the environment of the container cannot be imported"
 	const ingress = "leave it out and use --http-header"
 	absent := []absentFlag{
 		{name: "preview-url", shorthand: "u", boolean: true, harmless: off, what: "preview URLs are", instead: "leave --preview-url out and use --http-header"},
@@ -29,9 +28,6 @@ func addAbsentFlags(flags *pflag.FlagSet) []absentFlag {
 		{name: "ingress-port", what: "preview URLs are", instead: ingress},
 		{name: "ingress-tls", boolean: true, harmless: off, what: "preview URLs are", instead: ingress},
 		{name: "ingress-l5", what: "preview URLs are", instead: ingress},
-		{name: "env-file", shorthand: "e", what: "--env-file is", instead: env},
-		{name: "env-json", shorthand: "j", what: "--env-json is", instead: env},
-		{name: "env-syntax", what: "--env-syntax is", instead: env},
 		{name: "mount", boolean: true, harmless: off, what: "--mount is", instead: "the container's volumes cannot be mounted; use --mount=false"},
 		{name: "local-mount-port", what: "--local-mount-port is", instead: "the container's volumes cannot be mounted"},
 		{name: "to-pod", list: true, what: "--to-pod is", instead: "leave it out"},
@@ -96,7 +92,7 @@ func absentCommands() []*cobra.Command {
 		"preview":            "use `intercept --http-header auto` and send the header",
 		"wiretap":            "only `intercept` can be used",
 		"replace":            "use `intercept`; the container keeps running beside it",
-		"ingest":             "neither environment nor volumes can be imported",
+		"ingest":             "use `intercept --env-file`; volumes cannot be imported",
 		"revoke":             "delete the Intercept object with kubectl",
 		"curl":               "nothing of the cluster's network is on this laptop; use `kubectl port-forward`",
 		"docker-run":         "run the container by yourself and use `intercept`",

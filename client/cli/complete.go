@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/envfile"
 	"sidestep.dev/sidestep/client/cli/install"
 )
 
@@ -102,6 +103,7 @@ func completeInterceptFlags(e *env, g *global, cmd *cobra.Command) {
 	}
 	_ = cmd.RegisterFlagCompletionFunc("mechanism", words(mechanismTCP, mechanismHTTP))
 	_ = cmd.RegisterFlagCompletionFunc("existing", words(existingWords...))
+	_ = cmd.RegisterFlagCompletionFunc("env-syntax", words(envfile.Syntaxes...))
 	for _, name := range []string{"http-header", "http-match"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, words(headerAuto, headerAll))
 	}

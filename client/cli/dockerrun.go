@@ -7,19 +7,11 @@ import (
 	"strings"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/envfile"
 )
 
 // containerTools are the programs that --docker-run looks for, in this order.
 var containerTools = []string{"docker", "podman"}
-
-// variables are what a program that is run for an intercept finds in its environment.
-func variables(i *daemonpb.InterceptInfo) []string {
-	vars := []string{"TELEPRESENCE_INTERCEPT_ID=" + i.GetId()}
-	if i.GetContainer() != "" {
-		vars = append(vars, "TELEPRESENCE_CONTAINER="+i.GetContainer())
-	}
-	return vars
-}
 
 // checkContainer refuses a command line for a container that cannot be run.
 func checkContainer(args []string) error {
@@ -45,23 +37,44 @@ func (e *env) containerTool() (string, error) {
 		strings.Join(containerTools, " nor "))
 }
 
-// inContainer is the program that runs a container to which the intercept's requests go.
-func inContainer(tool string, i *daemonpb.InterceptInfo, port int32, args []string) (program, error) {
+// container is what --docker-run is to run.
+type container struct {
+	tool string
+	port int32 // that it listens on
+	args []string
+}
+
+// inContainer is the program that runs a container to which the intercept's requests go. done removes what it needs on the disk.
+func (e *env) inContainer(g *global, c container, i *daemonpb.InterceptInfo, environment *daemonpb.Environment) (p program, done func(), err error) {
 	address, local, err := net.SplitHostPort(i.GetDestination())
 	if err != nil {
-		return program{}, fmt.Errorf("publish %s of the container: %w", i.GetDestination(), err)
+		return program{}, nil, fmt.Errorf("publish %s of the container: %w", i.GetDestination(), err)
 	}
-	run := []string{tool, "run", "--rm"}
-	name := containerName(args)
+	run := []string{c.tool, "run", "--rm"}
+	name := containerName(c.args)
 	if name == "" {
 		name = fmt.Sprintf("intercept-%s-%s", i.GetName(), local)
 		run = append(run, "--name", name)
 	}
-	run = append(run, "-p", fmt.Sprintf("%s:%d", net.JoinHostPort(address, local), port))
-	for _, v := range variables(i) {
+	run = append(run, "-p", fmt.Sprintf("%s:%d", net.JoinHostPort(address, local), c.port))
+	done = func() {}
+	of := i.GetContainer()
+	if environment != nil {
+		of = environment.GetContainer()
+		var flags []string
+		var left []envfile.Left
+		flags, p.vars, left, done, err = containerEnvironment(envfile.Elsewhere(envfile.Parse(environment.GetVariables()), environment.GetDeclared()))
+		if err != nil {
+			return program{}, nil, err
+		}
+		e.tellLeft(g, "the container's environment", left)
+		run = append(run, flags...)
+	}
+	for _, v := range settings(about(i, of)) {
 		run = append(run, "-e", v)
 	}
-	return program{args: slices.Concat(run, args), halt: []string{tool, "stop", name}}, nil
+	p.args, p.halt = slices.Concat(run, c.args), []string{c.tool, "stop", name}
+	return p, done, nil
 }
 
 // containerName is the name that the user gives to the container.

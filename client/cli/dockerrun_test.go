@@ -59,7 +59,7 @@ func withOrders(t *testing.T) *world {
 func TestTheCommandKnowsItsIntercept(t *testing.T) {
 	w := withOrders(t)
 	require.Zero(t, w.do("intercept", "orders", "--container", "app", "--", "./orders"))
-	assert.Equal(t, []string{"TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders", "TELEPRESENCE_CONTAINER=app"}, w.programVars)
+	assert.Equal(t, []string{"TELEPRESENCE_CONTAINER=app", "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"}, w.programVars)
 	assert.Equal(t, []string{"orders"}, w.daemon.held)
 
 	w = newWorld(t).connected(false)

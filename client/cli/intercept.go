@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -30,8 +31,12 @@ ReplicaSets, Rollouts of Argo Rollouts, and Pods that belong to none of these.
 NAME is the workload's name, and the intercept's too; write KIND/NAME, as in statefulset/orders, if workloads of several
 kinds have it. With --namespace the intercept is called NAME-NAMESPACE, unless
 --workload names the workload; then NAME is just the intercept's name. With a command after --, the intercept lasts as
-long as the command runs, which finds the intercept's id in $TELEPRESENCE_INTERCEPT_ID; when the intercept is left, the
-command is ended.
+long as the command runs; when the intercept is left, the command is ended.
+
+The command gets the environment of the intercepted container, as the container's process has it, and so do --env-file
+and --env-json. What is about the place where the container runs, as PATH and HOME, is left out unless the pod's
+specification sets it. $TELEPRESENCE_INTERCEPT_ID and $TELEPRESENCE_CONTAINER are added. Who may not read environments
+gets no file and no intercept, or a command without it and a warning.
 
 Without --http-* flags all TCP connections are taken. Any of them means --mechanism http, and all conditions must hold.
 The command returns when every ready pod sends its matching traffic here. Several developers can share a workload if their
@@ -57,6 +62,9 @@ those that are not safe to repeat (POST). Nobody else's connection is touched, u
 
   # As long as the program runs
   %[1]s intercept orders --port 9000 -- ./orders --listen :9000
+
+  # With the container's environment in a file, for a shell to read
+  %[1]s intercept orders --port 9000 --env-file orders.env --env-syntax sh:export
 
   # As long as the container runs, which listens on port 8080; flags of docker run go before the image
   %[1]s intercept orders --port 9000:8080 --docker-run -- --volume ./data:/data registry.example/orders:dev`, e.name),
@@ -108,32 +116,43 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req
 			return err
 		}
 	}
+	files, err := f.environment.open()
+	if err != nil {
+		return err
+	}
+	defer discard(files)
 	s, err := e.connected(ctx, g)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	before := s.holds(ctx, req.GetName())
-	made, err := s.intercept(ctx, req)
+	req.Environment = f.environment.wanted(len(args) > 0)
+	made, environment, err := s.intercept(ctx, req)
 	if canceled(err) {
 		s.awaitUndo(ctx, req.GetName(), before)
 	}
 	if err != nil {
 		return err
 	}
-	if format := outputOf(cmd); format != formatText {
-		err = e.write(format, layout.InterceptRecord(made))
-	} else {
-		err = layout.NewIntercept(e.stdout, made, e.paint(e.stdout))
+	if environment == nil && len(files) > 0 {
+		return s.unmake(ctx, req.GetName(), before, errors.New("the daemon gave no environment"))
 	}
-	if err != nil || len(args) == 0 {
+	vars := variables(made, environment)
+	if err := e.writeEnvironment(g, files, vars); err != nil {
+		return s.unmake(ctx, req.GetName(), before, err)
+	}
+	if err := e.show(cmd, made, f.environment.printed()); err != nil || len(args) == 0 {
 		return err
 	}
-	p := program{args: args, vars: variables(made)}
+	p := program{args: args, vars: settings(vars)}
 	if f.dockerRun {
-		if p, err = inContainer(tool, made, f.containerPort, args); err != nil {
-			return err
+		c := container{tool: tool, port: f.containerPort, args: args}
+		var done func()
+		if p, done, err = e.inContainer(g, c, made, environment); err != nil {
+			return s.unmake(ctx, req.GetName(), before, err)
 		}
+		defer done()
 	}
 	return e.runHeld(ctx, g, s, req.GetName(), p, func(ctx context.Context, s *session) error {
 		_, err := s.Leave(ctx, &daemonpb.LeaveRequest{Name: req.GetName()})
@@ -144,26 +163,41 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req
 	})
 }
 
+// show says which intercept was made; on the standard error if the standard output is for something else.
+func (e *env) show(cmd *cobra.Command, made *daemonpb.InterceptInfo, taken bool) error {
+	if format := outputOf(cmd); format != formatText {
+		return e.write(format, layout.InterceptRecord(made))
+	}
+	to := e.stdout
+	if taken {
+		to = e.stderr
+	}
+	return layout.NewIntercept(to, made, e.paint(to))
+}
+
+// maxEvent bounds one event of making an intercept, in bytes: the last brings the environment.
+const maxEvent = 16 << 20
+
 // warning begins a line of the daemon's progress that is to stay on the screen.
 const warning = "warning: "
 
 // intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it.
-func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
+func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, *daemonpb.Environment, error) {
 	s.line.Set("intercepting " + req.GetWorkload())
 	defer s.line.Close()
-	stream, err := s.Intercept(ctx, req)
+	stream, err := s.Intercept(ctx, req, grpc.MaxCallRecvMsgSize(maxEvent))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for {
 		event, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil, errors.New("the daemon ended the call without an answer — try again")
+			return nil, nil, errors.New("the daemon ended the call without an answer — try again")
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case event.GetResult() != nil:
-			return event.GetResult(), nil
+			return event.GetResult(), event.GetEnvironment(), nil
 		case strings.HasPrefix(event.GetProgress(), warning):
 			s.warn(event.GetProgress())
 		default:

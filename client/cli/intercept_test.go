@@ -140,7 +140,7 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 	text := ""
 	for _, args := range [][]string{
 		{"--preview-url"}, {"--preview-url=true"}, {"-u"}, {"--ingress-host", "x"}, {"--ingress-port=80"}, {"--ingress-tls"}, {"--ingress-l5", "x"},
-		{"--env-file", "x"}, {"-e", "x"}, {"--env-json=x"}, {"-j", "x"}, {"--env-syntax", "sh"}, {"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
+		{"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
 		{"--to-pod", "8080"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"},
 		{"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
 		{"--use", "x"}, {"--docker"},

@@ -26,6 +26,7 @@ type interceptFlags struct {
 	timeout                           time.Duration
 	dockerRun                         bool
 	containerPort                     int32 // of the container that is run
+	environment                       environmentFlags
 	absent                            []absentFlag
 }
 
@@ -45,7 +46,7 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&f.workload, "workload", "w", "", "Workload, as `[KIND/]NAME`, if the intercept is to have another name")
 	flags.StringVarP(&f.deployment, "deployment", "d", "", "Same as --workload, also as `[KIND/]NAME`")
 	flags.StringVar(&f.service, "service", "", "`NAME` of the service that is meant, when several select the workload")
-	flags.StringVar(&f.container, "container", "", "`NAME` of the container that is meant, when the port does not tell")
+	flags.StringVar(&f.container, "container", "", "`NAME` of the container whose environment is meant (default: the one with the port), and whose port, when there is no service")
 	flags.StringVar(&f.mechanism, "mechanism", "", "`MECHANISM`: tcp takes all connections, http the requests that match (default tcp, or http with --http flags)")
 	flags.StringArrayVar(&f.headers, "http-header", nil,
 		"Take requests with this `HEADER`, NAME=VALUE or 'NAME: VALUE'; can be repeated. A VALUE with regexp characters is an RE2 expression "+
@@ -63,6 +64,7 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
 	flags.BoolVar(&f.dockerRun, "docker-run", false,
 		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
+	f.environment.add(flags)
 	f.absent = addAbsentFlags(flags)
 	_ = flags.MarkHidden("match")
 	_ = flags.MarkHidden("http-plaintext")
@@ -209,12 +211,12 @@ func (f *interceptFlags) setAddress(r *daemonpb.InterceptRequest, _ *pflag.FlagS
 	return nil
 }
 
-func (f *interceptFlags) checkRest(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
+func (f *interceptFlags) checkRest(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {
 	if !slices.Contains(existingWords, f.existing) {
 		return usagef("--existing %s: unknown — use one of %s", f.existing, strings.Join(existingWords, ", "))
 	}
 	if f.timeout < 0 {
 		return usagef("--timeout %s: less than nothing", f.timeout)
 	}
-	return nil
+	return f.environment.check(flags)
 }

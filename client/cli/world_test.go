@@ -51,14 +51,16 @@ type daemonServer struct {
 	progress   []string
 	// intercept answers Intercept; nil makes an intercept from the request.
 	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
-	left      []string
-	leaveErr  error
-	held      []string                  // what Hold was called for
-	broken    int                       // calls of Hold that the caller has ended
-	gone      chan struct{}             // ends every Hold
-	agents    *daemonpb.NodeAgentsReply // nil: a daemon that does not know the call
-	agentsErr error
-	level     *daemonpb.LogLevelRequest
+	// environment comes with each intercept that wants one.
+	environment *daemonpb.Environment
+	left        []string
+	leaveErr    error
+	held        []string                  // what Hold was called for
+	broken      int                       // calls of Hold that the caller has ended
+	gone        chan struct{}             // ends every Hold
+	agents      *daemonpb.NodeAgentsReply // nil: a daemon that does not know the call
+	agentsErr   error
+	level       *daemonpb.LogLevelRequest
 
 	requests []proto.Message
 	quit     func()
@@ -140,7 +142,11 @@ func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.Serve
 	if err != nil {
 		return err
 	}
-	return stream.Send(&daemonpb.InterceptEvent{Result: info})
+	event := &daemonpb.InterceptEvent{Result: info}
+	if r.GetEnvironment() != daemonpb.InterceptRequest_NOT_WANTED {
+		event.Environment = d.environment
+	}
+	return stream.Send(event)
 }
 
 func (d *daemonServer) Hold(r *daemonpb.HoldRequest, stream grpc.ServerStreamingServer[daemonpb.HoldEvent]) error {

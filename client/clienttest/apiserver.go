@@ -36,6 +36,7 @@ type APIServer struct {
 	server *httptest.Server
 	deny   func(Call) bool
 	hook   func(Call)
+	admit  func(Call, *unstructured.Unstructured) string
 	status int // with which everything is refused; 0: not at all
 	calls  []Call
 }
@@ -86,6 +87,13 @@ func (a *APIServer) Deny(deny func(Call) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.deny = deny
+}
+
+// Admit asks about each object that is to be written; what is not an empty text refuses it, as admission policies do.
+func (a *APIServer) Admit(admit func(Call, *unstructured.Unstructured) string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.admit = admit
 }
 
 // Hook is called before each call is answered.
@@ -245,6 +253,15 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 	body := &unstructured.Unstructured{}
 	if r.Method != http.MethodGet {
 		_ = json.NewDecoder(r.Body).Decode(&body.Object)
+	}
+	a.mu.Lock()
+	admit := a.admit
+	a.mu.Unlock()
+	if admit != nil && (call.Verb == "create" || call.Verb == "update") {
+		if why := admit(call, body); why != "" {
+			fail(w, http.StatusForbidden, metav1.StatusReasonForbidden, fmt.Sprintf("%s.sidestep.dev %q is forbidden: %s", call.Resource, body.GetName(), why), nil)
+			return
+		}
 	}
 	switch call.Verb {
 	case "get":

@@ -56,6 +56,8 @@ type Manager struct {
 	judge    func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus
 	pod      *corev1.Pod
 	starts   int
+
+	environment func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
 }
 
 type parked struct {
@@ -216,6 +218,27 @@ func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 		{Node: "node1", Attached: true, Version: "v9", Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"},
 		{Node: "node2"},
 	}}, nil
+}
+
+// Environments answers laptops from now on; without it the manager is one that knows no environments.
+func (m *Manager) Environments(answer func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.environment = answer
+}
+
+// Environment tells what the test wants.
+func (m *Manager) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+	if _, err := keyHash(ctx); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	answer := m.environment
+	m.mu.Unlock()
+	if answer == nil {
+		return m.UnimplementedClientsServer.Environment(ctx, req)
+	}
+	return answer(req)
 }
 
 // Session greets a laptop and answers its pings.

@@ -41,7 +41,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	if w.Kind, err = workload.Find(ctx, cluster, ask.Namespace, w.Kind, w.Name); err != nil {
 		return err
 	}
-	return current.Registry.Make(ctx, ask, progress, func(made *v1alpha1.Intercept) error {
+	return makeWith(ctx, current, ask, req.GetEnvironment(), progress, func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
 		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
 		if silent(info.GetDestination()) {
 			progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, the pods answer", info.GetDestination()))
@@ -49,7 +49,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 		if err := current.Unstored(); err != nil {
 			progress(fmt.Sprintf(warning+"the session is not kept on disk and ends with the daemon: %v", err))
 		}
-		return events.Send(&daemonpb.InterceptEvent{Result: info})
+		return events.Send(&daemonpb.InterceptEvent{Result: info, Environment: environment})
 	})
 }
 

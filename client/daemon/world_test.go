@@ -42,6 +42,8 @@ type world struct {
 	daemon     daemonpb.DaemonClient
 	stop       func() // ends the daemon as SIGTERM does
 	ended      chan error
+
+	environment *daemonpb.Environment // that came with the last intercept
 }
 
 // newWorld has the Deployments orders and stock in namespace shop, and a manager.
@@ -136,6 +138,7 @@ func (w *world) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (
 	}
 	var said []string
 	var result *daemonpb.InterceptInfo
+	w.environment = nil
 	for {
 		event, err := events.Recv()
 		if errors.Is(err, io.EOF) {
@@ -145,7 +148,7 @@ func (w *world) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (
 			return nil, said, err
 		}
 		if event.GetResult() != nil {
-			result = event.GetResult()
+			result, w.environment = event.GetResult(), event.GetEnvironment()
 		} else {
 			said = append(said, event.GetProgress())
 		}

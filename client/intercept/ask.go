@@ -55,6 +55,7 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 			Container:   req.GetContainer(),
 			Mechanism:   v1alpha1.Mechanism(cmp.Or(req.GetMechanism(), string(v1alpha1.MechanismTCP))),
 			Plaintext:   req.GetPlaintext(),
+			Environment: req.GetEnvironment() != daemonpb.InterceptRequest_NOT_WANTED,
 			Existing:    cmp.Or(req.GetExisting(), defaultExisting),
 			Client:      v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder, KeyHash: client.KeyHash},
 			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress), Port: req.GetLocalPort()},
@@ -153,7 +154,7 @@ func (a *Ask) object() *v1alpha1.Intercept {
 	}
 }
 
-// canMove says whether an intercept can become what is asked for: only its service, port, container, destination and whether it is plaintext may change.
+// canMove says whether an intercept can become what is asked for: only what is in movable may change.
 func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	h, w := have.Spec, a.Spec
 	name := w.Name

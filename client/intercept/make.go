@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +23,19 @@ import (
 
 // undoTimeout bounds taking back what was made, after the caller has gone.
 const undoTimeout = 10 * time.Second
+
+// movable is what may change in the spec of an existing intercept.
+func movable(s *v1alpha1.InterceptSpec) v1alpha1.InterceptSpec {
+	return v1alpha1.InterceptSpec{
+		Service: s.Service, Port: s.Port, Container: s.Container, Destination: s.Destination, Plaintext: s.Plaintext, Environment: s.Environment,
+	}
+}
+
+// moveTo changes a spec to what another has of that.
+func moveTo(s, to *v1alpha1.InterceptSpec) {
+	s.Service, s.Port, s.Container, s.Destination = to.Service, to.Port, to.Container, to.Destination
+	s.Plaintext, s.Environment = to.Plaintext, to.Environment
+}
 
 // Make makes an intercept and returns it when every ready pod is steering, or there is none. An intercept of that name that is there already moves
 // to the service, port and destination that are asked for. When it fails, or ctx ends, or confirm returns an error, everything is as it was.
@@ -189,10 +203,7 @@ func (m *maker) create(ctx context.Context) error {
 // move changes the existing object, if it is to change.
 func (m *maker) move(ctx context.Context) error {
 	want := m.ask.Spec
-	changed, err := m.update(ctx, m.before, func(s *v1alpha1.InterceptSpec) {
-		s.Service, s.Port, s.Container, s.Destination = want.Service, want.Port, want.Container, want.Destination
-		s.Plaintext = want.Plaintext
-	})
+	changed, err := m.update(ctx, m.before, func(s *v1alpha1.InterceptSpec) { moveTo(s, &want) })
 	if err != nil {
 		return m.explain(err)
 	}
@@ -206,7 +217,7 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change fun
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		spec := object.Spec.DeepCopy()
 		change(spec)
-		if equalMovable(spec, &object.Spec) {
+		if reflect.DeepEqual(movable(spec), movable(&object.Spec)) {
 			return nil
 		}
 		object.Spec = *spec
@@ -228,10 +239,6 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change fun
 	}
 	m.registry.wrote(object.DeepCopy())
 	return object, nil
-}
-
-func equalMovable(a, b *v1alpha1.InterceptSpec) bool {
-	return a.Service == b.Service && a.Port == b.Port && a.Container == b.Container && a.Destination == b.Destination && a.Plaintext == b.Plaintext
 }
 
 // wait follows the object's status until it says how it went.
@@ -321,10 +328,7 @@ func (m *maker) undo(ctx context.Context, cause error) error {
 	var err error
 	if m.before != nil {
 		was := m.before.Spec
-		_, err = m.update(ctx, m.object, func(s *v1alpha1.InterceptSpec) {
-			s.Service, s.Port, s.Container, s.Destination = was.Service, was.Port, was.Container, was.Destination
-			s.Plaintext = was.Plaintext
-		})
+		_, err = m.update(ctx, m.object, func(s *v1alpha1.InterceptSpec) { moveTo(s, &was) })
 	} else {
 		err = m.registry.delete(ctx, m.cluster, m.object)
 	}

@@ -21,6 +21,12 @@ import (
 // Role is the ClusterRole, and the Role in the manager's namespace, that has every right that a developer needs.
 const Role = "sidestep-user"
 
+// EnvironmentRole is the ClusterRole that has the right to read environments, where Role does not.
+const EnvironmentRole = "sidestep-environment"
+
+// EnvironmentResource is what those may get who may read environments.
+const EnvironmentResource = "intercepts/environment.sidestep.dev"
+
 // denied is what the API server's RBAC says.
 var denied = regexp.MustCompile(`User "([^"]*)" cannot (\S+) resource "([^"]*)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?`)
 
@@ -73,9 +79,11 @@ func forbidden(err error) error {
 	if namespace != "" {
 		where = "in namespace " + namespace
 	}
-	return reason.New(codes.PermissionDenied, reason.Forbidden,
-		"%s may not %s %s %s — ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)",
-		user, verb, resource, where, Role, Role).
+	ask := fmt.Sprintf("ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)", Role, Role)
+	if resource == EnvironmentResource {
+		ask = fmt.Sprintf("environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole %s there", EnvironmentRole)
+	}
+	return reason.New(codes.PermissionDenied, reason.Forbidden, "%s may not %s %s %s — %s", user, verb, resource, where, ask).
 		With("verb", verb).With("resource", resource).With("namespace", namespace).With("user", user)
 }
 

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -86,6 +87,24 @@ func (s State) Nodes(ctx context.Context) ([]*clientpb.NodeAgent, error) {
 		return nil, explain(err)
 	}
 	return reply.GetAgents(), nil
+}
+
+// maxEnvironment bounds the answer to Environment, in bytes.
+const maxEnvironment = 8 << 20
+
+// Environment asks the manager for the environment of the container that is intercepted.
+func (s State) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+	if s.clients == nil {
+		return nil, reason.New(codes.Unavailable, reason.NoEnvironment, "not connected to the traffic manager")
+	}
+	reply, err := s.clients.Environment(ctx, req, grpc.MaxCallRecvMsgSize(maxEnvironment))
+	switch {
+	case err == nil:
+		return reply, nil
+	case status.Code(err) == codes.Unimplemented:
+		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment, "the traffic manager (%s) is older than this sidestep and gives no environments — run `sidestep helm upgrade`", s.ManagerVersion)
+	}
+	return nil, reason.New(status.Code(err), reason.NoEnvironment, "%s", status.Convert(err).Message())
 }
 
 // Link is a connection to the manager that comes back.

@@ -49,6 +49,8 @@ const (
 	Invalid = "INVALID"
 	// NotSteering: pods could not be steered, or not in time.
 	NotSteering = "NOT_STEERING"
+	// NoEnvironment: the environment of the container was wanted and cannot be had, for another reason than a missing right.
+	NoEnvironment = "NO_ENVIRONMENT"
 	// InterceptsLeft: disconnected, and some intercepts could not be deleted; the manager deletes them after its grace period.
 	InterceptsLeft = "INTERCEPTS_LEFT"
 )

@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/envfile"
+)
+
+// standardOutput is the name of a file that is none.
+const standardOutput = "-"
+
+// environmentFlags say where the container's environment is to be written.
+type environmentFlags struct{ file, json, syntax string }
+
+func (f *environmentFlags) add(flags *pflag.FlagSet) {
+	flags.StringVarP(&f.file, "env-file", "e", "", "Write the environment of the intercepted container to this `FILE`, for its owner's eyes only; - is the standard output")
+	flags.StringVar(&f.syntax, "env-syntax", string(envfile.Docker), "`SYNTAX` of --env-file: "+strings.Join(envfile.Syntaxes, ", "))
+	flags.StringVarP(&f.json, "env-json", "j", "", "The same as JSON, to this `FILE`")
+}
+
+func (f *environmentFlags) check(flags *pflag.FlagSet) error {
+	output := flags.Lookup("output").Changed || flags.Lookup("format").Changed
+	switch {
+	case !slices.Contains(envfile.Syntaxes, f.syntax):
+		return usagef("--env-syntax %s: unknown — use one of %s", f.syntax, strings.Join(envfile.Syntaxes, ", "))
+	case flags.Changed("env-syntax") && f.file == "":
+		return usagef("--env-syntax is of the file that --env-file writes, and there is none")
+	case flags.Changed("env-file") && f.file == "", flags.Changed("env-json") && f.json == "":
+		return usagef("the name of the file for the environment is empty")
+	case f.file != "" && f.file == f.json:
+		return usagef("--env-file and --env-json name the same file")
+	case f.printed() && output:
+		return usagef("the environment and the intercept cannot both be written to the standard output — leave out --output, or name a file")
+	}
+	return nil
+}
+
+// printed: the standard output is for the environment.
+func (f *environmentFlags) printed() bool {
+	return f.file == standardOutput || f.json == standardOutput
+}
+
+// wanted is what the daemon is asked for. For a command to be run the environment is useful, and not always needed.
+func (f *environmentFlags) wanted(command bool) daemonpb.InterceptRequest_Environment {
+	switch {
+	case f.file != "" || f.json != "":
+		return daemonpb.InterceptRequest_REQUIRED
+	case command:
+		return daemonpb.InterceptRequest_IF_ALLOWED
+	}
+	return daemonpb.InterceptRequest_NOT_WANTED
+}
+
+// environmentFile is one that is to be written.
+type environmentFile struct {
+	name   string
+	syntax envfile.Syntax
+	file   *envfile.File // nil: the standard output
+}
+
+// open makes sure that the files can be written, before anything is intercepted.
+func (f *environmentFlags) open() (files []*environmentFile, err error) {
+	for _, to := range []*environmentFile{{name: f.file, syntax: envfile.Syntax(f.syntax)}, {name: f.json, syntax: envfile.JSON}} {
+		if to.name == "" {
+			continue
+		}
+		if to.name != standardOutput {
+			if to.file, err = envfile.Create(to.name); err != nil {
+				discard(files)
+				return nil, fmt.Errorf("%w — choose another file", err)
+			}
+		}
+		files = append(files, to)
+	}
+	return files, nil
+}
+
+func discard(files []*environmentFile) {
+	for _, f := range files {
+		if f.file != nil {
+			f.file.Discard()
+		}
+	}
+}
+
+// writeEnvironment writes the files. What a file cannot hold is told.
+func (e *env) writeEnvironment(g *global, files []*environmentFile, all []envfile.Variable) error {
+	for _, f := range files {
+		text, left := envfile.Format(f.syntax, all)
+		where := f.name
+		if f.file == nil {
+			where = "what is printed"
+		}
+		e.tellLeft(g, where, left)
+		if f.file == nil {
+			if _, err := e.stdout.Write(text); err != nil {
+				return err
+			}
+		} else if err := f.file.Write(text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tellLeft says which variables are not where they should be, and why.
+func (e *env) tellLeft(g *global, where string, left []envfile.Left) {
+	names := map[string][]string{}
+	var reasons []string
+	for _, l := range left {
+		if names[l.Why] == nil {
+			reasons = append(reasons, l.Why)
+		}
+		name := strconv.Quote(l.Name) // it may hold anything
+		if strings.Trim(name, `"`) == l.Name {
+			name = l.Name
+		}
+		names[l.Why] = append(names[l.Why], name)
+	}
+	for _, why := range reasons {
+		e.warn(g, fmt.Sprintf("%snot in %s, because %s: %s", warning, where, why, strings.Join(names[why], ", ")))
+	}
+}
+
+// variables are what a program that is run for an intercept finds in its environment, besides that of this process: what is known of the intercept, and
+// the environment of the container, if it could be had.
+func variables(i *daemonpb.InterceptInfo, environment *daemonpb.Environment) []envfile.Variable {
+	var all []envfile.Variable
+	container := i.GetContainer()
+	if environment != nil {
+		all = envfile.Elsewhere(envfile.Parse(environment.GetVariables()), environment.GetDeclared())
+		container = environment.GetContainer()
+	}
+	return envfile.With(all, about(i, container)...)
+}
+
+// about is what is known of an intercept, by the names that Telepresence has for it.
+func about(i *daemonpb.InterceptInfo, container string) []envfile.Variable {
+	all := []envfile.Variable{{Name: "TELEPRESENCE_INTERCEPT_ID", Value: i.GetId()}}
+	if container != "" {
+		all = append(all, envfile.Variable{Name: "TELEPRESENCE_CONTAINER", Value: container})
+	}
+	return all
+}
+
+// settings are NAME=VALUE, as processes take them.
+func settings(all []envfile.Variable) []string {
+	texts := make([]string, len(all))
+	for i, v := range all {
+		texts[i] = v.Name + "=" + v.Value
+	}
+	return texts
+}
+
+// unmake leaves an intercept that was made and is of no use. One that was there before stays.
+func (s *session) unmake(ctx context.Context, name string, before bool, cause error) error {
+	if before {
+		return fmt.Errorf("%w — intercept %s is there", cause, name)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
+	defer cancel()
+	if _, err := s.Leave(ctx, &daemonpb.LeaveRequest{Name: name}); err != nil {
+		return errors.Join(cause, fmt.Errorf("leave intercept %s: %w", name, err))
+	}
+	return fmt.Errorf("%w — nothing is intercepted", cause)
+}
+
+// containerEnvironment gives the flags by which docker or podman run takes an environment, and what of it is to be in the tool's own: what a file
+// cannot hold, as values of several lines. The file is removed by done.
+func containerEnvironment(all []envfile.Variable) (flags, vars []string, left []envfile.Left, done func(), err error) {
+	text, left := envfile.Format(envfile.Docker, all)
+	file, err := os.CreateTemp("", "sidestep-env-*") // 0600
+	if err != nil {
+		return nil, nil, nil, nil, fmt.Errorf("write the environment for the container: %w", err)
+	}
+	done = func() { _ = os.Remove(file.Name()) }
+	_, err = file.Write(text)
+	if err = errors.Join(err, file.Close()); err != nil {
+		done()
+		return nil, nil, nil, nil, fmt.Errorf("write the environment for the container: %w", err)
+	}
+	flags = []string{"--env-file", file.Name()}
+	var lost []envfile.Left
+	for _, l := range left {
+		if l.Inherits() {
+			flags, vars = append(flags, "-e", l.Name), append(vars, l.Name+"="+l.Value)
+		} else {
+			lost = append(lost, l)
+		}
+	}
+	return flags, vars, lost, done, nil
+}

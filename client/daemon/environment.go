@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/intercept"
+	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/client/session"
+)
+
+// environmentTimeout bounds the wait for an environment; the manager tries several pods within ten seconds.
+const environmentTimeout = 15 * time.Second
+
+// makeWith makes an intercept, together with the environment that is wanted. Where that is wanted only if it is allowed, and it is not,
+// the intercept does without.
+func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask, wanted daemonpb.InterceptRequest_Environment,
+	progress func(string), finish func(*v1alpha1.Intercept, *daemonpb.Environment) error) error {
+	confirm := func(made *v1alpha1.Intercept) error {
+		if !ask.Spec.Environment {
+			return finish(made, nil)
+		}
+		progress("reading the environment of the container")
+		got, err := environment(ctx, current, made)
+		if err != nil && wanted == daemonpb.InterceptRequest_IF_ALLOWED && ctx.Err() == nil {
+			progress(without(err))
+			return finish(made, nil)
+		}
+		if err != nil {
+			return lacking(err, "; everything is as it was")
+		}
+		return finish(made, got)
+	}
+	err := current.Registry.Make(ctx, ask, progress, confirm)
+	if wanted == daemonpb.InterceptRequest_IF_ALLOWED && forbidsEnvironment(err) {
+		progress(without(err))
+		ask.Spec.Environment = false
+		err = current.Registry.Make(ctx, ask, progress, confirm)
+	}
+	return err
+}
+
+func environment(ctx context.Context, current *session.Session, made *v1alpha1.Intercept) (*daemonpb.Environment, error) {
+	ctx, cancel := context.WithTimeout(ctx, environmentTimeout)
+	defer cancel()
+	state, _ := current.Link.State()
+	reply, err := state.Environment(ctx, &clientpb.EnvironmentRequest{Namespace: made.Namespace, Name: made.Name, InterceptUid: string(made.UID)})
+	if err != nil {
+		return nil, err
+	}
+	return &daemonpb.Environment{Variables: reply.GetVariables(), Declared: reply.GetDeclared(), Container: reply.GetContainer(), Pod: reply.GetPod()}, nil
+}
+
+// forbidsEnvironment says whether an intercept was refused only for the environment that it asked for.
+func forbidsEnvironment(err error) bool {
+	return reason.Of(err) == reason.Forbidden && reason.Metadata(err)["resource"] == kube.EnvironmentResource
+}
+
+func without(err error) string {
+	return fmt.Sprintf(warning+"the environment of the container is not there: %s", strings.ReplaceAll(status.Convert(err).Message(), " — ", "; "))
+}
+
+// lacking says that an error is about the environment, and what that means for the intercept.
+func lacking(err error, consequence string) error {
+	var has *reason.Error
+	if !errors.As(err, &has) {
+		return err
+	}
+	what, remedy, _ := strings.Cut(has.Message, " — ")
+	if remedy == "" {
+		remedy = "try again, or leave out --env-file and --env-json"
+	}
+	return reason.New(has.Code, has.Reason, "cannot read the environment of the container: %s%s — %s", what, consequence, remedy)
+}
