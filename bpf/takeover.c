@@ -448,7 +448,7 @@ static __always_inline int held(struct flow *f, struct segment *s, __u64 now)
 		return PASS; // the app has it already
 	if (after(s->seq, f->next))
 		return PASS; // the app does not get it before the one that is held
-	if (now - f->held_at < hold_ns) {
+	if (now < f->held_at + hold_ns) { // the agent may just have prolonged it
 		count(DROPPED_AGAIN);
 		return TC_ACT_SHOT;
 	}
