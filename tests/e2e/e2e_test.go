@@ -69,6 +69,7 @@ func TestEndToEnd(t *testing.T) {
 		{"interrupted intercept leaves nothing half made", testInterrupt},
 		{"the command lines of the documents", testDocuments},
 		{"a command that an intercept is made for", testRunning},
+		{"the environment of the intercepted container", testEnvironment},
 		{"what operators use", testOperations},
 		{"nobody notices intercepts that come and go", testComeAndGo},
 		{"pods that are replaced are covered", testPodChurn},
