@@ -15,6 +15,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
 // A network namespace plays the node's: the pod's processes are there, and those of others.
@@ -68,6 +69,28 @@ func TestPodOnTheNodesNetworkIsInterceptedWhereThatIsAllowed(t *testing.T) {
 	stop()
 	w.expect(t, "me", "app")
 	w.nothingLeft(t)
+}
+
+func TestPodOnTheNodesNetworkIsRefusedWhereTCSteers(t *testing.T) {
+	for _, name := range testnet.Datapaths(t) {
+		if steer.Datapath(name) == steer.SkLookup {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.allowHostNetwork, w.datapath = true, steer.Datapath(name)
+			w.run(t)
+			wanted := w.wants()
+			wanted.HostNetwork = true
+			wanted.HostIps = wanted.Ips
+			w.assign(wanted)
+			w.await(t, "reason", func(r *agentpb.Report) bool {
+				return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetFailed() && strings.Contains(r.GetTargets()[0].GetMessage(), "steers by TC")
+			})
+			w.expect(t, "me", "app")
+			w.nothingLeft(t)
+		})
+	}
 }
 
 // Whoever finds the node agent's listener, such as a port scan in the pod, is not passed on to that listener again and again.

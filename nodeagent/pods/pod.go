@@ -269,8 +269,10 @@ func (p *pod) drop() *site {
 
 // refusal says why a pod can never be steered.
 func (s *Set) refusal(want *agentpb.Pod) error {
-	if want.GetHostNetwork() && !s.cfg.AllowHostNetwork {
-		return errHostNetwork
+	if want.GetHostNetwork() {
+		if err := s.onHostNetwork(); err != nil {
+			return err
+		}
 	}
 	class := strings.ToLower(want.GetRuntimeClass())
 	for _, sandbox := range []string{"kata", "gvisor", "runsc"} {

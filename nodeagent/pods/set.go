@@ -47,6 +47,7 @@ type Namespace interface {
 // Steering loads programs; Program is the steering of one pod. See package steer for both.
 type Steering interface {
 	Load() (Program, error)
+	Datapath() (chosen steer.Datapath, why string)
 	Sweep(keep func(inode uint64) bool) error
 }
 

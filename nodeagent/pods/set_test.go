@@ -58,6 +58,8 @@ func (k *kernel) Alive(uid string, _ netns.ID) bool {
 	return !k.gone[uid]
 }
 
+func (k *kernel) Datapath() (steer.Datapath, string) { return steer.SkLookup, "" }
+
 func (k *kernel) Load() (pods.Program, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
