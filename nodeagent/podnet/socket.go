@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -25,8 +24,7 @@ import (
 type Namespace struct {
 	*netns.Namespace
 
-	crowded atomic.Int64  // when the kernel last had no port left for a dial, Unix nanoseconds
-	next    atomic.Uint32 // counts up the ports that are then tried
+	ports ports
 }
 
 // Open opens the namespace behind a path such as /proc/42/ns/net.
@@ -102,55 +100,43 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 
 // DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects.
 func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error) {
-	if time.Since(time.Unix(0, n.crowded.Load())) > crowdedFor {
-		c, err := n.dial(ctx, netip.AddrPortFrom(from, 0), to, introduce, nil)
-		if !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return c, err
-		}
-		n.crowded.Store(time.Now().UnixNano())
-	}
-	return n.dialCrowded(ctx, from, to, introduce)
-}
-
-// crowdedFor is how long the kernel is not asked for a port again, after it has searched all of them in vain.
-const crowdedFor = time.Second
-
-// dialCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
-// which a busy pod would soon run out of; but it lets them be used by those who ask for them, where timestamps keep old segments
-// apart from new ones (tcp_twsk_unique).
-func (n *Namespace) dialCrowded(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error) {
-	low, count, err := n.portRange()
+	low, count, err := n.ports.bounds(n)
 	if err != nil {
 		return nil, err
 	}
+	if n.ports.scarce(count) {
+		c, err := n.dialCrowded(ctx, from, to, introduce, low, count)
+		if !taken(err) {
+			return c, err
+		}
+		// There may be a free one among those that were not tried.
+	}
+	c, err := n.dial(ctx, netip.AddrPortFrom(from, 0), to, introduce, nil)
+	if !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return c, err
+	}
+	return n.dialCrowded(ctx, from, to, introduce, low, count)
+}
+
+// dialCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
+// which a busy pod would soon run out of, after searching ever longer for the last free ones; but it lets them be used by those who ask for
+// them, where timestamps keep old segments apart from new ones (tcp_twsk_unique).
+func (n *Namespace) dialCrowded(
+	ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16, count uint32,
+) (*net.TCPConn, error) {
 	for try := 0; ; try++ {
-		port := low + uint16(n.next.Add(1)%count)
+		port := low + uint16(n.ports.next.Add(1)%count)
 		c, err := n.dial(ctx, netip.AddrPortFrom(from, port), to, introduce, nil)
-		taken := errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE)
-		if !taken || try == crowdedTries || ctx.Err() != nil {
+		if !taken(err) || try == crowdedTries || ctx.Err() != nil {
 			return c, err
 		}
 	}
 }
 
+func taken(err error) bool { return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) }
+
 // crowdedTries is how many ports may be found taken by open connections.
 const crowdedTries = 1000
-
-// portRange is what net.ipv4.ip_local_port_range of the namespace says, for both families.
-func (n *Namespace) portRange() (low uint16, count uint32, err error) {
-	var text []byte
-	if err := n.Do(func() (err error) {
-		text, err = os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
-		return err
-	}); err != nil {
-		return 0, 0, fmt.Errorf("read the pod's range of local ports: %w", err)
-	}
-	var high uint16
-	if _, err := fmt.Sscan(string(text), &low, &high); err != nil || low > high {
-		return 0, 0, fmt.Errorf("read the pod's range of local ports: %q: %w", text, err)
-	}
-	return low, uint32(high-low) + 1, nil
-}
 
 func (n *Namespace) dial(
 	ctx context.Context, from, to netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort),

@@ -1,0 +1,65 @@
+package podnet
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// timeWait is how long the kernel keeps a connection in mind that has ended (TCP_TIMEWAIT_LEN).
+	timeWait = time.Minute
+	// boundsFor is how long the range of ports is taken to be what it was.
+	boundsFor = 10 * time.Second
+)
+
+// ports is what is known about the local ports of a namespace.
+type ports struct {
+	next atomic.Uint32 // counts up those that are tried in turn
+
+	mu          sync.Mutex
+	low         uint16
+	count       uint32
+	read        time.Time // when low and count were
+	began       time.Time // the present period of timeWait
+	now, before uint32    // dials in it, and in the one before
+}
+
+// bounds is what net.ipv4.ip_local_port_range of the namespace says, for both families.
+func (p *ports) bounds(n *Namespace) (low uint16, count uint32, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.read) < boundsFor {
+		return p.low, p.count, nil
+	}
+	var text []byte
+	if err := n.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+		return err
+	}); err != nil {
+		return 0, 0, fmt.Errorf("read the pod's range of local ports: %w", err)
+	}
+	var high uint16
+	if _, err := fmt.Sscan(string(text), &low, &high); err != nil || low > high {
+		return 0, 0, fmt.Errorf("read the pod's range of local ports: %q: %w", text, err)
+	}
+	p.low, p.count, p.read = low, uint32(high-low)+1, time.Now()
+	return p.low, p.count, nil
+}
+
+// scarce counts a dial, and says whether so many of the ports may be taken by connections that have ended that the kernel would search long for a
+// free one.
+func (p *ports) scarce(count uint32) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch since := time.Since(p.began); {
+	case since > 2*timeWait:
+		p.began, p.now, p.before = time.Now(), 0, 0
+	case since > timeWait:
+		p.began, p.now, p.before = p.began.Add(timeWait), 0, p.now
+	}
+	p.now++
+	return p.now+p.before > count/4
+}
