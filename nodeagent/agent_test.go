@@ -354,7 +354,7 @@ func TestYoungerAgentTakesOver(t *testing.T) {
 	require.Eventually(t, func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return w.attaches == 4
+		return w.attaches >= 4
 	}, 30*time.Second, 10*time.Millisecond, "the older one asks, and attaches")
 	w.eventually(t, "me", "laptop")
 	load.stop(t)
@@ -452,8 +452,10 @@ func newLoad(t *testing.T, w *world, n int) *load {
 	return l
 }
 
+// stop ends the load, once there was enough to tell anything.
 func (l *load) stop(t *testing.T) {
 	t.Helper()
+	require.Eventually(t, func() bool { return l.requests.Load() > 20 }, time.Minute, 10*time.Millisecond, "hardly any load, even for a slow virtual machine")
 	close(l.quit)
 	l.done.Wait()
 	t.Logf("%d requests", l.requests.Load())
@@ -461,7 +463,6 @@ func (l *load) stop(t *testing.T) {
 	assert.Zero(t, l.wrong.Load(), "requests that reached the laptop and should not have")
 	assert.Eventually(t, func() bool { return l.resets.Load() <= l.world.takenOver.Load() }, 30*time.Second, 10*time.Millisecond,
 		"%d resets of requests with the header, and %d connections that were open before were taken over", l.resets.Load(), l.world.takenOver.Load())
-	assert.Greater(t, l.requests.Load(), int64(20), "hardly any load, even for a slow virtual machine")
 }
 
 func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {

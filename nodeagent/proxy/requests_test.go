@@ -384,6 +384,7 @@ func TestConnectionCloseIsHonoured(t *testing.T) {
 
 func TestRealClientsManyConnectionsAtOnce(t *testing.T) {
 	w := newWorld(t, says(t, "app"), says(t, "laptop"))
+	w.proxy.cfg.OpenTimeout = time.Minute // all at once may take a slow machine some time, and none may go to the app instead
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	const conns, each = 32, 60
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: conns, MaxConnsPerHost: conns}}
