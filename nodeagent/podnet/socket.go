@@ -133,7 +133,9 @@ func (n *Namespace) dialCrowded(
 	}
 }
 
-func taken(err error) bool { return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) }
+func taken(err error) bool {
+	return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE)
+}
 
 // crowdedTries is how many ports may be found taken by open connections.
 const crowdedTries = 1000

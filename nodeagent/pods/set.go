@@ -126,7 +126,7 @@ func (c Config) withDefaults() Config {
 type Set struct {
 	cfg     Config
 	ctx     context.Context // ends when connections are not waited for any longer
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	changed chan struct{}
 
 	mu         sync.Mutex
@@ -141,7 +141,7 @@ type Set struct {
 
 // New makes an empty Set.
 func New(cfg Config) *Set {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Set{
 		cfg: cfg.withDefaults(), ctx: ctx, cancel: cancel, pods: map[string]*pod{}, occupied: map[netns.ID]*pod{},
 		changed: make(chan struct{}, 1), superseded: make(chan struct{}),
@@ -255,8 +255,8 @@ func (s *Set) Sweep() error {
 	return s.cfg.Steering.Sweep(func(inode uint64) bool { return unknown || keep[inode] })
 }
 
-// Close gives all pods' new connections back to the app and waits until those that are open have ended, or resets them when ctx
-// ends.
+// Close gives all pods' new connections back to the app and waits until those that are open have ended, or ends them
+// when ctx ends, in order where that is possible within seconds.
 func (s *Set) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -271,11 +271,11 @@ func (s *Set) Close(ctx context.Context) error {
 	}()
 	select {
 	case <-drained:
-		s.cancel()
+		s.cancel(nil)
 		return nil
 	case <-ctx.Done():
 	}
-	s.cancel()
+	s.cancel(proxy.ErrDrained)
 	<-drained
 	return fmt.Errorf("connections were still open: %w", context.Cause(ctx))
 }

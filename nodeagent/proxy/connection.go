@@ -23,7 +23,8 @@ type connection struct {
 }
 
 // Serve serves one steered connection, whose local address is the app's and whose remote address is the client's. It
-// returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset. It never panics.
+// returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset, or
+// ended in order: see ErrDrained. It never panics.
 func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
 	defer conn.Close()
 	t.connections.Add(1)

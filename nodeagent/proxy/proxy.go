@@ -17,7 +17,12 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/nodeagent/proxy/router"
 )
+
+// ErrDrained, as the cause why the context of Serve was cancelled, has connections ended in order, within seconds, where that is possible: those of HTTP/1
+// between two requests, those of HTTP/2 by GOAWAY. Any other cause has them reset.
+var ErrDrained = router.ErrDrained
 
 // DefaultOpenTimeout is how long a laptop may take to connect to its local process before the app gets the request.
 const DefaultOpenTimeout = 2 * time.Second

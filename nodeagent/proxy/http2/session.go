@@ -33,6 +33,8 @@ const (
 	lingerFor = time.Minute
 	// drainFor bounds how long bytes are dropped that the client sends while it gets the last GOAWAY.
 	drainFor = 500 * time.Millisecond
+	// noticeFor is how long a client has to finish its streams that was asked to go elsewhere.
+	noticeFor = time.Second
 )
 
 // errClosing is the end of a connection that was told all that it will hear.
@@ -71,6 +73,8 @@ type Session struct {
 	mixed   bool // something was claimed
 	raw     bool // all is passed unread from here on
 	closing bool // the client gets no more than it was sent
+	winding bool // the client was asked to go elsewhere
+	over    bool // nothing more is to be begun
 	aborted bool
 	appDone bool // the app's side has ended
 	goneAt  bool // the app has sent GOAWAY
@@ -126,10 +130,34 @@ func (s *Session) FromClient(b *stream.Buffer) {
 	}
 	s.mu.Unlock()
 	s.closeLaptops()
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
 	s.wg.Wait()
 	if s.last != nil {
 		s.last.Stop()
 	}
+}
+
+// WindUp asks the client to begin no more streams, and ends the connection after a while. A GOAWAY that names no last stream leaves what the client
+// has begun meanwhile to be served (RFC 9113 §6.8); the true one follows at the end. Clients close by themselves once their streams
+// have ended.
+func (s *Session) WindUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.raw || s.closing || s.aborted || s.over || s.winding {
+		return
+	}
+	s.winding = true
+	s.toCli.pending = appendGoAway(s.toCli.pending, maxID, http2.ErrCodeNo, nil)
+	s.toCli.kick(s.spawn)
+	time.AfterFunc(noticeFor, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.raw && !s.closing && !s.aborted && !s.over {
+			s.end(http2.ErrCodeNo, "")
+		}
+	})
 }
 
 // FromApp serves what the app sends, first what is in b, until it has ended. err is what has ended it already, or nil.
@@ -346,9 +374,14 @@ func (s *Session) farewell(b *stream.Buffer) {
 	stop := time.AfterFunc(drainFor, s.abort)
 	s.mu.Lock()
 	s.toCli.drained(s.spawn)
+	winding := s.winding
 	s.mu.Unlock()
 	stop.Stop()
-	s.App.Reset()
+	if winding {
+		s.App.Close()
+	} else {
+		s.App.Reset()
+	}
 	s.Client.CloseWrite()
 	s.Client.SetReadDeadline(time.Now().Add(drainFor))
 	for {

@@ -12,6 +12,8 @@ type HTTP2 interface {
 	FromClient(b *stream.Buffer)
 	// FromApp serves what the app sends, first what is in b. err is what has ended it already, or nil.
 	FromApp(b *stream.Buffer, err error)
+	// WindUp asks the client to go elsewhere, and ends the connection soon.
+	WindUp()
 }
 
 // preface is what a client of HTTP/2 sends first (RFC 9113 §3.4).

@@ -122,17 +122,28 @@ type Router struct {
 	spoken   bool    // the client has shown what it speaks
 	http2    HTTP2   // who has taken the connection over
 	closing  bool    // the client was sent all that it gets
+	leaving  bool    // the connection is to end now, if the client has begun no request
 	aborted  bool
 }
 
-// Run serves the connection until it is over, and closes the client. When parent is cancelled, all is reset.
+// ErrDrained, as the cause why a context was cancelled, asks for connections to be ended in order, as far as that is possible soon. Any
+// other cause has them reset.
+var ErrDrained = errors.New("the time for connections to end by themselves is over")
+
+// Run serves the connection until it is over, and closes the client. When parent is cancelled, it is reset, or wound up: see ErrDrained.
 func Run(parent context.Context, cfg Config) {
-	ctx, cancel := context.WithCancel(parent)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	defer cancel()
 	r := &Router{Config: cfg, ctx: ctx, cancel: cancel, first: true}
 	r.changed.L = &r.mu
 	r.req.Reset()
-	stop := context.AfterFunc(parent, r.abort)
+	stop := context.AfterFunc(parent, func() {
+		if errors.Is(context.Cause(parent), ErrDrained) {
+			r.windUp()
+			return
+		}
+		r.abort()
+	})
 
 	r.mu.Lock()
 	r.startApp()
@@ -260,6 +271,9 @@ func (r *Router) fill() error {
 				return errClosing
 			}
 			return errAborted
+		}
+		if r.leave() {
+			return errClosing
 		}
 		r.mu.Lock()
 		failed, linger, aborted := r.ex != nil && r.ex.peer.failed, r.linger, r.aborted

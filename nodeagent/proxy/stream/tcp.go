@@ -79,6 +79,13 @@ func (t *TCP) CloseWrite() error                 { return t.conn.CloseWrite() }
 func (t *TCP) Close() error                      { return t.conn.Close() }
 func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
 
+// Waiting says whether there is something to read already.
+func (t *TCP) Waiting() bool {
+	n := 0
+	err := t.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return err == nil && n > 0
+}
+
 // Conn returns the connection.
 func (t *TCP) Conn() *net.TCPConn { return t.conn }
 
