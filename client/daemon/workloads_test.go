@@ -17,6 +17,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/clienttest"
+	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
@@ -151,4 +152,43 @@ func TestList(t *testing.T) {
 			assert.NotEmpty(t, call.Namespace, "rights in one namespace are enough: %v", call)
 		}
 	}
+}
+
+func TestOverlapsThatTheAPIServerRefuses(t *testing.T) {
+	const denied = `ValidatingAdmissionPolicy 'sidestep-overlap' with binding 'sidestep-overlap' denied request: port http of Deployment orders is intercepted by ann@mac (intercept "orders")`
+	w := connected(t)
+	w.api.Admit(func(clienttest.Call, *unstructured.Unstructured) string { return denied })
+	_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders"})
+	assert.Equal(t, reason.Conflict, reason.Of(err))
+	assert.Equal(t, `port http of Deployment orders is intercepted by ann@mac (intercept "orders")`, status.Convert(err).Message())
+	assert.Empty(t, w.status().GetIntercepts())
+
+	// An API server that has not heard yet that the holder left.
+	times := 0
+	w.api.Admit(func(clienttest.Call, *unstructured.Unstructured) string {
+		if times++; times < 3 {
+			return denied
+		}
+		return ""
+	})
+	w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders"})
+	was := w.object()
+
+	w.api.Admit(func(c clienttest.Call, _ *unstructured.Unstructured) string {
+		if c.Verb == "update" {
+			return denied
+		}
+		return ""
+	})
+	_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", PortIdentifier: "admin"})
+	assert.Equal(t, reason.Conflict, reason.Of(err))
+	assert.Equal(t, was.Spec, w.object().Spec, "it stays where it was")
+	assert.Len(t, w.status().GetIntercepts(), 1)
+
+	w.api.Admit(func(clienttest.Call, *unstructured.Unstructured) string {
+		return "ValidatingAdmissionPolicy 'theirs' denied request: not on Fridays"
+	})
+	_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock"})
+	assert.ErrorContains(t, err, "not on Fridays")
+	assert.NotEqual(t, reason.Conflict, reason.Of(err))
 }

@@ -168,7 +168,7 @@ func (m *maker) write(ctx context.Context) error {
 
 func (m *maker) create(ctx context.Context) error {
 	object := m.ask.object()
-	err := m.api.Create(ctx, object)
+	err := unlessOverlap(func() error { return m.api.Create(ctx, object) })
 	switch {
 	case err == nil:
 		m.object = object
@@ -221,7 +221,7 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change fun
 			return nil
 		}
 		object.Spec = *spec
-		err := m.api.Update(ctx, object)
+		err := unlessOverlap(func() error { return m.api.Update(ctx, object) })
 		if apierrors.IsConflict(err) {
 			fresh := &v1alpha1.Intercept{}
 			if getErr := m.api.Get(ctx, client.ObjectKeyFromObject(object), fresh); getErr != nil {
@@ -362,10 +362,14 @@ func (m *maker) explain(err error) error {
 			return reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
 		}
 		return notInstalled()
+	case explainOverlap(err) != nil:
+		return explainOverlap(err)
 	case apierrors.IsInvalid(err) && errors.As(err, &answer):
 		var causes []string
-		for _, cause := range answer.Status().Details.Causes {
-			causes = append(causes, cause.Message)
+		if d := answer.Status().Details; d != nil {
+			for _, cause := range d.Causes {
+				causes = append(causes, cause.Message)
+			}
 		}
 		if len(causes) == 0 {
 			causes = []string{answer.Status().Message}

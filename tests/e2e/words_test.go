@@ -157,7 +157,7 @@ func testUninstall(t *testing.T, s *scene) {
 	defer cancel()
 	_, err := s.admin.Sidestep(ctx, "uninstall", "--everything")
 	require.NoError(t, err)
-	for _, kind := range []string{"all,configmap,secret,serviceaccount,role,rolebinding,networkpolicy,poddisruptionbudget", "clusterrole,clusterrolebinding,customresourcedefinition,priorityclass,namespace"} {
+	for _, kind := range []string{"all,configmap,secret,serviceaccount,role,rolebinding,networkpolicy,poddisruptionbudget", "clusterrole,clusterrolebinding,customresourcedefinition,priorityclass,namespace,validatingadmissionpolicy,validatingadmissionpolicybinding"} {
 		left, err := s.Kubectl(t.Context(), "get", kind, "-A", "-o", "name", "--ignore-not-found")
 		require.NoError(t, err)
 		assert.NotContains(t, strings.ReplaceAll(left, "app.sidestep.dev", ""), "sidestep")
