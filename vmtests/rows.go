@@ -21,6 +21,7 @@ var product = []report.Row{
 	{Title: "idle connections end where that is wanted", Pattern: `nodeagent/takeover TestExisting`},
 	{Title: "the filter of open connections misses no request", Pattern: `nodeagent/takeover Test(Prefilter|FalseAlarm)`},
 	{Title: "apps see their clients' addresses", Pattern: `nodeagent/peername Test|nodeagent TestAppSeesItsClients`},
+	{Title: "clients' connections are counted (sockops)", Pattern: `nodeagent/tcpstats Test|nodeagent TestConnectionsOfClients`},
 	{Title: "bytes pass by splice(2)", Pattern: `nodeagent/proxy/stream Test`},
 	{Title: "sockets in pods' namespaces, more than there are ports", Pattern: `nodeagent/podnet Test`},
 	{Title: "pods' control groups are found", Pattern: `nodeagent/cgroup Test`},

@@ -122,6 +122,18 @@ func (t *Tree) OfPod(uid string, pids []string) (groups []*Group, err error) {
 	return groups, nil
 }
 
+// Own opens the group that this process is in.
+func (t *Tree) Own() (g *Group, err error) {
+	var path string
+	if err := t.visit(func() (err error) {
+		path, err = unified("/proc", "self")
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	return t.group(path)
+}
+
 func (t *Tree) group(path string) (*Group, error) {
 	if slices.Contains(strings.Split(path, "/"), "..") {
 		return nil, fmt.Errorf("open control group %s: it is outside of those that this process sees (the node agent needs CAP_SYS_PTRACE and hostPID)", path)

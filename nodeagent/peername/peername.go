@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/nodeagent/cgroup"
@@ -22,22 +21,15 @@ import (
 type Node struct {
 	proc string
 
-	mu       sync.Mutex
-	loaded   *loaded // nil while there is no Hold
-	attached map[cgroup.ID]*group
+	mu     sync.Mutex
+	loaded *loaded // nil while there is no Hold
 }
 
 // loaded is open while there are Holds.
 type loaded struct {
-	tree *cgroup.Tree
-	objs *bpf.Peername
-	refs int
-}
-
-// group is a control group at which the programs are. Several pods have the same where the node's unified hierarchy does not follow
-// its pods.
-type group struct {
-	links []link.Link
+	tree  *cgroup.Tree
+	objs  *bpf.Peername
+	links *cgroup.Links
 	refs  int
 }
 
@@ -51,7 +43,7 @@ type Hold struct {
 
 // New describes a node, whose processes are all seen below proc.
 func New(proc string) *Node {
-	return &Node{proc: proc, attached: map[cgroup.ID]*group{}}
+	return &Node{proc: proc}
 }
 
 // Attach prepares the pod with the UID, of which some processes are given by their numbers, for being told its clients.
@@ -69,7 +61,9 @@ func (n *Node) Attach(uid string, pids []string) (*Hold, error) {
 	}
 	for _, g := range groups {
 		if err == nil {
-			err = n.attach(h, g)
+			if err = n.loaded.links.Attach(g); err == nil {
+				h.groups = append(h.groups, g.ID)
+			}
 		}
 		err = errors.Join(err, g.Close())
 	}
@@ -91,31 +85,11 @@ func (n *Node) load() error {
 	if err != nil {
 		return errors.Join(err, tree.Close())
 	}
-	n.loaded = &loaded{tree: tree, objs: objs}
-	return nil
-}
-
-func (n *Node) attach(h *Hold, g *cgroup.Group) error {
-	at := n.attached[g.ID]
-	if at == nil {
-		at = &group{}
-		for _, p := range []struct {
-			attach  ebpf.AttachType
-			program *ebpf.Program
-		}{
-			{ebpf.AttachCgroupInet4GetPeername, n.loaded.objs.Peername4},
-			{ebpf.AttachCgroupInet6GetPeername, n.loaded.objs.Peername6},
-		} {
-			l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(g.Fd()), Program: p.program, Attach: p.attach})
-			if err != nil {
-				return errors.Join(fmt.Errorf("attach %s to control group %s: %w", p.attach, g.Path, err), at.close())
-			}
-			at.links = append(at.links, l)
-		}
-		n.attached[g.ID] = at
-	}
-	at.refs++
-	h.groups = append(h.groups, g.ID)
+	links := cgroup.NewLinks(
+		cgroup.Program{Program: objs.Peername4, Attach: ebpf.AttachCgroupInet4GetPeername},
+		cgroup.Program{Program: objs.Peername6, Attach: ebpf.AttachCgroupInet6GetPeername},
+	)
+	n.loaded = &loaded{tree: tree, objs: objs, links: links}
 	return nil
 }
 
@@ -141,23 +115,11 @@ func (h *Hold) Close() (err error) {
 func (n *Node) release(h *Hold) error {
 	var errs []error
 	for _, id := range h.groups {
-		at := n.attached[id]
-		if at.refs--; at.refs == 0 {
-			errs = append(errs, at.close())
-			delete(n.attached, id)
-		}
+		errs = append(errs, n.loaded.links.Detach(id))
 	}
 	if n.loaded.refs--; n.loaded.refs == 0 {
 		errs = append(errs, n.loaded.objs.Close(), n.loaded.tree.Close())
 		n.loaded = nil
-	}
-	return errors.Join(errs...)
-}
-
-func (g *group) close() error {
-	var errs []error
-	for _, l := range g.links {
-		errs = append(errs, l.Close())
 	}
 	return errors.Join(errs...)
 }
