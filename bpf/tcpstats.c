@@ -16,6 +16,7 @@
 
 #define MAX_PORTS 16384     // (address, port) pairs of all intercepted pods of the node
 #define RTT_BUCKETS 13      // see rtt_bucket
+#define LOOPBACK_NET 127     // 127.0.0.0/8
 
 // Not in the UAPI headers in a form that this program could include beside linux/bpf.h.
 #define AF_INET 2
@@ -149,6 +150,9 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 
 	note = bpf_sk_storage_get(&notes, sk, 0, 0);
 	if (!note) {
+		// Only a mesh's proxy comes that way to the node agent; the pod's own traffic is nobody's business.
+		if (l2 == bpf_htonl(0xffff) && bpf_ntohl(l3) >> 24 == LOOPBACK_NET)
+			return;
 		fresh.way = WAY_DIRECT;
 		if (l0 == r0 && l1 == r1 && l2 == r2 && l3 == r3)
 			fresh.way = WAY_LOCAL;

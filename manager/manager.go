@@ -80,7 +80,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, Log: log, Closing: m.closing,
 	}))
 	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(sessions.Config{
-		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list, Environment: keeper.Release,
+		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
 	}))
 	return m, nil
 }

@@ -1,6 +1,9 @@
 package manager
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sidestep.dev/sidestep/api/clientpb"
@@ -16,6 +19,16 @@ func (n nodes) list() []*clientpb.NodeAgent {
 		all = append(all, &clientpb.NodeAgent{
 			Node: a.Node, Attached: a.Attached, Version: a.Version, Kernel: a.Kernel, Datapath: a.Datapath, Reason: a.Reason,
 		})
+	}
+	return all
+}
+
+// traffic tells a session of the connections to its intercepts.
+func (n nodes) traffic(keyHash string) []*clientpb.InterceptTraffic {
+	var all []*clientpb.InterceptTraffic
+	sums := n.Traffic(keyHash)
+	for _, uid := range slices.Sorted(maps.Keys(sums)) {
+		all = append(all, &clientpb.InterceptTraffic{InterceptUid: uid, Traffic: sums[uid]})
 	}
 	return all
 }

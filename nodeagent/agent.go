@@ -31,6 +31,7 @@ import (
 	"sidestep.dev/sidestep/nodeagent/pods"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
+	"sidestep.dev/sidestep/nodeagent/tcpstats"
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
 
@@ -127,7 +128,8 @@ func newAgent(cfg Config) (*agent, error) {
 	connections := &older{log: cfg.Log}
 	a.pods = pods.New(pods.Config{
 		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
-		Tunnels: a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
+		Counting: counting{tcpstats.New(cfg.Proc), processes},
+		Tunnels:  a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
 		AllowHostNetwork: cfg.AllowHostNetwork,
 	})
 	connections.register(a.metrics)
@@ -262,6 +264,24 @@ type meshPod struct {
 func (p meshPod) Look(targets []netip.AddrPort) (mesh.Proxy, error) {
 	return p.Pod.Look(targets, p.processes())
 }
+
+type counting struct {
+	*tcpstats.Node
+	processes *podnet.Finder
+}
+
+func (c counting) Attach(uid string, ns pods.Namespace) (pods.Counter, error) {
+	h, err := c.Node.Attach(ns, uid, c.processes.Processes(uid, ns.ID()))
+	if err != nil {
+		return nil, err
+	}
+	return counter{h}, nil
+}
+
+type counter struct{ *tcpstats.Hold }
+
+func (c counter) Mark(listener *net.TCPListener) error { return c.Hold.Mark(listener) }
+func (c counter) Discount(probe *net.TCPConn) error    { return c.Hold.Discount(probe) }
 
 type steering struct{ *steer.Node }
 

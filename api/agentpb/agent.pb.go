@@ -1039,10 +1039,11 @@ type TargetReport struct {
 	Steering bool   `protobuf:"varint,4,opt,name=steering,proto3" json:"steering,omitempty"`
 	Message  string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // why not; with steering, why that leads to nothing
 	// The reason lasts: the pod can never be steered, or tries have failed for a while. Otherwise it is being worked on.
-	Failed        bool   `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
-	Connections   uint64 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"` // steered since the target was set up
-	Matched       uint64 `protobuf:"varint,7,opt,name=matched,proto3" json:"matched,omitempty"`         // connections (tcp) or requests (http) sent to the laptop for this intercept
-	Fallbacks     uint64 `protobuf:"varint,8,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`     // matched, but given to the app since the laptop could not take them
+	Failed        bool     `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
+	Connections   uint64   `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"` // steered since the target was set up
+	Matched       uint64   `protobuf:"varint,7,opt,name=matched,proto3" json:"matched,omitempty"`         // connections (tcp) or requests (http) sent to the laptop for this intercept
+	Fallbacks     uint64   `protobuf:"varint,8,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`     // matched, but given to the app since the laptop could not take them
+	Traffic       *Traffic `protobuf:"bytes,10,opt,name=traffic,proto3" json:"traffic,omitempty"`         // absent if connections are not counted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1140,6 +1141,115 @@ func (x *TargetReport) GetFallbacks() uint64 {
 	return 0
 }
 
+func (x *TargetReport) GetTraffic() *Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// Traffic is what the kernel has counted of the steered connections of a port, since the port is steered; all but opened and closed when they
+// ended.
+type Traffic struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Opened                uint64                 `protobuf:"varint,1,opt,name=opened,proto3" json:"opened,omitempty"`
+	Closed                uint64                 `protobuf:"varint,2,opt,name=closed,proto3" json:"closed,omitempty"`
+	Aborted               uint64                 `protobuf:"varint,3,opt,name=aborted,proto3" json:"aborted,omitempty"`                                  // closed by a reset or a timeout
+	ReceivedBytes         uint64                 `protobuf:"varint,4,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"` // from clients
+	SentBytes             uint64                 `protobuf:"varint,5,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`             // to clients, acknowledged
+	RetransmittedSegments uint64                 `protobuf:"varint,6,opt,name=retransmitted_segments,json=retransmittedSegments,proto3" json:"retransmitted_segments,omitempty"`
+	RttSamples            uint64                 `protobuf:"varint,7,opt,name=rtt_samples,json=rttSamples,proto3" json:"rtt_samples,omitempty"` // connections with a smoothed round-trip time
+	RttSumUs              uint64                 `protobuf:"varint,8,opt,name=rtt_sum_us,json=rttSumUs,proto3" json:"rtt_sum_us,omitempty"`     // the sum of these
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Traffic) GetOpened() uint64 {
+	if x != nil {
+		return x.Opened
+	}
+	return 0
+}
+
+func (x *Traffic) GetClosed() uint64 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
+}
+
+func (x *Traffic) GetAborted() uint64 {
+	if x != nil {
+		return x.Aborted
+	}
+	return 0
+}
+
+func (x *Traffic) GetReceivedBytes() uint64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetSentBytes() uint64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetRetransmittedSegments() uint64 {
+	if x != nil {
+		return x.RetransmittedSegments
+	}
+	return 0
+}
+
+func (x *Traffic) GetRttSamples() uint64 {
+	if x != nil {
+		return x.RttSamples
+	}
+	return 0
+}
+
+func (x *Traffic) GetRttSumUs() uint64 {
+	if x != nil {
+		return x.RttSumUs
+	}
+	return 0
+}
+
 var File_api_agentpb_agent_proto protoreflect.FileDescriptor
 
 const file_api_agentpb_agent_proto_rawDesc = "" +
@@ -1211,7 +1321,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bdatapath\x18\x03 \x01(\v2\x1b.sidestep.agent.v1.DatapathR\bdatapath\"6\n" +
 	"\bDatapath\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x88\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xbe\x02\n" +
 	"\fTargetReport\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
@@ -1221,7 +1331,21 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x06failed\x18\t \x01(\bR\x06failed\x12 \n" +
 	"\vconnections\x18\x06 \x01(\x04R\vconnections\x12\x18\n" +
 	"\amatched\x18\a \x01(\x04R\amatched\x12\x1c\n" +
-	"\tfallbacks\x18\b \x01(\x04R\tfallbacks2\xfc\x01\n" +
+	"\tfallbacks\x18\b \x01(\x04R\tfallbacks\x124\n" +
+	"\atraffic\x18\n" +
+	" \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\"\x8f\x02\n" +
+	"\aTraffic\x12\x16\n" +
+	"\x06opened\x18\x01 \x01(\x04R\x06opened\x12\x16\n" +
+	"\x06closed\x18\x02 \x01(\x04R\x06closed\x12\x18\n" +
+	"\aaborted\x18\x03 \x01(\x04R\aaborted\x12%\n" +
+	"\x0ereceived_bytes\x18\x04 \x01(\x04R\rreceivedBytes\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x05 \x01(\x04R\tsentBytes\x125\n" +
+	"\x16retransmitted_segments\x18\x06 \x01(\x04R\x15retransmittedSegments\x12\x1f\n" +
+	"\vrtt_samples\x18\a \x01(\x04R\n" +
+	"rttSamples\x12\x1c\n" +
+	"\n" +
+	"rtt_sum_us\x18\b \x01(\x04R\brttSumUs2\xfc\x01\n" +
 	"\x06Agents\x12L\n" +
 	"\x06Attach\x12\x1f.sidestep.agent.v1.AgentMessage\x1a\x1d.sidestep.agent.v1.Assignment(\x010\x01\x12B\n" +
 	"\x06Tunnel\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12`\n" +
@@ -1239,7 +1363,7 @@ func file_api_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_api_agentpb_agent_proto_rawDescData
 }
 
-var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_api_agentpb_agent_proto_goTypes = []any{
 	(*AgentMessage)(nil),        // 0: sidestep.agent.v1.AgentMessage
 	(*Hello)(nil),               // 1: sidestep.agent.v1.Hello
@@ -1256,7 +1380,8 @@ var file_api_agentpb_agent_proto_goTypes = []any{
 	(*Report)(nil),              // 12: sidestep.agent.v1.Report
 	(*Datapath)(nil),            // 13: sidestep.agent.v1.Datapath
 	(*TargetReport)(nil),        // 14: sidestep.agent.v1.TargetReport
-	(*tunnelpb.Frame)(nil),      // 15: sidestep.tunnel.v1.Frame
+	(*Traffic)(nil),             // 15: sidestep.agent.v1.Traffic
+	(*tunnelpb.Frame)(nil),      // 16: sidestep.tunnel.v1.Frame
 }
 var file_api_agentpb_agent_proto_depIdxs = []int32{
 	1,  // 0: sidestep.agent.v1.AgentMessage.hello:type_name -> sidestep.agent.v1.Hello
@@ -1270,17 +1395,18 @@ var file_api_agentpb_agent_proto_depIdxs = []int32{
 	11, // 8: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
 	14, // 9: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
 	13, // 10: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
-	0,  // 11: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
-	15, // 12: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
-	4,  // 13: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
-	2,  // 14: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	15, // 15: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	3,  // 16: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
-	14, // [14:17] is the sub-list for method output_type
-	11, // [11:14] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	15, // 11: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
+	0,  // 12: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
+	16, // 13: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
+	4,  // 14: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
+	2,  // 15: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	16, // 16: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	3,  // 17: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
+	15, // [15:18] is the sub-list for method output_type
+	12, // [12:15] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_api_agentpb_agent_proto_init() }
@@ -1307,7 +1433,7 @@ func file_api_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agentpb_agent_proto_rawDesc), len(file_api_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -13,6 +13,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
+	agentpb "sidestep.dev/sidestep/api/agentpb"
 	tunnelpb "sidestep.dev/sidestep/api/tunnelpb"
 	sync "sync"
 	unsafe "unsafe"
@@ -577,7 +578,8 @@ func (*NodesRequest) Descriptor() ([]byte, []int) {
 
 type NodesReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Agents        []*NodeAgent           `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"` // by the names of their nodes
+	Agents        []*NodeAgent           `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`   // by the names of their nodes
+	Traffic       []*InterceptTraffic    `protobuf:"bytes,2,rep,name=traffic,proto3" json:"traffic,omitempty"` // of the session's intercepts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +621,66 @@ func (x *NodesReply) GetAgents() []*NodeAgent {
 	return nil
 }
 
+func (x *NodesReply) GetTraffic() []*InterceptTraffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// InterceptTraffic is of the connections to the intercepted ports of an intercept's pods, whether it claimed them or not.
+type InterceptTraffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	InterceptUid  string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
+	Traffic       *agentpb.Traffic       `protobuf:"bytes,2,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InterceptTraffic) Reset() {
+	*x = InterceptTraffic{}
+	mi := &file_api_clientpb_client_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InterceptTraffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InterceptTraffic) ProtoMessage() {}
+
+func (x *InterceptTraffic) ProtoReflect() protoreflect.Message {
+	mi := &file_api_clientpb_client_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InterceptTraffic.ProtoReflect.Descriptor instead.
+func (*InterceptTraffic) Descriptor() ([]byte, []int) {
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *InterceptTraffic) GetInterceptUid() string {
+	if x != nil {
+		return x.InterceptUid
+	}
+	return ""
+}
+
+func (x *InterceptTraffic) GetTraffic() *agentpb.Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
 // NodeAgent is what is known of a node's agent. Where none is attached, that is only the node, which has intercepted pods.
 type NodeAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -634,7 +696,7 @@ type NodeAgent struct {
 
 func (x *NodeAgent) Reset() {
 	*x = NodeAgent{}
-	mi := &file_api_clientpb_client_proto_msgTypes[9]
+	mi := &file_api_clientpb_client_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +708,7 @@ func (x *NodeAgent) String() string {
 func (*NodeAgent) ProtoMessage() {}
 
 func (x *NodeAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_clientpb_client_proto_msgTypes[9]
+	mi := &file_api_clientpb_client_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +721,7 @@ func (x *NodeAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgent.ProtoReflect.Descriptor instead.
 func (*NodeAgent) Descriptor() ([]byte, []int) {
-	return file_api_clientpb_client_proto_rawDescGZIP(), []int{9}
+	return file_api_clientpb_client_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeAgent) GetNode() string {
@@ -708,7 +770,7 @@ var File_api_clientpb_client_proto protoreflect.FileDescriptor
 
 const file_api_clientpb_client_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/clientpb/client.proto\x12\x12sidestep.client.v1\x1a\x19api/tunnelpb/tunnel.proto\"\xb3\x01\n" +
+	"\x19api/clientpb/client.proto\x12\x12sidestep.client.v1\x1a\x17api/agentpb/agent.proto\x1a\x19api/tunnelpb/tunnel.proto\"\xb3\x01\n" +
 	"\rClientMessage\x127\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1f.sidestep.client.v1.ClientHelloH\x00R\x05hello\x12.\n" +
 	"\x04ping\x18\x02 \x01(\v2\x18.sidestep.client.v1.PingH\x00R\x04ping\x12.\n" +
@@ -740,10 +802,14 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\bdeclared\x18\x02 \x03(\tR\bdeclared\x12\x1c\n" +
 	"\tcontainer\x18\x03 \x01(\tR\tcontainer\x12\x10\n" +
 	"\x03pod\x18\x04 \x01(\tR\x03pod\"\x0e\n" +
-	"\fNodesRequest\"C\n" +
+	"\fNodesRequest\"\x83\x01\n" +
 	"\n" +
 	"NodesReply\x125\n" +
-	"\x06agents\x18\x01 \x03(\v2\x1d.sidestep.client.v1.NodeAgentR\x06agents\"\xa1\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2\x1d.sidestep.client.v1.NodeAgentR\x06agents\x12>\n" +
+	"\atraffic\x18\x02 \x03(\v2$.sidestep.client.v1.InterceptTrafficR\atraffic\"m\n" +
+	"\x10InterceptTraffic\x12#\n" +
+	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x124\n" +
+	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\"\xa1\x01\n" +
 	"\tNodeAgent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
@@ -769,7 +835,7 @@ func file_api_clientpb_client_proto_rawDescGZIP() []byte {
 	return file_api_clientpb_client_proto_rawDescData
 }
 
-var file_api_clientpb_client_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_api_clientpb_client_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_api_clientpb_client_proto_goTypes = []any{
 	(*ClientMessage)(nil),      // 0: sidestep.client.v1.ClientMessage
 	(*ManagerMessage)(nil),     // 1: sidestep.client.v1.ManagerMessage
@@ -780,8 +846,10 @@ var file_api_clientpb_client_proto_goTypes = []any{
 	(*EnvironmentReply)(nil),   // 6: sidestep.client.v1.EnvironmentReply
 	(*NodesRequest)(nil),       // 7: sidestep.client.v1.NodesRequest
 	(*NodesReply)(nil),         // 8: sidestep.client.v1.NodesReply
-	(*NodeAgent)(nil),          // 9: sidestep.client.v1.NodeAgent
-	(*tunnelpb.Frame)(nil),     // 10: sidestep.tunnel.v1.Frame
+	(*InterceptTraffic)(nil),   // 9: sidestep.client.v1.InterceptTraffic
+	(*NodeAgent)(nil),          // 10: sidestep.client.v1.NodeAgent
+	(*agentpb.Traffic)(nil),    // 11: sidestep.agent.v1.Traffic
+	(*tunnelpb.Frame)(nil),     // 12: sidestep.tunnel.v1.Frame
 }
 var file_api_clientpb_client_proto_depIdxs = []int32{
 	2,  // 0: sidestep.client.v1.ClientMessage.hello:type_name -> sidestep.client.v1.ClientHello
@@ -790,20 +858,22 @@ var file_api_clientpb_client_proto_depIdxs = []int32{
 	3,  // 3: sidestep.client.v1.ManagerMessage.hello:type_name -> sidestep.client.v1.ManagerHello
 	4,  // 4: sidestep.client.v1.ManagerMessage.ping:type_name -> sidestep.client.v1.Ping
 	4,  // 5: sidestep.client.v1.ManagerMessage.pong:type_name -> sidestep.client.v1.Ping
-	9,  // 6: sidestep.client.v1.NodesReply.agents:type_name -> sidestep.client.v1.NodeAgent
-	0,  // 7: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
-	10, // 8: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
-	7,  // 9: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
-	5,  // 10: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
-	1,  // 11: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
-	10, // 12: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
-	8,  // 13: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
-	6,  // 14: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	10, // 6: sidestep.client.v1.NodesReply.agents:type_name -> sidestep.client.v1.NodeAgent
+	9,  // 7: sidestep.client.v1.NodesReply.traffic:type_name -> sidestep.client.v1.InterceptTraffic
+	11, // 8: sidestep.client.v1.InterceptTraffic.traffic:type_name -> sidestep.agent.v1.Traffic
+	0,  // 9: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
+	12, // 10: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
+	7,  // 11: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
+	5,  // 12: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
+	1,  // 13: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
+	12, // 14: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
+	8,  // 15: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
+	6,  // 16: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_api_clientpb_client_proto_init() }
@@ -828,7 +898,7 @@ func file_api_clientpb_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_clientpb_client_proto_rawDesc), len(file_api_clientpb_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

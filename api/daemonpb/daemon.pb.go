@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
+	agentpb "sidestep.dev/sidestep/api/agentpb"
 	sync "sync"
 	unsafe "unsafe"
 )
@@ -1572,6 +1573,7 @@ func (x *LogLevelRequest) GetDurationMs() int64 {
 type NodeAgentsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Agents        []*NodeAgentInfo       `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"` // by the names of their nodes
+	Traffic       []*TrafficInfo         `protobuf:"bytes,2,rep,name=traffic,proto3" json:"traffic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1613,6 +1615,66 @@ func (x *NodeAgentsReply) GetAgents() []*NodeAgentInfo {
 	return nil
 }
 
+func (x *NodeAgentsReply) GetTraffic() []*TrafficInfo {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// TrafficInfo is what is printed about the connections to the intercepted ports of an intercept's pods.
+type TrafficInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	InterceptId   string                 `protobuf:"bytes,1,opt,name=intercept_id,json=interceptId,proto3" json:"intercept_id,omitempty"` // InterceptInfo.id
+	Traffic       *agentpb.Traffic       `protobuf:"bytes,2,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrafficInfo) Reset() {
+	*x = TrafficInfo{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrafficInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrafficInfo) ProtoMessage() {}
+
+func (x *TrafficInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrafficInfo.ProtoReflect.Descriptor instead.
+func (*TrafficInfo) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TrafficInfo) GetInterceptId() string {
+	if x != nil {
+		return x.InterceptId
+	}
+	return ""
+}
+
+func (x *TrafficInfo) GetTraffic() *agentpb.Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
 // NodeAgentInfo is what is printed about a node's agent.
 type NodeAgentInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1628,7 +1690,7 @@ type NodeAgentInfo struct {
 
 func (x *NodeAgentInfo) Reset() {
 	*x = NodeAgentInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1702,7 @@ func (x *NodeAgentInfo) String() string {
 func (*NodeAgentInfo) ProtoMessage() {}
 
 func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1715,7 @@ func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentInfo.ProtoReflect.Descriptor instead.
 func (*NodeAgentInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeAgentInfo) GetNode() string {
@@ -1702,7 +1764,7 @@ var File_api_daemonpb_daemon_proto protoreflect.FileDescriptor
 
 const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/daemonpb/daemon.proto\x12\x12sidestep.daemon.v1\"\a\n" +
+	"\x19api/daemonpb/daemon.proto\x12\x12sidestep.daemon.v1\x1a\x17api/agentpb/agent.proto\"\a\n" +
 	"\x05Empty\"Y\n" +
 	"\vVersionInfo\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1e\n" +
@@ -1844,9 +1906,13 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x0fLogLevelRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\x12\x1f\n" +
 	"\vduration_ms\x18\x02 \x01(\x03R\n" +
-	"durationMs\"L\n" +
+	"durationMs\"\x87\x01\n" +
 	"\x0fNodeAgentsReply\x129\n" +
-	"\x06agents\x18\x01 \x03(\v2!.sidestep.daemon.v1.NodeAgentInfoR\x06agents\"\xa5\x01\n" +
+	"\x06agents\x18\x01 \x03(\v2!.sidestep.daemon.v1.NodeAgentInfoR\x06agents\x129\n" +
+	"\atraffic\x18\x02 \x03(\v2\x1f.sidestep.daemon.v1.TrafficInfoR\atraffic\"f\n" +
+	"\vTrafficInfo\x12!\n" +
+	"\fintercept_id\x18\x01 \x01(\tR\vinterceptId\x124\n" +
+	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\"\xa5\x01\n" +
 	"\rNodeAgentInfo\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
@@ -1883,7 +1949,7 @@ func file_api_daemonpb_daemon_proto_rawDescGZIP() []byte {
 }
 
 var file_api_daemonpb_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(InterceptRequest_Environment)(0), // 0: sidestep.daemon.v1.InterceptRequest.Environment
 	(*Empty)(nil),                     // 1: sidestep.daemon.v1.Empty
@@ -1907,11 +1973,13 @@ var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*ConfigInfo)(nil),                // 19: sidestep.daemon.v1.ConfigInfo
 	(*LogLevelRequest)(nil),           // 20: sidestep.daemon.v1.LogLevelRequest
 	(*NodeAgentsReply)(nil),           // 21: sidestep.daemon.v1.NodeAgentsReply
-	(*NodeAgentInfo)(nil),             // 22: sidestep.daemon.v1.NodeAgentInfo
-	nil,                               // 23: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(*TrafficInfo)(nil),               // 22: sidestep.daemon.v1.TrafficInfo
+	(*NodeAgentInfo)(nil),             // 23: sidestep.daemon.v1.NodeAgentInfo
+	nil,                               // 24: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(*agentpb.Traffic)(nil),           // 25: sidestep.agent.v1.Traffic
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
-	23, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	24, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 	2,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
 	8,  // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
 	7,  // 3: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
@@ -1924,36 +1992,38 @@ var file_api_daemonpb_daemon_proto_depIdxs = []int32{
 	8,  // 10: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
 	14, // 11: sidestep.daemon.v1.InterceptEvent.environment:type_name -> sidestep.daemon.v1.Environment
 	8,  // 12: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
-	22, // 13: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
-	1,  // 14: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
-	1,  // 15: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
-	3,  // 16: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
-	1,  // 17: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
-	1,  // 18: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
-	5,  // 19: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
-	10, // 20: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
-	15, // 21: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	17, // 22: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
-	1,  // 23: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
-	20, // 24: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
-	1,  // 25: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
-	2,  // 26: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	4,  // 27: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	4,  // 28: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	1,  // 29: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	1,  // 30: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	6,  // 31: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	13, // 32: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	16, // 33: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	18, // 34: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
-	19, // 35: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
-	1,  // 36: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
-	21, // 37: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
-	26, // [26:38] is the sub-list for method output_type
-	14, // [14:26] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	23, // 13: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
+	22, // 14: sidestep.daemon.v1.NodeAgentsReply.traffic:type_name -> sidestep.daemon.v1.TrafficInfo
+	25, // 15: sidestep.daemon.v1.TrafficInfo.traffic:type_name -> sidestep.agent.v1.Traffic
+	1,  // 16: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
+	1,  // 17: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
+	3,  // 18: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
+	1,  // 19: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
+	1,  // 20: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
+	5,  // 21: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
+	10, // 22: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
+	15, // 23: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
+	17, // 24: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	1,  // 25: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	20, // 26: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	1,  // 27: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
+	2,  // 28: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	4,  // 29: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	4,  // 30: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	1,  // 31: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	1,  // 32: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	6,  // 33: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	13, // 34: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	16, // 35: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	18, // 36: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	19, // 37: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	1,  // 38: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	21, // 39: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_daemonpb_daemon_proto_init() }
@@ -1972,7 +2042,7 @@ func file_api_daemonpb_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_daemonpb_daemon_proto_rawDesc), len(file_api_daemonpb_daemon_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -210,7 +210,7 @@ func (b *bundle) status(ctx context.Context, e *env, g *global, running bool) {
 			b.problem("ask for the node agents", err)
 		}
 	}
-	b.record("status.json", layout.StatusRecord(st, agents.GetAgents()))
+	b.record("status.json", layout.StatusRecord(st, agents))
 }
 
 // files adds a log file and its predecessors.

@@ -27,17 +27,17 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var agents *daemonpb.NodeAgentsReply
+			var told *daemonpb.NodeAgentsReply
 			if wide && st.GetConnected() {
-				if agents, err = e.nodeAgents(cmd.Context(), g); err != nil {
+				if told, err = e.nodeAgents(cmd.Context(), g); err != nil {
 					return err
 				}
 			}
 			if format := outputOf(cmd); format != formatText {
-				return e.write(format, layout.StatusRecord(st, agents.GetAgents()))
+				return e.write(format, layout.StatusRecord(st, told))
 			}
 			text := layout.StatusText{
-				Brand: e.brand(), Version: e.version, Protocol: version.Protocol, Wide: wide, Paint: e.paint(e.stdout), Agents: agents.GetAgents(),
+				Brand: e.brand(), Version: e.version, Protocol: version.Protocol, Wide: wide, Paint: e.paint(e.stdout), Told: told,
 			}
 			if err := text.Write(e.stdout, st); err != nil {
 				return err

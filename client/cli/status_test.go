@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/daemonpb"
 )
 
@@ -90,6 +91,20 @@ func TestStatusOfNodeAgents(t *testing.T) {
 		},
 		"that are not known": func(w *world) {
 			w.daemon.agentsErr = status.Error(codes.Unavailable, "the traffic manager: gone")
+		},
+		"that have counted connections": func(w *world) {
+			counted, other := anIntercept(), aTroubledIntercept()
+			counted.Id, other.Id = testSession+":orders-shop", testSession+":echo"
+			w.daemon.status = statusOf(counted, other, &daemonpb.InterceptInfo{Name: "fresh", State: "PENDING", Id: testSession + ":fresh"})
+			w.daemon.agents = &daemonpb.NodeAgentsReply{
+				Agents: []*daemonpb.NodeAgentInfo{{Node: "node1", Attached: true, Version: testVersion, Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"}},
+				Traffic: []*daemonpb.TrafficInfo{
+					{InterceptId: counted.Id, Traffic: &agentpb.Traffic{
+						Opened: 352, Closed: 340, Aborted: 3, ReceivedBytes: 3_400_000, SentBytes: 80_123_456, RetransmittedSegments: 17, RttSamples: 340, RttSumUs: 340 * 412,
+					}},
+					{InterceptId: other.Id, Traffic: &agentpb.Traffic{Opened: 1, ReceivedBytes: 0}},
+				},
+			}
 		},
 		"in colours": func(w *world) {
 			w.terminal = true

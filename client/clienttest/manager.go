@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
@@ -56,6 +58,7 @@ type Manager struct {
 	judge    func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus
 	pod      *corev1.Pod
 	starts   int
+	counted  []*clientpb.InterceptTraffic
 
 	environment func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
 }
@@ -209,6 +212,19 @@ func keyHash(ctx context.Context) (string, error) {
 	return "", status.Error(codes.Unauthenticated, "no session key")
 }
 
+// Count lets the manager tell of an intercept's connections, which it does whether there is such an intercept or not.
+func (m *Manager) Count(interceptUID string, t *agentpb.Traffic) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.counted = append(m.counted, &clientpb.InterceptTraffic{InterceptUid: interceptUID, Traffic: t})
+}
+
+func (m *Manager) traffic() []*clientpb.InterceptTraffic {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.counted)
+}
+
 // Nodes tells of two nodes, one of which has an agent.
 func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
 	if _, err := keyHash(ctx); err != nil {
@@ -217,7 +233,7 @@ func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 	return &clientpb.NodesReply{Agents: []*clientpb.NodeAgent{
 		{Node: "node1", Attached: true, Version: "v9", Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"},
 		{Node: "node2"},
-	}}, nil
+	}, Traffic: m.traffic()}, nil
 }
 
 // Environments answers laptops from now on; without it the manager is one that knows no environments.

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/clienttest"
 	"sidestep.dev/sidestep/client/daemon/reason"
@@ -57,6 +58,19 @@ func TestConnect(t *testing.T) {
 		reply, err = w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
 		require.NoError(t, err)
 		assert.Empty(t, reply.GetAgents())
+	})
+	t.Run("what was counted is told of intercepts that there are", func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.connect()
+		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", Workload: "orders", LocalPort: w.unusedPort(), Mechanism: "tcp"})
+		w.manager.Count("somebody else's", &agentpb.Traffic{Opened: 1})
+		w.manager.Count(string(w.object().UID), &agentpb.Traffic{Opened: 12, Closed: 5})
+		reply, err := w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
+		require.NoError(t, err)
+		require.Len(t, reply.GetTraffic(), 1)
+		assert.Equal(t, info.GetId(), reply.GetTraffic()[0].GetInterceptId())
+		assert.EqualValues(t, 12, reply.GetTraffic()[0].GetTraffic().GetOpened())
 	})
 	t.Run("connecting again is the same session, and its namespace follows what is asked", func(t *testing.T) {
 		w := newWorld(t)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +17,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/client/session"
@@ -155,15 +158,23 @@ func (s *service) NodeAgents(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.
 	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
 	defer cancel()
 	state, _ := current.Link.State()
-	agents, err := state.Nodes(ctx)
+	told, err := state.Nodes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	reply := &daemonpb.NodeAgentsReply{}
-	for _, a := range agents {
+	for _, a := range told.GetAgents() {
 		reply.Agents = append(reply.Agents, &daemonpb.NodeAgentInfo{
 			Node: a.GetNode(), Attached: a.GetAttached(), Version: a.GetVersion(), Kernel: a.GetKernel(), Datapath: a.GetDatapath(), Reason: a.GetReason(),
 		})
+	}
+	all, _ := current.Registry.All()
+	for _, t := range told.GetTraffic() {
+		i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool { return string(i.UID) == t.GetInterceptUid() })
+		if i >= 0 {
+			info := intercept.Print(all[i], false)
+			reply.Traffic = append(reply.Traffic, &daemonpb.TrafficInfo{InterceptId: info.GetId(), Traffic: t.GetTraffic()})
+		}
 	}
 	return reply, nil
 }

@@ -74,8 +74,8 @@ type State struct {
 	clients clientpb.ClientsClient // nil when not connected
 }
 
-// Nodes asks the manager about the node agents; nil if there is no connection, or the manager is too old to tell.
-func (s State) Nodes(ctx context.Context) ([]*clientpb.NodeAgent, error) {
+// Nodes asks the manager about the node agents and what they have counted; nil if there is no connection, or the manager is too old to tell.
+func (s State) Nodes(ctx context.Context) (*clientpb.NodesReply, error) {
 	if s.clients == nil {
 		return nil, nil
 	}
@@ -86,7 +86,7 @@ func (s State) Nodes(ctx context.Context) ([]*clientpb.NodeAgent, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	return reply.GetAgents(), nil
+	return reply, nil
 }
 
 // maxEnvironment bounds the answer to Environment, in bytes.

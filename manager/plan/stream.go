@@ -33,6 +33,7 @@ type verdict struct {
 	steering bool
 	failed   bool
 	message  string
+	traffic  *agentpb.Traffic // nil: not counted
 }
 
 // Birth tells the agents of a node apart.
@@ -166,7 +167,7 @@ func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 func (s *Stream) Report(r *agentpb.Report) {
 	targets := make(map[ruleKey]verdict, len(r.Targets))
 	for _, t := range r.Targets {
-		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message}
+		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message, t.Traffic}
 	}
 	p := s.plan
 	p.mu.Lock()

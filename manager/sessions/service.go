@@ -32,6 +32,8 @@ type Config struct {
 	Grace    time.Duration   // told to the laptop
 	Closing  <-chan struct{} // closed when the manager shuts down
 	Nodes    func() []*clientpb.NodeAgent
+	// Traffic is what was counted for the intercepts of the session with a key of this hash.
+	Traffic func(keyHash string) []*clientpb.InterceptTraffic
 	// Environment gives the session whose key has that hash what it may have.
 	Environment func(ctx context.Context, keyHash string, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
 	Ping        time.Duration // between pings; 0: 2 s
@@ -185,7 +187,7 @@ func (s *Service) hold(stream sessionStream, sess *session, received <-chan *cli
 	}
 }
 
-// Nodes tells of the node agents.
+// Nodes tells of the node agents, and of the session's intercepts what they have counted.
 func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
 	hash, err := keyHash(ctx)
 	if err != nil {
@@ -194,7 +196,7 @@ func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 	if !s.cfg.Registry.Connected(hash) {
 		return nil, errNoSession
 	}
-	return &clientpb.NodesReply{Agents: s.cfg.Nodes()}, nil
+	return &clientpb.NodesReply{Agents: s.cfg.Nodes(), Traffic: s.cfg.Traffic(hash)}, nil
 }
 
 // Environment gives the environment of a container that the session intercepts.

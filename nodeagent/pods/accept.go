@@ -53,7 +53,9 @@ func (s *site) accept(d *door) {
 
 func (s *site) take(c *net.TCPConn) {
 	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
-	if s.expected.arrived(remote) {
+	if tell := s.expected.arrived(remote); tell != nil {
+		s.discount(c) // while it is open
+		close(tell)
 		_ = c.Close()
 		return
 	}
@@ -103,13 +105,11 @@ func (e *expectations) remove(from netip.AddrPort) {
 	delete(e.from, from)
 }
 
-func (e *expectations) arrived(from netip.AddrPort) bool {
+// arrived gives what is to be closed if this was expected.
+func (e *expectations) arrived(from netip.AddrPort) chan<- struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	arrived, ok := e.from[from]
-	if ok {
-		close(arrived)
-		delete(e.from, from)
-	}
-	return ok
+	tell := e.from[from]
+	delete(e.from, from)
+	return tell
 }

@@ -31,6 +31,9 @@ func (s *Set) Describe(descs chan<- *prometheus.Desc) {
 	descs <- lookupsDesc
 	descs <- clientsDesc
 	descs <- unshownDesc
+	for _, d := range trafficDescs {
+		descs <- d
+	}
 }
 
 // Collect sends the state of the moment.
@@ -53,6 +56,7 @@ func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 		for outcome, n := range counts {
 			metrics <- prometheus.MustNewConstMetric(lookupsDesc, prometheus.CounterValue, float64(n), p.name, outcomes[outcome])
 		}
+		p.collectTraffic(metrics)
 		if shown, failed, open := p.clients(); open {
 			metrics <- prometheus.MustNewConstMetric(clientsDesc, prometheus.GaugeValue, shown, p.name)
 			metrics <- prometheus.MustNewConstMetric(unshownDesc, prometheus.CounterValue, failed, p.name)

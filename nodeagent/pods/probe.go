@@ -97,6 +97,7 @@ func (p *pod) report() []*agentpb.TargetReport {
 				counted := stats.Intercepts[r.GetInterceptUid()]
 				idle = stats.Idle(r.GetTcp())
 				tr.Connections, tr.Matched, tr.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
+				tr.Traffic = p.site.trafficReport(port)
 			}
 			if p.problem == "" {
 				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)

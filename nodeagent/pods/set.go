@@ -92,7 +92,8 @@ type Config struct {
 	Finder   Finder
 	Steering Steering
 	Clients  Clients
-	Meshes   Meshes // nil: there are none
+	Meshes   Meshes   // nil: there are none
+	Counting Counting // nil: connections are not counted
 	Tunnels  proxy.Tunnels
 	Takeover Takeover // nil: connections that are open already are left alone
 	// Serve serves one steered connection and closes it.

@@ -32,7 +32,8 @@ type site struct {
 
 	clientele   clientele
 	mesh        meshProxy
-	hostNetwork bool // the namespace is the node's
+	counter     Counter // nil if connections are not counted
+	hostNetwork bool    // the namespace is the node's
 
 	mu      sync.Mutex
 	targets map[uint16]*proxy.Target // by port, also those that are not steered any longer
@@ -92,6 +93,7 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 	}
 	s.meetClients()
 	s.meetMesh()
+	s.startCounting()
 	s.ctx, s.cancel = context.WithCancel(p.set.ctx)
 	for _, d := range s.doors {
 		s.serving.Go(func() { s.accept(d) })
@@ -142,6 +144,7 @@ func (s *site) attach() error {
 
 func (s *site) steer(port uint16) error {
 	for _, target := range s.steerable(port) {
+		s.count(target)
 		if err := s.program.Add(target); err != nil {
 			return err
 		}
@@ -155,6 +158,7 @@ func (s *site) unsteer(port uint16) error {
 		if err := s.program.Remove(target); err != nil {
 			return err
 		}
+		s.uncount(target)
 	}
 	delete(s.steered, port)
 	// What still arrives goes to the app; but during an upgrade the intercept goes on, and so it does on open connections.
@@ -246,7 +250,7 @@ func (s *site) abort() error {
 	errs := []error{s.forgetAllOlder(), s.program.Detach(), s.closeDoors()}
 	s.cancel()
 	s.serving.Wait()
-	return errors.Join(append(errs, s.leaveMesh(), s.dismissClients(), s.program.Close(), s.ns.Close())...)
+	return errors.Join(append(errs, s.leaveMesh(), s.dismissClients(), s.stopCounting(), s.program.Close(), s.ns.Close())...)
 }
 
 func (s *site) closeDoors() error {

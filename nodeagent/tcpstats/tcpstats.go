@@ -173,8 +173,12 @@ func (h *Hold) Mark(listener syscall.Conn) error {
 	return nil
 }
 
-// Add counts the connections to an address and port of the pod from now on.
+// Add counts the connections to an address and port of the pod from now on. At a loopback address only steered ones are counted, and none
+// where the kernel does not tell namespaces apart.
 func (h *Hold) Add(a netip.AddrPort) error {
+	if a.Addr().IsLoopback() && h.netns == 0 {
+		return nil
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed || h.ports[a] != nil {

@@ -30,6 +30,8 @@ type Intercept struct {
 	Client        string   `json:"client"`
 	Coverage      string   `json:"coverage,omitempty"`
 	Pods          []Pod    `json:"pods,omitempty"`
+	// Traffic is what was counted, if that was asked for.
+	Traffic *Traffic `json:"traffic,omitempty"`
 }
 
 // Pod is one ready pod of an intercepted workload.

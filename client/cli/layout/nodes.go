@@ -29,12 +29,12 @@ func agentRecords(agents []*daemonpb.NodeAgentInfo) []NodeAgent {
 
 // nodeAgents is the block of the nodes; empty if they were not asked for.
 func (t StatusText) nodeAgents() string {
-	if len(t.Agents) == 0 {
+	if len(t.Told.GetAgents()) == 0 {
 		return ""
 	}
 	attached := 0
 	b := &Block{Indent: "  ", Hang: "    "}
-	for _, a := range t.Agents {
+	for _, a := range t.Told.GetAgents() {
 		if a.GetAttached() {
 			attached++
 		}

@@ -45,8 +45,8 @@ type TrafficManager struct {
 	NodeAgents []NodeAgent `json:"node_agents,omitempty"`
 }
 
-// StatusRecord is the record of a status; nil means that no user daemon runs.
-func StatusRecord(s *daemonpb.StatusInfo, agents []*daemonpb.NodeAgentInfo) Status {
+// StatusRecord is the record of a status; nil means that no user daemon runs. told is what the traffic manager knows of the nodes, if it was asked.
+func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status {
 	var r Status
 	r.UserDaemon.Intercepts = []Intercept{}
 	if s == nil {
@@ -58,10 +58,14 @@ func StatusRecord(s *daemonpb.StatusInfo, agents []*daemonpb.NodeAgentInfo) Stat
 		SessionID: s.GetSession(), Client: s.GetHolder(), KubernetesServer: s.GetKubernetesServer(), KubernetesContext: s.GetKubernetesContext(),
 		Namespace: s.GetNamespace(), ManagerNamespace: s.GetManagerNamespace(), Intercepts: interceptRecords(s.GetIntercepts()),
 	}
+	for i := range r.UserDaemon.Intercepts {
+		its := &r.UserDaemon.Intercepts[i]
+		its.Traffic = trafficRecord(trafficOf(told.GetTraffic(), its.ID))
+	}
 	r.TrafficManager = TrafficManager{Connected: s.GetConnected()}
 	if s.GetConnected() {
 		r.TrafficManager.Version = s.GetManagerVersion()
-		r.TrafficManager.NodeAgents = agentRecords(agents)
+		r.TrafficManager.NodeAgents = agentRecords(told.GetAgents())
 	}
 	return r
 }
@@ -84,7 +88,7 @@ type StatusText struct {
 	Protocol int    // of the command line
 	Wide     bool   // a line for every pod
 	Paint    Paint
-	Agents   []*daemonpb.NodeAgentInfo // of the nodes, if they were asked for
+	Told     *daemonpb.NodeAgentsReply // of the nodes, if the traffic manager was asked
 }
 
 // Write writes the blocks of the root daemon, the user daemon and the traffic manager; s is nil when no user daemon runs.
@@ -170,6 +174,9 @@ func (t StatusText) wideLines(i *daemonpb.InterceptInfo) []string {
 	lines := []string{fmt.Sprintf("  %s %s.%s to %s, %s", i.GetWorkloadKind(), i.GetWorkload(), i.GetNamespace(), i.GetDestination(), intercepting(i))}
 	for _, c := range i.GetConditions() {
 		lines = append(lines, "    "+c)
+	}
+	if counted := trafficOf(t.Told.GetTraffic(), i.GetId()); counted != nil {
+		lines = append(lines, "  "+trafficLine(counted))
 	}
 	for _, pod := range i.GetPods() {
 		line := fmt.Sprintf("  pod %s on %s: ", pod.GetName(), pod.GetNode())

@@ -1,0 +1,80 @@
+package layout
+
+import (
+	"fmt"
+	"time"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/daemonpb"
+)
+
+// Traffic is what programs read about the connections to an intercept's pods.
+type Traffic struct {
+	Open          uint64  `json:"connections_open"`
+	Closed        uint64  `json:"connections_closed"`
+	Aborted       uint64  `json:"connections_aborted"`
+	Received      uint64  `json:"received_bytes"`
+	Sent          uint64  `json:"sent_bytes"`
+	Retransmitted uint64  `json:"retransmitted_segments"`
+	RTT           float64 `json:"rtt_ms,omitempty"`
+}
+
+func trafficRecord(t *agentpb.Traffic) *Traffic {
+	if t == nil {
+		return nil
+	}
+	return &Traffic{
+		Open: open(t), Closed: t.GetClosed(), Aborted: t.GetAborted(), Received: t.GetReceivedBytes(), Sent: t.GetSentBytes(),
+		Retransmitted: t.GetRetransmittedSegments(), RTT: float64(rtt(t).Microseconds()) / 1000,
+	}
+}
+
+// trafficOf is what was counted for an intercept; nil if nothing was.
+func trafficOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Traffic {
+	for _, t := range all {
+		if t.GetInterceptId() == id {
+			return t.GetTraffic()
+		}
+	}
+	return nil
+}
+
+// trafficLine is about all connections to the ports of an intercept's pods.
+func trafficLine(t *agentpb.Traffic) string {
+	line := fmt.Sprintf("connections: %d open, %d served; %s in, %s out", open(t), t.GetClosed(), size(t.GetReceivedBytes()), size(t.GetSentBytes()))
+	if t.GetRttSamples() > 0 {
+		line += fmt.Sprintf("; RTT %.1f ms", float64(rtt(t).Microseconds())/1000)
+	}
+	if n := t.GetAborted(); n > 0 {
+		line += fmt.Sprintf("; %d aborted", n)
+	}
+	if n := t.GetRetransmittedSegments(); n > 0 {
+		line += fmt.Sprintf("; %d segments sent again", n)
+	}
+	return line
+}
+
+func open(t *agentpb.Traffic) uint64 { return t.GetOpened() - min(t.GetOpened(), t.GetClosed()) }
+
+// rtt is the mean over the connections that have ended.
+func rtt(t *agentpb.Traffic) time.Duration {
+	if t.GetRttSamples() == 0 {
+		return 0
+	}
+	return time.Duration(t.GetRttSumUs()/t.GetRttSamples()) * time.Microsecond
+}
+
+// size writes bytes as people read them, in powers of ten.
+func size(n uint64) string {
+	value, unit := float64(n), "B"
+	for _, larger := range []string{"kB", "MB", "GB", "TB", "PB", "EB"} {
+		if value < 999.5 {
+			break
+		}
+		value, unit = value/1000, larger
+	}
+	if unit == "B" || value >= 99.95 {
+		return fmt.Sprintf("%.0f %s", value, unit)
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}

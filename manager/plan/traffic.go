@@ -1,0 +1,38 @@
+package plan
+
+import "sidestep.dev/sidestep/api/agentpb"
+
+// Traffic sums up, by the UIDs of the intercepts of a session, what the node agents have counted on the ports of their pods. Those of
+// which nothing is known are not in it.
+func (p *Plan) Traffic(keyHash string) map[string]*agentpb.Traffic {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	sums := map[string]*agentpb.Traffic{}
+	for _, n := range p.nodes {
+		if n.stream == nil {
+			continue
+		}
+		for k := range n.rules {
+			t := n.stream.targets[k].traffic
+			if t == nil || n.intercepts[k.intercept].keyHash != keyHash {
+				continue
+			}
+			if sums[k.intercept] == nil {
+				sums[k.intercept] = &agentpb.Traffic{}
+			}
+			add(sums[k.intercept], t)
+		}
+	}
+	return sums
+}
+
+func add(sum, t *agentpb.Traffic) {
+	sum.Opened += t.GetOpened()
+	sum.Closed += t.GetClosed()
+	sum.Aborted += t.GetAborted()
+	sum.ReceivedBytes += t.GetReceivedBytes()
+	sum.SentBytes += t.GetSentBytes()
+	sum.RetransmittedSegments += t.GetRetransmittedSegments()
+	sum.RttSamples += t.GetRttSamples()
+	sum.RttSumUs += t.GetRttSumUs()
+}
