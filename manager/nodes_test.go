@@ -56,3 +56,28 @@ func TestLaptopsAndMetricsTellHowEachNodeSteers(t *testing.T) {
 	_, err = clientpb.NewClientsClient(l.conn).Nodes(t.Context(), &clientpb.NodesRequest{})
 	assert.Equal(t, codes.Unauthenticated, status.Code(err))
 }
+
+func TestLaptopsAreToldWhatWasCountedForTheirIntercepts(t *testing.T) {
+	k := newKube()
+	m := start(t, k)
+	rs := k.shop(t)
+	for _, n := range []string{"1", "2"} {
+		k.pod(t, rs, "p"+n, "node-"+n)
+		m.agent(t, "node-"+n, func(r *agentpb.TargetReport) { r.Traffic = &agentpb.Traffic{Opened: 12, Closed: 5, SentBytes: 1000} })
+	}
+	l := m.laptop(t, "alice", 0)
+	other := m.laptop(t, "bob", 0)
+	k.create(t, asks("alice", "http", ""))
+	mine := k.until(t, "alice", v1alpha1.StateActive)
+	told := func(l *laptop, who string) []*clientpb.InterceptTraffic {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key", hex.EncodeToString(sessionKey(who)))
+		reply, err := clientpb.NewClientsClient(l.conn).Nodes(ctx, &clientpb.NodesRequest{})
+		require.NoError(t, err)
+		return reply.GetTraffic()
+	}
+	got := told(l, "alice")
+	require.Len(t, got, 1)
+	assert.Equal(t, string(mine.UID), got[0].GetInterceptUid())
+	assert.Equal(t, (&agentpb.Traffic{Opened: 24, Closed: 10, SentBytes: 2000}).String(), got[0].GetTraffic().String())
+	assert.Empty(t, told(other, "bob"))
+}

@@ -216,8 +216,16 @@ func (w *world) steered(t testing.TB, h *tcpstats.Hold, ip netip.Addr, port uint
 	go func() { _ = serve(l) }()
 }
 
-// listen opens a listener of the node agent, which is plain TCP as those of package podnet are.
+// listen opens a listener of the node agent.
 func (w *world) listen(t testing.TB, h *tcpstats.Hold, ip netip.Addr, port uint16) *net.TCPListener {
+	t.Helper()
+	l := w.plain(t, ip, port)
+	require.NoError(t, h.Mark(l))
+	return l
+}
+
+// plain opens a listener of plain TCP, as package podnet does.
+func (w *world) plain(t testing.TB, ip netip.Addr, port uint16) *net.TCPListener {
 	t.Helper()
 	var l net.Listener
 	require.NoError(t, w.pod.Do(func() (err error) {
@@ -227,7 +235,6 @@ func (w *world) listen(t testing.TB, h *tcpstats.Hold, ip netip.Addr, port uint1
 		return err
 	}))
 	t.Cleanup(func() { _ = l.Close() })
-	require.NoError(t, h.Mark(l.(*net.TCPListener)))
 	return l.(*net.TCPListener)
 }
 
