@@ -16,7 +16,7 @@
 
 #define MAX_PORTS 16384     // (address, port) pairs of all intercepted pods of the node
 #define RTT_BUCKETS 13      // see rtt_bucket
-#define LOOPBACK_NET 127     // 127.0.0.0/8
+#define LOOPBACK_NET 127    // 127.0.0.0/8
 
 // Not in the UAPI headers in a form that this program could include beside linux/bpf.h.
 #define AF_INET 2
