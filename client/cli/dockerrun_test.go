@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,18 +59,35 @@ func withOrders(t *testing.T) *world {
 
 func TestTheCommandKnowsItsIntercept(t *testing.T) {
 	w := withOrders(t)
+	w.awaitsHold(1)
 	require.Zero(t, w.do("intercept", "orders", "--container", "app", "--", "./orders"))
 	assert.Equal(t, []string{"TELEPRESENCE_CONTAINER=app", "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"}, w.programVars)
-	assert.Equal(t, []string{"orders"}, w.daemon.held)
+	assert.Equal(t, []string{"orders"}, w.heldNow())
 
 	w = newWorld(t).connected(false)
+	w.awaitsHold(1)
 	require.Zero(t, w.do("connect", "--", "./try"))
 	assert.Empty(t, w.programVars)
-	assert.Equal(t, []string{""}, w.daemon.held, "the session is held")
-	w.daemon.held = nil
+	assert.Equal(t, []string{""}, w.heldNow(), "the session is held")
 	require.Zero(t, w.do("connect"))
 	require.Zero(t, w.do("connect", "--", "./try"))
-	assert.Empty(t, w.daemon.held, "a session that was there before is not")
+	assert.Equal(t, []string{""}, w.heldNow(), "a session that was there before is not")
+}
+
+// awaitsHold makes programs end only once the daemon has been asked to hold something n times: on a slow machine the command runs them
+// sooner.
+func (w *world) awaitsHold(n int) {
+	run := w.run
+	w.run = func(ctx context.Context, p program) (int, error) {
+		assert.Eventually(w.t, func() bool { return len(w.heldNow()) >= n }, time.Minute, time.Millisecond)
+		return run(ctx, p)
+	}
+}
+
+func (w *world) heldNow() []string {
+	w.daemon.mu.Lock()
+	defer w.daemon.mu.Unlock()
+	return slices.Clone(w.daemon.held)
 }
 
 func TestACommandIsEndedWhenItsInterceptIsLeft(t *testing.T) {
