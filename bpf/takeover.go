@@ -68,11 +68,11 @@ func NewFlowKey(remote, local netip.AddrPort) FlowKey {
 	return k
 }
 
-// TakeoverHold is for how long a packet is held back at least, unless the agent says otherwise or is silent.
+// TakeoverHold is for how long a packet is to be held back at least, unless the agent says otherwise or is silent.
 const TakeoverHold = 300 * time.Millisecond
 
 // LoadTakeover loads a program for one port, with maps of its own. No rules are in force yet.
-func LoadTakeover(port uint16) (*Takeover, error) {
+func LoadTakeover(port uint16, hold time.Duration) (*Takeover, error) {
 	spec, err := loadTakeover()
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func LoadTakeover(port uint16) (*Takeover, error) {
 	if err := spec.Variables["port"].Set(port); err != nil {
 		return nil, err
 	}
-	if err := spec.Variables["hold_ns"].Set(uint64(TakeoverHold)); err != nil {
+	if err := spec.Variables["hold_ns"].Set(uint64(hold)); err != nil {
 		return nil, err
 	}
 	var objs Takeover

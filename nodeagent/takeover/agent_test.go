@@ -220,6 +220,7 @@ func TestWhoDecidesTooLateTakesNothingOver(t *testing.T) {
 	require.NoError(t, err)
 	asked, decide := make(chan bool), make(chan bool)
 	w.watch(t, func(cfg *takeover.Config) {
+		takeover.Patient(cfg, 0, 0)
 		claims := cfg.Claims
 		cfg.Claims = func(head match.Head) string {
 			asked <- true

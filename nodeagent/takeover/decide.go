@@ -106,7 +106,7 @@ func (d *decider) holdOn(e *bpf.Event) error {
 	if !waits(&f, e) {
 		return errLate
 	}
-	until := time.Duration(f.HeldAt) + bpf.TakeoverHold
+	until := time.Duration(f.HeldAt) + d.program.port.cfg.hold
 	now, err := clock()
 	if err != nil {
 		return err

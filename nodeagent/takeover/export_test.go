@@ -1,6 +1,13 @@
 package takeover
 
-import "sidestep.dev/sidestep/nodeagent/sockdiag"
+import (
+	"time"
+
+	"sidestep.dev/sidestep/nodeagent/sockdiag"
+)
+
+// Patient gives decisions more time, and takes connections for idle later.
+func Patient(c *Config, hold, idle time.Duration) { c.hold, c.idle = hold, idle }
 
 // Clsact makes the port attach as before Linux 6.6.
 func Clsact(c *Config, on bool) { c.clsact = on }

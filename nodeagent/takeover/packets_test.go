@@ -110,7 +110,9 @@ func TestPacketsOf64KiB(t *testing.T) {
 	}
 	largest := longest()
 	t.Log("the largest packet had", largest, "bytes")
-	assert.Greater(t, largest, 18<<10, "large packets came, though on a slow machine TCP makes them smaller")
+	if !testing.Short() { // TCP makes them smaller on slow machines
+		assert.Greater(t, largest, 60<<10, "the pod got large packets")
+	}
 	w.tookOver(t, 6)
 	assert.Zero(t, w.app.marked.Load())
 	assert.Positive(t, w.counters.Released.Load())

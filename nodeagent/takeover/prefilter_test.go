@@ -37,7 +37,7 @@ type bench struct {
 func newBench(t testing.TB) *bench {
 	testnet.RequireRoot(t)
 	require.NoError(t, rlimit.RemoveMemlock())
-	objs, err := bpf.LoadTakeover(80)
+	objs, err := bpf.LoadTakeover(80, bpf.TakeoverHold)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = objs.Close() })
 	port := &Port{}

@@ -33,7 +33,7 @@ type program struct {
 }
 
 func load(p *Port) (_ *program, err error) {
-	objs, err := bpf.LoadTakeover(p.cfg.Port)
+	objs, err := bpf.LoadTakeover(p.cfg.Port, p.cfg.hold)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@
 package takeover
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"slices"
@@ -55,6 +56,8 @@ type Config struct {
 	clsact bool
 	// destroy ends a connection; nil means that the kernel is asked.
 	destroy func(*sockdiag.Socket) error
+	// hold and idle are bpf.TakeoverHold and idleFor, but in tests.
+	hold, idle time.Duration
 }
 
 // Counters are what has been done on a node.
@@ -107,6 +110,7 @@ func Open(cfg Config) (*Port, error) {
 		done: map[string]bool{}, ending: map[string]time.Time{},
 	}
 	p.view.Store(&view{})
+	p.cfg.hold, p.cfg.idle = cmp.Or(cfg.hold, bpf.TakeoverHold), cmp.Or(cfg.idle, idleFor)
 	if cfg.destroy == nil {
 		p.cfg.destroy = sockdiag.Destroy
 		if err := cfg.Namespace.Do(sockdiag.CanDestroy); err != nil {
@@ -308,7 +312,7 @@ func (p *Port) end() {
 		}
 	}
 	for _, s := range p.older {
-		if !all && !(idle && s.Unread == 0 && s.Unsent == 0 && s.Quiet >= idleFor) {
+		if !all && !(idle && s.Unread == 0 && s.Unsent == 0 && s.Quiet >= p.cfg.idle) {
 			continue
 		}
 		if err := p.cfg.Namespace.Do(func() error { return p.cfg.destroy(&s) }); err != nil {

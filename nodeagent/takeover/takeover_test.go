@@ -117,7 +117,7 @@ func TestExisting(t *testing.T) {
 				idle, busy := dial(t, w.node.Namespace, ip), dial(t, w.node.Namespace, ip)
 				_, err := idle.ask(plain)
 				require.NoError(t, err)
-				time.Sleep(300 * time.Millisecond) // that is what makes it idle
+				time.Sleep(idleInTests() + 100*time.Millisecond) // that is what makes it idle
 				stop := make(chan struct{})
 				result := make(chan error)
 				go func() {

@@ -131,6 +131,14 @@ func annsRule(existing string) (takeover.Rule, error) {
 	return takeover.Rule{Intercept: "ann", HTTP: m, Existing: existing}, err
 }
 
+// idleInTests is for how long a connection has had no data before it counts as idle.
+func idleInTests() time.Duration {
+	if testing.Short() {
+		return 2 * time.Second
+	}
+	return 200 * time.Millisecond
+}
+
 // watch opens the port with rules, and does not steer.
 func (w *world) watch(t testing.TB, configure func(*takeover.Config), rules ...takeover.Rule) {
 	t.Helper()
@@ -144,6 +152,9 @@ func (w *world) watch(t testing.TB, configure func(*takeover.Config), rules ...t
 			}
 			return ""
 		},
+	}
+	if testing.Short() { // as on slow machines
+		takeover.Patient(&cfg, 10*time.Second, idleInTests())
 	}
 	if configure != nil {
 		configure(&cfg)
