@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -17,6 +18,9 @@ import (
 
 // concurrent bounds how many questions are open at all node agents together, and so the memory that answers can take.
 const concurrent = 16
+
+// arrival is how long a question waits for a node agent: one that has just attached opens its stream a moment later.
+const arrival = 2 * time.Second
 
 var errGone = errors.New("the node agent has gone")
 
@@ -31,6 +35,7 @@ type Agents struct {
 	mu    sync.Mutex
 	last  uint64
 	lines map[string][]*line // by node, the newest last: for a while an upgrade has two
+	came  chan struct{}      // closed and renewed when one has come
 }
 
 // line is one node agent's stream.
@@ -44,7 +49,7 @@ type line struct {
 
 // NewAgents makes one that ends its streams when closing is closed.
 func NewAgents(closing <-chan struct{}) *Agents {
-	return &Agents{closing: closing, slots: make(chan struct{}, concurrent), lines: map[string][]*line{}}
+	return &Agents{closing: closing, slots: make(chan struct{}, concurrent), lines: map[string][]*line{}, came: make(chan struct{})}
 }
 
 // Serve asks the agent on a node questions for as long as it is connected.
@@ -54,6 +59,8 @@ func (a *Agents) Serve(node string, stream Stream) error {
 	}
 	a.mu.Lock()
 	a.lines[node] = append(a.lines[node], l)
+	close(a.came)
+	a.came = make(chan struct{})
 	a.mu.Unlock()
 	defer a.remove(node, l)
 	received := make(chan error, 1)
@@ -112,16 +119,9 @@ func (a *Agents) Ask(ctx context.Context, node, podUID, containerID string) ([][
 		return nil, context.Cause(ctx)
 	}
 	for {
-		a.mu.Lock()
-		a.last++
-		id := a.last
-		var l *line
-		if all := a.lines[node]; len(all) > 0 {
-			l = all[len(all)-1]
-		}
-		a.mu.Unlock()
-		if l == nil {
-			return nil, fmt.Errorf("no node agent on node %s answers: it is not connected, or older than the traffic manager", node)
+		l, id, err := a.newest(ctx, node)
+		if err != nil {
+			return nil, err
 		}
 		answer, err := l.ask(ctx, &agentpb.EnvironmentQuestion{Id: id, PodUid: podUID, ContainerId: containerID})
 		switch {
@@ -133,6 +133,28 @@ func (a *Agents) Ask(ctx context.Context, node, podUID, containerID string) ([][
 			return nil, errors.New(answer.GetProblem())
 		}
 		return answer.GetVariables(), nil
+	}
+}
+
+// newest gives a node's newest line, and an ID for a question.
+func (a *Agents) newest(ctx context.Context, node string) (*line, uint64, error) {
+	timer := time.NewTimer(arrival)
+	defer timer.Stop()
+	for {
+		a.mu.Lock()
+		a.last++
+		id, all, came := a.last, a.lines[node], a.came
+		a.mu.Unlock()
+		if len(all) > 0 {
+			return all[len(all)-1], id, nil
+		}
+		select {
+		case <-came:
+		case <-timer.C:
+			return nil, 0, fmt.Errorf("no node agent on node %s answers: it is not connected, or older than the traffic manager", node)
+		case <-ctx.Done():
+			return nil, 0, context.Cause(ctx)
+		}
 	}
 }
 
