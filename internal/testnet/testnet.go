@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -153,6 +154,7 @@ func (p *Pod) Delete() {
 // Watch gives a function that says whether the pod's namespace no longer exists.
 func Watch(t testing.TB, p *Pod) (gone func() bool) {
 	t.Helper()
+	require.NoError(t, rlimit.RemoveMemlock())
 	// A program that does nothing tells by its link.
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
