@@ -56,7 +56,12 @@ func (s *site) take(c *net.TCPConn) {
 	if tell := s.expected.arrived(remote); tell != nil {
 		s.discount(c) // while it is open
 		close(tell)
-		_ = c.Close()
+		s.serving.Go(func() {
+			_ = c.SetDeadline(time.Now().Add(time.Second))
+			_, _ = c.Read(make([]byte, 1)) // until connects has reset it
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		})
 		return
 	}
 	if !slices.Contains(s.ips, local.Addr()) && !s.isMeshs(local, remote) {

@@ -239,6 +239,9 @@ func (s *site) connects(ctx context.Context, to netip.AddrPort) error {
 	defer c.Close()
 	select {
 	case <-arrived:
+		// Nothing has been said, so nothing is lost by a reset. If the pod's addresses go now, a FIN would never be acknowledged, and for
+		// two minutes keep the namespace alive.
+		_ = c.SetLinger(0)
 		return nil
 	case <-ctx.Done():
 		return errors.New("a probe came out at the app, and was closed without sending anything")
