@@ -1,18 +1,21 @@
 package tunnel
 
 import (
+	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
-// drainPatience is how long what arrived before the tunnel broke may take to be written to a TCP connection.
+// drainPatience is how long what arrived before one side broke may take to be passed to the other.
 const drainPatience = time.Second
 
 // Copy joins a TCP connection and a tunnel in both directions: half-close, reset and back-pressure pass from one to the other. It returns, with
 // both closed, when both directions have ended; the counts are in bytes, and the error is that of the side that broke first.
 func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
-	j := &joint{tcp: tcp, t: t, downOver: make(chan struct{}), over: make(chan struct{})}
+	j := &joint{tcp: tcp, t: t, upOver: make(chan struct{}), downOver: make(chan struct{}), over: make(chan struct{})}
 	var both, watch sync.WaitGroup
 	both.Go(func() { toTunnel = j.up() })
 	both.Go(func() { fromTunnel = j.down() })
@@ -32,8 +35,10 @@ func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
 type joint struct {
 	tcp      *net.TCPConn
 	t        *Conn
-	downOver chan struct{} // down has ended
-	over     chan struct{} // both have
+	upOver   chan struct{}         // up has ended
+	downOver chan struct{}         // down has
+	over     chan struct{}         // both have
+	cut      atomic.Pointer[error] // a write's error which a read takes for the end, since the kernel tells of a reset once
 	once     sync.Once
 	err      error // set before either side is reset
 }
@@ -43,7 +48,11 @@ func (j *joint) breaks(err error) { j.once.Do(func() { j.err = err }) }
 
 // up passes what the TCP connection gives to the tunnel.
 func (j *joint) up() int64 {
+	defer close(j.upOver)
 	n, readErr, writeErr := j.t.readFrom(j.tcp)
+	if cut := j.cut.Load(); cut != nil && readErr == nil && writeErr == nil {
+		readErr = *cut
+	}
 	if readErr == nil && writeErr == nil {
 		writeErr = j.t.CloseWrite()
 	}
@@ -75,6 +84,14 @@ func (j *joint) down() int64 {
 		j.breaks(readErr)
 		abort(j.tcp)
 	case writeErr != nil:
+		// The TCP connection is gone. Up passes on what had arrived before, such as a server's answer to a request that it would not read.
+		if !errors.Is(writeErr, syscall.EPIPE) { // which says that the peer had ended in order, before
+			j.cut.Store(&writeErr)
+		}
+		select {
+		case <-j.upOver:
+		case <-time.After(drainPatience):
+		}
 		j.breaks(writeErr)
 		j.t.Reset(writeErr.Error())
 		abort(j.tcp)

@@ -70,6 +70,39 @@ func TestAResponseAheadOfAResetIsDelivered(t *testing.T) {
 	}
 }
 
+// The same at the other end: the server's reset is seen by who writes the request before its response was read.
+func TestAResponseAheadOfTheServersResetIsDelivered(t *testing.T) {
+	m := newManager(t, overTLS)
+	request := make([]byte, 64<<10)
+	for range 200 {
+		near, far := m.pair(t)
+		server, local := tcpPair(t)
+		laptop := make(chan error, 1)
+		go func() {
+			_, _, err := tunnel.Copy(local, far)
+			laptop <- err
+		}()
+		go func() {
+			for {
+				if _, err := near.Write(request); err != nil {
+					return
+				}
+			}
+		}()
+		_, err := io.ReadFull(server, make([]byte, 1000))
+		require.NoError(t, err)
+		_, err = server.Write([]byte("413"))
+		require.NoError(t, err)
+		require.NoError(t, server.Close()) // with something unread, and so by a reset
+		response := make([]byte, 3)
+		_, err = io.ReadFull(near, response)
+		require.NoError(t, err)
+		require.Equal(t, "413", string(response))
+		require.Error(t, soon(t, laptop))
+		near.Reset("end of test")
+	}
+}
+
 func TestResettingATunnelFreesItsTCPConnectionThoughThePeerTakesNothing(t *testing.T) {
 	m := newManager(t, overTLS)
 	near, far := m.pair(t)
