@@ -77,7 +77,7 @@ demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts
 bench: bench-tools ## figures on the local cluster, in about 20 minutes: tables and picture into docs/performance.md, all values into build/bench.json
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench -results build/bench.json -page docs/performance.md $(BENCH)
 
-bench-quick: bench-tools ## the same figures from fewer and shorter rounds, printed only; BENCH='-only gRPC' takes a part
+bench-quick: bench-tools ## the rows that say most, from fewer rounds, printed only; BENCH='-only gRPC' takes a part
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench -quick $(BENCH)
 
 bench-tools: deps build images $(CLUSTER)

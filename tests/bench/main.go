@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -27,18 +28,22 @@ type settings struct {
 	page     string         // for tables and picture
 }
 
+// quickRows are those that say most.
+const quickRows = `attach, pods: 1$|Go app, connections: (1|32)|32 at a time|of 1 GiB|matched|near, connections: 1`
+
 func main() {
 	var s settings
-	quick := flag.Bool("quick", false, "fewer and shorter rounds")
+	quick := flag.Bool("quick", false, "fewer rounds, and only the rows that say most")
 	only := flag.String("only", "", "measure only rows whose name matches this regular expression")
 	flag.StringVar(&s.file, "results", "", "write all figures to this file as JSON")
 	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
 	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
 	grpcRelay := flag.String("grpc-relay", "", "be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
 	flag.Parse()
-	s.rounds, s.duration, s.attaches = 5, 2*time.Second, 50
+	s.rounds, s.duration, s.attaches = 5, time.Second, 50
 	if *quick {
-		s.rounds, s.duration, s.attaches = 3, time.Second, 10
+		s.rounds, s.attaches = 3, 10
+		*only = cmp.Or(*only, quickRows)
 	}
 	var err error
 	if s.only, err = regexp.Compile(*only); err != nil {
