@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // MaxSize bounds an environment, in bytes. Linux takes up to six megabytes; nobody has a tenth of that.
@@ -107,24 +109,54 @@ func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, e
 	if err != nil || !isOf(cgroups, podUID, containerID) {
 		return nil, errEnded
 	}
-	file, err := dir.Open("environ")
-	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			return nil, fmt.Errorf("%w (the node agent needs CAP_SYS_PTRACE)", err)
-		}
+	stat, err := dir.ReadFile("stat")
+	if err != nil || isZombie(stat) {
 		return nil, errEnded
 	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, MaxSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("%w (the node agent needs CAP_SYS_PTRACE)", err)
+	text, err := memory(p.pid, stat)
+	if stat, gone := dir.ReadFile("stat"); gone != nil || isZombie(stat) {
+		return nil, errEnded // and what was read may be of another process with the same number
 	}
-	if len(text) == 0 {
-		if stat, err := dir.ReadFile("stat"); err != nil || isZombie(stat) {
-			return nil, errEnded
-		}
+	if err != nil {
+		return nil, err
 	}
 	return parse(text)
+}
+
+// memory reads the part of a process's memory that the kernel would show as its environment. The file /proc/PID/environ has that, too, but is its
+// owner's alone, whom root without CAP_DAC_OVERRIDE is not.
+func memory(pid int, stat []byte) ([]byte, error) {
+	const start, end = 50 - 3, 51 - 3
+	all := fields(stat)
+	if len(all) <= end {
+		return nil, fmt.Errorf("%d fields after the command's name", len(all))
+	}
+	from, err := strconv.ParseUint(string(all[start]), 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("where the environment begins: %w", err)
+	}
+	to, err := strconv.ParseUint(string(all[end]), 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("where the environment ends: %w", err)
+	}
+	if from == 0 || to < from {
+		return nil, errors.New("the kernel does not tell where it is (the node agent needs CAP_SYS_PTRACE)")
+	}
+	text := make([]byte, min(to-from, MaxSize+1))
+	for have := 0; have < len(text); {
+		local := unix.Iovec{Base: &text[have]}
+		local.SetLen(len(text) - have)
+		remote := unix.RemoteIovec{Base: uintptr(from) + uintptr(have), Len: len(text) - have}
+		n, err := unix.ProcessVMReadv(pid, []unix.Iovec{local}, []unix.RemoteIovec{remote}, 0)
+		if err != nil {
+			return nil, fmt.Errorf("%w (the node agent needs CAP_SYS_PTRACE, and kernel.yama.ptrace_scope below 3)", os.NewSyscallError("process_vm_readv", err))
+		}
+		if n == 0 {
+			return nil, io.ErrUnexpectedEOF
+		}
+		have += n
+	}
+	return text, nil
 }
 
 // parse splits what the kernel shows (proc_pid_environ(5)). The kernel shows the memory in which the environment was at the start; programs that write

@@ -1,10 +1,12 @@
 package environ
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -163,6 +165,53 @@ func TestTheFirstProcessOfAContainer(t *testing.T) {
 		_, err = reader.Read(uid, wrong)
 		assert.ErrorContains(t, err, "is not the ID of a container", wrong)
 	}
+}
+
+// The node agent has no right to read files that others have for themselves alone.
+func TestTheCapabilitiesOfTheChartSuffice(t *testing.T) {
+	start := container(t, id)
+	app := exec.Command("/bin/sleep", "600")
+	app.Env = []string{"A=1"}
+	app.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	start(app)
+	type answer struct {
+		variables [][]byte
+		err       error
+	}
+	read := func(capabilities ...int) answer {
+		c := make(chan answer)
+		go func() {
+			runtime.LockOSThread() // which ends with it
+			if err := confine(capabilities...); err != nil {
+				c <- answer{err: err}
+				return
+			}
+			if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", app.Process.Pid)); !errors.Is(err, os.ErrPermission) {
+				c <- answer{err: fmt.Errorf("the file may be read: %w", err)}
+				return
+			}
+			v, err := Reader{Proc: "/proc"}.Read(uid, id)
+			c <- answer{v, err}
+		}()
+		return <-c
+	}
+	require.EventuallyWithT(t, func(c *assert.CollectT) { // when it has come to exec
+		got := read(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE)
+		assert.NoError(c, got.err)
+		assert.Equal(c, []string{"A=1"}, texts(got.variables))
+	}, 20*time.Second, 10*time.Millisecond)
+	assert.ErrorContains(t, read(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN).err, "needs CAP_SYS_PTRACE")
+}
+
+// confine leaves the thread these capabilities alone.
+func confine(capabilities ...int) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	for _, c := range capabilities {
+		data[c/32].Effective |= 1 << (c % 32)
+		data[c/32].Permitted |= 1 << (c % 32)
+	}
+	return unix.Capset(&header, &data[0])
 }
 
 func TestAProcessThatHasEndedHasNoEnvironment(t *testing.T) {
