@@ -148,7 +148,7 @@ func (r *Router) passBody(rest *http1.Rest) error {
 	r.mu.Lock()
 	app := r.turn
 	r.mu.Unlock()
-	srcErr, dstErr, doubt := copyBody(app, r.Client, &r.in, rest, func() {
+	srcErr, dstErr, doubt := copyBody(app.Duplex, r.Client, &r.in, rest, func() {
 		r.mu.Lock()
 		app.open = false
 		r.mu.Unlock()
@@ -232,7 +232,7 @@ func (r *Router) passSwitched() error {
 }
 
 func (r *Router) copyClient(to *peer) error {
-	srcErr, dstErr := stream.Copy(to, r.Client, &r.in)
+	srcErr, dstErr := stream.Copy(to.Duplex, r.Client, &r.in)
 	switch {
 	case dstErr != nil:
 		return r.appBroke(to)

@@ -127,7 +127,7 @@ func (p *peer) body(rest http1.Rest) (ok bool) {
 			if !p.write() {
 				return false
 			}
-			srcErr, dstErr, doubt := copyBody(p.r.Client, p, &p.buf, &rest, nil)
+			srcErr, dstErr, doubt := copyBody(p.r.Client, p.Duplex, &p.buf, &rest, nil)
 			switch {
 			case dstErr != nil:
 				p.clientBroke()
@@ -241,7 +241,7 @@ func (p *peer) untilClose() (ok bool) {
 	r.mu.Lock()
 	r.changed.Broadcast()
 	r.mu.Unlock()
-	srcErr, dstErr := stream.Copy(r.Client, p, &p.buf)
+	srcErr, dstErr := stream.Copy(r.Client, p.Duplex, &p.buf)
 	if dstErr != nil {
 		p.clientBroke()
 		return false
@@ -290,7 +290,7 @@ func (p *peer) tunnelled() (ok bool) {
 // copyRaw passes all that the peer sends to the client.
 func (p *peer) copyRaw() {
 	p.out = 0 // all of the buffer goes out
-	srcErr, dstErr := stream.Copy(p.r.Client, p, &p.buf)
+	srcErr, dstErr := stream.Copy(p.r.Client, p.Duplex, &p.buf)
 	if dstErr != nil {
 		p.clientBroke()
 		return

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is what a pipe may hold. 256 KiB is enough to keep two sockets busy.
-const pipeSize = 256 << 10
+// pipeSize is what a pipe may hold, in bytes: as much as users without privileges may have. Fewer, larger moves wake peers less often.
+const pipeSize = 1 << 20
 
 // pipe carries bytes from socket to socket inside the kernel.
 type pipe struct {
