@@ -50,6 +50,11 @@ func (d Daemon) Start(ctx context.Context) error {
 		return fmt.Errorf("start the daemon: %w", err)
 	}
 
+	release, err := d.turn(ctx)
+	if err != nil || release == nil {
+		return err
+	}
+	defer release()
 	// Not CommandContext: the daemon outlives this command.
 	cmd := exec.Command(d.Executable, d.Args...)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -61,6 +66,30 @@ func (d Daemon) Start(ctx context.Context) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	return d.wait(ctx, exited, start)
+}
+
+// turn waits until no other command is starting the daemon, and gives what lets the next one do it. It gives nil if the daemon listens by then: one
+// more process would only wait for it to go away, and take its place.
+func (d Daemon) turn(ctx context.Context) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.Patience)
+	defer cancel()
+	for {
+		release, taken := takeTurn(d.LogFile)
+		if d.Listening(ctx) {
+			if taken {
+				release()
+			}
+			return nil, nil
+		}
+		if taken {
+			return release, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("start the daemon: another command is doing that, and its socket did not answer within %s", d.Patience)
+		case <-time.After(poll):
+		}
+	}
 }
 
 // openLog opens the log, or a new file among the temporary ones where a home that is read-only has no place for it.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -100,6 +101,31 @@ func TestADaemonThatAnotherCommandStartedIsAsGood(t *testing.T) {
 	asked := 0
 	d.Listening = func(context.Context) bool { asked++; return asked > 1 }
 	assert.NoError(t, d.Start(t.Context()))
+}
+
+func TestCommandsThatStartTheDaemonAtOnceStartOneProcess(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	d := daemonOf(t, "serve", socket)
+	d.Listening = func(context.Context) bool {
+		_, err := os.Stat(socket + ".pid")
+		return err == nil
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() { assert.NoError(t, d.Start(t.Context())) })
+	}
+	all.Wait()
+	text, err := os.ReadFile(socket + ".pid")
+	require.NoError(t, err)
+	pid, err := strconv.Atoi(string(text))
+	require.NoError(t, err)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGTERM))
+	log, err := os.ReadFile(d.LogFile)
+	require.NoError(t, err)
+	assert.Empty(t, string(log), "a second process would have found the address in use")
+	release, taken := takeTurn(d.LogFile)
+	require.True(t, taken, "the daemon does not keep the others from starting one")
+	release()
 }
 
 func TestAProgramThatDoesNotExistIsAnError(t *testing.T) {
