@@ -43,7 +43,7 @@ func trafficOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Traffic {
 func trafficLine(t *agentpb.Traffic) string {
 	line := fmt.Sprintf("connections: %d open, %d served; %s in, %s out", open(t), t.GetClosed(), size(t.GetReceivedBytes()), size(t.GetSentBytes()))
 	if t.GetRttSamples() > 0 {
-		line += fmt.Sprintf("; RTT %.1f ms", float64(rtt(t).Microseconds())/1000)
+		line += "; RTT " + roundTrip(rtt(t))
 	}
 	if n := t.GetAborted(); n > 0 {
 		line += fmt.Sprintf("; %d aborted", n)
@@ -62,6 +62,15 @@ func rtt(t *agentpb.Traffic) time.Duration {
 		return 0
 	}
 	return time.Duration(t.GetRttSumUs()/t.GetRttSamples()) * time.Microsecond
+}
+
+// roundTrip is in milliseconds, with as many digits as tell neighbours on a node (tens of microseconds) from nothing.
+func roundTrip(d time.Duration) string {
+	ms := float64(d.Microseconds()) / 1000
+	if ms < 0.1 {
+		return fmt.Sprintf("%.3f ms", ms)
+	}
+	return fmt.Sprintf("%.1f ms", ms)
 }
 
 // size writes bytes as people read them, in powers of ten.
