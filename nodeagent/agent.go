@@ -125,7 +125,7 @@ func newAgent(cfg Config) (*agent, error) {
 	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath), steer.WithProc(cfg.Proc))
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
 	processes := podnet.NewFinder(cfg.Proc)
-	connections := &older{log: cfg.Log}
+	connections := &older{log: cfg.Log, steering: a.steering.Beating}
 	a.pods = pods.New(pods.Config{
 		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
 		Counting: counting{tcpstats.New(cfg.Proc), processes},

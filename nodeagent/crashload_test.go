@@ -3,12 +3,14 @@ package nodeagent_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,6 +89,17 @@ func (t *tally) since(moment time.Time) (n int, first error) {
 		}
 	}
 	return n, first
+}
+
+// straddled says whether the first failure of a connection that was begun later than a moment is what may befall the developer: it came
+// to the app before connections were steered again, and its request afterwards, which was taken over.
+func (t *tally) straddled(moment time.Time) bool {
+	for _, f := range t.failed {
+		if f.begun.After(moment) {
+			return errors.Is(f.err, syscall.ECONNRESET) && f.begun.Before(t.missed.Add(10*pauses[fresh]))
+		}
+	}
+	return false
 }
 
 // crowd is clients of all kinds, with and without the header of the intercept.

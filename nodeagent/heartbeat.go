@@ -30,6 +30,7 @@ func (a *agent) beat(ctx context.Context) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	var unable time.Time
+	back := false
 	for beats := 0; ; beats++ {
 		select {
 		case <-ctx.Done():
@@ -59,10 +60,13 @@ func (a *agent) beat(ctx context.Context) {
 				continue
 			}
 			a.cfg.Log.Info("connections are steered again")
-			unable = time.Time{}
+			unable, back = time.Time{}, true
 		}
 		if err := a.steering.Beat(); err != nil {
 			a.cfg.Log.Error("heartbeat", "error", err)
+		} else if back {
+			a.pods.SteeredAgain()
+			back = false
 		}
 	}
 }

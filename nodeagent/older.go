@@ -15,6 +15,7 @@ import (
 // older is what deals with connections that are older than an intercept, on the whole node.
 type older struct {
 	log      *slog.Logger
+	steering func() bool // whether new connections are steered at this moment
 	counters takeover.Counters
 }
 
@@ -24,7 +25,7 @@ func (o *older) Open(ns pods.Namespace, pod string, port uint16, claims func(mat
 		return nil, fmt.Errorf("the namespace of pod %s cannot be entered", pod)
 	}
 	p, err := takeover.Open(takeover.Config{
-		Namespace: enterable, Port: port, Claims: claims, Counters: &o.counters, Log: o.log.With("pod", pod),
+		Namespace: enterable, Port: port, Claims: claims, Steering: o.steering, Counters: &o.counters, Log: o.log.With("pod", pod),
 	})
 	if err != nil {
 		return nil, err

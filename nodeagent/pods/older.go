@@ -78,7 +78,7 @@ func (s *site) forgetOlder(port uint16) error {
 	return o.Close()
 }
 
-// yieldOlder leaves open connections to the agent that has taken over. Should this one have the pod again, it begins anew.
+// yieldOlder forgets which connections were open before. When the pod is established again, it begins anew.
 func (p *pod) yieldOlder() {
 	if p.site == nil || len(p.site.older) == 0 {
 		return

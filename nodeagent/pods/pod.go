@@ -36,6 +36,7 @@ type pod struct {
 	done    bool         // tried to reach the desired state
 	status  status
 	asked   bool // probes are to be made at once
+	looks   bool // connections that are open are to be looked for anew
 
 	// Used by run alone.
 	retry   time.Duration
@@ -70,6 +71,13 @@ func (p *pod) wanted() *agentpb.Pod {
 func (p *pod) reprobe() {
 	p.mu.Lock()
 	p.asked = true
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *pod) lookAgain() {
+	p.mu.Lock()
+	p.looks = true
 	p.mu.Unlock()
 	p.poke()
 }
@@ -141,6 +149,13 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 	if isClosed(p.set.Superseded()) {
 		p.yieldOlder()
 		return p.set.cfg.WatchEvery, false // another agent does what is wanted, which this one may no longer know
+	}
+	p.mu.Lock()
+	looks := p.looks
+	p.looks = false
+	p.mu.Unlock()
+	if looks {
+		p.yieldOlder()
 	}
 	err := p.establish(want)
 	p.settle(err, p.set.refusal(want) != nil || p.retry >= retryLasting)

@@ -229,6 +229,15 @@ func (s *Set) Probe() {
 	}
 }
 
+// SteeredAgain says that new connections have not been steered for a while, and are now: those that came to the apps meanwhile are older.
+func (s *Set) SteeredAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.list() {
+		p.lookAgain()
+	}
+}
+
 // Responsive says whether connections that are steered here are being taken. As long as they are not, they must not be steered.
 func (s *Set) Responsive() error {
 	s.mu.Lock()

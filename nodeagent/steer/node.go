@@ -21,6 +21,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -46,7 +48,12 @@ type Node struct {
 	datapath  Datapath  // empty until opened
 	why       string    // it is this one, or none
 	locked    error     // why the limit on locked memory could not be lifted
+
+	beaten atomic.Uint64 // what is in the heartbeat
 }
+
+// recent is how old a heartbeat may be that the programs go by for long enough: well below the second after which they do not.
+const recent = 500 * time.Millisecond
 
 // Option is something that most callers of NewNode need not say.
 type Option func(*Node)
@@ -151,12 +158,19 @@ func (n *Node) Hush() error {
 	return n.putHeartbeat(0)
 }
 
+// Beating says whether the programs of this agent steer connections at this moment, and will for the next half second.
+func (n *Node) Beating() bool {
+	beaten := n.beaten.Load()
+	return beaten != 0 && clock(unix.CLOCK_MONOTONIC)-beaten < uint64(recent)
+}
+
 func (n *Node) beat() error { return n.putHeartbeat(clock(unix.CLOCK_MONOTONIC)) }
 
 func (n *Node) putHeartbeat(at uint64) error {
 	if err := n.heartbeat.Put(uint32(0), binary.NativeEndian.AppendUint64(nil, at)); err != nil {
 		return fmt.Errorf("write the heartbeat: %w", err)
 	}
+	n.beaten.Store(at)
 	return nil
 }
 

@@ -384,9 +384,11 @@ func TestHushedAgentLeavesConnectionsToTheAppAtOnce(t *testing.T) {
 		require.Equal(t, "agent", w.ask(t, w.pod.IP4))
 		a.fallSilent()
 		require.NoError(t, a.node.Hush())
+		assert.False(t, a.node.Beating())
 		assert.Equal(t, "app", w.ask(t, w.pod.IP4))
 		assert.Equal(t, "app", w.ask(t, w.pod.IP6))
 		require.NoError(t, a.node.Beat())
+		assert.True(t, a.node.Beating())
 		assert.Equal(t, "agent", w.ask(t, w.pod.IP4), "it is back")
 	})
 }

@@ -49,7 +49,10 @@ type Config struct {
 	Port      uint16
 	// Claims gives the UID of the intercept that has a request, as far as is known now.
 	Claims func(head match.Head) (intercept string)
-	Log    *slog.Logger
+	// Steering says whether new connections are steered at this moment: the node agent may have the kernel pass them all to the app for a
+	// while. nil means that they are, once Steered has been called.
+	Steering func() bool
+	Log      *slog.Logger
 	// Counters may be nil.
 	Counters *Counters
 	// clsact attaches as before Linux 6.6.
@@ -172,6 +175,9 @@ func (p *Port) Steered() error {
 	return nil
 }
 
+// steers says whether a client whose connection is ended comes to the node agent when it tries again.
+func (p *Port) steers() bool { return p.steered.Load() && (p.cfg.Steering == nil || p.cfg.Steering()) }
+
 // wanted says whether any rule cares about older connections. p.mu must be held.
 func (p *Port) wanted() bool { return len(p.ending) > 0 || p.watching() }
 
@@ -234,9 +240,7 @@ func (p *Port) lookAgain() bool {
 		p.cfg.Log.Debug("look at older connections", "port", p.cfg.Port, "error", err)
 		return true
 	}
-	if p.steered.Load() {
-		p.end()
-	}
+	p.end()
 	// By then whatever was on its way when steering began has arrived.
 	if settled := time.Since(p.began) > endingFor; !settled || len(p.older) > 0 && p.wanted() {
 		return true
@@ -293,8 +297,11 @@ func private(s *sockdiag.Socket) bool {
 	return s.Remote.Addr() == s.Local.Addr() || s.Local.Addr().IsLoopback()
 }
 
-// end ends what is to be ended. p.mu must be held.
+// end ends what is to be ended, if that is of use now. p.mu must be held.
 func (p *Port) end() {
+	if !p.steers() {
+		return
+	}
 	now := time.Now()
 	all, idle := false, false
 	for i := range p.rules {
@@ -358,10 +365,10 @@ func (p *Port) takeOver(key bpf.FlowKey) error {
 	return nil
 }
 
-// claims says whether the head is that of a request which is to be taken over. None is before new connections are steered: the client's
+// claims says whether the head is that of a request which is to be taken over. None is while new connections are not steered: the client's
 // next one would come to the app as well.
 func (p *Port) claims(head match.Head) bool {
-	if !p.steered.Load() {
+	if !p.steers() {
 		return false
 	}
 	intercept := p.cfg.Claims(head)

@@ -1,8 +1,10 @@
 package takeover_test
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -67,6 +69,32 @@ func TestNothingIsTakenOverBeforeNewConnectionsAreSteered(t *testing.T) {
 	w.steer(t)
 	_, err = c.ask(marked)
 	assert.ErrorIs(t, err, unix.ECONNRESET)
+}
+
+// A node agent that is short of something has the kernel pass all connections to the app until that is over.
+func TestNothingIsTakenOverWhileTheAgentCannotServe(t *testing.T) {
+	for name, r := range map[string]takeover.Rule{
+		"a matching request":     rule(t, takeover.Auto),
+		"an idle connection":     {Intercept: "ann", TCP: true, Existing: takeover.Idle},
+		"connections altogether": {Intercept: "ann", TCP: true, Existing: takeover.All},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			c := dial(t, w.node.Namespace, w.pod.IP4)
+			var serving atomic.Bool
+			w.watch(t, func(c *takeover.Config) { c.Steering = serving.Load }, r)
+			w.steer(t)
+			time.Sleep(idleInTests() + 300*time.Millisecond) // more than one look
+			who, err := c.ask(marked)
+			require.NoError(t, err)
+			assert.Equal(t, "app", who)
+			serving.Store(true)
+			assert.Eventually(t, func() bool {
+				_, err := c.ask(marked)
+				return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+			}, 5*time.Second, idleInTests()+300*time.Millisecond, "as soon as it can")
+		})
+	}
 }
 
 func TestFalseAlarmIsLetGoAtOnce(t *testing.T) {
