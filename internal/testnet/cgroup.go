@@ -2,6 +2,7 @@ package testnet
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -71,19 +72,60 @@ func (p *Pod) Start(t testing.TB, cgroup string, cmd *exec.Cmd) {
 	})
 }
 
+// Secede moves this process to a control group of its own, so that nothing that others attach to the one it is in concerns it. It is to be
+// called by TestMain. leave moves the process back, and removes the group.
+func Secede() (leave func(), err error) {
+	root, err := findCgroupRoot()
+	if err != nil {
+		return nil, err
+	}
+	path, err := findUnified()
+	if err != nil {
+		return nil, err
+	}
+	from := filepath.Join(root, path)
+	own := filepath.Join(from, fmt.Sprintf("sidestep-test-of-%d", os.Getpid()))
+	if err := os.Mkdir(own, 0o755); err != nil {
+		return nil, err
+	}
+	move := func(to string) error {
+		return os.WriteFile(filepath.Join(to, "cgroup.procs"), fmt.Append(nil, os.Getpid()), 0)
+	}
+	if err := move(own); err != nil {
+		return nil, errors.Join(err, unix.Rmdir(own))
+	}
+	return func() {
+		err := move(from)
+		for range 100 { // it is busy until the last child is reaped
+			if err = unix.Rmdir(own); err == nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		fmt.Fprintf(os.Stderr, "remove control group %s: %v\n", own, err)
+	}, nil
+}
+
 // cgroupRoot is where the unified hierarchy is mounted.
 func cgroupRoot(t testing.TB) string {
 	t.Helper()
-	f, err := os.Open("/proc/self/mounts")
+	root, err := findCgroupRoot()
 	require.NoError(t, err)
+	return root
+}
+
+func findCgroupRoot() (string, error) {
+	f, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
-			return fields[1]
+			return fields[1], nil
 		}
 	}
-	t.Fatal("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
-	return ""
+	return "", errors.New("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup")
 }
 
 // OwnCgroup is the directory of the control group that this process is in.
@@ -95,12 +137,20 @@ func OwnCgroup(t testing.TB) string {
 // unified is the group of the unified hierarchy that this process is in.
 func unified(t testing.TB) string {
 	t.Helper()
-	text, err := os.ReadFile("/proc/self/cgroup")
+	path, err := findUnified()
 	require.NoError(t, err)
+	return path
+}
+
+func findUnified() (string, error) {
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
 	for line := range strings.Lines(string(text)) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return path
+			return path, nil
 		}
 	}
-	return "/"
+	return "/", nil
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,7 +12,7 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// probeWait bounds how long a connection from the node is looked at before a tcp rule has it.
+// probeWait bounds how long a connection from the node is looked at before a tcp rule has it, unless Kubelet.wait does.
 const probeWait = 200 * time.Millisecond
 
 var (
@@ -47,7 +48,7 @@ func (k *Kubelet) probesHealth(head match.Head, from netip.Addr) bool {
 // An http probe names itself in its request. A tcp probe is closed without a word. A gRPC probe cannot be told from other HTTP/2, since
 // its client says nothing but the preface before the server has spoken; so all HTTP/2 from the node counts as probes where there is a gRPC probe.
 func (k *Kubelet) probes(c stream.Duplex, b *stream.Buffer) bool {
-	c.SetReadDeadline(time.Now().Add(probeWait))
+	c.SetReadDeadline(time.Now().Add(cmp.Or(k.wait, probeWait)))
 	defer c.SetReadDeadline(time.Time{})
 	var head http1.Request
 	head.Reset()

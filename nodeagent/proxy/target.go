@@ -25,6 +25,8 @@ type Kubelet struct {
 	HostIPs   []netip.Addr
 	HTTPPaths []string
 	TCP, GRPC bool
+
+	wait time.Duration // in place of probeWait, unless zero
 }
 
 // Stats is a target's state at one moment.
