@@ -1,6 +1,7 @@
 package portforward
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -14,22 +15,24 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off. Read cannot tell that from its end.
+// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off; so does Read over WebSockets. Over bare SPDY it cannot tell that from its end.
 var ErrLost = errors.New("lost the port-forward connection")
 
-// closeTimeout bounds a polite goodbye.
-const closeTimeout = time.Second
+const (
+	// closeTimeout bounds a polite goodbye.
+	closeTimeout = time.Second
+	// lastWordsTimeout bounds the wait for what the other side has to say about the end of the data.
+	lastWordsTimeout = closeTimeout / 4
+)
 
 // Conn is a connection to a port of a pod. It has the API server's connection for itself. A deadline that passes ends the connection for
 // good: what lies below cannot be read again after a timeout.
 type Conn struct {
-	session httpstream.Connection
-	raw     io.Closer // below the session; nil if it is not known
-	data    httpstream.Stream
+	session io.Closer
+	raw     io.Closer          // below the session; nil if it is not known
+	data    io.ReadWriteCloser // Close ends the direction to the pod
+	reason  func() error       // what the other side said was wrong, asked when Read has failed
 	remote  addr
-
-	remoteSaid chan struct{} // closed when the error stream has ended
-	remoteErr  error         // what it said; read after remoteSaid
 
 	closeOnce sync.Once
 	closed    chan struct{}
@@ -38,8 +41,15 @@ type Conn struct {
 	abort     error          // why it was closed, if not by Close
 }
 
-func newConn(session httpstream.Connection, raw io.Closer, remote string, port int) (*Conn, error) {
-	c := &Conn{session: session, raw: raw, remote: addr(remote), remoteSaid: make(chan struct{}), closed: make(chan struct{})}
+// overSession makes a Conn of what openSession gave.
+func overSession(s *session, remote string) *Conn {
+	return &Conn{session: s.raw, raw: s.raw, data: s, reason: s.reason, remote: addr(remote), closed: make(chan struct{})}
+}
+
+// overSPDY makes a Conn of bare SPDY.
+func overSPDY(session httpstream.Connection, remote string, port int) (*Conn, error) {
+	said := &lastWords{over: make(chan struct{})}
+	c := &Conn{session: session, remote: addr(remote), reason: said.wait, closed: make(chan struct{})}
 	errs, err := session.CreateStream(headers(corev1.StreamTypeError, port))
 	if err == nil {
 		err = errs.Close() // nothing is written to it
@@ -51,18 +61,33 @@ func newConn(session httpstream.Connection, raw io.Closer, remote string, port i
 		_ = c.Close()
 		return nil, fmt.Errorf("open streams: %w", err)
 	}
-	go c.listen(errs)
+	go said.listen(errs)
 	return c, nil
 }
 
+// lastWords are what comes on an error stream.
+type lastWords struct {
+	over chan struct{} // closed when the stream has ended
+	err  error         // read after over
+}
+
 // listen reads the error stream, on which the kubelet says why it cannot connect.
-func (c *Conn) listen(errs io.Reader) {
-	defer close(c.remoteSaid)
-	message, err := io.ReadAll(io.LimitReader(errs, 4096))
+func (l *lastWords) listen(errs io.Reader) {
+	defer close(l.over)
+	message, err := io.ReadAll(io.LimitReader(errs, maxMessage))
 	if text := strings.TrimSpace(string(message)); text != "" {
-		c.remoteErr = errors.New(text)
+		l.err = errors.New(text)
 	} else if err != nil {
-		c.remoteErr = fmt.Errorf("%w: %w", ErrLost, err)
+		l.err = fmt.Errorf("%w: %w", ErrLost, err)
+	}
+}
+
+func (l *lastWords) wait() error {
+	select {
+	case <-l.over:
+		return l.err
+	case <-time.After(lastWordsTimeout):
+		return nil
 	}
 }
 
@@ -87,18 +112,7 @@ func (c *Conn) explain(err error) error {
 		return net.ErrClosed
 	default:
 	}
-	grace := time.NewTimer(closeTimeout / 4)
-	defer grace.Stop()
-	select {
-	case <-c.remoteSaid:
-		if c.remoteErr != nil {
-			return c.remoteErr
-		}
-	case <-grace.C:
-	case <-c.closed:
-		return net.ErrClosed
-	}
-	return err
+	return cmp.Or(c.reason(), err)
 }
 
 func (c *Conn) Write(p []byte) (int, error) {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -18,8 +17,6 @@ import (
 	spdytransport "k8s.io/client-go/transport/spdy"
 	"k8s.io/client-go/transport/websocket"
 	"k8s.io/klog/v2"
-	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // connectTimeout bounds the whole of Dial: a laptop that has just woken up dials into routes that are gone.
@@ -60,16 +57,13 @@ func dial(ctx context.Context, config *rest.Config, namespace, pod string, port 
 	if err != nil {
 		return nil, err
 	}
-	session, raw, err := dialWebSocket(ctx, config, address)
+	remote := fmt.Sprintf("%s/%s:%d", namespace, pod, port)
+	conn, err := dialWebSocket(ctx, config, address, remote, port)
 	if cause, ok := upgradeFailure(err); ok {
-		if session, err = dialSPDY(ctx, config, address); err != nil {
+		if conn, err = dialSPDY(ctx, config, address, remote, port); err != nil {
 			err = fmt.Errorf("%w (over a WebSocket: %w)", err, cause)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("port-forward to pod %s/%s: %w", namespace, pod, err)
-	}
-	conn, err := newConn(session, raw, fmt.Sprintf("%s/%s:%d", namespace, pod, port), port)
 	if err != nil {
 		return nil, fmt.Errorf("port-forward to pod %s/%s: %w", namespace, pod, err)
 	}
@@ -84,28 +78,29 @@ func address(config *rest.Config, namespace, pod string) (*url.URL, error) {
 	return base.JoinPath("api", "v1", "namespaces", namespace, "pods", pod, "portforward"), nil
 }
 
-func dialWebSocket(ctx context.Context, config *rest.Config, address *url.URL) (httpstream.Connection, io.Closer, error) {
+func dialWebSocket(ctx context.Context, config *rest.Config, address *url.URL, remote string, port int) (*Conn, error) {
 	transport, holder, err := websocket.RoundTripperFor(config)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address.String(), nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	ws, err := websocket.Negotiate(transport, holder, req, constants.WebsocketsSPDYTunnelingPortForwardV1)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	raw := portforward.NewTunnelingConnectionWithLogger(klog.FromContext(ctx), ws)
-	session, err := spdy.NewClientConnection(raw)
+	deadline, _ := ctx.Deadline()
+	session, err := openSession(raw, port, deadline)
 	if err != nil {
-		return nil, nil, errors.Join(err, raw.Close())
+		return nil, errors.Join(fmt.Errorf("open streams: %w", err), raw.Close())
 	}
-	return session, raw, nil
+	return overSession(session, remote), nil
 }
 
-func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL) (httpstream.Connection, error) {
+func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote string, port int) (*Conn, error) {
 	transport, upgrader, err := spdytransport.RoundTripperFor(config)
 	if err != nil {
 		return nil, err
@@ -121,7 +116,7 @@ func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL) (https
 	if protocol != portforward.PortForwardProtocolV1Name {
 		return nil, errors.Join(fmt.Errorf("the API server answered with protocol %q", protocol), session.Close())
 	}
-	return session, nil
+	return overSPDY(session, remote, port)
 }
 
 // headers of the two streams of one connection.

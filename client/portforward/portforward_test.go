@@ -41,7 +41,7 @@ type apiServer struct {
 	backend    string
 }
 
-func newAPIServer(t *testing.T, websockets bool, backend string) *apiServer {
+func newAPIServer(t testing.TB, websockets bool, backend string) *apiServer {
 	s := &apiServer{websockets: websockets, backend: backend}
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(s.cut)
@@ -135,7 +135,7 @@ func (s *apiServer) forward(streams chan httpstream.Stream, session httpstream.C
 }
 
 // echo is a server that sends back what it gets, after the client's end of file if late.
-func echo(t *testing.T, late bool) string {
+func echo(t testing.TB, late bool) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })

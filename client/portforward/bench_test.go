@@ -1,0 +1,26 @@
+package portforward_test
+
+import (
+	"io"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/client/portforward"
+)
+
+// BenchmarkPingPong is a kilobyte there and back, with the API server and what is behind it in this process.
+func BenchmarkPingPong(b *testing.B) {
+	s := newAPIServer(b, true, echo(b, false))
+	conn, err := portforward.Dial(b.Context(), s.config(), "sidestep", "manager-0", 8443)
+	require.NoError(b, err)
+	defer conn.Close()
+	block := make([]byte, 1<<10)
+	b.ReportAllocs()
+	for b.Loop() {
+		_, err := conn.Write(block)
+		require.NoError(b, err)
+		_, err = io.ReadFull(conn, block)
+		require.NoError(b, err)
+	}
+}
