@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/tests/bench/growth"
 )
 
 // results are all figures of one run, and what they were measured on.
@@ -25,6 +27,8 @@ type results struct {
 	Figures []figure  `json:"figures"`
 	Waits   []waiting `json:"waits"`
 	Notices []notice  `json:"notices"`
+
+	Growth []growth.Point `json:"growth,omitempty"`
 }
 
 // figure is one way of one row, with a value for each round.

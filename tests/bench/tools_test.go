@@ -9,6 +9,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/tests/bench/growth"
+	"sidestep.dev/sidestep/tests/bench/usage"
 )
 
 func TestReportsOfToolsAreRead(t *testing.T) {
@@ -66,4 +69,27 @@ func TestPictureAndPage(t *testing.T) {
 	assert.Equal(t, []string{"480.0", "240.0"}, bars)
 	require.NoError(t, os.WriteFile(path, []byte("no place"), 0o644))
 	assert.ErrorContains(t, writePage(path, r), "no place for the figures")
+}
+
+func TestExponentsAreOfSizesThatDifferInOneThing(t *testing.T) {
+	at := func(intercepts, agents int, ms float64) growth.Point {
+		v := []float64{ms}
+		return growth.Point{
+			Size: growth.Size{Intercepts: intercepts, Agents: agents}, Created: v, Active: v, Moved: v, Deleted: v, PodReady: v,
+			ChangeCPU: 3, RestCPU: .01, Memory: usage.Memory{RSS: 64 << 20}, Started: 1500,
+		}
+	}
+	points := []growth.Point{at(10, 100, 5), at(1000, 100, 50), at(1000, 10, 50), at(1000, 1000, 50), at(10_000, 100, 158.1)}
+	lines := growthLines(points)
+	require.Len(t, lines, 2)
+	assert.Equal(t, "created 0.50, active 0.50, moved 0.50, deleted 0.50, pod runs 0.50, CPU of a change 0.00, CPU at rest 0.00, memory 0.00, start 0.00", lines[0].String())
+	assert.Equal(t, "created 0.00, active 0.00, moved 0.00, deleted 0.00, pod runs 0.00, CPU of a change 0.00, CPU at rest 0.00, memory 0.00, start 0.00", lines[1].String())
+	table := growthTable(points)
+	assert.Contains(t, table, "| 10,000 | 100 | 158, 158 |")
+	assert.Contains(t, table, "| exponent of | node agents | 0.00 |")
+	columns := strings.Count(strings.Split(strings.TrimSpace(table), "\n")[2], "|")
+	for _, line := range strings.Split(strings.TrimSpace(table), "\n")[2:] {
+		assert.Equal(t, columns, strings.Count(line, "|"), line)
+	}
+	assert.Empty(t, growthTable(nil))
 }

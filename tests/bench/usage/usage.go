@@ -1,0 +1,84 @@
+// Package usage tells what a process takes of its machine.
+package usage
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// Memory is of one process, in bytes.
+type Memory struct {
+	RSS       int64 // all that is in memory, pages of its program included
+	PSS       int64 // the same, but pages that several processes share only in part
+	Anonymous int64 // what nothing on disk can bring back
+}
+
+// MemoryOf reads the memory of a process (proc_pid_smaps(5), Linux 4.14).
+func MemoryOf(pid int) (m Memory, err error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return m, err
+	}
+	defer f.Close()
+	fields := map[string]*int64{"Rss:": &m.RSS, "Pss:": &m.PSS, "Anonymous:": &m.Anonymous}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name, rest, _ := strings.Cut(lines.Text(), " ")
+		if to := fields[name]; to != nil {
+			if _, err := fmt.Sscanf(rest, "%d kB", to); err != nil {
+				return m, fmt.Errorf("memory of process %d: %q: %w", pid, lines.Text(), err)
+			}
+			*to <<= 10
+		}
+	}
+	return m, nil
+}
+
+// tick is the unit of /proc: USER_HZ is 100 everywhere that Go runs.
+const tick = 10 * time.Millisecond
+
+// CPUOf is the time for which a process has had a CPU (proc_pid_stat(5)), its children not counted.
+func CPUOf(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("CPU time of process %d: too little in %q", pid, text)
+	}
+	var user, system int64
+	if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+		return 0, fmt.Errorf("CPU time of process %d: %w", pid, err)
+	}
+	return time.Duration(user+system) * tick, nil
+}
+
+// Rest watches processes for so long, and gives the part of a CPU that each of them used.
+func Rest(ctx context.Context, long time.Duration, pids ...int) ([]float64, error) {
+	before := make([]time.Duration, len(pids))
+	used := make([]float64, len(pids))
+	started := time.Now()
+	for i, pid := range pids {
+		var err error
+		if before[i], err = CPUOf(pid); err != nil {
+			return nil, err
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(long):
+	}
+	for i, pid := range pids {
+		after, err := CPUOf(pid)
+		if err != nil {
+			return nil, err
+		}
+		used[i] = float64(after-before[i]) / float64(time.Since(started))
+	}
+	return used, nil
+}
