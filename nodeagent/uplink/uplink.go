@@ -32,10 +32,14 @@ const (
 	dialTimeout   = 3 * time.Second
 )
 
-// Reports are sent at most every reportPause, and every reportEvery if only counters have changed.
+// Reports are sent every reportEvery if only counters have changed. Others follow at once, for a person waits for each change that they tell of, but
+// after a pause of reportShare times what the last one took, within bounds: a node with few pods tells of each, and one with a thousand rules of
+// many at a time.
 const (
-	reportPause = 100 * time.Millisecond
 	reportEvery = 5 * time.Second
+	pauseLeast  = 5 * time.Millisecond
+	pauseMost   = 100 * time.Millisecond
+	reportShare = 20
 )
 
 // Pods is what the assignments are about.
@@ -185,6 +189,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 	every := time.NewTicker(reportEvery)
 	defer every.Stop()
 	var last time.Time
+	pause := pauseLeast
 	var answering sync.WaitGroup
 	defer answering.Wait()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -204,7 +209,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 			}
 			continue
 		case <-pods.Changed():
-			due.Reset(max(0, reportPause-time.Since(last)))
+			due.Reset(max(0, pause-time.Since(last)))
 			continue
 		case <-due.C:
 		case <-every.C:
@@ -212,6 +217,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 		if !u.attached.Load() {
 			continue // there is no assignment yet to report about
 		}
+		began := time.Now()
 		report := pods.Report()
 		if proto.Equal(report, sent) {
 			continue
@@ -221,6 +227,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 			return context.Cause(ctx)
 		}
 		sent, last = report, time.Now()
+		pause = min(max(pauseLeast, reportShare*last.Sub(began)), pauseMost)
 	}
 }
 
