@@ -70,7 +70,7 @@ func (x InterceptRequest_Environment) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InterceptRequest_Environment.Descriptor instead.
 func (InterceptRequest_Environment) EnumDescriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{9, 0}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{11, 0}
 }
 
 type Empty struct {
@@ -260,6 +260,7 @@ type StatusInfo struct {
 	ManagerVersion    string                 `protobuf:"bytes,10,opt,name=manager_version,json=managerVersion,proto3" json:"manager_version,omitempty"`
 	Holder            string                 `protobuf:"bytes,11,opt,name=holder,proto3" json:"holder,omitempty"`
 	Intercepts        []*InterceptInfo       `protobuf:"bytes,12,rep,name=intercepts,proto3" json:"intercepts,omitempty"`
+	Ended             []*EndedInfo           `protobuf:"bytes,13,rep,name=ended,proto3" json:"ended,omitempty"` // whether told already or not, until they are made again or left
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -378,6 +379,150 @@ func (x *StatusInfo) GetIntercepts() []*InterceptInfo {
 	return nil
 }
 
+func (x *StatusInfo) GetEnded() []*EndedInfo {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+type EndedReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ended         []*EndedInfo           `protobuf:"bytes,1,rep,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndedReply) Reset() {
+	*x = EndedReply{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndedReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndedReply) ProtoMessage() {}
+
+func (x *EndedReply) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndedReply.ProtoReflect.Descriptor instead.
+func (*EndedReply) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EndedReply) GetEnded() []*EndedInfo {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+// EndedInfo is an intercept that has ended without having been left from here.
+type EndedInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	WorkloadKind  string                 `protobuf:"bytes,3,opt,name=workload_kind,json=workloadKind,proto3" json:"workload_kind,omitempty"`
+	Workload      string                 `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	At            int64                  `protobuf:"varint,6,opt,name=at,proto3" json:"at,omitempty"`       // seconds since 1970
+	Again         bool                   `protobuf:"varint,7,opt,name=again,proto3" json:"again,omitempty"` // it is being made again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndedInfo) Reset() {
+	*x = EndedInfo{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndedInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndedInfo) ProtoMessage() {}
+
+func (x *EndedInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndedInfo.ProtoReflect.Descriptor instead.
+func (*EndedInfo) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EndedInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EndedInfo) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EndedInfo) GetWorkloadKind() string {
+	if x != nil {
+		return x.WorkloadKind
+	}
+	return ""
+}
+
+func (x *EndedInfo) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *EndedInfo) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EndedInfo) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *EndedInfo) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // empty: the session's
@@ -389,7 +534,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[4]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +546,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[4]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +559,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{4}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListRequest) GetNamespace() string {
@@ -447,7 +592,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[5]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +604,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[5]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +617,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{5}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListReply) GetWorkloads() []*WorkloadInfo {
@@ -496,7 +641,7 @@ type WorkloadInfo struct {
 
 func (x *WorkloadInfo) Reset() {
 	*x = WorkloadInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[6]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +653,7 @@ func (x *WorkloadInfo) String() string {
 func (*WorkloadInfo) ProtoMessage() {}
 
 func (x *WorkloadInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[6]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +666,7 @@ func (x *WorkloadInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadInfo.ProtoReflect.Descriptor instead.
 func (*WorkloadInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{6}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WorkloadInfo) GetKind() string {
@@ -592,7 +737,7 @@ type InterceptInfo struct {
 
 func (x *InterceptInfo) Reset() {
 	*x = InterceptInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[7]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +749,7 @@ func (x *InterceptInfo) String() string {
 func (*InterceptInfo) ProtoMessage() {}
 
 func (x *InterceptInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[7]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +762,7 @@ func (x *InterceptInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptInfo.ProtoReflect.Descriptor instead.
 func (*InterceptInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{7}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InterceptInfo) GetName() string {
@@ -751,7 +896,7 @@ type PodInfo struct {
 
 func (x *PodInfo) Reset() {
 	*x = PodInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[8]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +908,7 @@ func (x *PodInfo) String() string {
 func (*PodInfo) ProtoMessage() {}
 
 func (x *PodInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[8]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +921,7 @@ func (x *PodInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodInfo.ProtoReflect.Descriptor instead.
 func (*PodInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{8}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PodInfo) GetName() string {
@@ -832,7 +977,7 @@ type InterceptRequest struct {
 
 func (x *InterceptRequest) Reset() {
 	*x = InterceptRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[9]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +989,7 @@ func (x *InterceptRequest) String() string {
 func (*InterceptRequest) ProtoMessage() {}
 
 func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[9]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1002,7 @@ func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptRequest.ProtoReflect.Descriptor instead.
 func (*InterceptRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{9}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InterceptRequest) GetName() string {
@@ -990,7 +1135,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1147,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1160,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{10}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Header) GetName() string {
@@ -1053,7 +1198,7 @@ type PathCondition struct {
 
 func (x *PathCondition) Reset() {
 	*x = PathCondition{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1210,7 @@ func (x *PathCondition) String() string {
 func (*PathCondition) ProtoMessage() {}
 
 func (x *PathCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1223,7 @@ func (x *PathCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCondition.ProtoReflect.Descriptor instead.
 func (*PathCondition) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{11}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PathCondition) GetMatch() isPathCondition_Match {
@@ -1148,7 +1293,7 @@ type InterceptEvent struct {
 
 func (x *InterceptEvent) Reset() {
 	*x = InterceptEvent{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1305,7 @@ func (x *InterceptEvent) String() string {
 func (*InterceptEvent) ProtoMessage() {}
 
 func (x *InterceptEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1318,7 @@ func (x *InterceptEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptEvent.ProtoReflect.Descriptor instead.
 func (*InterceptEvent) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{12}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InterceptEvent) GetProgress() string {
@@ -1210,7 +1355,7 @@ type Environment struct {
 
 func (x *Environment) Reset() {
 	*x = Environment{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1367,7 @@ func (x *Environment) String() string {
 func (*Environment) ProtoMessage() {}
 
 func (x *Environment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1380,7 @@ func (x *Environment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Environment.ProtoReflect.Descriptor instead.
 func (*Environment) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{13}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Environment) GetVariables() [][]byte {
@@ -1275,7 +1420,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1432,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1445,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{14}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaveRequest) GetName() string {
@@ -1319,7 +1464,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1476,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1489,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaveReply) GetLeft() *InterceptInfo {
@@ -1357,13 +1502,14 @@ func (x *LeaveReply) GetLeft() *InterceptInfo {
 type HoldRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Intercept     string                 `protobuf:"bytes,1,opt,name=intercept,proto3" json:"intercept,omitempty"` // its name; empty: the session
+	Process       int32                  `protobuf:"varint,2,opt,name=process,proto3" json:"process,omitempty"`    // of the caller; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1521,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1534,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HoldRequest) GetIntercept() string {
@@ -1396,6 +1542,13 @@ func (x *HoldRequest) GetIntercept() string {
 		return x.Intercept
 	}
 	return ""
+}
+
+func (x *HoldRequest) GetProcess() int32 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
 }
 
 type HoldEvent struct {
@@ -1406,7 +1559,7 @@ type HoldEvent struct {
 
 func (x *HoldEvent) Reset() {
 	*x = HoldEvent{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1571,7 @@ func (x *HoldEvent) String() string {
 func (*HoldEvent) ProtoMessage() {}
 
 func (x *HoldEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1584,7 @@ func (x *HoldEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldEvent.ProtoReflect.Descriptor instead.
 func (*HoldEvent) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 type ConfigInfo struct {
@@ -1448,7 +1601,7 @@ type ConfigInfo struct {
 
 func (x *ConfigInfo) Reset() {
 	*x = ConfigInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1613,7 @@ func (x *ConfigInfo) String() string {
 func (*ConfigInfo) ProtoMessage() {}
 
 func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1626,7 @@ func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigInfo.ProtoReflect.Descriptor instead.
 func (*ConfigInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ConfigInfo) GetLogLevel() string {
@@ -1528,7 +1681,7 @@ type LogLevelRequest struct {
 
 func (x *LogLevelRequest) Reset() {
 	*x = LogLevelRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1693,7 @@ func (x *LogLevelRequest) String() string {
 func (*LogLevelRequest) ProtoMessage() {}
 
 func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1706,7 @@ func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLevelRequest.ProtoReflect.Descriptor instead.
 func (*LogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogLevelRequest) GetLevel() string {
@@ -1580,7 +1733,7 @@ type NodeAgentsReply struct {
 
 func (x *NodeAgentsReply) Reset() {
 	*x = NodeAgentsReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1745,7 @@ func (x *NodeAgentsReply) String() string {
 func (*NodeAgentsReply) ProtoMessage() {}
 
 func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1758,7 @@ func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentsReply.ProtoReflect.Descriptor instead.
 func (*NodeAgentsReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeAgentsReply) GetAgents() []*NodeAgentInfo {
@@ -1633,7 +1786,7 @@ type TrafficInfo struct {
 
 func (x *TrafficInfo) Reset() {
 	*x = TrafficInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1798,7 @@ func (x *TrafficInfo) String() string {
 func (*TrafficInfo) ProtoMessage() {}
 
 func (x *TrafficInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1811,7 @@ func (x *TrafficInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficInfo.ProtoReflect.Descriptor instead.
 func (*TrafficInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TrafficInfo) GetInterceptId() string {
@@ -1690,7 +1843,7 @@ type NodeAgentInfo struct {
 
 func (x *NodeAgentInfo) Reset() {
 	*x = NodeAgentInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1855,7 @@ func (x *NodeAgentInfo) String() string {
 func (*NodeAgentInfo) ProtoMessage() {}
 
 func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1868,7 @@ func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentInfo.ProtoReflect.Descriptor instead.
 func (*NodeAgentInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{22}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeAgentInfo) GetNode() string {
@@ -1782,7 +1935,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"workingDir\x1a<\n" +
 	"\x0eKubeFlagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x04\n" +
 	"\n" +
 	"StatusInfo\x127\n" +
 	"\x06daemon\x18\x01 \x01(\v2\x1f.sidestep.daemon.v1.VersionInfoR\x06daemon\x12\x1c\n" +
@@ -1799,7 +1952,19 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x06holder\x18\v \x01(\tR\x06holder\x12A\n" +
 	"\n" +
 	"intercepts\x18\f \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\n" +
-	"intercepts\"j\n" +
+	"intercepts\x123\n" +
+	"\x05ended\x18\r \x03(\v2\x1d.sidestep.daemon.v1.EndedInfoR\x05ended\"A\n" +
+	"\n" +
+	"EndedReply\x123\n" +
+	"\x05ended\x18\x01 \x03(\v2\x1d.sidestep.daemon.v1.EndedInfoR\x05ended\"\xbc\x01\n" +
+	"\tEndedInfo\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
+	"\rworkload_kind\x18\x03 \x01(\tR\fworkloadKind\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02at\x18\x06 \x01(\x03R\x02at\x12\x14\n" +
+	"\x05again\x18\a \x01(\bR\x05again\"j\n" +
 	"\vListRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12%\n" +
 	"\x0eall_namespaces\x18\x02 \x01(\bR\rallNamespaces\x12\x16\n" +
@@ -1891,9 +2056,10 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"C\n" +
 	"\n" +
 	"LeaveReply\x125\n" +
-	"\x04left\x18\x01 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x04left\"+\n" +
+	"\x04left\x18\x01 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x04left\"E\n" +
 	"\vHoldRequest\x12\x1c\n" +
-	"\tintercept\x18\x01 \x01(\tR\tintercept\"\v\n" +
+	"\tintercept\x18\x01 \x01(\tR\tintercept\x12\x18\n" +
+	"\aprocess\x18\x02 \x01(\x05R\aprocess\"\v\n" +
 	"\tHoldEvent\"\xda\x01\n" +
 	"\n" +
 	"ConfigInfo\x12\x1b\n" +
@@ -1919,7 +2085,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1a\n" +
 	"\bdatapath\x18\x05 \x01(\tR\bdatapath\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\xfd\x06\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xc1\a\n" +
 	"\x06Daemon\x12E\n" +
 	"\aVersion\x12\x19.sidestep.daemon.v1.Empty\x1a\x1f.sidestep.daemon.v1.VersionInfo\x12C\n" +
 	"\x06Status\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.StatusInfo\x12M\n" +
@@ -1934,7 +2100,8 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x06Config\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.ConfigInfo\x12M\n" +
 	"\vSetLogLevel\x12#.sidestep.daemon.v1.LogLevelRequest\x1a\x19.sidestep.daemon.v1.Empty\x12L\n" +
 	"\n" +
-	"NodeAgents\x12\x19.sidestep.daemon.v1.Empty\x1a#.sidestep.daemon.v1.NodeAgentsReplyB$Z\"sidestep.dev/sidestep/api/daemonpbb\x06proto3"
+	"NodeAgents\x12\x19.sidestep.daemon.v1.Empty\x1a#.sidestep.daemon.v1.NodeAgentsReply\x12B\n" +
+	"\x05Ended\x12\x19.sidestep.daemon.v1.Empty\x1a\x1e.sidestep.daemon.v1.EndedReplyB$Z\"sidestep.dev/sidestep/api/daemonpbb\x06proto3"
 
 var (
 	file_api_daemonpb_daemon_proto_rawDescOnce sync.Once
@@ -1949,81 +2116,87 @@ func file_api_daemonpb_daemon_proto_rawDescGZIP() []byte {
 }
 
 var file_api_daemonpb_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(InterceptRequest_Environment)(0), // 0: sidestep.daemon.v1.InterceptRequest.Environment
 	(*Empty)(nil),                     // 1: sidestep.daemon.v1.Empty
 	(*VersionInfo)(nil),               // 2: sidestep.daemon.v1.VersionInfo
 	(*ConnectRequest)(nil),            // 3: sidestep.daemon.v1.ConnectRequest
 	(*StatusInfo)(nil),                // 4: sidestep.daemon.v1.StatusInfo
-	(*ListRequest)(nil),               // 5: sidestep.daemon.v1.ListRequest
-	(*ListReply)(nil),                 // 6: sidestep.daemon.v1.ListReply
-	(*WorkloadInfo)(nil),              // 7: sidestep.daemon.v1.WorkloadInfo
-	(*InterceptInfo)(nil),             // 8: sidestep.daemon.v1.InterceptInfo
-	(*PodInfo)(nil),                   // 9: sidestep.daemon.v1.PodInfo
-	(*InterceptRequest)(nil),          // 10: sidestep.daemon.v1.InterceptRequest
-	(*Header)(nil),                    // 11: sidestep.daemon.v1.Header
-	(*PathCondition)(nil),             // 12: sidestep.daemon.v1.PathCondition
-	(*InterceptEvent)(nil),            // 13: sidestep.daemon.v1.InterceptEvent
-	(*Environment)(nil),               // 14: sidestep.daemon.v1.Environment
-	(*LeaveRequest)(nil),              // 15: sidestep.daemon.v1.LeaveRequest
-	(*LeaveReply)(nil),                // 16: sidestep.daemon.v1.LeaveReply
-	(*HoldRequest)(nil),               // 17: sidestep.daemon.v1.HoldRequest
-	(*HoldEvent)(nil),                 // 18: sidestep.daemon.v1.HoldEvent
-	(*ConfigInfo)(nil),                // 19: sidestep.daemon.v1.ConfigInfo
-	(*LogLevelRequest)(nil),           // 20: sidestep.daemon.v1.LogLevelRequest
-	(*NodeAgentsReply)(nil),           // 21: sidestep.daemon.v1.NodeAgentsReply
-	(*TrafficInfo)(nil),               // 22: sidestep.daemon.v1.TrafficInfo
-	(*NodeAgentInfo)(nil),             // 23: sidestep.daemon.v1.NodeAgentInfo
-	nil,                               // 24: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
-	(*agentpb.Traffic)(nil),           // 25: sidestep.agent.v1.Traffic
+	(*EndedReply)(nil),                // 5: sidestep.daemon.v1.EndedReply
+	(*EndedInfo)(nil),                 // 6: sidestep.daemon.v1.EndedInfo
+	(*ListRequest)(nil),               // 7: sidestep.daemon.v1.ListRequest
+	(*ListReply)(nil),                 // 8: sidestep.daemon.v1.ListReply
+	(*WorkloadInfo)(nil),              // 9: sidestep.daemon.v1.WorkloadInfo
+	(*InterceptInfo)(nil),             // 10: sidestep.daemon.v1.InterceptInfo
+	(*PodInfo)(nil),                   // 11: sidestep.daemon.v1.PodInfo
+	(*InterceptRequest)(nil),          // 12: sidestep.daemon.v1.InterceptRequest
+	(*Header)(nil),                    // 13: sidestep.daemon.v1.Header
+	(*PathCondition)(nil),             // 14: sidestep.daemon.v1.PathCondition
+	(*InterceptEvent)(nil),            // 15: sidestep.daemon.v1.InterceptEvent
+	(*Environment)(nil),               // 16: sidestep.daemon.v1.Environment
+	(*LeaveRequest)(nil),              // 17: sidestep.daemon.v1.LeaveRequest
+	(*LeaveReply)(nil),                // 18: sidestep.daemon.v1.LeaveReply
+	(*HoldRequest)(nil),               // 19: sidestep.daemon.v1.HoldRequest
+	(*HoldEvent)(nil),                 // 20: sidestep.daemon.v1.HoldEvent
+	(*ConfigInfo)(nil),                // 21: sidestep.daemon.v1.ConfigInfo
+	(*LogLevelRequest)(nil),           // 22: sidestep.daemon.v1.LogLevelRequest
+	(*NodeAgentsReply)(nil),           // 23: sidestep.daemon.v1.NodeAgentsReply
+	(*TrafficInfo)(nil),               // 24: sidestep.daemon.v1.TrafficInfo
+	(*NodeAgentInfo)(nil),             // 25: sidestep.daemon.v1.NodeAgentInfo
+	nil,                               // 26: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(*agentpb.Traffic)(nil),           // 27: sidestep.agent.v1.Traffic
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
-	24, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	26, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 	2,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
-	8,  // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
-	7,  // 3: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
-	8,  // 4: sidestep.daemon.v1.WorkloadInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
-	8,  // 5: sidestep.daemon.v1.WorkloadInfo.others:type_name -> sidestep.daemon.v1.InterceptInfo
-	9,  // 6: sidestep.daemon.v1.InterceptInfo.pods:type_name -> sidestep.daemon.v1.PodInfo
-	11, // 7: sidestep.daemon.v1.InterceptRequest.headers:type_name -> sidestep.daemon.v1.Header
-	12, // 8: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
-	0,  // 9: sidestep.daemon.v1.InterceptRequest.environment:type_name -> sidestep.daemon.v1.InterceptRequest.Environment
-	8,  // 10: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
-	14, // 11: sidestep.daemon.v1.InterceptEvent.environment:type_name -> sidestep.daemon.v1.Environment
-	8,  // 12: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
-	23, // 13: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
-	22, // 14: sidestep.daemon.v1.NodeAgentsReply.traffic:type_name -> sidestep.daemon.v1.TrafficInfo
-	25, // 15: sidestep.daemon.v1.TrafficInfo.traffic:type_name -> sidestep.agent.v1.Traffic
-	1,  // 16: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
-	1,  // 17: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
-	3,  // 18: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
-	1,  // 19: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
-	1,  // 20: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
-	5,  // 21: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
-	10, // 22: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
-	15, // 23: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	17, // 24: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
-	1,  // 25: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
-	20, // 26: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
-	1,  // 27: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
-	2,  // 28: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	4,  // 29: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	4,  // 30: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	1,  // 31: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	1,  // 32: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	6,  // 33: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	13, // 34: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	16, // 35: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	18, // 36: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
-	19, // 37: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
-	1,  // 38: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
-	21, // 39: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
-	28, // [28:40] is the sub-list for method output_type
-	16, // [16:28] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	10, // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
+	6,  // 3: sidestep.daemon.v1.StatusInfo.ended:type_name -> sidestep.daemon.v1.EndedInfo
+	6,  // 4: sidestep.daemon.v1.EndedReply.ended:type_name -> sidestep.daemon.v1.EndedInfo
+	9,  // 5: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
+	10, // 6: sidestep.daemon.v1.WorkloadInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
+	10, // 7: sidestep.daemon.v1.WorkloadInfo.others:type_name -> sidestep.daemon.v1.InterceptInfo
+	11, // 8: sidestep.daemon.v1.InterceptInfo.pods:type_name -> sidestep.daemon.v1.PodInfo
+	13, // 9: sidestep.daemon.v1.InterceptRequest.headers:type_name -> sidestep.daemon.v1.Header
+	14, // 10: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
+	0,  // 11: sidestep.daemon.v1.InterceptRequest.environment:type_name -> sidestep.daemon.v1.InterceptRequest.Environment
+	10, // 12: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
+	16, // 13: sidestep.daemon.v1.InterceptEvent.environment:type_name -> sidestep.daemon.v1.Environment
+	10, // 14: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
+	25, // 15: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
+	24, // 16: sidestep.daemon.v1.NodeAgentsReply.traffic:type_name -> sidestep.daemon.v1.TrafficInfo
+	27, // 17: sidestep.daemon.v1.TrafficInfo.traffic:type_name -> sidestep.agent.v1.Traffic
+	1,  // 18: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
+	1,  // 19: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
+	3,  // 20: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
+	1,  // 21: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
+	1,  // 22: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
+	7,  // 23: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
+	12, // 24: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
+	17, // 25: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
+	19, // 26: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	1,  // 27: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	22, // 28: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	1,  // 29: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
+	1,  // 30: sidestep.daemon.v1.Daemon.Ended:input_type -> sidestep.daemon.v1.Empty
+	2,  // 31: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	4,  // 32: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	4,  // 33: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	1,  // 34: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	1,  // 35: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	8,  // 36: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	15, // 37: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	18, // 38: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	20, // 39: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	21, // 40: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	1,  // 41: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	23, // 42: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
+	5,  // 43: sidestep.daemon.v1.Daemon.Ended:output_type -> sidestep.daemon.v1.EndedReply
+	31, // [31:44] is the sub-list for method output_type
+	18, // [18:31] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_api_daemonpb_daemon_proto_init() }
@@ -2031,7 +2204,7 @@ func file_api_daemonpb_daemon_proto_init() {
 	if File_api_daemonpb_daemon_proto != nil {
 		return
 	}
-	file_api_daemonpb_daemon_proto_msgTypes[11].OneofWrappers = []any{
+	file_api_daemonpb_daemon_proto_msgTypes[13].OneofWrappers = []any{
 		(*PathCondition_Equal)(nil),
 		(*PathCondition_Prefix)(nil),
 		(*PathCondition_Regex)(nil),
@@ -2042,7 +2215,7 @@ func file_api_daemonpb_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_daemonpb_daemon_proto_rawDesc), len(file_api_daemonpb_daemon_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

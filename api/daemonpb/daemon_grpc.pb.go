@@ -32,6 +32,7 @@ const (
 	Daemon_Config_FullMethodName      = "/sidestep.daemon.v1.Daemon/Config"
 	Daemon_SetLogLevel_FullMethodName = "/sidestep.daemon.v1.Daemon/SetLogLevel"
 	Daemon_NodeAgents_FullMethodName  = "/sidestep.daemon.v1.Daemon/NodeAgents"
+	Daemon_Ended_FullMethodName       = "/sidestep.daemon.v1.Daemon/Ended"
 )
 
 // DaemonClient is the client API for Daemon service.
@@ -60,6 +61,8 @@ type DaemonClient interface {
 	SetLogLevel(ctx context.Context, in *LogLevelRequest, opts ...grpc.CallOption) (*Empty, error)
 	// NodeAgents asks the manager which node agents there are.
 	NodeAgents(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*NodeAgentsReply, error)
+	// Ended tells, once, which intercepts have ended without having been left from here, and why.
+	Ended(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*EndedReply, error)
 }
 
 type daemonClient struct {
@@ -208,6 +211,16 @@ func (c *daemonClient) NodeAgents(ctx context.Context, in *Empty, opts ...grpc.C
 	return out, nil
 }
 
+func (c *daemonClient) Ended(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*EndedReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndedReply)
+	err := c.cc.Invoke(ctx, Daemon_Ended_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DaemonServer is the server API for Daemon service.
 // All implementations must embed UnimplementedDaemonServer
 // for forward compatibility.
@@ -234,6 +247,8 @@ type DaemonServer interface {
 	SetLogLevel(context.Context, *LogLevelRequest) (*Empty, error)
 	// NodeAgents asks the manager which node agents there are.
 	NodeAgents(context.Context, *Empty) (*NodeAgentsReply, error)
+	// Ended tells, once, which intercepts have ended without having been left from here, and why.
+	Ended(context.Context, *Empty) (*EndedReply, error)
 	mustEmbedUnimplementedDaemonServer()
 }
 
@@ -279,6 +294,9 @@ func (UnimplementedDaemonServer) SetLogLevel(context.Context, *LogLevelRequest) 
 }
 func (UnimplementedDaemonServer) NodeAgents(context.Context, *Empty) (*NodeAgentsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method NodeAgents not implemented")
+}
+func (UnimplementedDaemonServer) Ended(context.Context, *Empty) (*EndedReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Ended not implemented")
 }
 func (UnimplementedDaemonServer) mustEmbedUnimplementedDaemonServer() {}
 func (UnimplementedDaemonServer) testEmbeddedByValue()                {}
@@ -503,6 +521,24 @@ func _Daemon_NodeAgents_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Daemon_Ended_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DaemonServer).Ended(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Daemon_Ended_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DaemonServer).Ended(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Daemon_ServiceDesc is the grpc.ServiceDesc for Daemon service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -549,6 +585,10 @@ var Daemon_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NodeAgents",
 			Handler:    _Daemon_NodeAgents_Handler,
+		},
+		{
+			MethodName: "Ended",
+			Handler:    _Daemon_Ended_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -81,7 +81,7 @@ func (e *env) config(ctx context.Context, g *global) (configRecord, error) {
 		return record, err
 	}
 	defer s.Close()
-	if err := e.sameVersion(ctx, s); err != nil {
+	if err := e.otherVersion(s); err != nil {
 		return record, err
 	}
 	c, err := s.Config(ctx, &daemonpb.Empty{})
@@ -147,7 +147,7 @@ agents log is the chart's value logLevel, which whoever installs it sets.`,
 				return err
 			}
 			defer s.Close()
-			if err := e.sameVersion(cmd.Context(), s); err != nil {
+			if err := e.otherVersion(s); err != nil {
 				return err
 			}
 			if _, err := s.SetLogLevel(cmd.Context(), &daemonpb.LogLevelRequest{Level: level, DurationMs: duration.Milliseconds()}); err != nil {

@@ -54,10 +54,11 @@ func (e *env) runConnect(cmd *cobra.Command, g *global, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	if err := e.sameVersion(ctx, s); err != nil {
+	defer func() { _ = s.Close() }()
+	if s, err = e.sameVersion(ctx, g, s); err != nil {
 		return err
 	}
+	e.news(ctx, s)
 	before, err := s.Status(ctx, &daemonpb.Empty{})
 	if err != nil {
 		return err

@@ -44,6 +44,9 @@ type env struct {
 	isTerminal func(stream any) (columns int, ok bool)
 	workingDir func() (string, error)
 
+	// patience is how long the daemon has to answer at all, and hung is the error that it did not.
+	patience time.Duration
+	hung     func() error
 	// dial fails with an error that notRunning knows when there is no daemon.
 	dial func(context.Context) (daemonpb.DaemonClient, io.Closer, error)
 	// launch starts a daemon and returns once it listens.
@@ -102,7 +105,7 @@ func processEnv() *env {
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		getenv: os.Getenv, now: time.Now, logFile: daemonLog, isTerminal: isTerminal, workingDir: os.Getwd,
 		dial: socket.Dial, saved: socket.Saved, clean: socket.Clean, foreground: runDaemon,
-		run: runProgram, lookPath: exec.LookPath,
+		run: runProgram, lookPath: exec.LookPath, patience: socket.Ping, hung: hung,
 	}
 	e.launch = e.launchProcess
 	e.chart, _ = fs.Sub(deploy.Chart, "chart")
@@ -141,6 +144,14 @@ func daemonLog() string {
 		return "daemon.log"
 	}
 	return path
+}
+
+func hung() error {
+	path, err := socket.Path()
+	if err != nil {
+		return err
+	}
+	return socket.Hung(path)
 }
 
 func (e *env) launchProcess(ctx context.Context) error {

@@ -32,6 +32,7 @@ answered to their end.`,
 				return fmt.Errorf("intercept named %q not found: there is no session — `%s list --intercepts` shows what is intercepted", args[0], e.name)
 			}
 			defer s.Close()
+			e.news(cmd.Context(), s)
 			s.line.Set("leaving " + args[0])
 			reply, err := s.Leave(cmd.Context(), &daemonpb.LeaveRequest{Name: args[0]})
 			s.line.Close()

@@ -177,7 +177,7 @@ func (e *env) hold(ctx context.Context, g *global, s *session, name string, hold
 
 // hold returns nil when what is held is gone.
 func (s *session) hold(ctx context.Context, name string, holds func()) error {
-	stream, err := s.Hold(ctx, &daemonpb.HoldRequest{Intercept: name})
+	stream, err := s.Hold(ctx, &daemonpb.HoldRequest{Intercept: name, Process: int32(os.Getpid())})
 	if err != nil {
 		return err
 	}

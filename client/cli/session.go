@@ -22,7 +22,8 @@ type session struct {
 	io.Closer
 	line *progress.Line
 	// warn prints what must not pass by as progress does.
-	warn func(string)
+	warn    func(string)
+	version string // of the daemon
 }
 
 // notRunning tells whether dialling failed because there is no daemon.
@@ -85,7 +86,24 @@ func (e *env) reach(ctx context.Context, g *global) (*session, error) {
 		line.Close()
 		e.warn(g, text)
 	}
-	return &session{DaemonClient: client, Closer: closer, line: line, warn: warn}, nil
+	s := &session{DaemonClient: client, Closer: closer, line: line, warn: warn}
+	if err := e.answers(ctx, s); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// answers makes sure that the daemon is not one that hangs: the kernel accepts connections for it all the same.
+func (e *env) answers(ctx context.Context, s *session) error {
+	patience, cancel := context.WithTimeout(ctx, e.patience)
+	defer cancel()
+	v, err := s.Version(patience, &daemonpb.Empty{})
+	if patience.Err() != nil && ctx.Err() == nil {
+		return e.hung()
+	}
+	s.version = v.GetVersion()
+	return err
 }
 
 func (e *env) start(ctx context.Context, g *global) (*session, error) {
@@ -96,17 +114,52 @@ func (e *env) start(ctx context.Context, g *global) (*session, error) {
 	return e.reach(ctx, g)
 }
 
-// sameVersion refuses to ask a daemon of another version for more than its status.
-func (e *env) sameVersion(ctx context.Context, s *session) error {
-	v, err := s.Version(ctx, &daemonpb.Empty{})
+// otherVersion is an error if the daemon is not of this version.
+func (e *env) otherVersion(s *session) error {
+	if s.version == e.version {
+		return nil
+	}
+	return fmt.Errorf("the running daemon is %s and this is %s %s — run `%s quit -s` and try again", s.version, e.name, e.version, e.name)
+}
+
+// sameVersion sees that the daemon is of this version: it replaces one that has no session, and refuses to ask any other for more than its status.
+// The session of the result is s, or that of the new daemon.
+func (e *env) sameVersion(ctx context.Context, g *global, s *session) (*session, error) {
+	if s.version == e.version {
+		return s, nil
+	}
+	st, err := s.Status(ctx, &daemonpb.Empty{})
 	if err != nil {
-		return err
+		return s, err
 	}
-	if v.GetVersion() != e.version {
-		return fmt.Errorf("the running daemon is %s and this is %s %s — run `%s quit -s` and try again",
-			v.GetVersion(), e.name, e.version, e.name)
+	if st.GetSession() != "" {
+		return s, e.otherVersion(s)
 	}
-	return nil
+	e.note(g, "The running daemon is %s and this is %s %s: it is replaced", s.version, e.name, e.version)
+	if err := e.stopDaemon(ctx, g, s); err != nil {
+		return s, err
+	}
+	next, err := e.start(ctx, g)
+	if err != nil {
+		return s, err
+	}
+	_ = s.Close()
+	if next.version != e.version {
+		return next, fmt.Errorf("the daemon that was started is %s and this is %s %s — is there another %s at its place?", next.version, e.name, e.version, e.name)
+	}
+	return next, nil
+}
+
+// news tells what has ended since the last command without having been left.
+func (e *env) news(ctx context.Context, s *session) {
+	reply, err := s.Ended(ctx, &daemonpb.Empty{})
+	if err != nil {
+		return // a daemon of an older version
+	}
+	for _, ended := range reply.GetEnded() {
+		s.warn(fmt.Sprintf("intercept %s of %s %s in namespace %s has ended: %s",
+			ended.GetName(), ended.GetWorkloadKind(), ended.GetWorkload(), ended.GetNamespace(), ended.GetReason()))
+	}
 }
 
 // connected reaches the daemon and sees that it has a session: the one there is, if the flags do not ask for another, or a
@@ -116,7 +169,10 @@ func (e *env) connected(ctx context.Context, g *global) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.ensureSession(ctx, g, s); err != nil {
+	if s, err = e.sameVersion(ctx, g, s); err == nil {
+		err = e.ensureSession(ctx, g, s)
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -124,9 +180,7 @@ func (e *env) connected(ctx context.Context, g *global) (*session, error) {
 }
 
 func (e *env) ensureSession(ctx context.Context, g *global, s *session) error {
-	if err := e.sameVersion(ctx, s); err != nil {
-		return err
-	}
+	e.news(ctx, s)
 	st, err := s.Status(ctx, &daemonpb.Empty{})
 	if err != nil {
 		return err

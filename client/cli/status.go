@@ -66,6 +66,9 @@ func (e *env) status(ctx context.Context, g *global) (*daemonpb.StatusInfo, erro
 		return nil, err
 	}
 	st.Message = e.renamed(st.GetMessage())
+	if len(st.GetEnded()) > 0 { // all of it is shown here, so that nothing is news any more
+		_, _ = s.Ended(ctx, &daemonpb.Empty{})
+	}
 	return st, nil
 }
 

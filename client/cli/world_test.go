@@ -62,6 +62,8 @@ type daemonServer struct {
 	agentsErr   error
 	level       *daemonpb.LogLevelRequest
 
+	ended []*daemonpb.EndedInfo // news
+
 	requests []proto.Message
 	quit     func()
 }
@@ -86,6 +88,14 @@ func (d *daemonServer) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb
 	s := proto.Clone(d.status).(*daemonpb.StatusInfo)
 	s.Daemon = v
 	return s, nil
+}
+
+func (d *daemonServer) Ended(ctx context.Context, r *daemonpb.Empty) (*daemonpb.EndedReply, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ended := d.ended
+	d.ended = nil
+	return &daemonpb.EndedReply{Ended: ended}, nil
 }
 
 func (d *daemonServer) NodeAgents(ctx context.Context, r *daemonpb.Empty) (*daemonpb.NodeAgentsReply, error) {
@@ -328,6 +338,8 @@ func newWorld(t *testing.T) *world {
 		},
 		saved:      func() bool { return w.hasSaved },
 		clean:      func() error { w.cleaned++; return nil },
+		patience:   20 * time.Second,
+		hung:       func() error { return socket.Hung(w.socket) },
 		foreground: func(context.Context) error { return errors.New("the daemon ran") },
 		chart:      fstest.MapFS{},
 	}

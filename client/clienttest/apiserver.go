@@ -39,11 +39,12 @@ type APIServer struct {
 	admit  func(Call, *unstructured.Unstructured) string
 	status int // with which everything is refused; 0: not at all
 	calls  []Call
+	cut    chan struct{} // closed to end the watches
 }
 
 // NewAPIServer starts one, which ends with the test.
 func NewAPIServer(t testing.TB) *APIServer {
-	a := &APIServer{store: newStore(), addr: "127.0.0.1:0", forwards: newForwards()}
+	a := &APIServer{store: newStore(), addr: "127.0.0.1:0", forwards: newForwards(), cut: make(chan struct{})}
 	a.Start(t)
 	t.Cleanup(a.Stop)
 	return a
@@ -81,6 +82,14 @@ func (a *APIServer) Cut() { a.forwards.cut() }
 
 // Stall makes the port-forwards hang, as a dead network does.
 func (a *APIServer) Stall() { a.forwards.stall() }
+
+// CutWatches ends the watches that there are.
+func (a *APIServer) CutWatches() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(a.cut)
+	a.cut = make(chan struct{})
+}
 
 // Deny refuses calls for lack of rights; nil: none.
 func (a *APIServer) Deny(deny func(Call) bool) {
@@ -120,15 +129,18 @@ func (a *APIServer) Calls() []Call {
 // Kubeconfig writes one for this server, with a context of the given name.
 func (a *APIServer) Kubeconfig(t testing.TB, context string) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	require.NoError(t, os.WriteFile(path, []byte(fmt.Sprintf(`apiVersion: v1
+	require.NoError(t, os.WriteFile(path, []byte(fmt.Sprintf(kubeconfig, context, a.URL)), 0o600))
+	return path
+}
+
+// kubeconfig is one with a context of a given name for a server of a given URL.
+const kubeconfig = `apiVersion: v1
 kind: Config
 current-context: %[1]s
 clusters: [{name: test, cluster: {server: "%[2]s"}}]
 users: [{name: dev, user: {token: secret}}]
 contexts: [{name: %[1]s, context: {cluster: test, user: dev, namespace: shop}}]
-`, context, a.URL)), 0o600))
-	return path
-}
+`
 
 // resourceOf is the resource of an object of a known kind.
 func resourceOf(object client.Object) string {
@@ -318,6 +330,9 @@ func (a *APIServer) watch(w http.ResponseWriter, r *http.Request, call Call, sel
 	w.WriteHeader(http.StatusOK)
 	version, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
 	end := time.After(time.Hour)
+	a.mu.Lock()
+	cut := a.cut
+	a.mu.Unlock()
 	for {
 		events, now, changed := a.store.since(version)
 		for _, e := range events {
@@ -330,6 +345,8 @@ func (a *APIServer) watch(w http.ResponseWriter, r *http.Request, call Call, sel
 		select {
 		case <-changed:
 		case <-r.Context().Done():
+			return
+		case <-cut:
 			return
 		case <-end:
 			return

@@ -267,6 +267,9 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	if err != nil {
 		return err
 	}
+	for queue := m.queue(hash); len(queue) > 0; { // of an earlier connection
+		<-queue
+	}
 	m.mu.Lock()
 	m.hellos = append(m.hellos, first.GetHello())
 	m.sessions[hash] = stream

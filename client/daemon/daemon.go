@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -43,9 +44,10 @@ type Options struct {
 	// LogLevel is debug, info, warn or error; empty: info.
 	LogLevel string
 
-	// Timing of the link to the manager, and how its pods are reached; the zero values are right except in tests.
+	// Timing of the link to the manager, how its pods are reached and what the wall clock says; the zero values are right except in tests.
 	Timing  link.Timing
 	Forward link.Forward
+	Wall    func() time.Time
 }
 
 // Run serves the socket until Quit is called, ctx ends, a SIGTERM, SIGINT or SIGHUP comes, or the socket is removed. It returns nil at
@@ -68,10 +70,11 @@ func Run(ctx context.Context, o Options) error {
 	defer closeLog()
 	log.Info("daemon started", "version", version.Version, "pid", os.Getpid(), "socket", o.Socket)
 
-	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log, Timing: o.Timing, Forward: o.Forward}, o, level)
+	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log, Timing: o.Timing, Forward: o.Forward, Wall: o.Wall}, o, level)
 	s.resume()
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(4<<20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
 	)
 	daemonpb.RegisterDaemonServer(server, s)

@@ -34,6 +34,9 @@ func (s *service) Hold(req *daemonpb.HoldRequest, events daemonpb.Daemon_HoldSer
 			return reason.New(codes.NotFound, reason.InterceptNotFound, "there is no intercept %q", h.name)
 		}
 	}
+	if h.name != "" && req.GetProcess() != 0 {
+		current.Registry.Hold(h.uid, int(req.GetProcess()))
+	}
 	if err := events.Send(&daemonpb.HoldEvent{}); err != nil {
 		return err
 	}
@@ -78,13 +81,12 @@ func (h *holding) find() (types.UID, bool) {
 // gone waits until what is held is gone, and then is true, or until the caller or the daemon goes.
 func (h *holding) gone(ctx context.Context) bool {
 	for {
-		all, changed := h.session.Registry.All()
-		held := h.name == ""
-		for _, i := range all {
-			held = held || i.UID == h.uid
-		}
-		if !held {
-			return true
+		_, changed := h.session.Registry.All()
+		if h.name != "" {
+			var still bool
+			if h.uid, still = h.session.Registry.Still(h.uid); !still {
+				return true
+			}
 		}
 		select {
 		case <-h.service.stopping:
@@ -127,7 +129,11 @@ func (h *holding) tryLeave(ctx context.Context) error {
 	if h.name == "" {
 		return h.service.endIf(ctx, h.session)
 	}
-	if uid, ok := h.find(); !ok || uid != h.uid {
+	var still bool
+	if h.uid, still = h.session.Registry.Still(h.uid); !still {
+		return nil
+	}
+	if uid, ok := h.find(); ok && uid != h.uid {
 		return nil
 	}
 	_, err := h.session.Registry.Leave(ctx, h.name)

@@ -142,9 +142,34 @@ func (s *service) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.Stat
 	if err := current.Unstored(); err != nil && info.Message == "" {
 		info.Message = fmt.Sprintf("the session is not kept on disk and ends with the daemon: %v", err)
 	}
+	if err := cmp.Or(current.Registry.Trouble(), current.Source.Trouble()); err != nil && info.Message == "" {
+		info.Message = fmt.Sprintf("what is said about intercepts may be old: %v", err)
+	}
 	all, _ := current.Registry.All()
 	info.Intercepts = current.Print(ctx, all, nil)
+	info.Ended = printEnded(current.Registry.Ended(false))
 	return info, nil
+}
+
+// Ended tells what has ended without having been left, once.
+func (s *service) Ended(context.Context, *daemonpb.Empty) (*daemonpb.EndedReply, error) {
+	s.mu.Lock()
+	current := s.current
+	s.mu.Unlock()
+	if current == nil {
+		return &daemonpb.EndedReply{}, nil
+	}
+	return &daemonpb.EndedReply{Ended: printEnded(current.Registry.Ended(true))}, nil
+}
+
+func printEnded(ended []intercept.Ended) []*daemonpb.EndedInfo {
+	var infos []*daemonpb.EndedInfo
+	for _, e := range ended {
+		infos = append(infos, &daemonpb.EndedInfo{
+			Name: e.Name, Namespace: e.Namespace, WorkloadKind: e.WorkloadKind, Workload: e.Workload, Reason: e.Why, At: e.At.Unix(), Again: e.Again,
+		})
+	}
+	return infos
 }
 
 // nodesTimeout bounds the wait for the manager's word about node agents.

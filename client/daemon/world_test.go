@@ -30,7 +30,7 @@ import (
 const patience = 20 * time.Second
 
 // quick makes outages short.
-var quick = link.Timing{Ping: 50 * time.Millisecond, GiveUp: 400 * time.Millisecond, First: 5 * time.Millisecond, Early: 50 * time.Millisecond, Late: 100 * time.Millisecond}
+var quick = link.Timing{Ping: 50 * time.Millisecond, GiveUp: 400 * time.Millisecond, First: 5 * time.Millisecond, Early: 50 * time.Millisecond, Late: 100 * time.Millisecond, Connect: time.Second}
 
 // world is a cluster, and a laptop with a daemon.
 type world struct {

@@ -30,6 +30,9 @@ func (r *Registry) Leave(ctx context.Context, name string) (*v1alpha1.Intercept,
 		}
 	}
 	if found == nil {
+		if err := r.leaveEnded(name); err != nil {
+			return nil, err
+		}
 		have := "you have none"
 		if len(names) > 0 {
 			have = "yours are: " + strings.Join(names, ", ")
@@ -44,6 +47,22 @@ func (r *Registry) Leave(ctx context.Context, name string) (*v1alpha1.Intercept,
 		return nil, cluster.Explain(err)
 	}
 	return found, nil
+}
+
+// leaveEnded is about one that has ended already; nil: there is none of that name.
+func (r *Registry) leaveEnded(name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e, ok := r.ended[name]
+	switch {
+	case !ok:
+		return nil
+	case e.making:
+		return reason.New(codes.Aborted, reason.InterceptExists, "intercept %q is just being made again, since %s — try again in a moment", name, e.Why)
+	}
+	r.dismiss(name)
+	r.notify()
+	return reason.New(codes.NotFound, reason.InterceptNotFound, "intercept %q has ended already: %s — nothing is left to do", name, e.Why)
 }
 
 // delete deletes an object of this client, and no other that has its name by now.
@@ -69,12 +88,13 @@ func (r *Registry) delete(ctx context.Context, cluster *kube.Cluster, object *v1
 		}
 		object = have
 	}
+	r.leaves(object.UID)
 	err = api.Delete(ctx, object.DeepCopy(), options...)
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		return err
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		err = nil
 	}
-	r.deleted(object.UID, "left")
-	return nil
+	r.deleted(object.UID, err)
+	return err
 }
 
 // LeaveAll ends all intercepts of the client and says which could not be ended. It asks the API which there are, in all namespaces where some may be.

@@ -94,6 +94,7 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port)); err != nil {
 		return nil, nil, err
 	}
+	r.dismiss(name)
 	_, watched := r.watching[a.Namespace]
 	r.reserved[name] = &reservation{
 		namespace: a.Namespace, object: objectName(name, a.Spec.Client.Session), name: name,

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -32,11 +33,12 @@ type Client struct {
 
 // Registry is what the client knows of its own intercepts. The API is the truth; the registry follows it.
 type Registry struct {
-	client Client
-	source *kube.Source
-	log    *slog.Logger
-	// save makes it known on disk where there are intercepts, before the first is made there.
-	save func(namespaces []string) error
+	client   Client
+	source   *kube.Source
+	presence func() Presence
+	wall     func() time.Time
+	log      *slog.Logger
+	save     func(namespaces []string) error
 
 	ctx     context.Context // of the watches
 	stop    context.CancelFunc
@@ -46,14 +48,22 @@ type Registry struct {
 	clock    uint64 // counts what happens, to tell what was before a list and what after
 	entries  map[types.UID]*entry
 	gone     map[types.UID]struct{} // deleted by this client: news about them are old
+	leaving  map[types.UID]struct{} // being deleted by this client
 	reserved map[string]*reservation
 	watching map[string]*watch
 	changed  chan struct{}
+	troubles map[string]error // why intercepts cannot be followed, by namespace
+
+	ended      map[string]*Ended // without this client's doing, by name
+	successors map[types.UID]types.UID
+	held       map[types.UID]int  // processes that intercepts last as long as
+	expected   map[string][]Known // what an earlier daemon has left, by namespace, until it is looked for
 }
 
 type entry struct {
 	object *v1alpha1.Intercept
 	added  uint64
+	seen   time.Time // by the wall clock: when the API last had it
 }
 
 // reservation is an intercept that is being made: the manager may send traffic for it before the call that creates it has returned.
@@ -63,17 +73,39 @@ type reservation struct {
 	port                    int32 // 0: the container port, not known yet
 }
 
+// Config of a Registry.
+type Config struct {
+	Client     Client
+	Source     *kube.Source
+	Namespaces []string // where there may be intercepts
+	Known      []Known  // what an earlier daemon has left there
+	// Presence says how the manager has seen this laptop. It is called with the registry locked.
+	Presence func() Presence
+	// Save keeps on disk where there are intercepts, before the first is made there.
+	Save func(namespaces []string) error
+	// Wall reads the wall clock, which goes on while the laptop sleeps; nil: the real one.
+	Wall func() time.Time
+	Log  *slog.Logger
+}
+
 // NewRegistry makes a Registry that watches the given namespaces.
-func NewRegistry(c Client, source *kube.Source, namespaces []string, save func([]string) error, log *slog.Logger) *Registry {
+func NewRegistry(c Config) *Registry {
 	r := &Registry{
-		client: c, source: source, log: log, save: save,
-		entries: map[types.UID]*entry{}, gone: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
-		watching: map[string]*watch{}, changed: make(chan struct{}),
+		client: c.Client, source: c.Source, presence: c.Presence, log: c.Log, save: c.Save,
+		entries: map[types.UID]*entry{}, gone: map[types.UID]struct{}{}, leaving: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
+		watching: map[string]*watch{}, changed: make(chan struct{}), troubles: map[string]error{},
+		ended: map[string]*Ended{}, successors: map[types.UID]types.UID{}, held: map[types.UID]int{}, expected: map[string][]Known{},
+	}
+	if r.wall = c.Wall; r.wall == nil {
+		r.wall = func() time.Time { return time.Now().Round(0) }
+	}
+	for _, k := range c.Known {
+		r.expected[k.Namespace] = append(r.expected[k.Namespace], k)
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, namespace := range namespaces {
+	for _, namespace := range c.Namespaces {
 		r.watch(namespace)
 	}
 	return r
@@ -117,9 +149,12 @@ func (r *Registry) putLocked(object *v1alpha1.Intercept) {
 	}
 	r.clock++
 	known, ok := r.entries[object.UID]
+	if ok {
+		known.seen = r.wall()
+	}
 	switch {
 	case !ok:
-		r.entries[object.UID] = &entry{object: object, added: r.clock}
+		r.entries[object.UID] = &entry{object: object, added: r.clock, seen: r.wall()}
 	case known.object.Generation > object.Generation || known.object.ResourceVersion == object.ResourceVersion:
 		return
 	default:
@@ -128,30 +163,56 @@ func (r *Registry) putLocked(object *v1alpha1.Intercept) {
 	r.notify()
 }
 
-// remove forgets an intercept; the reason is for the log.
-func (r *Registry) remove(uid types.UID, reason string) {
+// remove forgets an intercept that has ended without this client's doing, unless this client is just deleting it.
+func (r *Registry) remove(uid types.UID, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.removeLocked(uid, reason)
+	r.removeLocked(uid, why)
 }
 
-func (r *Registry) removeLocked(uid types.UID, reason string) {
+func (r *Registry) removeLocked(uid types.UID, why string) {
 	known, ok := r.entries[uid]
 	if !ok {
 		return
 	}
+	if _, mine := r.leaving[uid]; mine {
+		why = "left"
+	} else {
+		r.note(known, why)
+	}
+	r.forget(uid, known, why)
+}
+
+// forget is called with mu held; the reason is for the log.
+func (r *Registry) forget(uid types.UID, known *entry, reason string) {
 	delete(r.entries, uid)
+	if e := r.ended[known.object.Spec.Name]; e == nil || !e.Again {
+		delete(r.held, uid)
+	}
 	r.log.Info("intercept gone", "name", known.object.Spec.Name, "namespace", known.object.Namespace, "reason", reason)
 	r.forgetNamespace(known.object.Namespace)
 	r.notify()
 }
 
-// deleted: this client has deleted the object, and old news must not bring it back.
-func (r *Registry) deleted(uid types.UID, reason string) {
+// leaves: this client is about to delete the object.
+func (r *Registry) leaves(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.leaving[uid] = struct{}{}
+}
+
+// deleted: this client has deleted the object, and old news must not bring it back; or it could not.
+func (r *Registry) deleted(uid types.UID, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.leaving, uid)
+	if err != nil {
+		return
+	}
 	r.gone[uid] = struct{}{}
-	r.removeLocked(uid, reason)
+	if known, ok := r.entries[uid]; ok {
+		r.forget(uid, known, "left")
+	}
 }
 
 // forgetNamespace stops watching a namespace that has nothing of this client's any more. It is called with mu held.
@@ -166,9 +227,15 @@ func (r *Registry) forgetNamespace(namespace string) {
 			return
 		}
 	}
+	for _, e := range r.ended {
+		if e.Again && e.Namespace == namespace {
+			return
+		}
+	}
 	if w, ok := r.watching[namespace]; ok {
 		w.stop()
 		delete(r.watching, namespace)
+		delete(r.troubles, namespace)
 		r.saveNamespaces()
 	}
 }

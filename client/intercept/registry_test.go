@@ -19,7 +19,10 @@ import (
 const session = "11111111-2222-3333-4444-555555555555"
 
 func newRegistry(t *testing.T) *Registry {
-	r := NewRegistry(Client{Session: session}, kube.NewSource(kube.Access{}), nil, func([]string) error { return nil }, slog.New(slog.DiscardHandler))
+	r := NewRegistry(Config{
+		Client: Client{Session: session}, Source: kube.NewSource(kube.Access{}), Presence: func() Presence { return Presence{} },
+		Save: func([]string) error { return nil }, Log: slog.New(slog.DiscardHandler),
+	})
 	t.Cleanup(r.Close)
 	return r
 }
@@ -66,7 +69,7 @@ func TestRegistryIsNotTakenInByOldNews(t *testing.T) {
 	t.Run("the watch's news about what was deleted", func(t *testing.T) {
 		r := newRegistry(t)
 		r.put(object("a", "1", 1, 1))
-		r.deleted("a", "left")
+		r.deleted("a", nil)
 		r.put(object("a", "2", 1, 1))
 		assert.Empty(t, known(r))
 	})
@@ -75,7 +78,7 @@ func TestRegistryIsNotTakenInByOldNews(t *testing.T) {
 		r.put(object("a", "1", 1, 1))
 		begun := r.clock
 		r.put(object("b", "2", 1, 2))
-		r.replace("shop", nil, begun)
+		r.replace("shop", nil, begun, endedBySomebody)
 		assert.Equal(t, []string{"b"}, known(r))
 	})
 	t.Run("what is another client's", func(t *testing.T) {
@@ -126,4 +129,13 @@ func TestTarget(t *testing.T) {
 		cancel()
 		assert.Empty(t, r.Target(ctx, open))
 	})
+}
+
+func TestDurationsAreShort(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		time.Hour + 4*time.Second: "1h", 15 * time.Minute: "15m", 75 * time.Minute: "1h15m", 90 * time.Second: "1m30s", 2 * time.Minute: "2m",
+		20*time.Second + 300*time.Millisecond: "20s", 10 * time.Hour: "10h", 30*time.Hour + 10*time.Minute: "30h10m",
+	} {
+		assert.Equal(t, want, short(d))
+	}
 }

@@ -3,7 +3,9 @@ package intercept
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -85,6 +87,7 @@ func (w *watch) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		w.registry.trouble(w.namespace, err)
 		if err == nil {
 			delay = watchRetryFirst
 			continue
@@ -114,7 +117,10 @@ func (w *watch) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	version, err := w.list(ctx, cluster.Call, api)
+	version, refresh, err := w.listOrRefresh(ctx, cluster.Call, api)
+	if refresh {
+		return nil
+	}
 	if err != nil {
 		return cluster.Explain(err)
 	}
@@ -154,7 +160,7 @@ func (w *watch) take(event kubewatch.Event) {
 	case kubewatch.Added, kubewatch.Modified:
 		w.registry.put(object)
 	case kubewatch.Deleted:
-		w.registry.remove(object.UID, "deleted in the cluster")
+		w.registry.remove(object.UID, endedBySomebody)
 	}
 }
 
@@ -168,15 +174,35 @@ func (w *watch) list(ctx context.Context, call func(context.Context) (context.Co
 	err := api.List(ctx, &list, client.InNamespace(w.namespace), client.MatchingLabels{SessionLabel: w.registry.client.Session})
 	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
 		// The kind itself is gone: sidestep was removed from the cluster, and all intercepts with it.
-		w.registry.replace(w.namespace, nil, begun)
+		w.registry.replace(w.namespace, nil, begun, endedWithKind)
 		w.markSynced()
 	}
 	if err != nil {
 		return "", err
 	}
-	w.registry.replace(w.namespace, list.Items, begun)
+	w.registry.trouble(w.namespace, nil)
+	w.registry.replace(w.namespace, list.Items, begun, endedBySomebody)
 	w.markSynced()
 	return list.ResourceVersion, nil
+}
+
+// listOrRefresh lists, unless Refresh wants a new list meanwhile: this one may be waiting for an answer over a connection that is dead.
+func (w *watch) listOrRefresh(ctx context.Context, call func(context.Context) (context.Context, context.CancelFunc), api client.Client) (version string, refresh bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	listed := make(chan struct{})
+	go func() {
+		defer close(listed)
+		version, err = w.list(ctx, call, api)
+	}()
+	select {
+	case <-listed:
+	case <-w.again:
+		refresh = true
+		cancel()
+		<-listed
+	}
+	return version, refresh, err
 }
 
 func (w *watch) markSynced() {
@@ -187,8 +213,9 @@ func (w *watch) markSynced() {
 	}
 }
 
-// replace makes the picture of a namespace what a list says that was begun when the clock stood at begun. What was added since may be missing in it.
-func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun uint64) {
+// replace makes the picture of a namespace what a list says that was begun when the clock stood at begun. What was added since may be missing in
+// it. What has gone has for the reason why.
+func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun uint64, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	listed := make(map[types.UID]bool, len(items))
@@ -198,8 +225,31 @@ func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun u
 	}
 	for uid, e := range r.entries {
 		if e.object.Namespace == namespace && e.added <= begun && !listed[uid] {
-			r.removeLocked(uid, "not in the cluster any more")
+			r.removeLocked(uid, why)
 		}
 	}
+	r.compare(namespace)
 	r.forgetNamespace(namespace)
+}
+
+// trouble notes why the intercepts of a namespace cannot be followed; nil: they can.
+func (r *Registry) trouble(namespace string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch _, watching := r.watching[namespace]; {
+	case err == nil:
+		delete(r.troubles, namespace)
+	case watching:
+		r.troubles[namespace] = err
+	}
+}
+
+// Trouble is why what is known about intercepts may be old; nil if it is not.
+func (r *Registry) Trouble() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, namespace := range slices.Sorted(maps.Keys(r.troubles)) {
+		return r.troubles[namespace]
+	}
+	return nil
 }

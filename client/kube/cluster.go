@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/connrotation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
@@ -27,6 +29,9 @@ import (
 
 // callTimeout bounds a call to the API server when the user gave no --request-timeout.
 const callTimeout = 15 * time.Second
+
+// dialTimeout bounds connecting to an address of the API server.
+const dialTimeout = 10 * time.Second
 
 // Cluster is an API server, an account, and clients for them.
 type Cluster struct {
@@ -39,6 +44,7 @@ type Cluster struct {
 	// Namespace is the context's, or "default".
 	Namespace string
 
+	dialer      *connrotation.Dialer
 	timeout     time.Duration
 	fingerprint [sha256.Size]byte
 	once        sync.Once
@@ -78,6 +84,8 @@ func (a Access) Load() (*Cluster, error) {
 	config.QPS, config.Burst = 50, 100
 	config.UserAgent = "sidestep/" + version.Version
 	config.WarningHandler = rest.NoWarnings{}
+	c.dialer = connrotation.NewDialer((&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext)
+	config.Dial = c.dialer.DialContext
 	if config.ExecProvider != nil {
 		config.ExecProvider.StdinUnavailable = true
 		config.ExecProvider.StdinUnavailableMessage = "the daemon has no terminal: log in with kubectl first"
@@ -112,6 +120,9 @@ func fingerprint(c *rest.Config) [sha256.Size]byte {
 		fmt.Sprint(t.Insecure), t.ServerName, t.CAFile, string(t.CAData), t.CertFile, string(t.CertData), t.KeyFile, string(t.KeyData),
 	}))
 }
+
+// Drop closes the connections over which calls and watches go, so that the next ones make new ones. Requests that are under way fail.
+func (c *Cluster) Drop() { c.dialer.CloseAll() }
 
 // Call bounds ctx by the time that a call may take.
 func (c *Cluster) Call(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -7,6 +7,8 @@ type Source struct {
 	mu     sync.Mutex
 	access Access
 	last   *Cluster
+	// trouble is why the kubeconfig could not be read the last time.
+	trouble error
 }
 
 // NewSource makes a Source that reads the kubeconfig each time.
@@ -21,11 +23,15 @@ func (s *Source) Use(a Access) {
 	s.access = a
 }
 
-// Cluster reads the kubeconfig. As long as it says the same, the same Cluster and its open connections are returned.
+// Cluster reads the kubeconfig. As long as it says the same, the same Cluster and its open connections are returned; and also when it cannot be
+// read any more, for who has a session wants to keep it, or to leave it.
 func (s *Source) Cluster() (*Cluster, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, err := s.access.Load()
+	if s.trouble = err; err != nil && s.last != nil {
+		return s.last, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -34,4 +40,21 @@ func (s *Source) Cluster() (*Cluster, error) {
 	}
 	s.last = c
 	return c, nil
+}
+
+// Trouble is why the kubeconfig could not be read when it was needed last, so that what it said before is used; nil if it could.
+func (s *Source) Trouble() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trouble
+}
+
+// Drop closes the connections to the API server, as Cluster.Drop does.
+func (s *Source) Drop() {
+	s.mu.Lock()
+	last := s.last
+	s.mu.Unlock()
+	if last != nil {
+		last.Drop()
+	}
 }

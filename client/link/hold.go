@@ -98,6 +98,7 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error 
 	for {
 		select {
 		case m := <-in:
+			l.hear()
 			deadline.Reset(l.Timing.GiveUp)
 			switch m := m.GetMessage().(type) {
 			case *clientpb.ManagerMessage_Ping:

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -61,6 +62,9 @@ type Config struct {
 	Timing Timing
 	// Wall reads the wall clock, by which the laptop's sleep is noticed; nil: the real one.
 	Wall func() time.Time
+	// Dead is called when connections that there are can no longer be trusted, since the laptop slept or nothing was heard for too long: what
+	// asks over one of them would wait for an answer that never comes. It may be nil.
+	Dead func()
 }
 
 // State of a link.
@@ -70,6 +74,8 @@ type State struct {
 	Attempts       int   // that failed since it was connected
 	ManagerVersion string
 	Grace          time.Duration // how long intercepts outlive the laptop's absence
+	Since          time.Time     // by the wall clock: when it was connected
+	Heard          time.Time     // by the wall clock: when the manager was last heard before that, or, without a connection, at all; zero: never
 
 	clients clientpb.ClientsClient // nil when not connected
 }
@@ -110,11 +116,13 @@ func (s State) Environment(ctx context.Context, req *clientpb.EnvironmentRequest
 // Link is a connection to the manager that comes back.
 type Link struct {
 	Config
-	wake chan struct{} // the laptop woke up, or somebody wants a new attempt now
+	wake  chan struct{} // the laptop woke up, or somebody wants a new attempt now
+	heard atomic.Int64  // when the manager was last heard, by the wall clock in Unix nanoseconds
 
 	mu      sync.Mutex
 	state   State
 	changed chan struct{}
+	abort   context.CancelFunc // of the last attempt to connect
 }
 
 // New makes a Link; Run makes it live.
@@ -156,6 +164,32 @@ func (l *Link) Hurry() {
 	}
 }
 
+// hear notes that the manager has been heard.
+func (l *Link) hear() { l.heard.Store(l.Wall().UnixNano()) }
+
+func (l *Link) lastHeard() time.Time {
+	if at := l.heard.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
+// abandon ends an attempt to connect that was begun before the laptop slept.
+func (l *Link) abandon() {
+	l.mu.Lock()
+	abort := l.abort
+	l.mu.Unlock()
+	if abort != nil {
+		abort()
+	}
+}
+
+func (l *Link) dead() {
+	if l.Dead != nil {
+		l.Dead()
+	}
+}
+
 func (l *Link) set(change func(*State)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -174,6 +208,7 @@ func (l *Link) Run(ctx context.Context) {
 
 	delay, down, said := l.Timing.First, time.Now(), ""
 	for ctx.Err() == nil {
+		began := time.Now()
 		connected, err := l.connect(ctx)
 		if ctx.Err() != nil {
 			return
@@ -184,7 +219,11 @@ func (l *Link) Run(ctx context.Context) {
 		if connected > 0 {
 			said = ""
 		}
-		l.set(func(s *State) { s.Connected, s.Err, s.clients = false, err, nil; s.Attempts++ })
+		heard := l.lastHeard()
+		l.set(func(s *State) { s.Connected, s.Err, s.clients, s.Heard = false, err, nil, heard; s.Attempts++ })
+		if connected > 0 || time.Since(began) > l.Timing.GiveUp {
+			l.dead()
+		}
 		if err.Error() != said { // an outage may last all night
 			said = err.Error()
 			l.Log.Warn("not connected to the traffic manager", "error", err)
@@ -229,6 +268,10 @@ func (l *Link) watchSleep(ctx context.Context) {
 		now := l.Wall()
 		if asleep := now.Sub(last) - tick; asleep > slack {
 			l.Log.Info("the laptop was asleep", "for", asleep.Round(time.Second))
+			if state, _ := l.State(); !state.Connected { // else a ping finds out
+				l.dead()
+				l.abandon()
+			}
 			l.Hurry()
 		}
 		last = now
@@ -239,6 +282,9 @@ func (l *Link) watchSleep(ctx context.Context) {
 func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	dialing, cancel := context.WithTimeout(ctx, l.Timing.Connect)
 	defer cancel()
+	l.mu.Lock()
+	l.abort = cancel
+	l.mu.Unlock()
 	raw, tlsConfig, err := l.Dial(dialing)
 	if err != nil {
 		return 0, err
@@ -258,12 +304,14 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, explain(err)
 	}
-	since := time.Now()
+	since, before := time.Now(), l.lastHeard()
 	l.set(func(s *State) {
 		*s = State{
 			Connected: true, ManagerVersion: h.hello.GetVersion(), Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second, clients: h.clients,
+			Since: l.Wall(), Heard: before,
 		}
 	})
+	l.hear()
 	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion())
 	err = l.hold(ctx, end, h)
 	return time.Since(since), explain(err)

@@ -35,6 +35,8 @@ type Record struct {
 	NamespaceChosen  bool        `json:"namespaceChosen,omitempty"` // by a flag; else it follows the kubeconfig
 	ManagerNamespace string      `json:"managerNamespace"`
 	Namespaces       []string    `json:"interceptNamespaces,omitempty"` // where there may be intercepts
+
+	Intercepts []intercept.Known `json:"intercepts,omitempty"`
 }
 
 // NewRecord begins a session.

@@ -70,6 +70,8 @@ type Options struct {
 	Timing link.Timing
 	// Forward connects to a port of a pod; nil: through the API server.
 	Forward link.Forward
+	// Wall reads the wall clock; nil: the real one.
+	Wall func() time.Time
 }
 
 // Open begins a session with a cluster. It returns when the manager has been reached, and an error when it cannot be.
@@ -124,20 +126,61 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 		Source: kube.NewSource(record.Access), Client: client, store: o.Store, log: o.Log,
 		record: *record, stored: stored, ports: map[string]bool{},
 	}
-	s.Registry = intercept.NewRegistry(client, s.Source, record.Namespaces, s.saveNamespaces, o.Log)
 	route := &link.Route{Source: s.Source, Namespace: record.ManagerNamespace, Forward: o.Forward}
 	s.Link = link.New(link.Config{
-		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing,
+		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing, Wall: o.Wall, Dead: s.Source.Drop,
 		Dial: func(ctx context.Context) (net.Conn, *tls.Config, error) { return s.dial(ctx, route) },
 		Serve: func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32) {
 			s.Registry.Refresh()
+			var restoring sync.WaitGroup
+			defer restoring.Wait()
+			restoring.Go(func() { s.Registry.Restore(ctx) })
 			forward.NewPool(clients, s.Registry, o.Log).Run(ctx, wants)
 		},
+	})
+	s.Registry = intercept.NewRegistry(intercept.Config{
+		Client: client, Source: s.Source, Namespaces: record.Namespaces, Known: record.Intercepts,
+		Presence: s.presence, Save: s.saveNamespaces, Wall: o.Wall, Log: o.Log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel, s.done = cancel, ctx.Done()
 	s.running.Go(func() { s.Link.Run(ctx) })
+	s.running.Go(func() { s.keepKnown(ctx) })
 	return s, nil
+}
+
+// presence is how the manager has seen this laptop.
+func (s *Session) presence() intercept.Presence {
+	state, _ := s.Link.State()
+	p := intercept.Presence{Connected: state.Connected, Since: state.Since, Grace: state.Grace}
+	switch {
+	case state.Heard.IsZero():
+	case state.Connected:
+		p.Away = state.Since.Sub(state.Heard)
+	default:
+		p.Away = s.Link.Wall().Sub(state.Heard)
+	}
+	return p
+}
+
+// keepKnown keeps on disk what the next daemon has to know about intercepts.
+func (s *Session) keepKnown(ctx context.Context) {
+	for {
+		known, changed := s.Registry.Known()
+		s.mu.Lock()
+		if !slices.Equal(known, s.record.Intercepts) {
+			s.record.Intercepts = known
+			if s.stored {
+				_ = s.save() // Unstored tells
+			}
+		}
+		s.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // dial connects to the manager and meanwhile learns which intercepts there are: the manager delivers as soon as it has said hello.
@@ -241,7 +284,7 @@ func (s *Session) Record() Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.record
-	r.Namespaces = slices.Clone(r.Namespaces)
+	r.Namespaces, r.Intercepts = slices.Clone(r.Namespaces), slices.Clone(r.Intercepts)
 	return r
 }
 
@@ -280,6 +323,7 @@ func (s *Session) Close() {
 	s.cancel()
 	s.Registry.Close()
 	s.running.Wait()
+	s.Source.Drop()
 }
 
 // End ends the session for good: its intercepts are deleted. When some cannot be, the error says so, and the session is over all the same.

@@ -35,6 +35,25 @@ type UserDaemon struct {
 	Namespace         string      `json:"namespace,omitempty"`
 	ManagerNamespace  string      `json:"manager_namespace,omitempty"`
 	Intercepts        []Intercept `json:"intercepts"`
+	Ended             []Ended     `json:"ended_intercepts,omitempty"`
+}
+
+// Ended is an intercept that has ended without having been left.
+type Ended struct {
+	Name         string `json:"name"`
+	Namespace    string `json:"namespace"`
+	WorkloadKind string `json:"workload_kind"`
+	Workload     string `json:"workload"`
+	Reason       string `json:"reason"`
+	Restoring    bool   `json:"restoring,omitempty"`
+}
+
+func endedRecords(ended []*daemonpb.EndedInfo) []Ended {
+	var records []Ended
+	for _, e := range ended {
+		records = append(records, Ended{e.GetName(), e.GetNamespace(), e.GetWorkloadKind(), e.GetWorkload(), e.GetReason(), e.GetAgain()})
+	}
+	return records
 }
 
 // TrafficManager is the other end of the session.
@@ -57,6 +76,7 @@ func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status
 		Running: true, Version: d.GetVersion(), Executable: d.GetExecutable(), PID: d.GetPid(), Status: state(s), Error: s.GetMessage(),
 		SessionID: s.GetSession(), Client: s.GetHolder(), KubernetesServer: s.GetKubernetesServer(), KubernetesContext: s.GetKubernetesContext(),
 		Namespace: s.GetNamespace(), ManagerNamespace: s.GetManagerNamespace(), Intercepts: interceptRecords(s.GetIntercepts()),
+		Ended: endedRecords(s.GetEnded()),
 	}
 	for i := range r.UserDaemon.Intercepts {
 		its := &r.UserDaemon.Intercepts[i]
@@ -146,6 +166,9 @@ func (t StatusText) daemonBlock(s *daemonpb.StatusInfo) *Block {
 	}
 	b.Add(t.Brand+" proxy", "OFF (networking to the cluster is not enabled)")
 	b.Add("Intercepts", fmt.Sprintf("%d total", len(s.GetIntercepts())), t.interceptLines(s)...)
+	if len(s.GetEnded()) > 0 {
+		b.Add("Ended intercepts", fmt.Sprintf("%d total", len(s.GetEnded())), t.endedLines(s)...)
+	}
 	return b
 }
 
@@ -166,6 +189,18 @@ func (t StatusText) interceptLines(s *daemonpb.StatusInfo) []string {
 		if t.Wide {
 			lines = append(lines, t.wideLines(i)...)
 		}
+	}
+	return lines
+}
+
+func (t StatusText) endedLines(s *daemonpb.StatusInfo) []string {
+	var lines []string
+	for _, e := range s.GetEnded() {
+		line := fmt.Sprintf("%s, of %s %s.%s: %s", e.GetName(), e.GetWorkloadKind(), e.GetWorkload(), e.GetNamespace(), e.GetReason())
+		if e.GetAgain() {
+			line += "; " + t.Paint.Odd("it is being made again")
+		}
+		lines = append(lines, line)
 	}
 	return lines
 }

@@ -10,15 +10,33 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/home"
 )
+
+// Ping is how often a daemon is asked whether it still lives during a call, and how long it has to answer.
+const Ping = 10 * time.Second
+
+// Hung is the error that the daemon which serves the socket at path does not answer.
+func Hung(path string) error {
+	end := "end it, and run the command again"
+	if holder, err := os.ReadFile(home.Lock(path)); err == nil {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(holder))); err == nil {
+			end = fmt.Sprintf("end it with `kill -9 %d`, and run the command again", pid)
+		}
+	}
+	return fmt.Errorf("the daemon does not answer — %s: the next one goes on with its session", end)
+}
 
 // Path is where this user's daemon serves.
 func Path() (string, error) { return home.Socket(os.Getenv) }
@@ -80,9 +98,15 @@ func Dial(ctx context.Context) (daemonpb.DaemonClient, io.Closer, error) {
 }
 
 // DialPath connects to the daemon that serves the socket at path, and returns once the socket has accepted. When no daemon runs the
-// error is os.ErrNotExist or syscall.ECONNREFUSED.
+// error is os.ErrNotExist or syscall.ECONNREFUSED. A socket that belongs to another user is refused.
 func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Closer, error) {
+	if err := owned(path); err != nil {
+		return nil, nil, err
+	}
 	first, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if errors.Is(err, syscall.EAGAIN) { // its backlog is full, as that of one that hangs will be
+		return nil, nil, Hung(path)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the daemon: %w", err)
 	}
@@ -100,6 +124,8 @@ func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Close
 		grpc.WithContextDialer(dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithIdleTimeout(0),
+		// A daemon that hangs in the middle of a call is given up.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: Ping, Timeout: Ping}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,

@@ -1,0 +1,36 @@
+//go:build !windows
+
+package socket
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+)
+
+// owned refuses a socket, or a directory of one, that is another user's: its daemon would learn which cluster is meant, and as whom.
+// Root may do everything anyhow.
+func owned(path string) error { return ownedBy(path, os.Getuid()) }
+
+func ownedBy(path string, me int) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("the daemon's socket %s is in a directory of another user — set SIDESTEP_DAEMON_SOCKET to a path of your own", path)
+	}
+	if err != nil {
+		return nil // the dialer says it better
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) == me || me == 0 {
+		return nil
+	}
+	owner := strconv.Itoa(int(stat.Uid))
+	if u, err := user.LookupId(owner); err == nil {
+		owner = u.Username
+	}
+	return fmt.Errorf("the daemon's socket %s belongs to user %s — run `sidestep quit -s` as %s, or set SIDESTEP_DAEMON_SOCKET to a path of your own", path, owner, owner)
+}

@@ -1,0 +1,4 @@
+package socket
+
+// owned is up to the rights of the directory.
+func owned(string) error { return nil }

@@ -1,0 +1,140 @@
+package intercept
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+const (
+	// holderPatience is how long an intercept that an earlier daemon held for a command waits for that command, which lives, to hold it again.
+	holderPatience = time.Minute
+	// holderPoll is how often it is looked whether the command lives.
+	holderPoll = 200 * time.Millisecond
+	// leaveTimeout bounds one attempt to leave what nobody holds any more, and leaveAgain is the pause after it.
+	leaveTimeout = 10 * time.Second
+	leaveAgain   = 2 * time.Second
+)
+
+// Known is what a daemon leaves on disk about an intercept, so that the next one notices if it is gone or nobody's.
+type Known struct {
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	Kind      string `json:"kind"`
+	Workload  string `json:"workload"`
+	// Holder is the process that it was made for the length of; 0: none, it stays until it is left.
+	Holder int `json:"holder,omitempty"`
+}
+
+// Known lists what a daemon that comes after this one has to know, and gives the channel that is closed when that may have changed.
+func (r *Registry) Known() ([]Known, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []Known
+	add := func(i *v1alpha1.Intercept) {
+		all = append(all, Known{i.Spec.Name, i.Namespace, i.Spec.Workload.Kind, i.Spec.Workload.Name, r.held[i.UID]})
+	}
+	for _, e := range r.entries {
+		add(e.object)
+	}
+	for _, e := range r.ended {
+		if e.Again {
+			add(e.object)
+		}
+	}
+	for _, expected := range r.expected {
+		all = append(all, expected...)
+	}
+	slices.SortFunc(all, func(a, b Known) int { return cmp.Compare(a.Name, b.Name) })
+	return all, r.changed
+}
+
+// Hold notes that an intercept lasts as long as a process.
+func (r *Registry) Hold(uid types.UID, process int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[uid] = process
+	r.notify()
+}
+
+// compare takes the first list of a namespace as the answer to what has become of the intercepts that an earlier daemon left there. It is called with mu held.
+func (r *Registry) compare(namespace string) {
+	expected := r.expected[namespace]
+	delete(r.expected, namespace)
+	for _, k := range expected {
+		uid := types.UID("")
+		for _, e := range r.entries {
+			if e.object.Spec.Name == k.Name && e.object.Namespace == namespace {
+				uid = e.object.UID
+			}
+		}
+		switch {
+		case uid == "":
+			r.ended[k.Name] = &Ended{Namespace: namespace, WorkloadKind: k.Kind, Workload: k.Workload, Name: k.Name, Why: endedUnseen, At: r.wall()}
+			r.notify()
+		case k.Holder != 0:
+			r.watches.Go(func() { r.awaitHolder(uid, k.Holder) })
+		}
+	}
+}
+
+// awaitHolder leaves an intercept unless the command that an earlier daemon held it for has it held again.
+func (r *Registry) awaitHolder(uid types.UID, process int) {
+	ctx, cancel := context.WithTimeout(r.ctx, holderPatience)
+	defer cancel()
+	tick := time.NewTicker(holderPoll)
+	defer tick.Stop()
+	for {
+		r.mu.Lock()
+		_, held := r.held[uid]
+		_, there := r.entries[uid]
+		r.mu.Unlock()
+		if held || !there {
+			return
+		}
+		if !alive(process) || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+	for r.ctx.Err() == nil {
+		object, _ := r.get(uid)
+		if object == nil {
+			return
+		}
+		err := r.leaveOwnerless(object)
+		if err == nil {
+			return
+		}
+		r.log.Warn("cannot leave what nobody holds", "intercept", object.Spec.Name, "error", err)
+		select {
+		case <-time.After(leaveAgain):
+		case <-r.ctx.Done():
+		}
+	}
+}
+
+func (r *Registry) leaveOwnerless(object *v1alpha1.Intercept) error {
+	ctx, cancel := context.WithTimeout(r.ctx, leaveTimeout)
+	defer cancel()
+	cluster, err := r.source.Cluster()
+	if err != nil {
+		return err
+	}
+	if err := r.delete(ctx, cluster, object); err != nil {
+		return cluster.Explain(err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.note(&entry{object: object}, endedOwnerless)
+	r.notify()
+	return nil
+}
