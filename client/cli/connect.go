@@ -74,6 +74,7 @@ func (e *env) runConnect(cmd *cobra.Command, g *global, args []string) error {
 	} else {
 		e.say(g, "%s", connectedTo(st))
 	}
+	e.skew(g, st)
 	if len(args) == 0 {
 		return nil
 	}

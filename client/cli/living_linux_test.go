@@ -127,3 +127,20 @@ func TestASocketInADirectoryOfAnotherUser(t *testing.T) {
 	out, _ := cmd.CombinedOutput()
 	assert.Contains(t, string(out), "sidestep status: error: the daemon's socket "+w.socket+" is in a directory of another user — set SIDESTEP_DAEMON_SOCKET to a path of your own\n")
 }
+
+func TestATrafficManagerOfAVersionThatIsNotTestedWithThisOneIsWarnedOf(t *testing.T) {
+	for manager, want := range map[string]string{
+		testVersion: "", "v1.1.0": "", "v1.3.9": "", "v0.0.0-dev": "", "3f2a9c1": "",
+		"v1.0.8": "warning: the traffic manager is v1.0.8 and this is sidestep v1.2.3: versions that are more than one minor apart are not tested together — run `sidestep helm upgrade`\n",
+		"v1.4.0": "warning: the traffic manager is v1.4.0 and this is sidestep v1.2.3: versions that are more than one minor apart are not tested together — get sidestep v1.4.0\n",
+		"v2.0.0": "warning: the traffic manager is v2.0.0 and this is sidestep v1.2.3: versions that are more than one minor apart are not tested together — get sidestep v2.0.0\n",
+	} {
+		w := newWorld(t)
+		w.daemon.status.ManagerVersion = manager
+		w.connected(false)
+		require.Equal(t, 0, w.do("connect"))
+		assert.Equal(t, want, w.stderr.String(), manager)
+		require.Equal(t, 0, w.do("status"))
+		assert.Equal(t, want, w.stderr.String(), manager)
+	}
+}

@@ -11,6 +11,7 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/progress"
+	"sidestep.dev/sidestep/internal/version"
 )
 
 // resumePatience is how long a command waits for a session that a new daemon takes up.
@@ -195,6 +196,7 @@ func (e *env) ensureSession(ctx context.Context, g *global, s *session) error {
 	}
 	if st.GetSession() == "" {
 		e.note(g, "%s", connectedTo(now))
+		e.skew(g, now)
 	}
 	return nil
 }
@@ -211,6 +213,22 @@ func (e *env) connect(ctx context.Context, g *global, s *session, namespace stri
 		KubeFlags: setFlags(g.kube), KubeconfigEnv: e.getenv("KUBECONFIG"),
 		Namespace: namespace, ManagerNamespace: g.managerNamespace, WorkingDir: dir,
 	})
+}
+
+// skew warns of a traffic manager whose version is not tested with this one.
+func (e *env) skew(g *global, st *daemonpb.StatusInfo) {
+	older, newer := version.Apart(e.version, st.GetManagerVersion())
+	mend := ""
+	switch {
+	case older:
+		mend = "get " + e.name + " " + st.GetManagerVersion()
+	case newer:
+		mend = "run `" + e.name + " helm upgrade`"
+	default:
+		return
+	}
+	e.warn(g, fmt.Sprintf("the traffic manager is %s and this is %s %s: versions that are more than one minor apart are not tested together%s%s",
+		st.GetManagerVersion(), e.name, e.version, dash, mend))
 }
 
 func connectedTo(s *daemonpb.StatusInfo) string {

@@ -45,6 +45,9 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 			if v := st.GetDaemon().GetVersion(); st != nil && v != e.version {
 				e.note(g, "The running daemon is %s and this is %s %s: run `%s quit -s` to replace it.", v, e.name, e.version, e.name)
 			}
+			if st.GetConnected() {
+				e.skew(g, st)
+			}
 			return nil
 		},
 	}

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -45,6 +46,8 @@ const Namespace = "sidestep"
 type Manager struct {
 	clientpb.UnimplementedClientsServer
 	Protocol uint32 // that it says it speaks
+	Refuses  error  // what it says to every laptop, if anything
+	Newer    bool   // its messages have fields, and are of kinds, that the client cannot know
 
 	api         *APIServer
 	certificate tls.Certificate
@@ -275,9 +278,20 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	m.sessions[hash] = stream
 	protocol := m.Protocol
 	m.mu.Unlock()
+	if m.Refuses != nil {
+		return m.Refuses
+	}
 	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900}
+	if m.Newer {
+		hello.ProtoReflect().SetUnknown(strange().ProtoReflect().GetUnknown())
+	}
 	if err := stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: hello}}); err != nil {
 		return err
+	}
+	if m.Newer {
+		if err := stream.Send(strange()); err != nil {
+			return err
+		}
 	}
 	for {
 		message, err := stream.Recv()
@@ -293,6 +307,13 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 			}
 		}
 	}
+}
+
+// strange is a message that the client cannot know.
+func strange() *clientpb.ManagerMessage {
+	m := &clientpb.ManagerMessage{}
+	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000, protowire.BytesType), "of the future"))
+	return m
 }
 
 // Want asks the laptop with a key for more parked streams.

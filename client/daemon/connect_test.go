@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
@@ -108,6 +109,17 @@ func TestConnect(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "other", info.GetKubernetesContext())
 	})
+	t.Run("a newer manager may say what this client cannot know", func(t *testing.T) {
+		w := newWorld(t)
+		w.manager.Newer = true
+		w.start()
+		assert.True(t, w.connect().GetConnected())
+		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
+		got, err := w.says(w.object(), 5)
+		require.NoError(t, err)
+		assert.Equal(t, "hello", got)
+		assert.Len(t, w.manager.Hellos(), 1, "one connection")
+	})
 	t.Run("a manager that is just getting ready is waited for", func(t *testing.T) {
 		w := newWorld(t)
 		w.manager.Kill()
@@ -160,6 +172,21 @@ func TestConnectFailures(t *testing.T) {
 			name:   "the manager speaks a newer protocol",
 			world:  func(w *world) { w.manager.Protocol = 2 },
 			reason: reason.VersionSkew, message: "speaks protocol 2 and this sidestep (v0.0.0-dev) protocol 1 — upgrade this sidestep",
+		}, {
+			name: "a manager that refuses this client's protocol",
+			world: func(w *world) {
+				refusal, err := status.New(codes.FailedPrecondition, "the traffic manager (v9) speaks protocol 2 and the client (v1) protocol 1: install the same version of both").
+					WithDetails(&errdetails.ErrorInfo{Reason: "VERSION_SKEW", Domain: "sidestep.dev"})
+				require.NoError(w, err)
+				w.manager.Refuses = refusal.Err()
+			},
+			reason: reason.VersionSkew, message: "the traffic manager (v9) speaks protocol 2 and the client (v1) protocol 1: install the same version of both",
+		}, {
+			name: "a manager that refuses this client for a reason that it has no name for",
+			world: func(w *world) {
+				w.manager.Refuses = status.Error(codes.FailedPrecondition, "this manager (v9) speaks protocol 2 and the client (v1) 1: install the same version of both")
+			},
+			reason: "", message: "the traffic manager refused: this manager (v9) speaks protocol 2",
 		}, {
 			name: "the context does not exist",
 			request: func(w *world) *daemonpb.ConnectRequest {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -54,13 +55,15 @@ func (w *world) front(admit func(*http.Request) bool) *httptest.Server {
 	target, err := url.Parse(w.api.URL)
 	require.NoError(w, err)
 	behind := httputil.NewSingleHostReverseProxy(target)
-	front := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	front := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if !admit(r) {
 			rw.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		behind.ServeHTTP(rw, r)
 	}))
+	front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // handshakes that are meant to fail
+	front.StartTLS()
 	w.Cleanup(front.Close)
 	return front
 }

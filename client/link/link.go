@@ -359,9 +359,12 @@ func explain(err error) error {
 	if !ok || err == nil {
 		return err
 	}
+	if why := reason.Of(err); why != "" {
+		return reason.New(s.Code(), why, "%s", s.Message())
+	}
 	switch s.Code() {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.Unimplemented:
-		return fmt.Errorf("%w: %w", errRefused, err)
+		return fmt.Errorf("%w: %s", errRefused, s.Message())
 	default:
 		return fmt.Errorf("the traffic manager: %s", s.Message())
 	}

@@ -4,6 +4,7 @@ package agents
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -78,8 +79,12 @@ func (s *Service) Attach(stream attachStream) error {
 		s.cfg.Log.Warn("node agent refused", "node", hello.Node, "token", node)
 		return status.Errorf(codes.PermissionDenied, "the node agent says that it is on node %s, and its token is bound to %s", hello.Node, node)
 	case hello.Protocol != version.Protocol:
-		return status.Errorf(codes.FailedPrecondition, "this manager (%s) speaks protocol %d and the node agent (%s) %d: install the same version of both",
+		why := fmt.Sprintf("the traffic manager (%s) speaks protocol %d and the node agent (%s) protocol %d: install the same version of both",
 			version.Version, version.Protocol, hello.Version, hello.Protocol)
+		if s.cfg.Plan.Refuse(node, why) { // it comes again every second
+			s.cfg.Log.Warn("node agent refused", "node", node, "reason", why)
+		}
+		return status.Error(codes.FailedPrecondition, why)
 	}
 	select {
 	case <-s.cfg.Closing:

@@ -71,7 +71,7 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 		pod.Steering = s.Steering
 		switch {
 		case !s.Attached:
-			pod.Message = fmt.Sprintf("no node agent on node %s", pod.Node)
+			pod.Message = cmp.Or(c.cfg.Plan.Refused(pod.Node), fmt.Sprintf("no node agent on node %s", pod.Node))
 		case !s.Reported:
 			pod.Message = fmt.Sprintf("waiting for the node agent on node %s", pod.Node)
 		default:

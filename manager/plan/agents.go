@@ -8,11 +8,11 @@ import (
 // Agent is what is known of a node's agent.
 type Agent struct {
 	Node     string
-	Attached bool // without it, nothing else is known
+	Attached bool // without it, nothing else is known but why, perhaps
 	Version  string
 	Kernel   string
 	Datapath string // how it steers; empty if it cannot, or has not said yet
-	Reason   string // it is this datapath, or none
+	Reason   string // it is this datapath, or none; or why it may not attach
 }
 
 // Introduce notes what the agent has said of itself.
@@ -28,7 +28,7 @@ func (p *Plan) Agents() []Agent {
 	defer p.mu.RUnlock()
 	all := make([]Agent, 0, len(p.nodes))
 	for name, n := range p.nodes {
-		var a Agent
+		a := Agent{Reason: p.refused[name]}
 		if n.stream != nil {
 			a = n.stream.agent
 			a.Attached = true

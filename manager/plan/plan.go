@@ -71,12 +71,14 @@ type Plan struct {
 	nodes      map[string]*node
 	intercepts map[types.UID]map[spot]*Placement
 	attached   int
+	refused    map[string]string // why the agent of a node may not attach, by node
 }
 
 // New makes an empty plan. changed is called, without any lock, when a node agent's word about intercepts may have changed.
 func New(changed func(intercepts []types.UID)) *Plan {
 	return &Plan{
 		changed: changed, open: make(chan struct{}), nodes: map[string]*node{}, intercepts: map[types.UID]map[spot]*Placement{},
+		refused: map[string]string{},
 	}
 }
 

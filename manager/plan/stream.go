@@ -63,6 +63,7 @@ func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
 		p.attached++
 	}
 	n.stream = s
+	delete(p.refused, nodeName)
 	for _, r := range n.rules {
 		r.since = 0
 	}
@@ -70,6 +71,30 @@ func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
 	p.mu.Unlock()
 	p.notify(affected)
 	return s
+}
+
+// Refuse remembers why the agent of a node may not attach, and says whether that is news.
+func (p *Plan) Refuse(nodeName, why string) bool {
+	p.mu.Lock()
+	if p.refused[nodeName] == why {
+		p.mu.Unlock()
+		return false
+	}
+	p.refused[nodeName] = why
+	var affected []types.UID
+	if n := p.nodes[nodeName]; n != nil {
+		affected = n.uids()
+	}
+	p.mu.Unlock()
+	p.notify(affected)
+	return true
+}
+
+// Refused is why the agent of a node, if there is one, may not attach.
+func (p *Plan) Refused(nodeName string) string {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.refused[nodeName]
 }
 
 // Detach ends a stream and drops its reports.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -128,8 +129,8 @@ func (s *Service) hello(received <-chan *clientpb.ClientMessage, ended <-chan er
 		case hello == nil:
 			return nil, status.Error(codes.InvalidArgument, "the first message of a session is hello")
 		case hello.Protocol != version.Protocol:
-			return nil, status.Errorf(codes.FailedPrecondition, "this manager (%s) speaks protocol %d and the client (%s) %d: install the same version of both",
-				version.Version, version.Protocol, hello.Version, hello.Protocol)
+			s.cfg.Log.Warn("laptop refused", "holder", hello.Holder, "version", hello.Version, "protocol", hello.Protocol)
+			return nil, skew(hello)
 		case uuid.Validate(hello.Session) != nil:
 			return nil, status.Errorf(codes.InvalidArgument, "session %q is not a UUID", hello.Session)
 		}
@@ -141,6 +142,16 @@ func (s *Service) hello(received <-chan *clientpb.ClientMessage, ended <-chan er
 	case <-s.cfg.Closing:
 		return nil, errClosing
 	}
+}
+
+// skew is a reason that the client knows.
+func skew(hello *clientpb.ClientHello) error {
+	s := status.Newf(codes.FailedPrecondition, "the traffic manager (%s) speaks protocol %d and the client (%s) protocol %d: install the same version of both",
+		version.Version, version.Protocol, hello.Version, hello.Protocol)
+	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: "VERSION_SKEW", Domain: "sidestep.dev"}); err == nil {
+		s = detailed
+	}
+	return s.Err()
 }
 
 var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")

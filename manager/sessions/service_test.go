@@ -121,7 +121,7 @@ func TestSessionsThatDoNotBeginRight(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{Protocol: 9, Version: "v9"}}}))
 	_, err = s.Recv()
-	assert.ErrorContains(t, err, "speaks protocol 1 and the client (v9) 9: install the same version of both")
+	assert.ErrorContains(t, err, "speaks protocol 1 and the client (v9) protocol 9: install the same version of both")
 
 	a, err := c.Accept(ctx)
 	require.NoError(t, err)
