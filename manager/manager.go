@@ -30,6 +30,7 @@ import (
 	"sidestep.dev/sidestep/manager/plan"
 	"sidestep.dev/sidestep/manager/relay"
 	"sidestep.dev/sidestep/manager/sessions"
+	"sidestep.dev/sidestep/manager/topod"
 )
 
 const (
@@ -73,14 +74,17 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	)
 	environments := environment.NewAgents(m.closing)
 	keeper := &environment.Keeper{Client: c, Pod: m.controller.Pod, Ask: environments.Ask, Log: log}
+	podStreams := topod.NewAgents(m.closing)
+	toPod := topod.New(topod.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod, Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	m.grpc = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewTLS(files.ServerConfig())), grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
-		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, Log: log, Closing: m.closing,
+		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, ToPod: podStreams, Log: log, Closing: m.closing,
 	}))
 	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(sessions.Config{
 		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
+		ToPod: toPod.Serve,
 	}))
 	return m, nil
 }
@@ -140,6 +144,17 @@ func (m *Manager) stop() {
 	timer := time.AfterFunc(drain, m.grpc.Stop)
 	defer timer.Stop()
 	m.grpc.GracefulStop()
+}
+
+// places gives the plan the shape that connections to pods ask for.
+type places struct{ *plan.Plan }
+
+func (p places) Places(interceptUID string) (keyHash string, all []topod.Place) {
+	keyHash, spots := p.Spots(interceptUID)
+	for _, s := range spots {
+		all = append(all, topod.Place{Node: s.Node, Pod: s.Pod, Rule: s.Rule})
+	}
+	return keyHash, all
 }
 
 func newMetrics() *prometheus.Registry {

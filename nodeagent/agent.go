@@ -22,7 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/nodeagent/environ"
 	"sidestep.dev/sidestep/nodeagent/mesh"
@@ -118,6 +120,7 @@ func newAgent(cfg Config) (*agent, error) {
 	a.uplink, err = uplink.New(uplink.Config{
 		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
 		Hello: a.hello, Environment: environ.Reader{Proc: cfg.Proc}.Read,
+		ToPod: func(open *tunnelpb.Open, conn *tunnel.Conn) { a.pods.ToPod(open, conn) },
 	})
 	if err != nil {
 		return nil, err

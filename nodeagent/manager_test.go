@@ -54,6 +54,8 @@ type manager struct {
 	tunnels    map[*tunnel.Conn]struct{}
 	// asking gets the streams on which agents answer questions for environments; nil: a manager that has none.
 	asking chan agentpb.Agents_EnvironmentsServer
+	// parking gets the streams on which agents wait for laptops' connections to pods.
+	parking chan agentpb.Agents_AcceptToPodServer
 }
 
 func newManager(t *testing.T) *manager {

@@ -588,10 +588,11 @@ type Rule struct {
 	InterceptUid       string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
 	InterceptNamespace string                 `protobuf:"bytes,2,opt,name=intercept_namespace,json=interceptNamespace,proto3" json:"intercept_namespace,omitempty"`
 	InterceptName      string                 `protobuf:"bytes,3,opt,name=intercept_name,json=interceptName,proto3" json:"intercept_name,omitempty"`
-	Tcp                bool                   `protobuf:"varint,4,opt,name=tcp,proto3" json:"tcp,omitempty"`             // every connection; else HTTP requests that match
-	Http               *HTTPMatch             `protobuf:"bytes,5,opt,name=http,proto3" json:"http,omitempty"`            // absent: every HTTP request
-	Existing           string                 `protobuf:"bytes,6,opt,name=existing,proto3" json:"existing,omitempty"`    // auto, idle, all, none
-	Connected          bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"` // false: the laptop is away, everything goes to the app
+	Tcp                bool                   `protobuf:"varint,4,opt,name=tcp,proto3" json:"tcp,omitempty"`                          // every connection; else HTTP requests that match
+	Http               *HTTPMatch             `protobuf:"bytes,5,opt,name=http,proto3" json:"http,omitempty"`                         // absent: every HTTP request
+	Existing           string                 `protobuf:"bytes,6,opt,name=existing,proto3" json:"existing,omitempty"`                 // auto, idle, all, none
+	Connected          bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`              // false: the laptop is away, everything goes to the app
+	ToPod              []uint32               `protobuf:"varint,20,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"` // ports of the pod that the laptop may connect to
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -673,6 +674,13 @@ func (x *Rule) GetConnected() bool {
 		return x.Connected
 	}
 	return false
+}
+
+func (x *Rule) GetToPod() []uint32 {
+	if x != nil {
+		return x.ToPod
+	}
+	return nil
 }
 
 type HTTPMatch struct {
@@ -1293,7 +1301,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x0ekubelet_probes\x18\x03 \x03(\v2\x18.sidestep.agent.v1.ProbeR\rkubeletProbes\"/\n" +
 	"\x05Probe\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\x81\x02\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\x98\x02\n" +
 	"\x04Rule\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12/\n" +
 	"\x13intercept_namespace\x18\x02 \x01(\tR\x12interceptNamespace\x12%\n" +
@@ -1301,7 +1309,8 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x03tcp\x18\x04 \x01(\bR\x03tcp\x120\n" +
 	"\x04http\x18\x05 \x01(\v2\x1c.sidestep.agent.v1.HTTPMatchR\x04http\x12\x1a\n" +
 	"\bexisting\x18\x06 \x01(\tR\bexisting\x12\x1c\n" +
-	"\tconnected\x18\a \x01(\bR\tconnected\"w\n" +
+	"\tconnected\x18\a \x01(\bR\tconnected\x12\x15\n" +
+	"\x06to_pod\x18\x14 \x03(\rR\x05toPod\"w\n" +
 	"\tHTTPMatch\x128\n" +
 	"\aheaders\x18\x01 \x03(\v2\x1e.sidestep.agent.v1.HeaderMatchR\aheaders\x120\n" +
 	"\x04path\x18\x02 \x01(\v2\x1c.sidestep.agent.v1.PathMatchR\x04path\"Z\n" +
@@ -1345,11 +1354,12 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\vrtt_samples\x18\a \x01(\x04R\n" +
 	"rttSamples\x12\x1c\n" +
 	"\n" +
-	"rtt_sum_us\x18\b \x01(\x04R\brttSumUs2\xfc\x01\n" +
+	"rtt_sum_us\x18\b \x01(\x04R\brttSumUs2\xc5\x02\n" +
 	"\x06Agents\x12L\n" +
 	"\x06Attach\x12\x1f.sidestep.agent.v1.AgentMessage\x1a\x1d.sidestep.agent.v1.Assignment(\x010\x01\x12B\n" +
 	"\x06Tunnel\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12`\n" +
-	"\fEnvironments\x12$.sidestep.agent.v1.EnvironmentAnswer\x1a&.sidestep.agent.v1.EnvironmentQuestion(\x010\x01B#Z!sidestep.dev/sidestep/api/agentpbb\x06proto3"
+	"\fEnvironments\x12$.sidestep.agent.v1.EnvironmentAnswer\x1a&.sidestep.agent.v1.EnvironmentQuestion(\x010\x01\x12G\n" +
+	"\vAcceptToPod\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01B#Z!sidestep.dev/sidestep/api/agentpbb\x06proto3"
 
 var (
 	file_api_agentpb_agent_proto_rawDescOnce sync.Once
@@ -1399,11 +1409,13 @@ var file_api_agentpb_agent_proto_depIdxs = []int32{
 	0,  // 12: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
 	16, // 13: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
 	4,  // 14: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
-	2,  // 15: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	16, // 16: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	3,  // 17: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
+	16, // 15: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
+	2,  // 16: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	16, // 17: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	3,  // 18: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
+	16, // 19: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
+	16, // [16:20] is the sub-list for method output_type
+	12, // [12:16] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name

@@ -25,6 +25,7 @@ const (
 	Agents_Attach_FullMethodName       = "/sidestep.agent.v1.Agents/Attach"
 	Agents_Tunnel_FullMethodName       = "/sidestep.agent.v1.Agents/Tunnel"
 	Agents_Environments_FullMethodName = "/sidestep.agent.v1.Agents/Environments"
+	Agents_AcceptToPod_FullMethodName  = "/sidestep.agent.v1.Agents/AcceptToPod"
 )
 
 // AgentsClient is the client API for Agents service.
@@ -38,6 +39,9 @@ type AgentsClient interface {
 	// Environments is how the manager asks for environments: the node agent opens the stream once it is attached, and each message that it
 	// sends answers one that it received.
 	Environments(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EnvironmentAnswer, EnvironmentQuestion], error)
+	// AcceptToPod is a parked stream, on which the manager sends OPEN when a laptop connects to a port of a pod. The node agent parks some as soon as
+	// a rule has such ports.
+	AcceptToPod(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error)
 }
 
 type agentsClient struct {
@@ -87,6 +91,19 @@ func (c *agentsClient) Environments(ctx context.Context, opts ...grpc.CallOption
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Agents_EnvironmentsClient = grpc.BidiStreamingClient[EnvironmentAnswer, EnvironmentQuestion]
 
+func (c *agentsClient) AcceptToPod(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Agents_ServiceDesc.Streams[3], Agents_AcceptToPod_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[tunnelpb.Frame, tunnelpb.Frame]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agents_AcceptToPodClient = grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame]
+
 // AgentsServer is the server API for Agents service.
 // All implementations must embed UnimplementedAgentsServer
 // for forward compatibility.
@@ -98,6 +115,9 @@ type AgentsServer interface {
 	// Environments is how the manager asks for environments: the node agent opens the stream once it is attached, and each message that it
 	// sends answers one that it received.
 	Environments(grpc.BidiStreamingServer[EnvironmentAnswer, EnvironmentQuestion]) error
+	// AcceptToPod is a parked stream, on which the manager sends OPEN when a laptop connects to a port of a pod. The node agent parks some as soon as
+	// a rule has such ports.
+	AcceptToPod(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error
 	mustEmbedUnimplementedAgentsServer()
 }
 
@@ -116,6 +136,9 @@ func (UnimplementedAgentsServer) Tunnel(grpc.BidiStreamingServer[tunnelpb.Frame,
 }
 func (UnimplementedAgentsServer) Environments(grpc.BidiStreamingServer[EnvironmentAnswer, EnvironmentQuestion]) error {
 	return status.Error(codes.Unimplemented, "method Environments not implemented")
+}
+func (UnimplementedAgentsServer) AcceptToPod(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	return status.Error(codes.Unimplemented, "method AcceptToPod not implemented")
 }
 func (UnimplementedAgentsServer) mustEmbedUnimplementedAgentsServer() {}
 func (UnimplementedAgentsServer) testEmbeddedByValue()                {}
@@ -159,6 +182,13 @@ func _Agents_Environments_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Agents_EnvironmentsServer = grpc.BidiStreamingServer[EnvironmentAnswer, EnvironmentQuestion]
 
+func _Agents_AcceptToPod_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(AgentsServer).AcceptToPod(&grpc.GenericServerStream[tunnelpb.Frame, tunnelpb.Frame]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agents_AcceptToPodServer = grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]
+
 // Agents_ServiceDesc is the grpc.ServiceDesc for Agents service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -182,6 +212,12 @@ var Agents_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Environments",
 			Handler:       _Agents_Environments_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "AcceptToPod",
+			Handler:       _Agents_AcceptToPod_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

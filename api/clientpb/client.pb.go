@@ -816,10 +816,11 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x16\n" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1a\n" +
 	"\bdatapath\x18\x05 \x01(\tR\bdatapath\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\xcb\x02\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\x8e\x03\n" +
 	"\aClients\x12T\n" +
 	"\aSession\x12!.sidestep.client.v1.ClientMessage\x1a\".sidestep.client.v1.ManagerMessage(\x010\x01\x12B\n" +
-	"\x06Accept\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12I\n" +
+	"\x06Accept\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12A\n" +
+	"\x05ToPod\x12\x19.sidestep.tunnel.v1.Frame\x1a\x19.sidestep.tunnel.v1.Frame(\x010\x01\x12I\n" +
 	"\x05Nodes\x12 .sidestep.client.v1.NodesRequest\x1a\x1e.sidestep.client.v1.NodesReply\x12[\n" +
 	"\vEnvironment\x12&.sidestep.client.v1.EnvironmentRequest\x1a$.sidestep.client.v1.EnvironmentReplyB$Z\"sidestep.dev/sidestep/api/clientpbb\x06proto3"
 
@@ -863,14 +864,16 @@ var file_api_clientpb_client_proto_depIdxs = []int32{
 	11, // 8: sidestep.client.v1.InterceptTraffic.traffic:type_name -> sidestep.agent.v1.Traffic
 	0,  // 9: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
 	12, // 10: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
-	7,  // 11: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
-	5,  // 12: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
-	1,  // 13: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
-	12, // 14: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
-	8,  // 15: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
-	6,  // 16: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
+	12, // 11: sidestep.client.v1.Clients.ToPod:input_type -> sidestep.tunnel.v1.Frame
+	7,  // 12: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
+	5,  // 13: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
+	1,  // 14: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
+	12, // 15: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
+	12, // 16: sidestep.client.v1.Clients.ToPod:output_type -> sidestep.tunnel.v1.Frame
+	8,  // 17: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
+	6,  // 18: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name

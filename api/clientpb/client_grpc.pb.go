@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Clients_Session_FullMethodName     = "/sidestep.client.v1.Clients/Session"
 	Clients_Accept_FullMethodName      = "/sidestep.client.v1.Clients/Accept"
+	Clients_ToPod_FullMethodName       = "/sidestep.client.v1.Clients/ToPod"
 	Clients_Nodes_FullMethodName       = "/sidestep.client.v1.Clients/Nodes"
 	Clients_Environment_FullMethodName = "/sidestep.client.v1.Clients/Environment"
 )
@@ -39,6 +40,8 @@ type ClientsClient interface {
 	// Accept is a parked stream, on which the manager sends OPEN when a connection is to be delivered. The client keeps
 	// some of them waiting so that a connection costs no extra round trip.
 	Accept(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error)
+	// ToPod is one connection to a port of a pod that the session intercepts, which its Intercept has in spec.toPod. The laptop sends OPEN.
+	ToPod(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error)
 	// Nodes tells of the node agents, to those who have a session.
 	Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesReply, error)
 	// Environment gives the environment of the container that an intercept is of. Its Intercept is to be accepted, the session's own, and
@@ -80,6 +83,19 @@ func (c *clientsClient) Accept(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Clients_AcceptClient = grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame]
 
+func (c *clientsClient) ToPod(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Clients_ServiceDesc.Streams[2], Clients_ToPod_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[tunnelpb.Frame, tunnelpb.Frame]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Clients_ToPodClient = grpc.BidiStreamingClient[tunnelpb.Frame, tunnelpb.Frame]
+
 func (c *clientsClient) Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(NodesReply)
@@ -110,6 +126,8 @@ type ClientsServer interface {
 	// Accept is a parked stream, on which the manager sends OPEN when a connection is to be delivered. The client keeps
 	// some of them waiting so that a connection costs no extra round trip.
 	Accept(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error
+	// ToPod is one connection to a port of a pod that the session intercepts, which its Intercept has in spec.toPod. The laptop sends OPEN.
+	ToPod(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error
 	// Nodes tells of the node agents, to those who have a session.
 	Nodes(context.Context, *NodesRequest) (*NodesReply, error)
 	// Environment gives the environment of the container that an intercept is of. Its Intercept is to be accepted, the session's own, and
@@ -130,6 +148,9 @@ func (UnimplementedClientsServer) Session(grpc.BidiStreamingServer[ClientMessage
 }
 func (UnimplementedClientsServer) Accept(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
 	return status.Error(codes.Unimplemented, "method Accept not implemented")
+}
+func (UnimplementedClientsServer) ToPod(grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	return status.Error(codes.Unimplemented, "method ToPod not implemented")
 }
 func (UnimplementedClientsServer) Nodes(context.Context, *NodesRequest) (*NodesReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Nodes not implemented")
@@ -171,6 +192,13 @@ func _Clients_Accept_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Clients_AcceptServer = grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]
+
+func _Clients_ToPod_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ClientsServer).ToPod(&grpc.GenericServerStream[tunnelpb.Frame, tunnelpb.Frame]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Clients_ToPodServer = grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]
 
 func _Clients_Nodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NodesRequest)
@@ -234,6 +262,12 @@ var Clients_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Accept",
 			Handler:       _Clients_Accept_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "ToPod",
+			Handler:       _Clients_ToPod_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -731,6 +731,7 @@ type InterceptInfo struct {
 	CurlHeaders   []string               `protobuf:"bytes,15,rep,name=curl_headers,json=curlHeaders,proto3" json:"curl_headers,omitempty"` // "name: value" of exact header conditions, to paste into curl -H
 	Id            string                 `protobuf:"bytes,30,opt,name=id,proto3" json:"id,omitempty"`                                      // <session>:<name>
 	Container     string                 `protobuf:"bytes,31,opt,name=container,proto3" json:"container,omitempty"`                        // as it was asked for; empty when the port tells
+	ToPod         []int32                `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"`           // ports of this laptop that lead to the same ports of a pod
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -884,6 +885,13 @@ func (x *InterceptInfo) GetContainer() string {
 	return ""
 }
 
+func (x *InterceptInfo) GetToPod() []int32 {
+	if x != nil {
+		return x.ToPod
+	}
+	return nil
+}
+
 type PodInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -971,6 +979,7 @@ type InterceptRequest struct {
 	TimeoutMs      int64                        `protobuf:"varint,15,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // for every ready pod to be steering; 0: 30 s
 	Plaintext      bool                         `protobuf:"varint,16,opt,name=plaintext,proto3" json:"plaintext,omitempty"`                  // the port speaks plaintext, whatever its name or appProtocol says
 	Environment    InterceptRequest_Environment `protobuf:"varint,17,opt,name=environment,proto3,enum=sidestep.daemon.v1.InterceptRequest_Environment" json:"environment,omitempty"`
+	ToPod          []int32                      `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"` // ports of this laptop that are to lead to the same ports of a pod
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1122,6 +1131,13 @@ func (x *InterceptRequest) GetEnvironment() InterceptRequest_Environment {
 		return x.Environment
 	}
 	return InterceptRequest_NOT_WANTED
+}
+
+func (x *InterceptRequest) GetToPod() []int32 {
+	if x != nil {
+		return x.ToPod
+	}
+	return nil
 }
 
 type Header struct {
@@ -1979,7 +1995,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
 	"intercepts\x18\x05 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\n" +
 	"intercepts\x129\n" +
-	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\x85\x04\n" +
+	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\x9c\x04\n" +
 	"\rInterceptInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
@@ -2000,12 +2016,13 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04pods\x18\x0e \x03(\v2\x1b.sidestep.daemon.v1.PodInfoR\x04pods\x12!\n" +
 	"\fcurl_headers\x18\x0f \x03(\tR\vcurlHeaders\x12\x0e\n" +
 	"\x02id\x18\x1e \x01(\tR\x02id\x12\x1c\n" +
-	"\tcontainer\x18\x1f \x01(\tR\tcontainer\"g\n" +
+	"\tcontainer\x18\x1f \x01(\tR\tcontainer\x12\x15\n" +
+	"\x06to_pod\x18( \x03(\x05R\x05toPod\"g\n" +
 	"\aPodInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
 	"\bsteering\x18\x03 \x01(\bR\bsteering\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xb5\x05\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xcc\x05\n" +
 	"\x10InterceptRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -2027,7 +2044,8 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x0f \x01(\x03R\ttimeoutMs\x12\x1c\n" +
 	"\tplaintext\x18\x10 \x01(\bR\tplaintext\x12R\n" +
-	"\venvironment\x18\x11 \x01(\x0e20.sidestep.daemon.v1.InterceptRequest.EnvironmentR\venvironment\";\n" +
+	"\venvironment\x18\x11 \x01(\x0e20.sidestep.daemon.v1.InterceptRequest.EnvironmentR\venvironment\x12\x15\n" +
+	"\x06to_pod\x18( \x03(\x05R\x05toPod\";\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\n" +
 	"NOT_WANTED\x10\x00\x12\x0e\n" +

@@ -206,7 +206,11 @@ type Open struct {
 	LocalAddr  string `protobuf:"bytes,5,opt,name=local_addr,json=localAddr,proto3" json:"local_addr,omitempty"`
 	Pod        string `protobuf:"bytes,6,opt,name=pod,proto3" json:"pod,omitempty"`
 	// A probe is answered by the client's daemon itself; no local process is involved.
-	Probe         bool `protobuf:"varint,7,opt,name=probe,proto3" json:"probe,omitempty"`
+	Probe bool `protobuf:"varint,7,opt,name=probe,proto3" json:"probe,omitempty"`
+	// A connection that goes the other way, from the laptop to this port of a pod: the laptop sends OPEN, the manager adds which pod, and the
+	// node agent answers.
+	ToPort        uint32 `protobuf:"varint,20,opt,name=to_port,json=toPort,proto3" json:"to_port,omitempty"`
+	PodUid        string `protobuf:"bytes,21,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -290,6 +294,20 @@ func (x *Open) GetProbe() bool {
 	return false
 }
 
+func (x *Open) GetToPort() uint32 {
+	if x != nil {
+		return x.ToPort
+	}
+	return 0
+}
+
+func (x *Open) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
 // Opened is the answer to Open.
 type Opened struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -357,7 +375,7 @@ const file_api_tunnelpb_tunnel_proto_rawDesc = "" +
 	"\n" +
 	"\x06OPENED\x10\x02\x12\a\n" +
 	"\x03FIN\x10\x03\x12\t\n" +
-	"\x05RESET\x10\x04\"\xeb\x01\n" +
+	"\x05RESET\x10\x04\"\x9d\x02\n" +
 	"\x04Open\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12/\n" +
 	"\x13intercept_namespace\x18\x02 \x01(\tR\x12interceptNamespace\x12%\n" +
@@ -367,7 +385,9 @@ const file_api_tunnelpb_tunnel_proto_rawDesc = "" +
 	"\n" +
 	"local_addr\x18\x05 \x01(\tR\tlocalAddr\x12\x10\n" +
 	"\x03pod\x18\x06 \x01(\tR\x03pod\x12\x14\n" +
-	"\x05probe\x18\a \x01(\bR\x05probe\"\xa5\x01\n" +
+	"\x05probe\x18\a \x01(\bR\x05probe\x12\x17\n" +
+	"\ato_port\x18\x14 \x01(\rR\x06toPort\x12\x17\n" +
+	"\apod_uid\x18\x15 \x01(\tR\x06podUid\"\xa5\x01\n" +
 	"\x06Opened\x129\n" +
 	"\x06result\x18\x01 \x01(\x0e2!.sidestep.tunnel.v1.Opened.ResultR\x06result\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"F\n" +

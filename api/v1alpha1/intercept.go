@@ -49,7 +49,7 @@ const (
 )
 
 // InterceptSpec is what the developer asks for. Nothing in it can change after creation except the service, the
-// port, the container, plaintext, environment and the destination: that is how an intercept moves to another port without a gap.
+// port, the container, plaintext, environment, toPod and the destination: that is how an intercept moves to another port without a gap.
 //
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
@@ -95,6 +95,15 @@ type InterceptSpec struct {
 	// only from those who may get intercepts/environment in the namespace.
 	// +optional
 	Environment bool `json:"environment,omitempty"`
+
+	// ToPod are ports of the intercepted pods that the holder's laptop may connect to, on a loopback address of the pod or the pod's own. Pods on
+	// their node's network are left out: their loopback is the node's.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:Minimum=1
+	// +kubebuilder:validation:items:Maximum=65535
+	ToPod []int32 `json:"toPod,omitempty"`
 
 	// Existing says what becomes of connections that were open before the intercept.
 	// +kubebuilder:validation:Enum=auto;idle;all;none

@@ -159,6 +159,11 @@ func (in *InterceptSpec) DeepCopyInto(out *InterceptSpec) {
 		*out = new(HTTPMatch)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.ToPod != nil {
+		in, out := &in.ToPod, &out.ToPod
+		*out = make([]int32, len(*in))
+		copy(*out, *in)
+	}
 	out.Client = in.Client
 	out.Destination = in.Destination
 }

@@ -30,7 +30,6 @@ func addAbsentFlags(flags *pflag.FlagSet) []absentFlag {
 		{name: "ingress-l5", what: "preview URLs are", instead: ingress},
 		{name: "mount", boolean: true, harmless: off, what: "--mount is", instead: "the container's volumes cannot be mounted; use --mount=false"},
 		{name: "local-mount-port", what: "--local-mount-port is", instead: "the container's volumes cannot be mounted"},
-		{name: "to-pod", list: true, what: "--to-pod is", instead: "leave it out"},
 		{name: "docker-build", what: "--docker-build is", instead: "build and run the container by yourself and intercept with --port"},
 		{name: "docker-build-opt", list: true, what: "--docker-build-opt is", instead: "leave it out"},
 		{name: "docker-debug", what: "--docker-debug is", instead: "run the container by yourself and intercept with --port"},

@@ -66,6 +66,9 @@ those that are not safe to repeat (POST). Nobody else's connection is touched, u
   # With the container's environment in a file, for a shell to read
   %[1]s intercept orders --port 9000 --env-file orders.env --env-syntax sh:export
 
+  # With a helper in the pod, which listens on its localhost only, at localhost:8081 of this laptop
+  %[1]s intercept orders --port 9000 --to-pod 8081
+
   # As long as the container runs, which listens on port 8080; flags of docker run go before the image
   %[1]s intercept orders --port 9000:8080 --docker-run -- --volume ./data:/data registry.example/orders:dev`, e.name),
 		Args:              interceptArgs,

@@ -26,6 +26,7 @@ type interceptFlags struct {
 	timeout                           time.Duration
 	dockerRun                         bool
 	containerPort                     int32 // of the container that is run
+	toPod                             []string
 	environment                       environmentFlags
 	absent                            []absentFlag
 }
@@ -64,6 +65,8 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
 	flags.BoolVar(&f.dockerRun, "docker-run", false,
 		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
+	flags.StringSliceVar(&f.toPod, "to-pod", nil,
+		"Make this `PORT` of an intercepted pod reachable at localhost:PORT while the intercept lives, as of a helper that listens on the pod's localhost; can be repeated, or a list")
 	f.environment.add(flags)
 	f.absent = addAbsentFlags(flags)
 	_ = flags.MarkHidden("match")
@@ -80,7 +83,7 @@ func (f *interceptFlags) request(name, namespace string, flags *pflag.FlagSet) (
 		Plaintext: f.plaintext, Existing: f.existing, TimeoutMs: f.timeout.Milliseconds(),
 	}
 	for _, step := range []func(*daemonpb.InterceptRequest, *pflag.FlagSet) error{
-		f.setWorkload, f.setPort, f.setAddress, f.setRules, f.checkRest,
+		f.setWorkload, f.setPort, f.setAddress, f.setToPod, f.setRules, f.checkRest,
 	} {
 		if err := step(r, flags); err != nil {
 			return nil, err
@@ -198,6 +201,27 @@ func (f *interceptFlags) cutContainerPort(given, rest string) (id string, err er
 	}
 	f.containerPort = int32(port)
 	return id, nil
+}
+
+func (f *interceptFlags) setToPod(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
+	for _, given := range f.toPod {
+		text, protocol, ok := strings.Cut(strings.TrimSpace(given), "/")
+		switch {
+		case ok && strings.EqualFold(protocol, "udp"):
+			return unavailable("--to-pod "+given+": UDP is", "only TCP ports of pods can be reached")
+		case ok && !strings.EqualFold(protocol, "tcp"):
+			return usagef("--to-pod %s: unknown protocol %q — use TCP", given, protocol)
+		}
+		port, err := strconv.ParseUint(text, 10, 16)
+		if err != nil || port == 0 {
+			return usagef("--to-pod %s: %q is not a port number — it is the same port on this laptop and in the pod", given, text)
+		}
+		if int32(port) == r.LocalPort {
+			return usagef("--to-pod %s: the intercept's requests go to port %d of this laptop — choose another port with --port", given, port)
+		}
+		r.ToPod = append(r.ToPod, int32(port))
+	}
+	return nil
 }
 
 func (f *interceptFlags) setAddress(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {

@@ -41,6 +41,11 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	if w.Kind, err = workload.Find(ctx, cluster, ask.Namespace, w.Kind, w.Name); err != nil {
 		return err
 	}
+	release, err := current.PodPorts.Claim(ask.Spec.Name, ask.Spec.ToPod)
+	if err != nil {
+		return err
+	}
+	defer release()
 	return makeWith(ctx, current, ask, req.GetEnvironment(), progress, func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
 		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
 		if silent(info.GetDestination()) {
@@ -85,6 +90,7 @@ func (s *service) Leave(ctx context.Context, req *daemonpb.LeaveRequest) (*daemo
 	if err != nil {
 		return nil, err
 	}
+	current.PodPorts.Settle() // so that whoever comes next can have them
 	return &daemonpb.LeaveReply{Left: intercept.Print(left, false)}, nil
 }
 

@@ -56,6 +56,7 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 			Mechanism:   v1alpha1.Mechanism(cmp.Or(req.GetMechanism(), string(v1alpha1.MechanismTCP))),
 			Plaintext:   req.GetPlaintext(),
 			Environment: req.GetEnvironment() != daemonpb.InterceptRequest_NOT_WANTED,
+			ToPod:       slices.Clone(req.GetToPod()),
 			Existing:    cmp.Or(req.GetExisting(), defaultExisting),
 			Client:      v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder, KeyHash: client.KeyHash},
 			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress), Port: req.GetLocalPort()},
@@ -89,6 +90,9 @@ func (a *Ask) check() error {
 		return invalid("--address %s is not an IP address", s.Destination.Address)
 	}
 	s.Destination.Address = address.Unmap().String()
+	if err := a.checkPodPorts(); err != nil {
+		return err
+	}
 	if !slices.Contains([]string{"auto", "idle", "all", "none"}, s.Existing) {
 		return invalid("--existing %s is none of auto, idle, all and none", s.Existing)
 	}

@@ -28,13 +28,14 @@ const undoTimeout = 10 * time.Second
 func movable(s *v1alpha1.InterceptSpec) v1alpha1.InterceptSpec {
 	return v1alpha1.InterceptSpec{
 		Service: s.Service, Port: s.Port, Container: s.Container, Destination: s.Destination, Plaintext: s.Plaintext, Environment: s.Environment,
+		ToPod: s.ToPod,
 	}
 }
 
 // moveTo changes a spec to what another has of that.
 func moveTo(s, to *v1alpha1.InterceptSpec) {
 	s.Service, s.Port, s.Container, s.Destination = to.Service, to.Port, to.Container, to.Destination
-	s.Plaintext, s.Environment = to.Plaintext, to.Environment
+	s.Plaintext, s.Environment, s.ToPod = to.Plaintext, to.Environment, slices.Clone(to.ToPod)
 }
 
 // Make makes an intercept and returns it when every ready pod is steering, or there is none. An intercept of that name that is there already moves
@@ -60,6 +61,9 @@ func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string), conf
 	made, err := m.wait(ctx)
 	if err == nil {
 		err = r.checkPort(a.Spec.Name, localAddr(made))
+	}
+	if err == nil {
+		err = a.checkToPod(made)
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -94,6 +98,11 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port)); err != nil {
 		return nil, nil, err
 	}
+	for _, port := range a.Spec.ToPod {
+		if by := r.deliversTo(name, join(DefaultAddress, port)); by != "" {
+			return nil, nil, reason.New(codes.AlreadyExists, reason.LocalPortTaken, "--to-pod %d: the requests of intercept %s go to that port of this laptop — leave it out, or leave that intercept", port, by)
+		}
+	}
 	r.dismiss(name)
 	_, watched := r.watching[a.Namespace]
 	r.reserved[name] = &reservation{
@@ -127,17 +136,30 @@ func (r *Registry) checkPortLocked(name, addr string) error {
 		return reason.New(codes.AlreadyExists, reason.LocalPortTaken, "port %s is already used by intercept %s — choose another with --port",
 			strings.TrimPrefix(addr, DefaultAddress+":"), by)
 	}
+	if by := r.deliversTo(name, addr); by != "" {
+		return taken(by)
+	}
+	for _, e := range r.entries {
+		if e.object.Spec.Name != name && leadsToPod(e.object, addr) {
+			return taken(e.object.Spec.Name)
+		}
+	}
+	return nil
+}
+
+// deliversTo gives the intercept, other than the one of that name, whose requests go to a local address. It is called with mu held.
+func (r *Registry) deliversTo(name, addr string) string {
 	for _, e := range r.entries {
 		if e.object.Spec.Name != name && localAddr(e.object) == addr {
-			return taken(e.object.Spec.Name)
+			return e.object.Spec.Name
 		}
 	}
 	for _, s := range r.reserved {
 		if s.name != name && join(s.address, s.port) == addr {
-			return taken(s.name)
+			return s.name
 		}
 	}
-	return nil
+	return ""
 }
 
 // maker makes one intercept.

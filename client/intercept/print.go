@@ -25,6 +25,7 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 		Coverage:     i.Status.Coverage,
 		Id:           i.Spec.Client.Session + ":" + i.Spec.Name,
 		Container:    i.Spec.Container,
+		ToPod:        i.Spec.ToPod,
 	}
 	if info.Destination == "" {
 		info.Destination = net.JoinHostPort(cmp.Or(i.Spec.Destination.Address, DefaultAddress), "container port")

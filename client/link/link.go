@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
@@ -111,6 +113,26 @@ func (s State) Environment(ctx context.Context, req *clientpb.EnvironmentRequest
 		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment, "the traffic manager (%s) is older than this sidestep and gives no environments — run `sidestep helm upgrade`", s.ManagerVersion)
 	}
 	return nil, reason.New(status.Code(err), reason.NoEnvironment, "%s", status.Convert(err).Message())
+}
+
+// ToPod begins a connection to a port of an intercepted pod.
+func (s State) ToPod(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
+	if s.clients == nil {
+		return nil, errors.New("not connected to the traffic manager")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := s.clients.ToPod(ctx)
+	if err != nil {
+		cancel()
+		return nil, explain(err)
+	}
+	conn, err := tunnel.Open(stream, open, tunnel.OnClose(cancel))
+	if errors.Is(err, io.EOF) { // the manager has refused already: the reason is what is to be received
+		if _, refusal := tunnel.RecvOpen(stream); refusal != nil {
+			err = explain(refusal)
+		}
+	}
+	return conn, err
 }
 
 // Link is a connection to the manager that comes back.

@@ -15,11 +15,14 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/forward"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
+	"sidestep.dev/sidestep/client/podport"
+	"sidestep.dev/sidestep/internal/tunnel"
 )
 
 const (
@@ -49,6 +52,7 @@ type Session struct {
 	Registry *intercept.Registry
 	Source   *kube.Source
 	Client   intercept.Client
+	PodPorts *podport.Ports
 
 	store   Store
 	log     *slog.Logger
@@ -142,10 +146,15 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 		Client: client, Source: s.Source, Namespaces: record.Namespaces, Known: record.Intercepts,
 		Presence: s.presence, Save: s.saveNamespaces, Wall: o.Wall, Log: o.Log,
 	})
+	s.PodPorts = podport.New(s.Registry.All, func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
+		state, _ := s.Link.State()
+		return state.ToPod(ctx, open)
+	}, o.Log)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel, s.done = cancel, ctx.Done()
 	s.running.Go(func() { s.Link.Run(ctx) })
 	s.running.Go(func() { s.keepKnown(ctx) })
+	s.running.Go(func() { s.PodPorts.Run(ctx) })
 	return s, nil
 }
 

@@ -34,12 +34,18 @@ type Environments interface {
 	Serve(node string, agent environment.Stream) error
 }
 
+// ToPod keeps streams on which laptops' connections reach pods.
+type ToPod interface {
+	Serve(node string, agent tunnel.Stream) error
+}
+
 // Config is what the service needs.
 type Config struct {
 	Authenticator *Authenticator
 	Plan          *plan.Plan
 	Relay         Relay
 	Environments  Environments
+	ToPod         ToPod
 	Log           *slog.Logger
 	Closing       <-chan struct{} // closed when the manager shuts down
 }
@@ -163,6 +169,15 @@ func (s *Service) Environments(stream environment.Stream) error {
 		return err
 	}
 	return s.cfg.Environments.Serve(node, stream)
+}
+
+// AcceptToPod keeps a stream for a laptop's connection to a port of a pod.
+func (s *Service) AcceptToPod(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	node, err := s.cfg.Authenticator.Node(stream.Context())
+	if err != nil {
+		return err
+	}
+	return s.cfg.ToPod.Serve(node, stream)
 }
 
 // Tunnel carries one connection.

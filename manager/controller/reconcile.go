@@ -140,6 +140,9 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 		InterceptUid: string(e.uid), InterceptNamespace: ic.Namespace, InterceptName: ic.Name,
 		Tcp: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Existing: ic.Spec.Existing, Connected: connected,
 	}
+	for _, port := range ic.Spec.ToPod {
+		rule.ToPod = append(rule.ToPod, uint32(port))
+	}
 	if !rule.Tcp {
 		rule.Http = e.rule.Proto()
 	}

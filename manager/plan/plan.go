@@ -173,6 +173,23 @@ func (p *Plan) KeyHash(nodeName, interceptUID string) (string, bool) {
 	return "", false
 }
 
+// Spots gives where an intercept is in force, a pod once, and the hash of the session key that it belongs to.
+func (p *Plan) Spots(interceptUID string) (keyHash string, all []Placement) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	seen := map[string]bool{}
+	for _, placement := range p.intercepts[types.UID(interceptUID)] {
+		if n := p.nodes[placement.Node]; n != nil {
+			keyHash = n.intercepts[interceptUID].keyHash
+		}
+		if uid := placement.Pod.GetUid(); !seen[uid] {
+			seen[uid] = true
+			all = append(all, *placement)
+		}
+	}
+	return keyHash, all
+}
+
 // Attached is the number of node agents.
 func (p *Plan) Attached() int {
 	p.mu.RLock()

@@ -18,6 +18,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 )
 
@@ -37,8 +38,10 @@ type Config struct {
 	Traffic func(keyHash string) []*clientpb.InterceptTraffic
 	// Environment gives the session whose key has that hash what it may have.
 	Environment func(ctx context.Context, keyHash string, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
-	Ping        time.Duration // between pings; 0: 2 s
-	Timeout     time.Duration // of silence, after which the laptop is given up; 0: 8 s
+	// ToPod carries a connection to a port of a pod for the session whose key has that hash.
+	ToPod   func(keyHash string, stream tunnel.Stream) error
+	Ping    time.Duration // between pings; 0: 2 s
+	Timeout time.Duration // of silence, after which the laptop is given up; 0: 8 s
 }
 
 // Service is the gRPC service that laptops talk to.
@@ -220,6 +223,18 @@ func (s *Service) Environment(ctx context.Context, req *clientpb.EnvironmentRequ
 		return nil, errNoSession
 	}
 	return s.cfg.Environment(ctx, hash, req)
+}
+
+// ToPod carries a connection to a port of a pod that the session intercepts.
+func (s *Service) ToPod(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
+	hash, err := keyHash(stream.Context())
+	if err != nil {
+		return err
+	}
+	if !s.cfg.Registry.Connected(hash) {
+		return errNoSession
+	}
+	return s.cfg.ToPod(hash, stream)
 }
 
 var errNoSession = status.Error(codes.FailedPrecondition, "there is no session with this key: open Session first")

@@ -37,6 +37,7 @@ type pod struct {
 	status  status
 	asked   bool // probes are to be made at once
 	looks   bool // connections that are open are to be looked for anew
+	visits  map[*visit]struct{}
 
 	// Used by run alone.
 	retry   time.Duration
@@ -56,6 +57,7 @@ func (p *pod) want(want *agentpb.Pod) {
 	p.mu.Lock()
 	same := equal(p.desired, want)
 	p.desired = want
+	p.endVisits()
 	p.mu.Unlock()
 	if !same || want == nil {
 		p.poke()

@@ -60,7 +60,9 @@ type Config struct {
 	Hello func() *agentpb.Hello
 	// Environment answers the manager's questions; nil: they are not answered.
 	Environment Environment
-	Log         *slog.Logger
+	// ToPod serves connections of laptops to pods, and returns at once; nil: there are none.
+	ToPod ToPod
+	Log   *slog.Logger
 }
 
 // ErrSuperseded says that a younger agent of this node is attached to the manager.
@@ -194,12 +196,19 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 	defer answering.Wait()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	parking := u.cfg.ToPod == nil // or nothing to do with it
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case a := <-newest:
 			pods.Apply(a)
+			if !parking && leadsToPods(a) {
+				parking = true
+				for range parkedToPod {
+					answering.Go(func() { u.waitForLaptops(ctx) })
+				}
+			}
 			if !u.attached.Swap(true) {
 				u.cfg.Log.Info("attached to the manager", "manager", u.cfg.Manager, "revision", a.GetRevision())
 				pods.Probe()

@@ -23,6 +23,7 @@ type Intercept struct {
 	Service       string   `json:"service,omitempty"`
 	ServicePortID string   `json:"service_port_id,omitempty"`
 	Container     string   `json:"container,omitempty"`
+	ToPod         []int32  `json:"to_pod,omitempty"`
 	Mechanism     string   `json:"mechanism"`
 	Intercepting  string   `json:"intercepting"`
 	Conditions    []string `json:"conditions,omitempty"`
@@ -47,7 +48,7 @@ func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
 	r := Intercept{
 		ID: i.GetId(), Container: i.GetContainer(), Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
 		State: i.GetState(), Message: i.GetMessage(), Destination: i.GetDestination(), Service: i.GetService(),
-		ServicePortID: i.GetServicePort(), Mechanism: i.GetMechanism(), Intercepting: intercepting(i),
+		ServicePortID: i.GetServicePort(), ToPod: i.GetToPod(), Mechanism: i.GetMechanism(), Intercepting: intercepting(i),
 		Conditions: i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),
 	}
 	for _, p := range i.GetPods() {
@@ -112,8 +113,18 @@ func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
 	b.Add("Workload kind", i.GetWorkloadKind())
 	b.Add("Destination", i.GetDestination())
 	b.Add("Service Port Identifier", i.GetServicePort())
+	b.Add("Ports of the pod", toPod(i.GetToPod()))
 	b.Add("Intercepting", intercepting(i), i.GetConditions()...)
 	return b
+}
+
+// toPod says where on this laptop ports of a pod are.
+func toPod(ports []int32) string {
+	places := make([]string, len(ports))
+	for i, port := range ports {
+		places[i] = fmt.Sprintf("localhost:%d", port)
+	}
+	return strings.Join(places, ", ")
 }
 
 func curl(headers []string) string {

@@ -1,0 +1,60 @@
+package intercept
+
+import (
+	"net"
+	"slices"
+	"strconv"
+
+	"google.golang.org/grpc/codes"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+)
+
+// mostPodPorts is how many the API takes.
+const mostPodPorts = 16
+
+// checkPodPorts checks spec.toPod by itself.
+func (a *Ask) checkPodPorts() error {
+	s := &a.Spec
+	slices.Sort(s.ToPod)
+	s.ToPod = slices.Compact(s.ToPod)
+	if len(s.ToPod) > mostPodPorts {
+		return invalid("--to-pod is given for %d ports, and an intercept has %d at most", len(s.ToPod), mostPodPorts)
+	}
+	for _, port := range s.ToPod {
+		switch {
+		case port < 1 || port > 65535:
+			return invalid("--to-pod %d is not a port — use 1 to 65535", port)
+		case port == s.Destination.Port:
+			return meetsItself(port)
+		}
+	}
+	return nil
+}
+
+func meetsItself(port int32) error {
+	return invalid("the intercept's requests go to port %d of this laptop, and --to-pod %d would lead from there to the pod — choose another port with --port", port, port)
+}
+
+// checkToPod checks spec.toPod of an intercept that has been made.
+func (a *Ask) checkToPod(made *v1alpha1.Intercept) error {
+	if len(a.Spec.ToPod) == 0 {
+		return nil
+	}
+	if len(made.Spec.ToPod) == 0 {
+		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
+			"the cluster's definition of Intercepts is older than this sidestep and knows no --to-pod — run `sidestep helm upgrade`")
+	}
+	if port := localPort(made); slices.Contains(made.Spec.ToPod, port) {
+		return meetsItself(port)
+	}
+	return nil
+}
+
+// leadsToPod says whether a local address is one that leads to the intercept's pods.
+func leadsToPod(i *v1alpha1.Intercept, addr string) bool {
+	return slices.ContainsFunc(i.Spec.ToPod, func(port int32) bool {
+		return net.JoinHostPort(DefaultAddress, strconv.Itoa(int(port))) == addr
+	})
+}

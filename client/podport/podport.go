@@ -1,0 +1,284 @@
+// Package podport gives ports of this laptop that lead to the same ports of intercepted pods.
+package podport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+const (
+	// Address is where the ports are, which only this laptop reaches.
+	Address = "127.0.0.1"
+	// answerTimeout bounds the wait until a pod has taken a connection.
+	answerTimeout = 10 * time.Second
+	// bindAgain is the pause before a port that could not be had is tried again.
+	bindAgain = 2 * time.Second
+)
+
+// Intercepts lists this client's, and gives the channel that is closed when that changes.
+type Intercepts func() ([]*v1alpha1.Intercept, <-chan struct{})
+
+// Open begins a connection to a port of a pod. The answer to OPEN is still to be waited for.
+type Open func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error)
+
+// Ports follows the intercepts: a port is there as long as an intercept has it in spec.toPod.
+type Ports struct {
+	intercepts Intercepts
+	open       Open
+	log        *slog.Logger
+
+	mu     sync.Mutex
+	closed bool
+	claims map[*claim]struct{}
+	doors  map[int32]*door
+	failed map[int32]string // what was said about ports that could not be had
+}
+
+// claim is for an intercept that is being made.
+type claim struct {
+	name  string
+	ports []int32
+}
+
+// door is one port.
+type door struct {
+	port     int32
+	owner    string // name of the intercept
+	listener net.Listener
+	ctx      context.Context // of its connections
+	cancel   context.CancelFunc
+	serving  sync.WaitGroup
+}
+
+// New makes Ports; Run keeps them.
+func New(intercepts Intercepts, open Open, log *slog.Logger) *Ports {
+	return &Ports{
+		intercepts: intercepts, open: open, log: log,
+		claims: map[*claim]struct{}{}, doors: map[int32]*door{}, failed: map[int32]string{},
+	}
+}
+
+// Claim takes ports for an intercept that is about to be made, and says which one cannot be had. They are kept until release is called, and from then on for
+// as long as the intercept has them.
+func (p *Ports) Claim(name string, ports []int32) (release func(), err error) {
+	p.Settle() // an intercept that was left a moment ago has none any more
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var taken []*door
+	for _, port := range ports {
+		if d := p.doors[port]; d != nil && d.owner == name {
+			continue
+		} else if d != nil {
+			err = inUse(port, fmt.Errorf("it leads to a pod of intercept %s", d.owner))
+		} else if d, err = p.bind(name, port); err == nil {
+			taken = append(taken, d)
+		}
+		if err != nil {
+			for _, d := range taken {
+				p.close(d)
+			}
+			return nil, err
+		}
+	}
+	c := &claim{name, slices.Clone(ports)}
+	p.claims[c] = struct{}{}
+	return func() {
+		p.mu.Lock()
+		delete(p.claims, c)
+		p.mu.Unlock()
+		p.Settle()
+	}, nil
+}
+
+func inUse(port int32, err error) error {
+	why, remedy := "it is in use", "stop what listens there"
+	switch {
+	case errors.Is(err, syscall.EACCES):
+		why, remedy = "permission denied", "ports below 1024 are root's"
+	case !errors.Is(err, syscall.EADDRINUSE):
+		why = err.Error()
+	}
+	return reason.New(codes.AlreadyExists, reason.LocalPortTaken, "--to-pod needs port %d of this laptop, and cannot have it: %s — %s, or leave --to-pod %d out", port, why, remedy, port)
+}
+
+// bind opens a port. p.mu must be held.
+func (p *Ports) bind(owner string, port int32) (*door, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	listener, err := config.Listen(context.Background(), "tcp", net.JoinHostPort(Address, strconv.Itoa(int(port))))
+	if err != nil {
+		return nil, inUse(port, err)
+	}
+	d := &door{port: port, owner: owner, listener: listener}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	p.doors[port] = d
+	d.serving.Go(func() { p.serve(d) })
+	return d, nil
+}
+
+// close ends a port and its connections. p.mu must be held.
+func (p *Ports) close(d *door) {
+	_ = d.listener.Close()
+	d.cancel()
+	if p.doors[d.port] == d {
+		delete(p.doors, d.port)
+	}
+}
+
+// Settle opens and closes ports as the intercepts say now. It is false if some could not be had.
+func (p *Ports) Settle() bool {
+	all, _ := p.intercepts()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return true
+	}
+	wanted := map[int32]string{}
+	for _, i := range all {
+		for _, port := range i.Spec.ToPod {
+			wanted[port] = i.Spec.Name
+		}
+	}
+	for c := range p.claims {
+		for _, port := range c.ports {
+			wanted[port] = c.name
+		}
+	}
+	for port, d := range p.doors {
+		if wanted[port] != d.owner {
+			p.close(d)
+		}
+	}
+	complete := true
+	for port, owner := range wanted {
+		if p.doors[port] != nil {
+			continue
+		}
+		_, err := p.bind(owner, port)
+		if err == nil {
+			delete(p.failed, port)
+			continue
+		}
+		complete = false
+		if p.failed[port] != err.Error() {
+			p.failed[port] = err.Error()
+			p.log.Warn("a port does not lead to its pod", "port", port, "intercept", owner, "error", err)
+		}
+	}
+	return complete
+}
+
+// Run keeps the ports as the intercepts say until ctx ends.
+func (p *Ports) Run(ctx context.Context) {
+	defer p.end()
+	for {
+		_, changed := p.intercepts()
+		var again <-chan time.Time
+		if !p.Settle() {
+			again = time.After(bindAgain)
+		}
+		select {
+		case <-changed:
+		case <-again:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *Ports) end() {
+	p.mu.Lock()
+	p.closed = true
+	var open []*door
+	for _, d := range p.doors {
+		open = append(open, d)
+		p.close(d)
+	}
+	p.mu.Unlock()
+	for _, d := range open {
+		d.serving.Wait()
+	}
+}
+
+func (p *Ports) serve(d *door) {
+	for {
+		conn, err := d.listener.Accept()
+		switch {
+		case err == nil:
+			d.serving.Go(func() { p.carry(d, conn.(*net.TCPConn)) })
+			continue
+		case errors.Is(err, net.ErrClosed):
+			return
+		}
+		p.log.Warn("cannot take a connection to a pod", "port", d.port, "error", err)
+		select {
+		case <-time.After(50 * time.Millisecond): // for file descriptors to come free
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// carry sees one connection through.
+func (p *Ports) carry(d *door, local *net.TCPConn) {
+	log := p.log.With("port", d.port, "intercept", d.owner)
+	conn, err := p.begin(d, local)
+	if err != nil {
+		log.Info("no connection to a pod", "error", err)
+		_ = local.SetLinger(0)
+		_ = local.Close()
+		return
+	}
+	stop := context.AfterFunc(d.ctx, func() {
+		conn.Reset("the intercept has ended")
+		_ = local.SetLinger(0)
+		_ = local.Close()
+	})
+	defer stop()
+	sent, received, err := tunnel.Copy(local, conn)
+	log.Debug("connection to a pod ended", "sent", sent, "received", received, "error", err)
+}
+
+// begin opens a connection to whichever pod there is now, and waits until the pod has taken it.
+func (p *Ports) begin(d *door, local net.Conn) (*tunnel.Conn, error) {
+	all, _ := p.intercepts()
+	i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool {
+		return i.Spec.Name == d.owner && slices.Contains(i.Spec.ToPod, d.port)
+	})
+	if i < 0 {
+		return nil, errors.New("the intercept has not been made yet")
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, answerTimeout)
+	defer cancel()
+	conn, err := p.open(d.ctx, &tunnelpb.Open{
+		InterceptUid: string(all[i].UID), InterceptNamespace: all[i].Namespace, InterceptName: all[i].Name,
+		RemoteAddr: local.RemoteAddr().String(), ToPort: uint32(d.port),
+	})
+	if err != nil {
+		return nil, err
+	}
+	opened, err := conn.Opened(ctx)
+	if err == nil && opened.GetResult() != tunnelpb.Opened_OK {
+		err = errors.New(opened.GetMessage())
+	}
+	if err != nil {
+		conn.Reset("not taken")
+		return nil, err
+	}
+	return conn, nil
+}

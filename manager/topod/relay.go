@@ -1,0 +1,179 @@
+package topod
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+const (
+	// patience is how long a connection waits for the node agent of one pod, before the next pod is tried.
+	patience = 1500 * time.Millisecond
+	// tries is how many pods are tried.
+	tries = 3
+	// maxConnections bounds what one laptop has open at a time.
+	maxConnections = 512
+)
+
+// Place is a pod where an intercept is in force.
+type Place struct {
+	Node string
+	Pod  *agentpb.Pod
+	Rule *agentpb.Rule
+}
+
+// Plan says what is where.
+type Plan interface {
+	// Places gives those of an intercept, and the hash of the session key that it belongs to. There are none of one that is not accepted.
+	Places(interceptUID string) (keyHash string, places []Place)
+}
+
+// Config is what a Relay needs.
+type Config struct {
+	Plan   Plan
+	Agents *Agents
+	// Pod gives a pod as it was lately, or nil.
+	Pod     func(namespace, name string) *corev1.Pod
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+}
+
+// Relay joins laptops' connections with pods. It is safe for concurrent use.
+type Relay struct {
+	cfg  Config
+	open prometheus.Gauge
+
+	mu    sync.Mutex
+	count map[string]int // connections by hash of the session key
+}
+
+// New makes a Relay and registers its metrics.
+func New(cfg Config) *Relay {
+	r := &Relay{cfg: cfg, count: map[string]int{}, open: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sidestep_manager_to_pod_connections_open", Help: "Connections being relayed from laptops to ports of pods.",
+	})}
+	cfg.Metrics.MustRegister(r.open)
+	return r
+}
+
+// Serve handles one connection of the laptop whose session key has that hash, and returns what its call is to return.
+func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
+	if !r.enter(keyHash) {
+		return status.Errorf(codes.ResourceExhausted, "this laptop has %d connections to pods open, and may not have more", maxConnections)
+	}
+	defer r.leave(keyHash)
+	open, err := tunnel.RecvOpen(laptop)
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "begin a connection to a pod: %v", err)
+	}
+	log := r.cfg.Log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port", open.GetToPort())
+	agent, place, result, why := r.find(laptop.Context(), keyHash, open)
+	if agent == nil {
+		log.Debug("connection to a pod refused", "result", result, "reason", why)
+		return tunnel.SendOpened(laptop, result, why)
+	}
+	r.open.Inc()
+	defer r.open.Dec()
+	log = log.With("pod", place.Pod.GetName(), "node", place.Node)
+	if err := tunnel.SendOpen(agent, &tunnelpb.Open{
+		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(), InterceptName: place.Rule.GetInterceptName(),
+		RemoteAddr: open.GetRemoteAddr(), Pod: place.Pod.GetName(), PodUid: place.Pod.GetUid(), ToPort: open.GetToPort(),
+	}); err != nil {
+		agent.done <- status.Error(codes.Aborted, "the stream broke")
+		return tunnel.SendOpened(laptop, tunnelpb.Opened_NO_CLIENT, "the connection to the node agent broke")
+	}
+	err = tunnel.Relay(laptop, agent)
+	log.Debug("connection to a pod ended", "reason", err)
+	if err != nil {
+		err = status.Error(codes.Aborted, err.Error())
+	}
+	agent.done <- err
+	return err
+}
+
+func (r *Relay) enter(keyHash string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.count[keyHash] >= maxConnections {
+		return false
+	}
+	r.count[keyHash]++
+	return true
+}
+
+func (r *Relay) leave(keyHash string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.count[keyHash]--; r.count[keyHash] == 0 {
+		delete(r.count, keyHash)
+	}
+}
+
+// find gives the stream of a pod's node agent, or what to tell the laptop.
+func (r *Relay) find(ctx context.Context, keyHash string, open *tunnelpb.Open) (*parked, Place, tunnelpb.Opened_Result, string) {
+	owner, places := r.cfg.Plan.Places(open.GetInterceptUid())
+	if owner != keyHash || len(places) == 0 {
+		// Of others' intercepts it is not even said that they exist.
+		return nil, Place{}, tunnelpb.Opened_UNKNOWN, "this laptop has no such intercept, or it has no pods"
+	}
+	places = slices.DeleteFunc(places, func(p Place) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
+	if len(places) == 0 {
+		return nil, Place{}, tunnelpb.Opened_UNKNOWN, fmt.Sprintf("port %d is not among those that the intercept asks for (spec.toPod)", open.GetToPort())
+	}
+	r.rank(places)
+	var problem error
+	for _, place := range places[:min(tries, len(places))] {
+		agent, err := r.cfg.Agents.take(ctx, place.Node, patience)
+		if err == nil {
+			return agent, place, tunnelpb.Opened_OK, ""
+		}
+		problem = errors.Join(problem, fmt.Errorf("pod %s on node %s: %w", place.Pod.GetName(), place.Node, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, Place{}, tunnelpb.Opened_TIMEOUT, problem.Error()
+}
+
+// rank puts ready pods first, and of these the oldest, so that connections go to the same pod for as long as it is there.
+func (r *Relay) rank(places []Place) {
+	type standing struct {
+		unready int
+		born    int64
+	}
+	of := map[string]standing{}
+	for _, p := range places {
+		s := standing{unready: 1}
+		if pod := r.cfg.Pod(p.Pod.GetNamespace(), p.Pod.GetName()); pod != nil && string(pod.UID) == p.Pod.GetUid() {
+			s.born = pod.CreationTimestamp.UnixNano()
+			if isReady(pod) {
+				s.unready = 0
+			}
+		}
+		of[p.Pod.GetUid()] = s
+	}
+	slices.SortStableFunc(places, func(a, b Place) int {
+		x, y := of[a.Pod.GetUid()], of[b.Pod.GetUid()]
+		return cmp.Or(cmp.Compare(x.unready, y.unready), cmp.Compare(x.born, y.born), cmp.Compare(a.Pod.GetName(), b.Pod.GetName()))
+	})
+}
+
+func isReady(pod *corev1.Pod) bool {
+	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}

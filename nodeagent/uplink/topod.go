@@ -1,0 +1,73 @@
+package uplink
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// parkedToPod is how many streams wait for laptops' connections to pods. One that is taken is replaced at once, within a node's round trip to the manager.
+const parkedToPod = 4
+
+// ToPod serves one connection of a laptop to a port of a pod.
+type ToPod func(open *tunnelpb.Open, conn *tunnel.Conn)
+
+// leadsToPods says whether laptops may connect to ports of some pod.
+func leadsToPods(a *agentpb.Assignment) bool {
+	return slices.ContainsFunc(a.GetPods(), func(p *agentpb.Pod) bool {
+		return slices.ContainsFunc(p.GetTargets(), func(t *agentpb.Target) bool {
+			return slices.ContainsFunc(t.GetRules(), func(r *agentpb.Rule) bool { return len(r.GetToPod()) > 0 })
+		})
+	})
+}
+
+// waitForLaptops keeps one stream parked until ctx ends. A manager that knows no such streams wants none.
+func (u *Uplink) waitForLaptops(ctx context.Context) {
+	for pause := retryFirst; ctx.Err() == nil; {
+		open, conn, err := u.acceptLaptop(ctx)
+		switch {
+		case err == nil:
+			pause = retryFirst
+			u.cfg.ToPod(open, conn)
+			continue
+		case status.Code(err) == codes.Unimplemented:
+			return
+		case ctx.Err() == nil:
+			u.cfg.Log.Debug("cannot wait for laptops' connections to pods", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, retryMax)
+	}
+}
+
+// acceptLaptop waits for one connection, which outlives ctx.
+func (u *Uplink) acceptLaptop(ctx context.Context) (*tunnelpb.Open, *tunnel.Conn, error) {
+	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	abandon := context.AfterFunc(ctx, cancel)
+	stream, err := u.client.AcceptToPod(streamCtx)
+	if err != nil {
+		abandon()
+		cancel()
+		return nil, nil, err
+	}
+	open, conn, err := tunnel.Accept(stream, tunnel.OnClose(cancel))
+	if !abandon() && err == nil {
+		conn.Reset("the node agent has left the manager")
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	return open, conn, nil
+}
