@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/testnet"
 	"sidestep.dev/sidestep/internal/tunnel"
-	"sidestep.dev/sidestep/nodeagent/podnet"
 )
 
 // AcceptToPod hands the streams that agents park to the test.
@@ -33,12 +34,7 @@ func (m *manager) AcceptToPod(stream agentpb.Agents_AcceptToPodServer) error {
 // greets listens in the pod and says a word to each connection, and then what it hears.
 func (w *world) greets(t *testing.T, ip netip.Addr, text string) uint32 {
 	t.Helper()
-	ns, err := podnet.Open(w.pod.Path())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = ns.Close() })
-	l, err := ns.Listen(ip)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() })
+	l := testnet.Listen(t, w.pod.Namespace, netip.AddrPortFrom(ip, 0).String())
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -55,8 +51,8 @@ func (w *world) greets(t *testing.T, ip netip.Addr, text string) uint32 {
 	return uint32(l.Addr().(*net.TCPAddr).Port)
 }
 
-// visit connects to a port of the pod, as the manager does for a laptop.
-func (w *world) visit(t *testing.T, open *tunnelpb.Open) (*tunnel.Conn, *tunnelpb.Opened) {
+// toPod connects to a port of the pod, as the manager does for a laptop.
+func (w *world) toPod(t *testing.T, open *tunnelpb.Open) (*tunnel.Conn, *tunnelpb.Opened) {
 	t.Helper()
 	var stream agentpb.Agents_AcceptToPodServer
 	select {
@@ -87,7 +83,7 @@ func TestALaptopReachesPortsOfThePodThatTheAssignmentNames(t *testing.T) {
 		return &tunnelpb.Open{InterceptUid: rule.GetInterceptUid(), PodUid: w.pod.UID, Pod: "orders-0", ToPort: port}
 	}
 	for port, greeting := range map[uint32]string{loopback: "helper", own: "app", six: "helper6"} {
-		c, answer := w.visit(t, to(port))
+		c, answer := w.toPod(t, to(port))
 		require.Equal(t, tunnelpb.Opened_OK, answer.GetResult(), answer.GetMessage())
 		_, err := io.WriteString(c, ", hello")
 		require.NoError(t, err)
@@ -97,7 +93,7 @@ func TestALaptopReachesPortsOfThePodThatTheAssignmentNames(t *testing.T) {
 		assert.Equal(t, greeting+", hello", string(got))
 	}
 	t.Run("an intercepted port is the app's", func(t *testing.T) {
-		c, answer := w.visit(t, to(appPort))
+		c, answer := w.toPod(t, to(appPort))
 		require.Equal(t, tunnelpb.Opened_OK, answer.GetResult(), answer.GetMessage())
 		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nx-user: me\r\nConnection: close\r\n\r\n")
 		require.NoError(t, err)
@@ -107,21 +103,22 @@ func TestALaptopReachesPortsOfThePodThatTheAssignmentNames(t *testing.T) {
 	})
 	refused := func(open *tunnelpb.Open, result tunnelpb.Opened_Result, says string) {
 		t.Helper()
-		_, answer := w.visit(t, open)
+		_, answer := w.toPod(t, open)
 		assert.Equal(t, result, answer.GetResult())
 		assert.Equal(t, says, answer.GetMessage())
 	}
 	refused(to(1), tunnelpb.Opened_REFUSED, "port 1 of pod orders-0: nothing listens on it")
 	refused(to(2), tunnelpb.Opened_UNKNOWN, "port 2 of pod orders-0: the intercept, or this port of it, has ended")
+	port := strconv.Itoa(int(loopback))
 	elsewhere, others := to(loopback), to(loopback)
 	elsewhere.PodUid, others.InterceptUid = "elsewhere", "others"
-	refused(elsewhere, tunnelpb.Opened_UNKNOWN, "port "+itoa(loopback)+" of pod orders-0: it is not among those that are intercepted on this node")
-	refused(others, tunnelpb.Opened_UNKNOWN, "port "+itoa(loopback)+" of pod orders-0: the intercept, or this port of it, has ended")
+	refused(elsewhere, tunnelpb.Opened_UNKNOWN, "port "+port+" of pod orders-0: it is not among those that are intercepted on this node")
+	refused(others, tunnelpb.Opened_UNKNOWN, "port "+port+" of pod orders-0: the intercept, or this port of it, has ended")
 
 	t.Run("a connection ends with what allows it, and only then", func(t *testing.T) {
 		ends, stays := to(loopback), to(own)
-		ending, _ := w.visit(t, ends)
-		staying, _ := w.visit(t, stays)
+		ending, _ := w.toPod(t, ends)
+		staying, _ := w.toPod(t, stays)
 		less := w.wants()
 		less.GetTargets()[0].GetRules()[0].ToPod = []uint32{own}
 		w.assign(less)
@@ -133,7 +130,7 @@ func TestALaptopReachesPortsOfThePodThatTheAssignmentNames(t *testing.T) {
 		assert.Equal(t, "app", string(got))
 	})
 	t.Run("with the pod's end", func(t *testing.T) {
-		c, answer := w.visit(t, to(own))
+		c, answer := w.toPod(t, to(own))
 		require.Equal(t, tunnelpb.Opened_OK, answer.GetResult())
 		w.assign()
 		_, err := io.ReadAll(c)

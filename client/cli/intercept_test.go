@@ -45,6 +45,7 @@ func TestInterceptAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 		{"a workload of a kind as the name", []string{"deployment/hello", "-n", "myns"}, `{"name":"hello-myns","workload":"hello","namespace":"myns","workloadKind":"Deployment",` + tcp + `}`},
 		{"a service", []string{"orders", "--service", "echo-stable"}, orders(tcp + `,"service":"echo-stable"`)},
 		{"a container", []string{"orders", "--container", "app"}, orders(tcp + `,"container":"app"`)},
+		{"ports of the pod", []string{"orders", "-p", "9000", "--to-pod", "8081,9090/TCP", "--to-pod=15000"}, orders(tcp + `,"localPort":9000,"toPod":[8081,9090,15000]`)},
 		{"a timeout", []string{"orders", "--timeout", "1m30s"}, orders(tcp + `,"timeoutMs":"90000"`)},
 		{"idle connections", []string{"orders", "--existing=idle"}, orders(`"address":"127.0.0.1","existing":"idle","mechanism":"tcp"`)},
 		{"all connections", []string{"orders", "--existing", "all"}, orders(`"address":"127.0.0.1","existing":"all","mechanism":"tcp"`)},
@@ -123,6 +124,11 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "--docker-run", "-p", "9000:8080", "--", "-d", "image"},
 		{"orders", "--docker-run", "-p", "9000:8080", "--", "--detach=true", "image"},
 		{"orders", "--existing", "some"},
+		{"orders", "--to-pod", "8081:8082"},
+		{"orders", "--to-pod", "0"},
+		{"orders", "--to-pod", "8081,metrics"},
+		{"orders", "--to-pod", "8081/SCTP"},
+		{"orders", "--port", "9000", "--to-pod", "9000"},
 		{"orders", "--timeout", "-1s"},
 		{"orders", "--timeout", "soon"},
 		{"orders", "--output", "xml"},
@@ -141,7 +147,7 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 	for _, args := range [][]string{
 		{"--preview-url"}, {"--preview-url=true"}, {"-u"}, {"--ingress-host", "x"}, {"--ingress-port=80"}, {"--ingress-tls"}, {"--ingress-l5", "x"},
 		{"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
-		{"--to-pod", "8080"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"},
+		{"--to-pod", "8080/UDP"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"},
 		{"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
 		{"--use", "x"}, {"--docker"},
 	} {
@@ -169,6 +175,7 @@ func TestInterceptPrints(t *testing.T) {
 		"several ports": {[]string{"orders", "--port", "9000:http"}, nil},
 		"auto":          {[]string{"orders", "--port", "9000:http", "--http-header", "auto"}, nil},
 		"all requests":  {[]string{"orders", "-p", "9000", "--http-header", "all"}, nil},
+		"ports of the pod": {[]string{"orders", "--port", "9000", "--to-pod", "8081,15000"}, nil},
 		"no pods": {[]string{"orders", "-p", "9000"}, func(i *daemonpb.InterceptInfo) {
 			i.State, i.Message = "NO_PODS", "Deployment orders has no ready pod at the moment"
 		}},

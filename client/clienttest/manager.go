@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"reflect"
@@ -63,6 +64,7 @@ type Manager struct {
 	starts   int
 	counted  []*clientpb.InterceptTraffic
 
+	toPod       func(*tunnelpb.Open) string
 	environment func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
 }
 
@@ -258,6 +260,40 @@ func (m *Manager) Environment(ctx context.Context, req *clientpb.EnvironmentRequ
 		return m.UnimplementedClientsServer.Environment(ctx, req)
 	}
 	return answer(req)
+}
+
+// ToPods decides about connections to pods from now on: those that get a greeting are given it, and then what they send; others are refused. Without it the manager
+// is one that knows no such connections.
+func (m *Manager) ToPods(greeting func(*tunnelpb.Open) string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.toPod = greeting
+}
+
+// ToPod is a pod.
+func (m *Manager) ToPod(stream clientpb.Clients_ToPodServer) error {
+	if _, err := keyHash(stream.Context()); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	greeting := m.toPod
+	m.mu.Unlock()
+	if greeting == nil {
+		return m.UnimplementedClientsServer.ToPod(stream)
+	}
+	open, conn, err := tunnel.Accept(stream)
+	if err != nil {
+		return err
+	}
+	text := greeting(open)
+	if text == "" {
+		return conn.Answer(tunnelpb.Opened_REFUSED, "nothing listens on it")
+	}
+	_ = conn.Answer(tunnelpb.Opened_OK, "")
+	_, _ = conn.Write([]byte(text))
+	_, err = io.Copy(conn, conn)
+	_ = conn.CloseWrite()
+	return err
 }
 
 // Session greets a laptop and answers its pings.

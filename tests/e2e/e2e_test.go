@@ -70,6 +70,7 @@ func TestEndToEnd(t *testing.T) {
 		{"the command lines of the documents", testDocuments},
 		{"a command that an intercept is made for", testRunning},
 		{"the environment of the intercepted container", testEnvironment},
+		{"ports of an intercepted pod on the laptop", testToPod},
 		{"what operators use", testOperations},
 		{"nobody notices intercepts that come and go", testComeAndGo},
 		{"pods that are replaced are covered", testPodChurn},
