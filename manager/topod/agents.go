@@ -40,6 +40,14 @@ type parked struct {
 	done chan error // has room for the one value that ends the stream's call
 }
 
+// release ends the stream's call, the first time.
+func (p *parked) release(err error) {
+	select {
+	case p.done <- err:
+	default:
+	}
+}
+
 // NewAgents makes one that ends parked streams when closing is closed.
 func NewAgents(closing <-chan struct{}) *Agents {
 	return &Agents{closing: closing, nodes: map[string]*node{}}
@@ -123,7 +131,7 @@ func (a *Agents) take(ctx context.Context, name string, patience time.Duration) 
 			a.mu.Unlock()
 			return p, nil
 		}
-		p.done <- status.Error(codes.Unavailable, "the stream broke")
+		p.release(status.Error(codes.Unavailable, "the stream broke"))
 	}
 	w := make(chan *parked, 1)
 	n.waiting = append(n.waiting, w)

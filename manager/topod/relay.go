@@ -81,27 +81,24 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 		return status.Errorf(codes.InvalidArgument, "begin a connection to a pod: %v", err)
 	}
 	log := r.cfg.Log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port", open.GetToPort())
-	agent, place, result, why := r.find(laptop.Context(), keyHash, open)
-	if agent == nil {
-		log.Debug("connection to a pod refused", "result", result, "reason", why)
-		return tunnel.SendOpened(laptop, result, why)
+	places, why := r.places(keyHash, open)
+	if len(places) == 0 {
+		log.Debug("connection to a pod refused", "reason", why)
+		return tunnel.SendOpened(laptop, tunnelpb.Opened_UNKNOWN, why)
+	}
+	agent, place, err := r.reach(laptop, open, places)
+	if err != nil {
+		log.Debug("connection to a pod refused", "reason", err)
+		return tunnel.SendOpened(laptop, tunnelpb.Opened_TIMEOUT, err.Error())
 	}
 	r.open.Inc()
 	defer r.open.Dec()
-	log = log.With("pod", place.Pod.GetName(), "node", place.Node)
-	if err := tunnel.SendOpen(agent, &tunnelpb.Open{
-		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(), InterceptName: place.Rule.GetInterceptName(),
-		RemoteAddr: open.GetRemoteAddr(), Pod: place.Pod.GetName(), PodUid: place.Pod.GetUid(), ToPort: open.GetToPort(),
-	}); err != nil {
-		agent.done <- status.Error(codes.Aborted, "the stream broke")
-		return tunnel.SendOpened(laptop, tunnelpb.Opened_NO_CLIENT, "the connection to the node agent broke")
-	}
 	err = tunnel.Relay(laptop, agent)
-	log.Debug("connection to a pod ended", "reason", err)
+	log.Debug("connection to a pod ended", "pod", place.Pod.GetName(), "node", place.Node, "reason", err)
 	if err != nil {
 		err = status.Error(codes.Aborted, err.Error())
 	}
-	agent.done <- err
+	agent.release(err)
 	return err
 }
 
@@ -123,30 +120,58 @@ func (r *Relay) leave(keyHash string) {
 	}
 }
 
-// find gives the stream of a pod's node agent, or what to tell the laptop.
-func (r *Relay) find(ctx context.Context, keyHash string, open *tunnelpb.Open) (*parked, Place, tunnelpb.Opened_Result, string) {
-	owner, places := r.cfg.Plan.Places(open.GetInterceptUid())
-	if owner != keyHash || len(places) == 0 {
+// places gives the pods that the laptop may reach, the best first, or what to tell it.
+func (r *Relay) places(keyHash string, open *tunnelpb.Open) (all []Place, why string) {
+	owner, all := r.cfg.Plan.Places(open.GetInterceptUid())
+	if owner != keyHash || len(all) == 0 {
 		// Of others' intercepts it is not even said that they exist.
-		return nil, Place{}, tunnelpb.Opened_UNKNOWN, "this laptop has no such intercept, or it has no pods"
+		return nil, "this laptop has no such intercept, or it has no pods"
 	}
-	places = slices.DeleteFunc(places, func(p Place) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
-	if len(places) == 0 {
-		return nil, Place{}, tunnelpb.Opened_UNKNOWN, fmt.Sprintf("port %d is not among those that the intercept asks for (spec.toPod)", open.GetToPort())
+	all = slices.DeleteFunc(all, func(p Place) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
+	if len(all) == 0 {
+		return nil, fmt.Sprintf("port %d is not among those that the intercept asks for (spec.toPod)", open.GetToPort())
 	}
-	r.rank(places)
+	r.rank(all)
+	return all[:min(tries, len(all))], ""
+}
+
+// reach gives the stream of the first node agent that answers, when the laptop has its answer.
+func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place) (*parked, Place, error) {
 	var problem error
-	for _, place := range places[:min(tries, len(places))] {
-		agent, err := r.cfg.Agents.take(ctx, place.Node, patience)
+	for _, place := range places {
+		agent, err := r.cfg.Agents.take(laptop.Context(), place.Node, patience)
 		if err == nil {
-			return agent, place, tunnelpb.Opened_OK, ""
+			if err = introduce(laptop, agent, open, place); err == nil {
+				return agent, place, nil
+			}
+			agent.release(status.Error(codes.Aborted, err.Error()))
 		}
 		problem = errors.Join(problem, fmt.Errorf("pod %s on node %s: %w", place.Pod.GetName(), place.Node, err))
-		if ctx.Err() != nil {
+		if laptop.Context().Err() != nil {
 			break
 		}
 	}
-	return nil, Place{}, tunnelpb.Opened_TIMEOUT, problem.Error()
+	return nil, Place{}, problem
+}
+
+// introduce sends OPEN to a node agent and its answer to the laptop. An agent that has gone meanwhile has taken nothing: what the laptop has sent
+// already is still to be read.
+func introduce(laptop tunnel.Stream, agent *parked, open *tunnelpb.Open, place Place) error {
+	stop := context.AfterFunc(laptop.Context(), func() { agent.release(status.Error(codes.Aborted, "the laptop has gone")) })
+	defer stop()
+	err := tunnel.SendOpen(agent, &tunnelpb.Open{
+		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(), InterceptName: place.Rule.GetInterceptName(),
+		RemoteAddr: open.GetRemoteAddr(), Pod: place.Pod.GetName(), PodUid: place.Pod.GetUid(), ToPort: open.GetToPort(),
+	})
+	var answer tunnel.Frame
+	if err == nil {
+		err = agent.RecvMsg(&answer)
+	}
+	if err != nil {
+		return fmt.Errorf("its node agent has gone: %w", err)
+	}
+	defer answer.Free()
+	return laptop.SendMsg(&answer)
 }
 
 // rank puts ready pods first, and of these the oldest, so that connections go to the same pod for as long as it is there.
