@@ -171,10 +171,10 @@ func TestInterceptPrints(t *testing.T) {
 		args   []string
 		change func(*daemonpb.InterceptInfo)
 	}{
-		"tcp":           {[]string{"orders", "--port", "9000"}, nil},
-		"several ports": {[]string{"orders", "--port", "9000:http"}, nil},
-		"auto":          {[]string{"orders", "--port", "9000:http", "--http-header", "auto"}, nil},
-		"all requests":  {[]string{"orders", "-p", "9000", "--http-header", "all"}, nil},
+		"tcp":              {[]string{"orders", "--port", "9000"}, nil},
+		"several ports":    {[]string{"orders", "--port", "9000:http"}, nil},
+		"auto":             {[]string{"orders", "--port", "9000:http", "--http-header", "auto"}, nil},
+		"all requests":     {[]string{"orders", "-p", "9000", "--http-header", "all"}, nil},
 		"ports of the pod": {[]string{"orders", "--port", "9000", "--to-pod", "8081,15000"}, nil},
 		"no pods": {[]string{"orders", "-p", "9000"}, func(i *daemonpb.InterceptInfo) {
 			i.State, i.Message = "NO_PODS", "Deployment orders has no ready pod at the moment"
