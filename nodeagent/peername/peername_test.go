@@ -90,8 +90,17 @@ func (w *world) ask(t testing.TB, a app, ip netip.Addr, introduce func(fd int)) 
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	return a.ask(ctx, func(ctx context.Context) (net.Conn, error) {
-		return w.ns.DialAs(ctx, ip, netip.AddrPortFrom(ip, 8080), introduce)
+		return w.dial(ctx, ip, introduce)
 	})
+}
+
+func (w *world) dial(ctx context.Context, ip netip.Addr, introduce func(fd int)) (net.Conn, error) {
+	socket, err := w.ns.DialAs(ctx, ip, netip.AddrPortFrom(ip, 8080), introduce)
+	if err != nil {
+		return nil, err
+	}
+	defer socket.Close()
+	return net.FileConn(socket)
 }
 
 func introduce(t testing.TB, h *peername.Hold, client netip.AddrPort) func(fd int) {
@@ -303,7 +312,7 @@ func BenchmarkAccept(b *testing.B) {
 			if state == "attached, a client outside" {
 				c, err = testnet.Dial(b.Context(), w.client.Namespace, netip.AddrPortFrom(w.pod.IP4, 8080))
 			} else {
-				c, err = w.ns.DialAs(b.Context(), w.pod.IP4, netip.AddrPortFrom(w.pod.IP4, 8080), tell)
+				c, err = w.dial(b.Context(), w.pod.IP4, tell)
 			}
 			require.NoError(b, err)
 			defer c.Close()

@@ -92,14 +92,27 @@ func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 // Dial connects from an address of the namespace to an address of the same namespace. If bound is given, it learns the local
 // address before the peer can.
 func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
+	var file *os.File
+	var err error
 	if bound != nil {
-		return n.dial(ctx, netip.AddrPortFrom(from, 0), to, nil, bound)
+		file, err = n.dial(ctx, netip.AddrPortFrom(from, 0), to, nil, bound)
+	} else {
+		file, err = n.DialAs(ctx, from, to, nil)
 	}
-	return n.DialAs(ctx, from, to, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	c, err := net.FileConn(file)
+	if err != nil {
+		return nil, fmt.Errorf("adopt the connection to %s: %w", to, err)
+	}
+	return c.(*net.TCPConn), nil
 }
 
-// DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects.
-func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error) {
+// DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects. It gives the non-blocking
+// socket itself, which waits with the runtime's poller like any connection: to make a net.Conn of it would take a dozen system calls more.
+func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*os.File, error) {
 	low, count, err := n.ports.bounds(n)
 	if err != nil {
 		return nil, err
@@ -123,7 +136,7 @@ func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPo
 // them, where timestamps keep old segments apart from new ones (tcp_twsk_unique).
 func (n *Namespace) dialCrowded(
 	ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16, count uint32,
-) (*net.TCPConn, error) {
+) (*os.File, error) {
 	for try := 0; ; try++ {
 		port := low + uint16(n.ports.next.Add(1)%count)
 		c, err := n.dial(ctx, netip.AddrPortFrom(from, port), to, introduce, nil)
@@ -142,27 +155,25 @@ const crowdedTries = 1000
 
 func (n *Namespace) dial(
 	ctx context.Context, from, to netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort),
-) (*net.TCPConn, error) {
+) (*os.File, error) {
 	fd, err := n.socket(to.Addr())
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), "connection") // it is non-blocking, and so joins the runtime's poller
-	defer file.Close()
-	if introduce != nil {
-		introduce(fd)
+	pending := false
+	if err = prepare(fd, from, introduce, bound); err == nil {
+		pending, err = start(fd, to)
 	}
-	if err := bind(fd, from, bound); err != nil {
-		return nil, err
-	}
-	if err := connect(ctx, file, to); err != nil {
-		return nil, fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err)
-	}
-	c, err := net.FileConn(file)
 	if err != nil {
-		return nil, fmt.Errorf("adopt the connection to %s: %w", to, err)
+		return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err), unix.Close(fd))
 	}
-	return c.(*net.TCPConn), nil
+	file := os.NewFile(uintptr(fd), "connection") // it is non-blocking, and so joins the runtime's poller
+	if pending {
+		if err := await(ctx, file); err != nil {
+			return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err), file.Close())
+		}
+	}
+	return file, nil
 }
 
 func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
@@ -186,7 +197,14 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	return fd, nil
 }
 
-func bind(fd int, from netip.AddrPort, bound func(netip.AddrPort)) error {
+// prepare does all that has to be done before connecting.
+func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort)) error {
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+		return fmt.Errorf("have bytes sent at once: %w", err)
+	}
+	if introduce != nil {
+		introduce(fd)
+	}
 	if bound == nil && from.Port() == 0 {
 		// The port is chosen at connect, where only the pair of addresses has to be free.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
@@ -194,7 +212,7 @@ func bind(fd int, from netip.AddrPort, bound func(netip.AddrPort)) error {
 		}
 	}
 	if err := unix.Bind(fd, sockaddr(from)); err != nil {
-		return fmt.Errorf("bind to %s in the pod: %w", from, err)
+		return fmt.Errorf("bind to %s: %w", from, err)
 	}
 	if bound == nil {
 		return nil
@@ -207,21 +225,27 @@ func bind(fd int, from netip.AddrPort, bound func(netip.AddrPort)) error {
 	return nil
 }
 
-func connect(ctx context.Context, file *os.File, to netip.AddrPort) error {
+// start begins to connect. Within one machine that is done when it returns, which a second call tells: waiting would cost much more.
+func start(fd int, to netip.AddrPort) (pending bool, err error) {
+	for range 2 {
+		switch err = unix.Connect(fd, sockaddr(to)); err {
+		case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
+		default:
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// await waits for what start has begun.
+func await(ctx context.Context, file *os.File) error {
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { _ = file.SetDeadline(time.Unix(1, 0)) })()
-	var started bool
 	var result error
-	err = raw.Write(func(fd uintptr) bool {
-		if !started {
-			started = true
-			result = unix.Connect(int(fd), sockaddr(to))
-			return !errors.Is(result, unix.EINPROGRESS) && !errors.Is(result, unix.EINTR)
-		}
-		var done bool
+	err = raw.Write(func(fd uintptr) (done bool) {
 		done, result = connected(int(fd))
 		return done
 	})
@@ -231,8 +255,8 @@ func connect(ctx context.Context, file *os.File, to netip.AddrPort) error {
 	return errors.Join(err, result)
 }
 
-// connected says whether a connect has ended, and how. A socket is reported writable once when it joins the poller, which
-// means nothing, so an absent error proves a connection only together with a peer.
+// connected says whether a connect has ended, and how. It is asked when nothing may have happened yet, so an absent error proves a
+// connection only together with a peer.
 func connected(fd int) (bool, error) {
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {

@@ -206,8 +206,14 @@ func BenchmarkDial(b *testing.B) {
 	}
 	b.Run("in the pod", func(b *testing.B) {
 		for b.Loop() {
-			c, err := ns.Dial(b.Context(), p.IP4, app.Addr().(*net.TCPAddr).AddrPort(), nil)
-			reset(c, err)
+			c, err := ns.DialAs(b.Context(), p.IP4, app.Addr().(*net.TCPAddr).AddrPort(), nil)
+			require.NoError(b, err)
+			raw, err := c.SyscallConn()
+			require.NoError(b, err)
+			_ = raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			})
+			_ = c.Close()
 		}
 	})
 	b.Run("plain, on loopback of this process", func(b *testing.B) {

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -40,7 +41,7 @@ type Namespace interface {
 	Gateways() ([]netip.Addr, error)
 	Listen(ip netip.Addr) (*net.TCPListener, error)
 	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
-	DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*net.TCPConn, error)
+	DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*os.File, error)
 	Close() error
 }
 

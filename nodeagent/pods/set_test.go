@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -96,7 +97,7 @@ func (n *namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 }
 
-func (n *namespace) DialAs(context.Context, netip.Addr, netip.AddrPort, func(int)) (*net.TCPConn, error) {
+func (n *namespace) DialAs(context.Context, netip.Addr, netip.AddrPort, func(int)) (*os.File, error) {
 	return nil, errors.New("there is no app")
 }
 

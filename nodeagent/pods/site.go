@@ -15,6 +15,7 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/proxy"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
 // site is what the agent has open in the network namespace of one pod.
@@ -192,8 +193,12 @@ func (s *site) stats(port uint16) proxy.Stats {
 }
 
 // DialApp connects to the app from its own address, which is never steered.
-func (s *site) DialApp(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, error) {
-	return s.ns.DialAs(ctx, app.Addr(), app, s.introduce(client))
+func (s *site) DialApp(ctx context.Context, client, app netip.AddrPort) (stream.Socket, error) {
+	socket, err := s.ns.DialAs(ctx, app.Addr(), app, s.introduce(client))
+	if err != nil {
+		return nil, err // not a nil *os.File in an interface
+	}
+	return socket, nil
 }
 
 // release gives new connections to the app. It says how long the listeners must still be kept.

@@ -23,6 +23,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
 // TestNobodyNoticesALaptopThatComesAndGoes sends requests that may be done twice, claimed and not, while the laptop's tunnels break, its process
@@ -94,7 +95,7 @@ func TestNobodyNoticesALaptopThatComesAndGoes(t *testing.T) {
 
 type faultyApp struct{}
 
-func (faultyApp) DialApp(context.Context, netip.AddrPort, netip.AddrPort) (*net.TCPConn, error) {
+func (faultyApp) DialApp(context.Context, netip.AddrPort, netip.AddrPort) (stream.Socket, error) {
 	panic("fault in the dialer")
 }
 

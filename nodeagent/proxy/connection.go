@@ -19,6 +19,7 @@ type connection struct {
 	proxy         *Proxy
 	target        *Target
 	client        *stream.TCP
+	conn          *net.TCPConn   // the client's, too
 	remote, local netip.AddrPort // the client; the app as the client knows it
 }
 
@@ -45,7 +46,7 @@ func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
 		p.cfg.Log.Warn("connection cannot be served", "pod", t.pod, "error", err)
 		return
 	}
-	c := &connection{proxy: p, target: t, client: client, remote: addrPort(conn.RemoteAddr()), local: addrPort(conn.LocalAddr())}
+	c := &connection{proxy: p, target: t, client: client, conn: conn, remote: addrPort(conn.RemoteAddr()), local: addrPort(conn.LocalAddr())}
 	now := t.rules.Load()
 	switch tcp := now.tcp(); {
 	case tcp != nil:
@@ -120,7 +121,6 @@ func isClientHello(p []byte) bool {
 	return len(p) > 0 && p[0] == 0x16 && (len(p) < 2 || p[1] == 0x03) && (len(p) < 6 || p[5] == 0x01)
 }
 
-// dial connects to the app, for as long as the client is there.
 // claimStream is claim for HTTP/2, over which gRPC probes come.
 func (c *connection) claimStream(head match.Head) router.Claim {
 	claim := c.claim(head)
@@ -130,15 +130,16 @@ func (c *connection) claimStream(head match.Head) router.Claim {
 	return claim
 }
 
+// dial connects to the app, for as long as the client is there.
 func (c *connection) dial(ctx context.Context) (*stream.TCP, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer c.client.OnReset(cancel)()
-	conn, err := c.target.app.DialApp(ctx, c.remote, c.local)
+	app, err := c.target.app.DialApp(ctx, c.remote, c.local)
 	if err != nil {
 		return nil, err
 	}
-	return stream.NewTCP(conn)
+	return stream.NewTCP(app)
 }
 
 func (c *connection) openMessage(rule *claimed) *tunnelpb.Open {

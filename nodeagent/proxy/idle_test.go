@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
 // idleVariable says how many connections BenchmarkIdleConnections makes. Each takes three descriptors here and one in the app.
@@ -23,7 +25,7 @@ const idleVariable = "SIDESTEP_PROXY_IDLE_CONNECTIONS"
 // addressed dials the app from the client's own address, since one address has ports for some 28,000 connections only.
 type addressed struct{ app string }
 
-func (a addressed) DialApp(ctx context.Context, client, _ netip.AddrPort) (*net.TCPConn, error) {
+func (a addressed) DialApp(ctx context.Context, client, _ netip.AddrPort) (stream.Socket, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client.Addr(), 0))}
 	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, "tcp", a.app)

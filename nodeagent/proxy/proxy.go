@@ -9,7 +9,6 @@ package proxy
 import (
 	"context"
 	"log/slog"
-	"net"
 	"net/netip"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
 // ErrDrained, as the cause why the context of Serve was cancelled, has connections ended in order, within seconds, where that is possible: those of HTTP/1
@@ -31,7 +31,7 @@ const DefaultOpenTimeout = 2 * time.Second
 // are not steered again. client is who is being served, so that the app can be told; app is the address that the client
 // had connected to.
 type AppDialer interface {
-	DialApp(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, error)
+	DialApp(ctx context.Context, client, app netip.AddrPort) (stream.Socket, error)
 }
 
 // Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when there is no connection to

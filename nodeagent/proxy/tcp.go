@@ -43,7 +43,7 @@ func (c *connection) serveWhole(ctx context.Context, rule *claimed) {
 	}
 	defer rule.track(abort)()
 	defer context.AfterFunc(ctx, abort)()
-	tunnel.Copy(c.client.Conn(), t)
+	tunnel.Copy(c.conn, t)
 }
 
 var errClientGone = errors.New("client reset the connection")

@@ -26,6 +26,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
 // world is a pod's app, a proxy in front of it, and a laptop behind a tunnel over gRPC, all in this process.
@@ -213,7 +214,7 @@ func newLaptop(t testing.TB) *laptop {
 }
 
 // DialApp implements AppDialer.
-func (w *world) DialApp(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, error) {
+func (w *world) DialApp(ctx context.Context, client, app netip.AddrPort) (stream.Socket, error) {
 	w.mu.Lock()
 	w.dials++
 	addr := w.app

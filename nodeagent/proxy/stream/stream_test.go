@@ -64,7 +64,7 @@ func TestABufferHasMemoryOnlyWhileItHasBytes(t *testing.T) {
 func TestABufferGrowsToItsBound(t *testing.T) {
 	for _, of := range []func(*TCP) Duplex{
 		func(d *TCP) Duplex { return d },
-		func(d *TCP) Duplex { return Of(d.Conn(), d.Reset) },
+		func(d *TCP) Duplex { return Of(d.conn.(*net.TCPConn), d.Reset) },
 	} {
 		tcp, c := tcpPair(t)
 		d := of(tcp)

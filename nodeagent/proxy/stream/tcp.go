@@ -1,8 +1,8 @@
 package stream
 
 import (
+	"cmp"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -11,9 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Socket is an open TCP connection: a *net.TCPConn, or an *os.File of a non-blocking socket.
+type Socket interface {
+	syscall.Conn
+	io.WriteCloser
+	SetReadDeadline(t time.Time) error
+}
+
 // TCP is a Duplex over a TCP connection.
 type TCP struct {
-	conn *net.TCPConn
+	conn Socket
 	raw  syscall.RawConn
 
 	// Arguments and result of the reads below: a closure made once costs no allocation per read.
@@ -23,7 +30,7 @@ type TCP struct {
 }
 
 // NewTCP makes a Duplex of c, which it owns from then on.
-func NewTCP(c *net.TCPConn) (*TCP, error) {
+func NewTCP(c Socket) (*TCP, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -75,9 +82,15 @@ func (t *TCP) tryRead(fd uintptr) bool {
 }
 
 func (t *TCP) Write(p []byte) (int, error)       { return t.conn.Write(p) }
-func (t *TCP) CloseWrite() error                 { return t.conn.CloseWrite() }
 func (t *TCP) Close() error                      { return t.conn.Close() }
 func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
+
+// CloseWrite implements Duplex.
+func (t *TCP) CloseWrite() error {
+	var shut error
+	err := t.raw.Control(func(fd uintptr) { shut = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	return cmp.Or(err, os.NewSyscallError("shutdown", shut))
+}
 
 // Waiting says whether there is something to read already.
 func (t *TCP) Waiting() bool {
@@ -85,9 +98,6 @@ func (t *TCP) Waiting() bool {
 	err := t.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	return err == nil && n > 0
 }
-
-// Conn returns the connection.
-func (t *TCP) Conn() *net.TCPConn { return t.conn }
 
 // resetEvery is how often a connection is asked whether the other side has reset it.
 const resetEvery = time.Second
@@ -130,6 +140,8 @@ func (t *TCP) closed() bool {
 
 // Reset implements Duplex by a close that does not linger, which sends RST.
 func (t *TCP) Reset() {
-	t.conn.SetLinger(0)
+	_ = t.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	})
 	t.conn.Close()
 }
