@@ -16,6 +16,7 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/nodeagent/proxy"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
 // world is a proxy between an app and a laptop, which are servers on this machine; a gRPC server stands for the manager.
@@ -92,7 +93,7 @@ func (w *world) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, er
 }
 
 // DialApp implements proxy.AppDialer.
-func (w *world) DialApp(ctx context.Context, _, _ netip.AddrPort) (*net.TCPConn, error) {
+func (w *world) DialApp(ctx context.Context, _, _ netip.AddrPort) (stream.Socket, error) {
 	var d net.Dialer
 	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, "tcp", w.app)
