@@ -43,7 +43,7 @@ func newSleeper(t *testing.T) *sleeper {
 	s.cut = clienttest.NewCable(t, s.api)
 	s.kubeconfig = s.cut.Kubeconfig(t, "test")
 	s.options.Wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(s.ahead.Load())) }
-	s.options.Timing.Connect = 500 * time.Millisecond // an attempt in the dark is soon given up
+	s.options.Timing.Connect, s.options.Timing.GiveUp = 500*time.Millisecond, 400*time.Millisecond // what is in the dark is soon given up
 	s.start()
 	s.connect()
 	return s

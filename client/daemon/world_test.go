@@ -30,7 +30,7 @@ import (
 const patience = 20 * time.Second
 
 // quick makes outages short.
-var quick = link.Timing{Ping: 50 * time.Millisecond, GiveUp: 400 * time.Millisecond, First: 5 * time.Millisecond, Early: 50 * time.Millisecond, Late: 100 * time.Millisecond, Connect: time.Second}
+var quick = link.Timing{Ping: 50 * time.Millisecond, GiveUp: time.Second, First: 5 * time.Millisecond, Early: 50 * time.Millisecond, Late: 100 * time.Millisecond, Connect: time.Second}
 
 // world is a cluster, and a laptop with a daemon.
 type world struct {
@@ -119,7 +119,9 @@ func (w *world) connect() *daemonpb.StatusInfo {
 	w.Helper()
 	info, err := w.daemon.Connect(w.Context(), w.connectRequest())
 	require.NoError(w, err)
-	require.True(w, info.GetConnected(), "%v", info)
+	if !info.GetConnected() { // a connection can die young where the machine is busy
+		w.eventually(func() bool { info = w.status(); return info.GetConnected() }, "it connects")
+	}
 	return info
 }
 

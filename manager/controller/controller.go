@@ -26,6 +26,12 @@ import (
 	"sidestep.dev/sidestep/manager/plan"
 )
 
+const (
+	// restShare is how many times as long as a decision about an intercept took nothing more is decided about it, and restMost the longest such rest.
+	restShare = 4
+	restMost  = 30 * time.Millisecond
+)
+
 // Sessions tells which laptops are connected.
 type Sessions interface {
 	Connected(keyHash string) bool
@@ -55,6 +61,7 @@ type Controller struct {
 	claims  *claims.Table
 	entries map[types.NamespacedName]*entry
 	uids    map[types.UID]types.NamespacedName
+	rests   map[types.NamespacedName]time.Time // until when nothing is decided
 }
 
 // New makes a controller; Run starts it.
@@ -67,6 +74,7 @@ func New(cfg Config) (*Controller, error) {
 		cfg: cfg, informers: inf,
 		queue:  workqueue.NewTypedDelayingQueue[types.NamespacedName](),
 		claims: claims.NewTable(), entries: map[types.NamespacedName]*entry{}, uids: map[types.UID]types.NamespacedName{},
+		rests: map[types.NamespacedName]time.Time{},
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sidestep_manager_reconcile_duration_seconds", Help: "Time to decide about one intercept after an event.",
 			Buckets: prometheus.ExponentialBuckets(20e-6, 4, 8),
@@ -116,10 +124,27 @@ func (c *Controller) Run(ctx context.Context) error {
 			return nil
 		}
 		began := time.Now()
+		if wait := c.rests[k].Sub(began); wait > 0 {
+			c.queue.Done(k)
+			c.queue.AddAfter(k, wait)
+			continue
+		}
 		c.reconcile(k)
-		c.duration.Observe(time.Since(began).Seconds())
+		ended := time.Now()
+		c.duration.Observe(ended.Sub(began).Seconds())
+		c.rest(k, began, ended)
 		c.queue.Done(k)
 	}
+}
+
+// rest lets an intercept rest after a decision, for longer the longer that took: when hundreds of pods come at once, each of hundreds of events would
+// otherwise have a decision about hundreds of pods.
+func (c *Controller) rest(k types.NamespacedName, began, ended time.Time) {
+	if _, there := c.entries[k]; !there {
+		delete(c.rests, k)
+		return
+	}
+	c.rests[k] = ended.Add(min(restShare*ended.Sub(began), restMost))
 }
 
 // resolveAll decides about everything that there is, in the order in which it has a right to be decided.
