@@ -3,6 +3,8 @@ package intercept
 import (
 	"context"
 	"log/slog"
+	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -138,4 +140,15 @@ func TestDurationsAreShort(t *testing.T) {
 	} {
 		assert.Equal(t, want, short(d))
 	}
+}
+
+func TestWhoIsAlive(t *testing.T) {
+	assert.True(t, alive(os.Getpid()))
+	cmd := exec.Command("sleep", "60")
+	require.NoError(t, cmd.Start())
+	assert.True(t, alive(cmd.Process.Pid))
+	require.NoError(t, cmd.Process.Kill())
+	assert.Eventually(t, func() bool { return !alive(cmd.Process.Pid) }, 20*time.Second, time.Millisecond, "though nobody has waited for it yet")
+	_ = cmd.Wait()
+	assert.False(t, alive(cmd.Process.Pid))
 }
