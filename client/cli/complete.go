@@ -183,7 +183,7 @@ func (e *env) workloadNamespace(ctx context.Context, g *global) string {
 }
 
 func completeGlobals(e *env, root *cobra.Command, g *global) {
-	_ = root.RegisterFlagCompletionFunc("output", words(formatText, formatJSON, formatYAML))
+	_ = root.RegisterFlagCompletionFunc("output", words(formats...))
 	namespaces := completeWith(func(ctx context.Context, _ *cobra.Command) ([]string, error) {
 		c, err := e.cluster(e.clusterOptions(g))
 		if err != nil {

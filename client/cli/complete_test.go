@@ -50,7 +50,7 @@ users:
 		{"no intercepts without a daemon", apart, []string{"leave", ""}, ":4\n"},
 		{"headers", apart, []string{"intercept", "x", "--http-header", ""}, "auto\nall\n:4\n"},
 		{"mechanisms", apart, []string{"intercept", "x", "--mechanism", ""}, "tcp\nhttp\n:4\n"},
-		{"formats", apart, []string{"list", "--output", ""}, "default\njson\nyaml\n:4\n"},
+		{"formats", apart, []string{"list", "--output", ""}, "default\njson\nyaml\njson-stream\n:4\n"},
 		{"contexts", apart, []string{"connect", "--context", ""}, "production\nstaging\n:4\n"},
 		{"services of the workload", apart, []string{"intercept", "echo", "--service", "echo-s"}, "echo-stable\n:4\n"},
 		{"containers of the workload", apart, []string{"intercept", "x", "-w", "deploy/echo", "--container", ""}, "app\nproxy\n:4\n"},

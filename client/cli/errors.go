@@ -129,6 +129,8 @@ const (
 	formatText = "default"
 	formatJSON = "json"
 	formatYAML = "yaml"
+	// formatStream is JSON with each record on a line of its own. A command that follows something writes a record whenever that changes.
+	formatStream = "json-stream"
 )
 
 // write writes a record to standard output.
@@ -143,6 +145,8 @@ func (e *env) write(format string, record any) error {
 	}
 	encoder := json.NewEncoder(e.stdout)
 	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
+	if format != formatStream {
+		encoder.SetIndent("", "  ")
+	}
 	return encoder.Encode(record)
 }

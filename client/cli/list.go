@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -33,7 +35,10 @@ be and why. Connects if need be, and installs the traffic manager if the cluster
   %[1]s list --intercepts --all-namespaces
 
   # In a script, on a cluster that may not have the traffic manager yet
-  %[1]s list --yes --output json`, e.name),
+  %[1]s list --yes --output json
+
+  # The list as one line of JSON, and again whenever it changes
+  %[1]s list --output json-stream`, e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return e.runList(cmd, g, f) },
@@ -75,8 +80,12 @@ func (e *env) runList(cmd *cobra.Command, g *global, f listFlags) error {
 	case f.interceptable:
 		filter = "interceptable"
 	}
+	req := &daemonpb.ListRequest{Namespace: g.namespace, AllNamespaces: f.allNamespaces, Filter: filter}
+	if outputOf(cmd) == formatStream {
+		return e.followList(ctx, s, req)
+	}
 	s.line.Set("listing workloads")
-	reply, err := s.List(ctx, &daemonpb.ListRequest{Namespace: g.namespace, AllNamespaces: f.allNamespaces, Filter: filter})
+	reply, err := s.List(ctx, req)
 	s.line.Close()
 	if err != nil {
 		return err
@@ -93,6 +102,36 @@ func (e *env) runList(cmd *cobra.Command, g *global, f listFlags) error {
 		return nil
 	}
 	return layout.List(e.stdout, reply.GetWorkloads(), e.paint(e.stdout))
+}
+
+// listAgain is the pause between two looks at the cluster.
+const listAgain = time.Second
+
+// followList writes the list, and again whenever it is another, until it is interrupted.
+func (e *env) followList(ctx context.Context, s *session, req *daemonpb.ListRequest) error {
+	tick := time.NewTicker(listAgain)
+	defer tick.Stop()
+	var before []layout.Workload
+	for {
+		reply, err := s.List(ctx, req)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		}
+		if now := layout.WorkloadRecords(reply.GetWorkloads()); before == nil || !reflect.DeepEqual(before, now) {
+			if err := e.write(formatStream, now); err != nil {
+				return err
+			}
+			before = now
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // offerInstall installs the traffic manager if the user, asked, wants it. missing is the error that said that there is none.

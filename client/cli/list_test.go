@@ -2,10 +2,15 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/daemon/reason"
@@ -151,4 +156,50 @@ type blockingReader struct{ onRead func() }
 func (b blockingReader) Read([]byte) (int, error) {
 	b.onRead()
 	select {}
+}
+
+// lists waits until the daemon has been asked for the list n more times.
+func (w *world) lists(n int) {
+	w.t.Helper()
+	asked := func() int {
+		w.daemon.mu.Lock()
+		defer w.daemon.mu.Unlock()
+		return len(w.daemon.requests)
+	}
+	before := asked()
+	require.Eventually(w.t, func() bool { return asked() >= before+n }, 30*time.Second, 5*time.Millisecond)
+}
+
+func TestAListThatIsFollowed(t *testing.T) {
+	w := newWorld(t).connected(true)
+	w.daemon.workloads = someWorkloads()[2:3]
+	ctx, interrupt := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() { ended <- w.doCtx(ctx, "list", "--output", "json-stream") }()
+	w.lists(2)
+	change := func(to []*daemonpb.WorkloadInfo, err error) {
+		w.daemon.mu.Lock()
+		defer w.daemon.mu.Unlock()
+		w.daemon.workloads, w.daemon.listErr = to, err
+	}
+	change(nil, nil)
+	w.lists(2)
+	interrupt()
+	assert.Zero(t, <-ended, "that it is interrupted is no error")
+	assert.Equal(t, `[{"name":"frontend","namespace":"shop","workload_kind":"Deployment","state":"ready to intercept"}]
+[]
+`, w.stdout.String(), "a line for each list that is another")
+
+	change(nil, status.Error(codes.Internal, "the cluster does not answer"))
+	assert.Equal(t, exitError, w.do("list", "--output", "json-stream"))
+	assert.Equal(t, `{"cmd":"list","err":"the cluster does not answer"}`+"\n", w.stdout.String())
+}
+
+func TestARecordIsOneLineOfAStream(t *testing.T) {
+	for _, args := range [][]string{{"status"}, {"version"}, {"intercept", "orders", "--port", "9000"}, {"list-contexts"}, {"quit"}} {
+		w := newWorld(t).connected(true)
+		assert.Zero(t, w.do(append(args, "--output=json-stream")...), args)
+		assert.Equal(t, 1, strings.Count(w.stdout.String(), "\n"), "%s: %s", args, w.stdout.String())
+		assert.True(t, json.Valid(w.stdout.Bytes()), args)
+	}
 }

@@ -115,7 +115,7 @@ func addGlobalFlags(root *cobra.Command, g *global) {
 	flags.AddFlagSet(g.kube)
 	flags.StringVarP(&g.namespace, "namespace", "n", "", "Namespace of the workload (default: the session's, else the kubeconfig's)")
 	flags.StringVar(&g.managerNamespace, "manager-namespace", defaultManagerNamespace, "Namespace of the traffic manager")
-	flags.String("output", formatText, `Format of the output: "default", "json" or "yaml"`)
+	flags.String("output", formatText, `Format of the output: "default", "json", "yaml" or "json-stream"`)
 	flags.BoolVar(&g.quiet, "quiet", false, "Print results and errors, and nothing else")
 	flags.StringVar(&g.progress, "progress", "auto", `How progress is shown: "auto", "tty", "plain" or "quiet"`)
 	flags.String("format", "", "Same as --output")
@@ -126,6 +126,9 @@ func addGlobalFlags(root *cobra.Command, g *global) {
 		_ = flags.MarkHidden(name)
 	}
 }
+
+// formats are the values of --output.
+var formats = []string{formatText, formatJSON, formatYAML, formatStream}
 
 // unknownCommand is what the root does with words that are no command.
 func unknownCommand(cmd *cobra.Command, args []string) error {
@@ -143,8 +146,8 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 func checkGlobal(cmd *cobra.Command, _ []string) error {
 	flags := cmd.Flags()
 	for _, name := range []string{"output", "format"} {
-		if v, err := flags.GetString(name); err == nil && flags.Changed(name) && !slices.Contains([]string{formatText, formatJSON, formatYAML}, v) {
-			return usagef("--%s %s: unknown format — use default, json or yaml", name, v)
+		if v, err := flags.GetString(name); err == nil && flags.Changed(name) && !slices.Contains(formats, v) {
+			return usagef("--%s %s: unknown format — use %s", name, v, strings.Join(formats, ", "))
 		}
 	}
 	if v, err := flags.GetString("progress"); err == nil && !slices.Contains([]string{"auto", "tty", "plain", "quiet"}, v) {
@@ -172,7 +175,7 @@ func wantedFormat(args []string) string {
 		if !ok && i+1 < len(args) {
 			value = args[i+1]
 		}
-		if value == formatJSON || value == formatYAML {
+		if slices.Contains(formats, value) {
 			return value
 		}
 	}
@@ -183,7 +186,7 @@ func wantedFormat(args []string) string {
 func outputOf(cmd *cobra.Command) string {
 	for _, name := range []string{"output", "format"} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
-			if v := f.Value.String(); v == formatJSON || v == formatYAML {
+			if v := f.Value.String(); slices.Contains(formats, v) {
 				return v
 			}
 		}

@@ -48,6 +48,7 @@ type daemonServer struct {
 	connectErr error
 	quitErr    error
 	workloads  []*daemonpb.WorkloadInfo
+	listErr    error
 	progress   []string
 	// intercept answers Intercept; nil makes an intercept from the request.
 	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
@@ -130,7 +131,9 @@ func (d *daemonServer) Quit(context.Context, *daemonpb.Empty) (*daemonpb.Empty, 
 
 func (d *daemonServer) List(_ context.Context, r *daemonpb.ListRequest) (*daemonpb.ListReply, error) {
 	d.saw(r)
-	return &daemonpb.ListReply{Workloads: d.workloads}, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &daemonpb.ListReply{Workloads: d.workloads}, d.listErr
 }
 
 func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.ServerStreamingServer[daemonpb.InterceptEvent]) error {
