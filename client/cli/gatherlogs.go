@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -41,11 +42,15 @@ func newGatherLogsCmd(e *env, g *global) *cobra.Command {
 		GroupID: groupOther,
 		Long: `Put the logs of the daemon, the traffic manager and the node agents into a zip file, with the versions and the status, for somebody
 who is to find out what went wrong. What may not be read or cannot be reached is left out, and the file errors.txt in it
-says why. Logs name users, hosts, namespaces and pods; the daemon's session key is not in them.`,
+says why. Logs name users, hosts, namespaces and pods, unless --anonymize replaces these names; addresses, and the headers and paths of
+intercepts, stay. Keys, tokens and environments of containers are in none of it.`,
 		Example: fmt.Sprintf(`  %[1]s gather-logs
 
   # Into a file of your choice, with the node agents' pods as YAML
   %[1]s gather-logs --output-file /tmp/logs.zip --get-pod-yaml
+
+  # To be shown to others
+  %[1]s gather-logs --anonymize
 
   # Only those of this laptop
   %[1]s gather-logs --traffic-manager=false --traffic-agents none`, e.name),
@@ -58,8 +63,8 @@ says why. Logs name users, hosts, namespaces and pods; the daemon's session key 
 	flags.BoolVar(&f.manager, "traffic-manager", true, "Whether the traffic manager's logs are wanted")
 	flags.StringVar(&f.agents, "traffic-agents", wordAll, `Which node agents' logs: "all", "none", or those with this text in the pod's name`)
 	flags.BoolVarP(&f.yaml, "get-pod-yaml", "y", false, "Add the pods as YAML")
-	flags.BoolVarP(&f.anonymize, "anonymize", "a", false, "Replace the names of pods and namespaces")
-	_ = flags.MarkHidden("anonymize")
+	flags.BoolVarP(&f.anonymize, "anonymize", "a", false,
+		"Replace the names of namespaces, workloads, pods, nodes, intercepts, users and hosts, each by the same word everywhere")
 	_ = cmd.RegisterFlagCompletionFunc("daemons", words(wordAll, "user", wordNone))
 	_ = cmd.RegisterFlagCompletionFunc("traffic-agents", words(wordAll, wordNone))
 	return cmd
@@ -67,9 +72,6 @@ says why. Logs name users, hosts, namespaces and pods; the daemon's session key 
 
 // check returns whether the daemon's log is wanted.
 func (f *gatherFlags) check() (daemon bool, err error) {
-	if f.anonymize {
-		return false, unavailable("--anonymize is", "leave it out, and look through the files before you pass them on")
-	}
 	if f.output != "" && !strings.HasSuffix(f.output, ".zip") {
 		return false, usagef("--output-file %s: its name is to end with .zip", f.output)
 	}
@@ -100,7 +102,11 @@ func (e *env) gatherLogs(cmd *cobra.Command, g *global, f gatherFlags) error {
 	}
 	b := &bundle{zip: zip.NewWriter(file)}
 	e.fill(cmd.Context(), g, b, f, daemon)
-	err = errors.Join(b.close(), file.Close())
+	var names *pseudonyms
+	if f.anonymize {
+		names = e.learnNames(cmd.Context(), g)
+	}
+	err = errors.Join(b.close(names), file.Close())
 	if err == nil {
 		err = cmd.Context().Err()
 	}
@@ -127,7 +133,7 @@ func (e *env) fill(ctx context.Context, g *global, b *bundle, f gatherFlags, dae
 		b.status(ctx, e, g, config.Client.DaemonRunning)
 	}
 	if daemon {
-		b.files("daemon", e.logFile())
+		b.add("daemon", e.logFile())
 	}
 	var components []string
 	if f.manager {
@@ -159,12 +165,14 @@ func (e *env) fill(ctx context.Context, g *global, b *bundle, f gatherFlags, dae
 	}
 }
 
-// bundle is the zip file while it is being filled.
+// bundle is what goes into the zip file.
 type bundle struct {
 	zip      *zip.Writer
+	files    []logFile
 	problems []string
-	err      error // of writing; it ends the whole
 }
+
+type logFile struct{ name, text string }
 
 func (b *bundle) problem(doing string, err error) {
 	b.problems = append(b.problems, fmt.Sprintf("could not %s: %s", doing, sentence(err)))
@@ -172,18 +180,11 @@ func (b *bundle) problem(doing string, err error) {
 
 // write adds a file. An error of reading is a problem of this file only.
 func (b *bundle) write(name string, content io.Reader) {
-	w, err := b.zip.Create(name)
-	if err != nil {
-		b.err = errors.Join(b.err, err)
-		return
-	}
 	text, err := io.ReadAll(content)
 	if err != nil {
 		b.problem("read "+name, err)
 	}
-	if _, err := w.Write(text); err != nil {
-		b.err = errors.Join(b.err, err)
-	}
+	b.files = append(b.files, logFile{name, string(text)})
 }
 
 func (b *bundle) record(name string, record any) {
@@ -213,8 +214,8 @@ func (b *bundle) status(ctx context.Context, e *env, g *global, running bool) {
 	b.record("status.json", layout.StatusRecord(st, agents))
 }
 
-// files adds a log file and its predecessors.
-func (b *bundle) files(dir, log string) {
+// add adds a log file and its predecessors.
+func (b *bundle) add(dir, log string) {
 	paths, _ := filepath.Glob(log + "*")
 	if len(paths) == 0 {
 		b.problem("read "+log, errors.New("it does not exist"))
@@ -230,9 +231,64 @@ func (b *bundle) files(dir, log string) {
 	}
 }
 
-func (b *bundle) close() error {
+// close writes the zip file, with names replaced if there are pseudonyms.
+func (b *bundle) close(names *pseudonyms) error {
 	if len(b.problems) > 0 {
 		b.write("errors.txt", strings.NewReader(strings.Join(b.problems, "\n")+"\n"))
 	}
-	return errors.Join(b.err, b.zip.Close())
+	if names != nil {
+		for _, f := range b.files {
+			names.collect(f.text)
+		}
+		for i, f := range b.files {
+			b.files[i].text = names.replace(f.text)
+		}
+	}
+	for _, f := range b.files {
+		w, err := b.zip.Create(f.name)
+		if err == nil {
+			_, err = io.WriteString(w, f.text)
+		}
+		if err != nil {
+			return errors.Join(err, b.zip.Close())
+		}
+	}
+	return b.zip.Close()
 }
+
+// learnNames asks the cluster for names, as far as it tells. Others are found in the logs.
+func (e *env) learnNames(ctx context.Context, g *global) *pseudonyms {
+	p := newPseudonyms(g.managerNamespace)
+	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
+	defer cancel()
+	var namespaces []string
+	if st, err := e.status(ctx, g); err == nil {
+		namespaces = append(namespaces, st.GetNamespace())
+		p.learnValue("holder", st.GetHolder())
+		for _, i := range st.GetIntercepts() {
+			namespaces = append(namespaces, i.GetNamespace())
+			p.learn(kindWorkload, i.GetWorkload())
+		}
+	}
+	c, err := e.cluster(e.clusterOptions(g))
+	if err != nil {
+		return p
+	}
+	all, _ := c.NamespaceNames(ctx) // who may not list them has those of his intercepts
+	namespaces = append(namespaces, all...)
+	slices.Sort(namespaces)
+	for _, namespace := range slices.Compact(namespaces) {
+		p.learn(kindNamespace, namespace)
+		workloads, err := c.WorkloadNames(ctx, namespace)
+		for _, workload := range workloads {
+			p.learn(kindWorkload, workload[strings.LastIndex(workload, "/")+1:])
+		}
+		if err != nil && ctx.Err() != nil {
+			break
+		}
+	}
+	return p
+}
+
+// namesTimeout bounds asking the cluster for names.
+const namesTimeout = 20 * time.Second

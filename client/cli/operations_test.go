@@ -124,10 +124,36 @@ func TestGatherLogs(t *testing.T) {
 		assert.Contains(t, w.stderr.String(), "warning: could not read /home/jane/.cache/sidestep/logs/daemon.log: it does not exist\n")
 		assert.Zero(t, w.launches)
 	})
+	t.Run("with names replaced, each by the same word everywhere", func(t *testing.T) {
+		w := withLogs(t)
+		require.NoError(t, os.WriteFile(w.logFile(), []byte(strings.Join([]string{
+			`time=2026-11-21T10:00:00.000Z level=INFO msg="intercept gone" name=orders-in-shop namespace=shop reason="deleted"`,
+			`level=DEBUG msg="no local connection" intercept=shop/try-71d5e134 pod=gone-7c5d9-x2k4j error="nothing listens on 127.0.0.1:9000"`,
+			`level=INFO msg="read /home/jane/x of orders-in-shop.shop.svc and http://stock-in-shop.shop:80, not shopping"`,
+		}, "\n")), 0o600))
+		w.cluster.logged = `
+{"level":"INFO","msg":"laptop connected","session":"71d5e134-1163-4d17-8138-e35624c1e941","holder":"jane@laptop"}
+{"level":"INFO","msg":"pod orders-in-shop-6d5f79c-abcde is not ready","intercept":"shop/try-71d5e134","pod":"gone-7c5d9-x2k4j","node":"ip-10-0-0-1.example"}
+level=INFO msg="pod is being steered" node=ip-10-0-0-1.example pod=shop/gone-7c5d9-x2k4j ips="[10.0.0.1]"`
+		path := filepath.Join(t.TempDir(), "x.zip")
+		require.Zero(t, w.do("gather-logs", "-a", "-o", path, "--traffic-agents", "none"), w.stderr.String())
+		files := unzip(t, path)
+		text := ""
+		for _, name := range []string{"daemon/daemon.log", "cluster/sidestep-manager-1.log"} {
+			text += "==> " + name + "\n" + files[name] + "\n"
+		}
+		golden(t, "gather-logs anonymized", text)
+		for name, text := range files {
+			for _, secret := range []string{"shop/", "in-shop", "jane", "laptop\"", "ip-10", "gone-", "try-7", "x2k4j"} {
+				assert.NotContains(t, text, secret, name)
+			}
+		}
+		assert.NotContains(t, sortedKeys(files), "daemon/session.json", "the session's key is never among them")
+	})
 	t.Run("wrong words and places", func(t *testing.T) {
 		w := newWorld(t)
 		golden(t, "gather-logs wrong usage", w.transcript("gather-logs", "-o", "logs.tar")+"\n"+w.transcript("gather-logs", "--daemons", "some")+"\n"+
-			w.transcript("gather-logs", "-a")+"\n"+w.transcript("gather-logs", "-o", "/nonexistent/x.zip"))
+			w.transcript("gather-logs", "-o", "/nonexistent/x.zip"))
 	})
 }
 

@@ -244,6 +244,7 @@ type clusterSpy struct {
 	settings install.Settings
 	err      error
 	after    func() // after each call
+	logged   string // besides what each log says
 }
 
 func (c *clusterSpy) did(what string, s install.Settings) error {
@@ -293,7 +294,7 @@ func (c *clusterSpy) Logs(_ context.Context, o install.LogOptions) error {
 		case c.err != nil:
 			o.Problem("read the log of pod "+pod.name, c.err)
 		default:
-			o.Write("cluster/"+pod.name+".log", strings.NewReader("log of "+pod.name))
+			o.Write("cluster/"+pod.name+".log", strings.NewReader("log of "+pod.name+c.logged))
 		}
 	}
 	return nil
