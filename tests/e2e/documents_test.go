@@ -5,6 +5,7 @@ package e2e
 import (
 	"archive/zip"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"text/template"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -20,55 +22,219 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// telepresence runs the command line by its other name, a symbolic link, which must succeed.
-func telepresence(t *testing.T, d *lab.Developer, args ...string) string {
+// documented are workloads that the documents name.
+const documented = `
+{{define "pod"}}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: {{.}}}}
+  template:
+    metadata: {labels: {app: {{.}}}}
+    spec:
+      automountServiceAccountToken: false
+      terminationGracePeriodSeconds: 1
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+      containers:
+      - name: app
+        image: IMAGE
+        imagePullPolicy: PULL
+        args: [serve, --name=app, "--listen=:8080", --linger=0s]
+        ports: [{name: web, containerPort: 8080}]
+        securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+---
+{{end}}
+apiVersion: v1
+kind: Namespace
+metadata: {name: myns}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: hello, namespace: myns}
+{{template "pod" "hello"}}
+apiVersion: v1
+kind: Service
+metadata: {name: hello, namespace: myns}
+spec: {selector: {app: hello}, ports: [{port: 80, targetPort: web}]}
+---
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {name: echo-rollout-6d5f79c, namespace: shop}
+{{template "pod" "echo-rollout"}}
+apiVersion: v1
+kind: Service
+metadata: {name: echo-stable, namespace: shop}
+spec: {selector: {app: echo-rollout}, ports: [{port: 80, targetPort: web}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo-canary, namespace: shop}
+spec: {selector: {app: echo-rollout}, ports: [{port: 80, targetPort: web}]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: documents, namespace: myns}
+subjects: [{kind: Group, name: developers, apiGroup: rbac.authorization.k8s.io}]
+roleRef: {kind: ClusterRole, name: sidestep-user, apiGroup: rbac.authorization.k8s.io}
+`
+
+func (s *scene) documented(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	script := `ln -sf "$(command -v sidestep)" "$HOME/telepresence" && exec "$HOME/telepresence" "$@"`
-	out, err := lab.Output(d.Command(ctx, append([]string{"sh", "-c", script, "telepresence"}, args...)...))
-	require.NoError(t, err, args)
-	return out
+	image, pull := s.AppsImage()
+	var yaml strings.Builder
+	require.NoError(t, template.Must(template.New("").Parse(documented)).Execute(&yaml, nil))
+	require.NoError(t, s.Apply(t.Context(), strings.NewReplacer("IMAGE", image, "PULL", pull).Replace(yaml.String())))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		_, _ = s.Kubectl(ctx, "delete", "namespace", "myns", "--wait=false", "--ignore-not-found")
+		_, _ = s.Kubectl(ctx, "-n", lab.Namespace, "delete", "replicaset/echo-rollout-6d5f79c", "service/echo-stable", "service/echo-canary", "--ignore-not-found")
+	})
+	_, err := s.Kubectl(t.Context(), "-n", "myns", "rollout", "status", "deployment/hello", "--timeout=60s")
+	require.NoError(t, err)
+	_, err = s.Kubectl(t.Context(), "-n", lab.Namespace, "wait", "--for=jsonpath={.status.readyReplicas}=1", "replicaset/echo-rollout-6d5f79c", "--timeout=60s")
+	require.NoError(t, err)
 }
 
-// testDocuments follows the command lines that people know from Telepresence's documents, and sees what those show.
+// testDocuments follows the command lines of Telepresence's documents, by both names of the program, and compares what is seen with what is kept of it.
 func testDocuments(t *testing.T, s *scene) {
-	const auto = `HTTP requests that match all of:\n      header\("x-telepresence-intercept-id"\) ~= regexp\("[0-9a-f-]{36}:NAME"\)`
-	for _, c := range []struct{ line, name, intercepting string }{
-		{"orders --namespace shop --port 9000", "orders-shop", "all TCP connections"},
-		{"orders --namespace shop --port=9000 --preview-url=false", "orders-shop", "all TCP connections"},
-		{"myhello --namespace shop --workload orders --port 9000", "myhello", "all TCP connections"},
-		{"myhello --namespace shop --deployment orders --port 9000", "myhello", "all TCP connections"},
-		{"orders -n shop --port 9000 --mechanism=http --http-match=auto", "orders-shop", auto},
-		{"orders -n shop --port 9000 --http-match=auto --preview-url=false", "orders-shop", auto},
-		{"orders -n shop --port 9000 --http-header=all", "orders-shop", "all HTTP requests"},
-		{"orders -n shop --port 9000 --http-header=Personal-Intercept=126a72c7-be8b-4329-af64-768e207a184b", "orders-shop", `HTTP requests that match all of:\n      header\("(?i)personal-intercept"\) .*126a72c7-be8b-4329-af64-768e207a184b`},
-		{"orders -n shop --port 9000 --http-path-prefix=/api --http-header=Coder=Bob", "orders-shop", `HTTP requests that match all of:\n(.*\n)*      path-prefix\("/api"\)`},
-		{"orders -n shop --port 9000 --http-path-equal=/api/version --http-header=auto", "orders-shop", auto + `\n      path-equal\("/api/version"\)`},
-		{"orders -n shop --port 9000 --http-path-equal=/api/version", "orders-shop", auto},
-		{"orders -n shop --port 9000 --http-path-regex=/(staging-)?api/.*", "orders-shop", auto},
-	} {
-		t.Run(c.line, func(t *testing.T) {
-			out := telepresence(t, s.ann, append([]string{"intercept"}, strings.Fields(c.line)...)...)
-			assert.Regexp(t, `^Using Deployment orders
-intercepted
-    Intercept name *: `+c.name+`
-    State *: ACTIVE
-    Workload kind *: Deployment
-    Destination *: 127\.0\.0\.1:9000
-    Intercepting *: `+strings.ReplaceAll(c.intercepting, "NAME", c.name), out)
-			status := telepresence(t, s.ann, "status")
-			assert.Regexp(t, `(?m)^  Telepresence proxy: `, status)
-			assert.Regexp(t, `(?m)^  Intercepts +: 1 total\n    `+c.name+`: ann@`, status)
-			telepresence(t, s.ann, "leave", c.name)
+	s.documented(t)
+	names(t, s.ann)
+	serve(t, s.ann, "serve", "127.0.0.1:9000")
+	// What earlier tests have made may still be on its way out.
+	require.NoError(t, lab.Eventually(t.Context(), time.Minute, func(ctx context.Context) error {
+		list, err := s.ann.Sidestep(ctx, "list", "-n", lab.Namespace)
+		if n := strings.Count(list, "\n"); err == nil && n != 9 {
+			err = fmt.Errorf("%d workloads in the shop:\n%s", n, list)
+		}
+		return err
+	}))
+	for _, name := range []string{"telepresence", "sidestep"} {
+		t.Run(name, func(t *testing.T) {
+			tr := &transcript{T: t, who: s.ann, name: name}
+			t.Cleanup(func() {
+				for _, left := range []string{"orders", "twoports", "hello-myns", "myhello", "echo-rollout-6d5f79c"} {
+					_, _ = s.ann.Sidestep(context.Background(), "leave", left)
+				}
+			})
+			tr.reference()
+			tr.overview()
+			tr.kinds()
+			golden(t, "documents-"+name, tr.text.String())
 		})
 	}
-	t.Run("what is not built says so", func(t *testing.T) {
-		for _, args := range [][]string{{"login"}, {"dashboard"}, {"preview", "create", "orders"}, {"intercept", "orders", "--preview-url=true"}} {
-			_, err := s.ann.Sidestep(t.Context(), args...)
-			assert.ErrorContains(t, err, "not available in this version — ")
+	t.Run("in the layout of the documents", func(t *testing.T) { testLayout(t, s) })
+}
+
+// reference are the command lines of the reference of 2.1.4.
+func (tr *transcript) reference() {
+	tr.says("The reference of 2.1.4: a namespace is part of the name, unless the workload is named too")
+	tr.types("intercept hello --namespace myns --port 9000")
+	tr.types("leave hello-myns")
+	tr.types("intercept myhello --namespace myns --workload hello --port 9000")
+	tr.types("leave myhello")
+	tr.says("All traffic, with or without a word about preview URLs")
+	tr.types("intercept orders --port=9000")
+	tr.types("leave orders")
+	tr.types("intercept orders --port=9000 --preview-url=false")
+	tr.types("status")
+	tr.types("leave orders")
+	tr.says("What is the default after a login")
+	tr.types("intercept orders --port=9000 --preview-url=false --mechanism=http --http-match=auto")
+	tr.types("status")
+	tr.types("leave orders")
+	tr.types("intercept orders --port=9000 --http-match=auto")
+	tr.types("leave orders")
+	tr.types("intercept orders --port=9000 --preview-url=true")
+	tr.says("Several ports: by name, moved by number, and not without a word")
+	tr.types("intercept twoports --port=9000:http")
+	tr.types("intercept twoports --port=9000:81")
+	tr.types("leave twoports")
+	tr.types("intercept twoports --port=9000")
+	tr.says("Several services")
+	tr.types("intercept echo-rollout-6d5f79c --port 9000 --service echo-stable")
+	tr.types("leave echo-rollout-6d5f79c")
+	tr.types("intercept echo-rollout-6d5f79c --port 9000")
+}
+
+// overview are those of the pages of 2.0 and 2.0.3.
+func (tr *transcript) overview() {
+	tr.says("The pages of 2.0 and 2.0.3")
+	tr.types("login")
+	tr.types("dashboard")
+	tr.types("list")
+	tr.types("intercept orders --port 9000")
+	tr.types("list --intercepts")
+	tr.types("leave orders")
+	tr.types("intercept myhello --deployment=orders --port=9000")
+	tr.types("leave myhello")
+	tr.types("intercept myhello --namespace myns --deployment hello --port 9000")
+	tr.types("leave hello-mydns")
+	tr.types("leave myhello")
+	tr.types("quit")
+	tr.types("status")
+	tr.types("connect --namespace shop")
+}
+
+// kinds are those of "Types of Intercepts".
+func (tr *transcript) kinds() {
+	tr.says("Types of intercepts")
+	for _, flags := range [][]string{
+		{"--http-header=all"},
+		{"--http-header=Personal-Intercept=126a72c7-be8b-4329-af64-768e207a184b"},
+		{"--http-header=auto"},
+		{"--http-path-prefix=/api", "--http-header=Coder=Bob"},
+		{"--http-path-equal=/api/version", "--http-header=auto"},
+		{"--http-path-equal=/api/version"},
+	} {
+		tr.types("intercept orders --port 9000 " + strings.Join(flags, " "))
+		tr.types("leave orders")
+	}
+	tr.types("intercept orders --port 9000", "--http-path-regex=/(staging-)?api/.*")
+	tr.types("leave orders")
+	tr.types("intercept orders --port 9000 --http-path-equal=/a --http-path-prefix=/b")
+}
+
+// testLayout compares line by line with what the reference of 2.1.4 shows.
+func testLayout(t *testing.T, s *scene) {
+	const header = `      header\("x-telepresence-intercept-id"\) ~= regexp\("[0-9a-f-]{36}:orders"\)`
+	for _, c := range []struct{ line, leave, shows string }{
+		{"intercept orders --port=9000 --preview-url=false --http-match=auto", "orders", `Using Deployment orders
+intercepted
+    Intercept name: orders
+    State         : ACTIVE
+    Workload kind : Deployment
+    Destination   : 127\.0\.0\.1:9000
+    Intercepting  : HTTP requests that match all of:
+` + header},
+		{"intercept twoports --port=9000:http", "twoports", `Using Deployment twoports
+intercepted
+    Intercept name         : twoports
+    State                  : ACTIVE
+    Workload kind          : Deployment
+    Destination            : 127\.0\.0\.1:9000
+    Service Port Identifier: http
+    Intercepting           : all TCP connections`},
+	} {
+		out := sidestep(t, s.ann, strings.Fields(c.line)...)
+		got := strings.Split(out, "\n")
+		for i, want := range strings.Split(c.shows, "\n") {
+			require.Less(t, i, len(got))
+			assert.Regexp(t, "^"+want+"$", got[i], "line %d of %s", i+1, c.line)
 		}
-	})
+		status := sidestep(t, s.ann, "status")
+		last := -1
+		for _, want := range []string{
+			`(?m)^Root Daemon: `, `(?m)^User Daemon: Running$`, `(?m)^  Version           : `, `(?m)^  Status            : Connected$`, `(?m)^  Kubernetes server : https://`,
+			`(?m)^  Kubernetes context: `, `(?m)^  Sidestep proxy    : OFF `, `(?m)^  Intercepts        : 1 total$`, `(?m)^    ` + c.leave + `: ann@\S+$`,
+		} {
+			at := regexp.MustCompile(want).FindStringIndex(status)
+			if assert.NotNil(t, at, "%s in\n%s", want, status) {
+				assert.Greater(t, at[0], last, "the order of lines: %s", want)
+				last = at[0]
+			}
+		}
+		sidestep(t, s.ann, "leave", c.leave)
+	}
 }
 
 func testRunning(t *testing.T, s *scene) {

@@ -22,6 +22,13 @@ import (
 func testNotInstalled(t *testing.T, s *scene) {
 	_, err := s.admin.Sidestep(t.Context(), "list", "-n", lab.Namespace)
 	require.ErrorContains(t, err, "helm install")
+	names(t, s.admin)
+	for _, name := range []string{"telepresence", "sidestep"} {
+		tr := &transcript{T: t, who: s.admin, name: name}
+		tr.types("list")
+		tr.types("intercept orders --port 9000")
+		golden(t, "not-installed-"+name, tr.text.String())
+	}
 }
 
 func testInstall(t *testing.T, s *scene) {
@@ -155,8 +162,9 @@ func testUninstall(t *testing.T, s *scene) {
 	intercept(t, s.ann, "orders", "--port", "9000", "--http-header", "x-user=ann")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	_, err := s.admin.Sidestep(ctx, "uninstall", "--everything")
+	out, err := s.admin.Sidestep(ctx, "uninstall", "--everything")
 	require.NoError(t, err)
+	golden(t, "uninstall-everything", out)
 	for _, kind := range []string{"all,configmap,secret,serviceaccount,role,rolebinding,networkpolicy,poddisruptionbudget", "clusterrole,clusterrolebinding,customresourcedefinition,priorityclass,namespace,validatingadmissionpolicy,validatingadmissionpolicybinding"} {
 		left, err := s.Kubectl(t.Context(), "get", kind, "-A", "-o", "name", "--ignore-not-found")
 		require.NoError(t, err)
