@@ -237,6 +237,9 @@ func refuses(t *testing.T, k *kube) {
 		change(&changed.Spec)
 		assert.ErrorContains(t, k.Update(t.Context(), changed), "of an intercept cannot change: delete it and create another")
 	}
+	changed := ic.DeepCopy()
+	changed.Spec.Wiretap = true
+	assert.ErrorContains(t, k.Update(t.Context(), changed), "an intercept cannot become a wiretap, nor a wiretap an intercept")
 	ic.Spec.Port, ic.Spec.Service, ic.Spec.Container = "grpc", "orders", "app"
 	assert.NoError(t, k.Update(t.Context(), ic), "an intercept may move")
 	require.NoError(t, k.Delete(t.Context(), ic))

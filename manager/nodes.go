@@ -23,12 +23,21 @@ func (n nodes) list() []*clientpb.NodeAgent {
 	return all
 }
 
-// traffic tells a session of the connections to its intercepts.
+// traffic tells a session of the connections to its intercepts, and of what its wiretaps got.
 func (n nodes) traffic(keyHash string) []*clientpb.InterceptTraffic {
+	counted := map[string]*clientpb.InterceptTraffic{}
+	for uid, t := range n.Traffic(keyHash) {
+		counted[uid] = &clientpb.InterceptTraffic{InterceptUid: uid, Traffic: t}
+	}
+	for uid, c := range n.Copies(keyHash) {
+		if counted[uid] == nil {
+			counted[uid] = &clientpb.InterceptTraffic{InterceptUid: uid}
+		}
+		counted[uid].Copies = c
+	}
 	var all []*clientpb.InterceptTraffic
-	sums := n.Traffic(keyHash)
-	for _, uid := range slices.Sorted(maps.Keys(sums)) {
-		all = append(all, &clientpb.InterceptTraffic{InterceptUid: uid, Traffic: sums[uid]})
+	for _, uid := range slices.Sorted(maps.Keys(counted)) {
+		all = append(all, counted[uid])
 	}
 	return all
 }

@@ -107,6 +107,10 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 			{"the port by number", func(s *v1alpha1.InterceptSpec) { s.Port = "80" }, true},
 			{"the service", func(s *v1alpha1.InterceptSpec) { s.Service = "orders" }, true},
 			{"every connection", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = v1alpha1.MechanismTCP, nil }, true},
+			{"a wiretap", func(s *v1alpha1.InterceptSpec) { s.Wiretap = true }, false},
+			{"a wiretap of every connection", func(s *v1alpha1.InterceptSpec) {
+				s.Wiretap, s.Mechanism, s.HTTP = true, v1alpha1.MechanismTCP, nil
+			}, false},
 			{"another port", func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" }, false},
 			{"another service", func(s *v1alpha1.InterceptSpec) { s.Service = "canary" }, false},
 			{"another workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "stock" }, false},
@@ -114,6 +118,16 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 		} {
 			assert.Equal(t, c.is, refused(like(c.change)) != nil, c.name)
 		}
+	})
+	t.Run("but not for a wiretap's sake", func(t *testing.T) {
+		tap := like(func(s *v1alpha1.InterceptSpec) { s.Port, s.Wiretap = "grpc", true })
+		tap.Name = "tap"
+		k.held(t, tap, "orders", "grpc", 9090)
+		other := like(func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" })
+		assert.NoError(t, refused(other))
+		tap.Spec.Port = "http"
+		assert.NoError(t, k.Update(t.Context(), tap), "it may move to where others are")
+		require.NoError(t, k.Delete(t.Context(), tap))
 	})
 	t.Run("when it moves, but not when it is labelled", func(t *testing.T) {
 		other := like(func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" })

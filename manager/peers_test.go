@@ -85,7 +85,7 @@ func (a *nodeAgent) report() error {
 	report := &agentpb.Report{Revision: a.last.Revision}
 	for _, p := range a.last.Pods {
 		for _, target := range p.Targets {
-			for _, rule := range target.Rules {
+			for _, rule := range slices.Concat(target.Rules, target.Wiretaps) {
 				tr := &agentpb.TargetReport{PodUid: p.Uid, Port: target.Port, InterceptUid: rule.InterceptUid, Steering: true}
 				a.steer(tr)
 				report.Targets = append(report.Targets, tr)
@@ -95,7 +95,7 @@ func (a *nodeAgent) report() error {
 	return a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Report{Report: report}})
 }
 
-// targets lists "pod:port=intercept" of the last assignment, with "!" for a laptop that is away; nil before the first.
+// targets lists "pod:port=intercept", and "pod:port<wiretap", of the last assignment, with "!" for a laptop that is away; nil before the first.
 func (a *nodeAgent) targets() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -111,6 +111,13 @@ func describe(assignment *agentpb.Assignment) []string {
 		for _, target := range p.Targets {
 			for _, rule := range target.Rules {
 				s := p.Name + ":" + itoa(target.Port) + "=" + rule.InterceptName
+				if !rule.Connected {
+					s += "!"
+				}
+				all = append(all, s)
+			}
+			for _, rule := range target.Wiretaps {
+				s := p.Name + ":" + itoa(target.Port) + "<" + rule.InterceptName
 				if !rule.Connected {
 					s += "!"
 				}

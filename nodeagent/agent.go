@@ -214,7 +214,7 @@ func (a *agent) hello() *agentpb.Hello {
 	}
 	return &agentpb.Hello{
 		Node: a.cfg.Node, Version: version.Version, Protocol: version.Protocol, Kernel: kernel(),
-		Epoch: a.steering.Epoch(), Boot: strings.TrimSpace(string(boot)),
+		Epoch: a.steering.Epoch(), Boot: strings.TrimSpace(string(boot)), Wiretaps: true,
 	}
 }
 

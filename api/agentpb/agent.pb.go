@@ -117,6 +117,7 @@ type Hello struct {
 	// node, and the other is refused with ALREADY_EXISTS for as long as the first is attached. Epochs of different boots do not compare.
 	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Boot          string `protobuf:"bytes,6,opt,name=boot,proto3" json:"boot,omitempty"`
+	Wiretaps      bool   `protobuf:"varint,7,opt,name=wiretaps,proto3" json:"wiretaps,omitempty"` // it knows Target.wiretaps; to others none is sent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -191,6 +192,13 @@ func (x *Hello) GetBoot() string {
 		return x.Boot
 	}
 	return ""
+}
+
+func (x *Hello) GetWiretaps() bool {
+	if x != nil {
+		return x.Wiretaps
+	}
+	return false
 }
 
 // Assignment is everything that the node has to do: pods that are not in it are to be let go. A node agent that loses the
@@ -475,6 +483,8 @@ type Target struct {
 	Rules []*Rule                `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
 	// How the kubelet probes this port; such probes always reach the app.
 	KubeletProbes []*Probe `protobuf:"bytes,3,rep,name=kubelet_probes,json=kubeletProbes,proto3" json:"kubelet_probes,omitempty"`
+	// Those who get a copy of what reaches the app. They are not among the rules, so that nobody can take one for an intercept.
+	Wiretaps      []*Rule `protobuf:"bytes,4,rep,name=wiretaps,proto3" json:"wiretaps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -526,6 +536,13 @@ func (x *Target) GetRules() []*Rule {
 func (x *Target) GetKubeletProbes() []*Probe {
 	if x != nil {
 		return x.KubeletProbes
+	}
+	return nil
+}
+
+func (x *Target) GetWiretaps() []*Rule {
+	if x != nil {
+		return x.Wiretaps
 	}
 	return nil
 }
@@ -1052,6 +1069,7 @@ type TargetReport struct {
 	Matched       uint64   `protobuf:"varint,7,opt,name=matched,proto3" json:"matched,omitempty"`         // connections (tcp) or requests (http) sent to the laptop for this intercept
 	Fallbacks     uint64   `protobuf:"varint,8,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`     // matched, but given to the app since the laptop could not take them
 	Traffic       *Traffic `protobuf:"bytes,10,opt,name=traffic,proto3" json:"traffic,omitempty"`         // absent if connections are not counted
+	Copies        *Copies  `protobuf:"bytes,11,opt,name=copies,proto3" json:"copies,omitempty"`           // of a wiretap
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1156,6 +1174,74 @@ func (x *TargetReport) GetTraffic() *Traffic {
 	return nil
 }
 
+func (x *TargetReport) GetCopies() *Copies {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+// Copies counts what a wiretap was to get a copy of: connections (tcp) or requests (http).
+type Copies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copied        uint64                 `protobuf:"varint,1,opt,name=copied,proto3" json:"copied,omitempty"`   // sent to the laptop
+	Cut           uint64                 `protobuf:"varint,2,opt,name=cut,proto3" json:"cut,omitempty"`         // of these, those that were not sent whole: there was no room for the rest, or the laptop did not take it
+	Dropped       uint64                 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"` // not sent at all, for the same reasons
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Copies) Reset() {
+	*x = Copies{}
+	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Copies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Copies) ProtoMessage() {}
+
+func (x *Copies) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Copies.ProtoReflect.Descriptor instead.
+func (*Copies) Descriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Copies) GetCopied() uint64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
+func (x *Copies) GetCut() uint64 {
+	if x != nil {
+		return x.Cut
+	}
+	return 0
+}
+
+func (x *Copies) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 // Traffic is what the kernel has counted of the steered connections of a port, since the port is steered; all but opened and closed when they
 // ended.
 type Traffic struct {
@@ -1174,7 +1260,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	mi := &file_api_agentpb_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1272,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	mi := &file_api_agentpb_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1285,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Traffic) GetOpened() uint64 {
@@ -1266,14 +1352,15 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.sidestep.agent.v1.HelloH\x00R\x05hello\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x19.sidestep.agent.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\x93\x01\n" +
+	"\amessage\"\xaf\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\rR\bprotocol\x12\x16\n" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04boot\x18\x06 \x01(\tR\x04boot\"T\n" +
+	"\x04boot\x18\x06 \x01(\tR\x04boot\x12\x1a\n" +
+	"\bwiretaps\x18\a \x01(\bR\bwiretaps\"T\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12*\n" +
@@ -1294,11 +1381,12 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bhost_ips\x18\x05 \x03(\tR\ahostIps\x12#\n" +
 	"\rruntime_class\x18\x06 \x01(\tR\fruntimeClass\x12!\n" +
 	"\fhost_network\x18\a \x01(\bR\vhostNetwork\x123\n" +
-	"\atargets\x18\b \x03(\v2\x19.sidestep.agent.v1.TargetR\atargets\"\x8c\x01\n" +
+	"\atargets\x18\b \x03(\v2\x19.sidestep.agent.v1.TargetR\atargets\"\xc1\x01\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12-\n" +
 	"\x05rules\x18\x02 \x03(\v2\x17.sidestep.agent.v1.RuleR\x05rules\x12?\n" +
-	"\x0ekubelet_probes\x18\x03 \x03(\v2\x18.sidestep.agent.v1.ProbeR\rkubeletProbes\"/\n" +
+	"\x0ekubelet_probes\x18\x03 \x03(\v2\x18.sidestep.agent.v1.ProbeR\rkubeletProbes\x123\n" +
+	"\bwiretaps\x18\x04 \x03(\v2\x17.sidestep.agent.v1.RuleR\bwiretaps\"/\n" +
 	"\x05Probe\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\"\x98\x02\n" +
@@ -1330,7 +1418,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bdatapath\x18\x03 \x01(\v2\x1b.sidestep.agent.v1.DatapathR\bdatapath\"6\n" +
 	"\bDatapath\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xbe\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xf1\x02\n" +
 	"\fTargetReport\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
@@ -1342,7 +1430,12 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\amatched\x18\a \x01(\x04R\amatched\x12\x1c\n" +
 	"\tfallbacks\x18\b \x01(\x04R\tfallbacks\x124\n" +
 	"\atraffic\x18\n" +
-	" \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\"\x8f\x02\n" +
+	" \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\x121\n" +
+	"\x06copies\x18\v \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\"L\n" +
+	"\x06Copies\x12\x16\n" +
+	"\x06copied\x18\x01 \x01(\x04R\x06copied\x12\x10\n" +
+	"\x03cut\x18\x02 \x01(\x04R\x03cut\x12\x18\n" +
+	"\adropped\x18\x03 \x01(\x04R\adropped\"\x8f\x02\n" +
 	"\aTraffic\x12\x16\n" +
 	"\x06opened\x18\x01 \x01(\x04R\x06opened\x12\x16\n" +
 	"\x06closed\x18\x02 \x01(\x04R\x06closed\x12\x18\n" +
@@ -1373,7 +1466,7 @@ func file_api_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_api_agentpb_agent_proto_rawDescData
 }
 
-var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_api_agentpb_agent_proto_goTypes = []any{
 	(*AgentMessage)(nil),        // 0: sidestep.agent.v1.AgentMessage
 	(*Hello)(nil),               // 1: sidestep.agent.v1.Hello
@@ -1390,8 +1483,9 @@ var file_api_agentpb_agent_proto_goTypes = []any{
 	(*Report)(nil),              // 12: sidestep.agent.v1.Report
 	(*Datapath)(nil),            // 13: sidestep.agent.v1.Datapath
 	(*TargetReport)(nil),        // 14: sidestep.agent.v1.TargetReport
-	(*Traffic)(nil),             // 15: sidestep.agent.v1.Traffic
-	(*tunnelpb.Frame)(nil),      // 16: sidestep.tunnel.v1.Frame
+	(*Copies)(nil),              // 15: sidestep.agent.v1.Copies
+	(*Traffic)(nil),             // 16: sidestep.agent.v1.Traffic
+	(*tunnelpb.Frame)(nil),      // 17: sidestep.tunnel.v1.Frame
 }
 var file_api_agentpb_agent_proto_depIdxs = []int32{
 	1,  // 0: sidestep.agent.v1.AgentMessage.hello:type_name -> sidestep.agent.v1.Hello
@@ -1400,25 +1494,27 @@ var file_api_agentpb_agent_proto_depIdxs = []int32{
 	6,  // 3: sidestep.agent.v1.Pod.targets:type_name -> sidestep.agent.v1.Target
 	8,  // 4: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
 	7,  // 5: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
-	9,  // 6: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
-	10, // 7: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
-	11, // 8: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
-	14, // 9: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
-	13, // 10: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
-	15, // 11: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
-	0,  // 12: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
-	16, // 13: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
-	4,  // 14: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
-	16, // 15: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
-	2,  // 16: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	16, // 17: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	3,  // 18: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
-	16, // 19: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
-	16, // [16:20] is the sub-list for method output_type
-	12, // [12:16] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 6: sidestep.agent.v1.Target.wiretaps:type_name -> sidestep.agent.v1.Rule
+	9,  // 7: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
+	10, // 8: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
+	11, // 9: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
+	14, // 10: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
+	13, // 11: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
+	16, // 12: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
+	15, // 13: sidestep.agent.v1.TargetReport.copies:type_name -> sidestep.agent.v1.Copies
+	0,  // 14: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
+	17, // 15: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
+	4,  // 16: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
+	17, // 17: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
+	2,  // 18: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	17, // 19: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	3,  // 20: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
+	17, // 21: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
+	18, // [18:22] is the sub-list for method output_type
+	14, // [14:18] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_api_agentpb_agent_proto_init() }
@@ -1445,7 +1541,7 @@ func file_api_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agentpb_agent_proto_rawDesc), len(file_api_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

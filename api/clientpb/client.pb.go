@@ -313,6 +313,7 @@ type ManagerHello struct {
 	Protocol uint32                 `protobuf:"varint,2,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// How long intercepts outlive a laptop that is away, in seconds.
 	GraceSeconds  uint32 `protobuf:"varint,3,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
+	Wiretaps      bool   `protobuf:"varint,4,opt,name=wiretaps,proto3" json:"wiretaps,omitempty"` // it knows them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -366,6 +367,13 @@ func (x *ManagerHello) GetGraceSeconds() uint32 {
 		return x.GraceSeconds
 	}
 	return 0
+}
+
+func (x *ManagerHello) GetWiretaps() bool {
+	if x != nil {
+		return x.Wiretaps
+	}
+	return false
 }
 
 type Ping struct {
@@ -633,6 +641,7 @@ type InterceptTraffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	InterceptUid  string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
 	Traffic       *agentpb.Traffic       `protobuf:"bytes,2,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	Copies        *agentpb.Copies        `protobuf:"bytes,3,opt,name=copies,proto3" json:"copies,omitempty"` // of a wiretap
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,6 +686,13 @@ func (x *InterceptTraffic) GetInterceptUid() string {
 func (x *InterceptTraffic) GetTraffic() *agentpb.Traffic {
 	if x != nil {
 		return x.Traffic
+	}
+	return nil
+}
+
+func (x *InterceptTraffic) GetCopies() *agentpb.Copies {
+	if x != nil {
+		return x.Copies
 	}
 	return nil
 }
@@ -786,11 +802,12 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
 	"\x06holder\x18\x02 \x01(\tR\x06holder\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1a\n" +
-	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"i\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\"\x85\x01\n" +
 	"\fManagerHello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12#\n" +
-	"\rgrace_seconds\x18\x03 \x01(\rR\fgraceSeconds\"\x16\n" +
+	"\rgrace_seconds\x18\x03 \x01(\rR\fgraceSeconds\x12\x1a\n" +
+	"\bwiretaps\x18\x04 \x01(\bR\bwiretaps\"\x16\n" +
 	"\x04Ping\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"k\n" +
 	"\x12EnvironmentRequest\x12\x1c\n" +
@@ -806,10 +823,11 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\n" +
 	"NodesReply\x125\n" +
 	"\x06agents\x18\x01 \x03(\v2\x1d.sidestep.client.v1.NodeAgentR\x06agents\x12>\n" +
-	"\atraffic\x18\x02 \x03(\v2$.sidestep.client.v1.InterceptTrafficR\atraffic\"m\n" +
+	"\atraffic\x18\x02 \x03(\v2$.sidestep.client.v1.InterceptTrafficR\atraffic\"\xa0\x01\n" +
 	"\x10InterceptTraffic\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x124\n" +
-	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\"\xa1\x01\n" +
+	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\x121\n" +
+	"\x06copies\x18\x03 \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\"\xa1\x01\n" +
 	"\tNodeAgent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
@@ -850,7 +868,8 @@ var file_api_clientpb_client_proto_goTypes = []any{
 	(*InterceptTraffic)(nil),   // 9: sidestep.client.v1.InterceptTraffic
 	(*NodeAgent)(nil),          // 10: sidestep.client.v1.NodeAgent
 	(*agentpb.Traffic)(nil),    // 11: sidestep.agent.v1.Traffic
-	(*tunnelpb.Frame)(nil),     // 12: sidestep.tunnel.v1.Frame
+	(*agentpb.Copies)(nil),     // 12: sidestep.agent.v1.Copies
+	(*tunnelpb.Frame)(nil),     // 13: sidestep.tunnel.v1.Frame
 }
 var file_api_clientpb_client_proto_depIdxs = []int32{
 	2,  // 0: sidestep.client.v1.ClientMessage.hello:type_name -> sidestep.client.v1.ClientHello
@@ -862,21 +881,22 @@ var file_api_clientpb_client_proto_depIdxs = []int32{
 	10, // 6: sidestep.client.v1.NodesReply.agents:type_name -> sidestep.client.v1.NodeAgent
 	9,  // 7: sidestep.client.v1.NodesReply.traffic:type_name -> sidestep.client.v1.InterceptTraffic
 	11, // 8: sidestep.client.v1.InterceptTraffic.traffic:type_name -> sidestep.agent.v1.Traffic
-	0,  // 9: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
-	12, // 10: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
-	12, // 11: sidestep.client.v1.Clients.ToPod:input_type -> sidestep.tunnel.v1.Frame
-	7,  // 12: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
-	5,  // 13: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
-	1,  // 14: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
-	12, // 15: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
-	12, // 16: sidestep.client.v1.Clients.ToPod:output_type -> sidestep.tunnel.v1.Frame
-	8,  // 17: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
-	6,  // 18: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
-	14, // [14:19] is the sub-list for method output_type
-	9,  // [9:14] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	12, // 9: sidestep.client.v1.InterceptTraffic.copies:type_name -> sidestep.agent.v1.Copies
+	0,  // 10: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
+	13, // 11: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
+	13, // 12: sidestep.client.v1.Clients.ToPod:input_type -> sidestep.tunnel.v1.Frame
+	7,  // 13: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
+	5,  // 14: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
+	1,  // 15: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
+	13, // 16: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
+	13, // 17: sidestep.client.v1.Clients.ToPod:output_type -> sidestep.tunnel.v1.Frame
+	8,  // 18: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
+	6,  // 19: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
+	15, // [15:20] is the sub-list for method output_type
+	10, // [10:15] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_api_clientpb_client_proto_init() }

@@ -527,7 +527,7 @@ type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // empty: the session's
 	AllNamespaces bool                   `protobuf:"varint,2,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
-	Filter        string                 `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"` // all, intercepted (by this client), interceptable
+	Filter        string                 `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"` // all, interceptable; intercepted, wiretapped, held (both) by this client
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -732,6 +732,7 @@ type InterceptInfo struct {
 	Id            string                 `protobuf:"bytes,30,opt,name=id,proto3" json:"id,omitempty"`                                      // <session>:<name>
 	Container     string                 `protobuf:"bytes,31,opt,name=container,proto3" json:"container,omitempty"`                        // as it was asked for; empty when the port tells
 	ToPod         []int32                `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"`           // ports of this laptop that lead to the same ports of a pod
+	Wiretap       bool                   `protobuf:"varint,32,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                           // the app answers, and this laptop gets a copy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -892,6 +893,13 @@ func (x *InterceptInfo) GetToPod() []int32 {
 	return nil
 }
 
+func (x *InterceptInfo) GetWiretap() bool {
+	if x != nil {
+		return x.Wiretap
+	}
+	return false
+}
+
 type PodInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -980,6 +988,7 @@ type InterceptRequest struct {
 	Plaintext      bool                         `protobuf:"varint,16,opt,name=plaintext,proto3" json:"plaintext,omitempty"`                  // the port speaks plaintext, whatever its name or appProtocol says
 	Environment    InterceptRequest_Environment `protobuf:"varint,17,opt,name=environment,proto3,enum=sidestep.daemon.v1.InterceptRequest_Environment" json:"environment,omitempty"`
 	ToPod          []int32                      `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"` // ports of this laptop that are to lead to the same ports of a pod
+	Wiretap        bool                         `protobuf:"varint,18,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                 // a copy is wanted, and the app is to answer
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1138,6 +1147,13 @@ func (x *InterceptRequest) GetToPod() []int32 {
 		return x.ToPod
 	}
 	return nil
+}
+
+func (x *InterceptRequest) GetWiretap() bool {
+	if x != nil {
+		return x.Wiretap
+	}
+	return false
 }
 
 type Header struct {
@@ -1796,6 +1812,7 @@ type TrafficInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	InterceptId   string                 `protobuf:"bytes,1,opt,name=intercept_id,json=interceptId,proto3" json:"intercept_id,omitempty"` // InterceptInfo.id
 	Traffic       *agentpb.Traffic       `protobuf:"bytes,2,opt,name=traffic,proto3" json:"traffic,omitempty"`
+	Copies        *agentpb.Copies        `protobuf:"bytes,3,opt,name=copies,proto3" json:"copies,omitempty"` // of a wiretap
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1840,6 +1857,13 @@ func (x *TrafficInfo) GetInterceptId() string {
 func (x *TrafficInfo) GetTraffic() *agentpb.Traffic {
 	if x != nil {
 		return x.Traffic
+	}
+	return nil
+}
+
+func (x *TrafficInfo) GetCopies() *agentpb.Copies {
+	if x != nil {
+		return x.Copies
 	}
 	return nil
 }
@@ -1995,7 +2019,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
 	"intercepts\x18\x05 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\n" +
 	"intercepts\x129\n" +
-	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\x9c\x04\n" +
+	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\xb6\x04\n" +
 	"\rInterceptInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
@@ -2017,12 +2041,13 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\fcurl_headers\x18\x0f \x03(\tR\vcurlHeaders\x12\x0e\n" +
 	"\x02id\x18\x1e \x01(\tR\x02id\x12\x1c\n" +
 	"\tcontainer\x18\x1f \x01(\tR\tcontainer\x12\x15\n" +
-	"\x06to_pod\x18( \x03(\x05R\x05toPod\"g\n" +
+	"\x06to_pod\x18( \x03(\x05R\x05toPod\x12\x18\n" +
+	"\awiretap\x18  \x01(\bR\awiretap\"g\n" +
 	"\aPodInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
 	"\bsteering\x18\x03 \x01(\bR\bsteering\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xcc\x05\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xe6\x05\n" +
 	"\x10InterceptRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -2045,7 +2070,8 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"timeout_ms\x18\x0f \x01(\x03R\ttimeoutMs\x12\x1c\n" +
 	"\tplaintext\x18\x10 \x01(\bR\tplaintext\x12R\n" +
 	"\venvironment\x18\x11 \x01(\x0e20.sidestep.daemon.v1.InterceptRequest.EnvironmentR\venvironment\x12\x15\n" +
-	"\x06to_pod\x18( \x03(\x05R\x05toPod\";\n" +
+	"\x06to_pod\x18( \x03(\x05R\x05toPod\x12\x18\n" +
+	"\awiretap\x18\x12 \x01(\bR\awiretap\";\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\n" +
 	"NOT_WANTED\x10\x00\x12\x0e\n" +
@@ -2093,10 +2119,11 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"durationMs\"\x87\x01\n" +
 	"\x0fNodeAgentsReply\x129\n" +
 	"\x06agents\x18\x01 \x03(\v2!.sidestep.daemon.v1.NodeAgentInfoR\x06agents\x129\n" +
-	"\atraffic\x18\x02 \x03(\v2\x1f.sidestep.daemon.v1.TrafficInfoR\atraffic\"f\n" +
+	"\atraffic\x18\x02 \x03(\v2\x1f.sidestep.daemon.v1.TrafficInfoR\atraffic\"\x99\x01\n" +
 	"\vTrafficInfo\x12!\n" +
 	"\fintercept_id\x18\x01 \x01(\tR\vinterceptId\x124\n" +
-	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\"\xa5\x01\n" +
+	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\x121\n" +
+	"\x06copies\x18\x03 \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\"\xa5\x01\n" +
 	"\rNodeAgentInfo\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
@@ -2164,6 +2191,7 @@ var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*NodeAgentInfo)(nil),             // 25: sidestep.daemon.v1.NodeAgentInfo
 	nil,                               // 26: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 	(*agentpb.Traffic)(nil),           // 27: sidestep.agent.v1.Traffic
+	(*agentpb.Copies)(nil),            // 28: sidestep.agent.v1.Copies
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
 	26, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
@@ -2184,37 +2212,38 @@ var file_api_daemonpb_daemon_proto_depIdxs = []int32{
 	25, // 15: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
 	24, // 16: sidestep.daemon.v1.NodeAgentsReply.traffic:type_name -> sidestep.daemon.v1.TrafficInfo
 	27, // 17: sidestep.daemon.v1.TrafficInfo.traffic:type_name -> sidestep.agent.v1.Traffic
-	1,  // 18: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
-	1,  // 19: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
-	3,  // 20: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
-	1,  // 21: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
-	1,  // 22: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
-	7,  // 23: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
-	12, // 24: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
-	17, // 25: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	19, // 26: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
-	1,  // 27: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
-	22, // 28: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
-	1,  // 29: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
-	1,  // 30: sidestep.daemon.v1.Daemon.Ended:input_type -> sidestep.daemon.v1.Empty
-	2,  // 31: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	4,  // 32: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	4,  // 33: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	1,  // 34: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	1,  // 35: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	8,  // 36: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	15, // 37: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	18, // 38: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	20, // 39: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
-	21, // 40: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
-	1,  // 41: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
-	23, // 42: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
-	5,  // 43: sidestep.daemon.v1.Daemon.Ended:output_type -> sidestep.daemon.v1.EndedReply
-	31, // [31:44] is the sub-list for method output_type
-	18, // [18:31] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	28, // 18: sidestep.daemon.v1.TrafficInfo.copies:type_name -> sidestep.agent.v1.Copies
+	1,  // 19: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
+	1,  // 20: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
+	3,  // 21: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
+	1,  // 22: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
+	1,  // 23: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
+	7,  // 24: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
+	12, // 25: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
+	17, // 26: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
+	19, // 27: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	1,  // 28: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	22, // 29: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	1,  // 30: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
+	1,  // 31: sidestep.daemon.v1.Daemon.Ended:input_type -> sidestep.daemon.v1.Empty
+	2,  // 32: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	4,  // 33: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	4,  // 34: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	1,  // 35: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	1,  // 36: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	8,  // 37: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	15, // 38: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	18, // 39: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	20, // 40: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	21, // 41: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	1,  // 42: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	23, // 43: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
+	5,  // 44: sidestep.daemon.v1.Daemon.Ended:output_type -> sidestep.daemon.v1.EndedReply
+	32, // [32:45] is the sub-list for method output_type
+	19, // [19:32] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_daemonpb_daemon_proto_init() }

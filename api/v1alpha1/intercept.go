@@ -53,6 +53,7 @@ const (
 //
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
+// +kubebuilder:validation:XValidation:rule="(has(self.wiretap) && self.wiretap) == (has(oldSelf.wiretap) && oldSelf.wiretap)",message="an intercept cannot become a wiretap, nor a wiretap an intercept: delete it and create another"
 type InterceptSpec struct {
 	// Name is what the developer calls the intercept; unique per client.
 	// +kubebuilder:validation:MinLength=1
@@ -85,6 +86,11 @@ type InterceptSpec struct {
 	// HTTP narrows mechanism http; when it is absent or empty every HTTP request matches.
 	// +optional
 	HTTP *HTTPMatch `json:"http,omitempty"`
+
+	// Wiretap leaves the traffic with the app, and gives a copy of it to the laptop. Copies are bounded: those for which there is no room are
+	// dropped. A wiretap overlaps with nothing. Its client.keyHash is WiretapKeyHash of the session's.
+	// +optional
+	Wiretap bool `json:"wiretap,omitempty"`
 
 	// Plaintext says that the app behind the port speaks plaintext, although the port's name or appProtocol says TLS. Without
 	// it, mechanism http is refused on such a port.

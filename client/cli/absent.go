@@ -89,7 +89,6 @@ func absentCommands() []*cobra.Command {
 		"license":            "there is nothing to license",
 		"dashboard":          "`status` and `kubectl get intercepts -A` show what there is",
 		"preview":            "use `intercept --http-header auto` and send the header",
-		"wiretap":            "only `intercept` can be used",
 		"replace":            "use `intercept`; the container keeps running beside it",
 		"ingest":             "use `intercept --env-file`; volumes cannot be imported",
 		"revoke":             "delete the Intercept object with kubectl",

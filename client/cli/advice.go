@@ -33,7 +33,7 @@ func (e *env) advise(text string, err error) string {
 		reason.VersionSkew:         "get the version that the cluster has, or run `" + e.name + " helm upgrade`",
 		reason.WorkloadNotFound:    "`" + e.name + " list` shows what there is",
 		reason.WorkloadAmbiguous:   "choose with --workload KIND/NAME",
-		reason.InterceptNotFound:   "`" + e.name + " list --intercepts` shows yours",
+		reason.InterceptNotFound:   "`" + e.name + " list --intercepts --wiretaps` shows yours",
 		reason.InterceptExists:     "leave it first, or choose another name with --workload",
 		reason.LocalPortTaken:      "choose another with --port",
 		reason.Conflict:            "ask its holder to leave, or intercept requests that differ by a header",

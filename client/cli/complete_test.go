@@ -44,6 +44,8 @@ users:
 		{"workloads of another context", connected, []string{"intercept", "--context", "production", ""}, "orders-in-default\nstock-in-default\n:4\n"},
 		{"workloads of a namespace", apart, []string{"intercept", "-n", "tools", ""}, "orders-in-tools\nstock-in-tools\n:4\n"},
 		{"nothing when the cluster is away", func(w *world) { w.cluster.err = errors.New("away") }, []string{"intercept", ""}, ":4\n"},
+		{"workloads to be wiretapped", connected, []string{"wiretap", "o"}, "orders\n:4\n"},
+		{"flags of a wiretap", apart, []string{"wiretap", "x", "--mechanism", ""}, "tcp\nhttp\n:4\n"},
 		{"a workload for --workload", connected, []string{"intercept", "x", "--workload", "o"}, "orders\n:4\n"},
 		{"intercepts", connected, []string{"leave", ""}, "echo\norders-shop\n:4\n"},
 		{"intercepts by their other verb", connected, []string{"detach", "o"}, "orders-shop\n:4\n"},

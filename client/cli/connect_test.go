@@ -72,7 +72,7 @@ func TestCommandsThatDoNotExist(t *testing.T) {
 	text := ""
 	for _, args := range [][]string{
 		{"intercpt", "orders"}, {"frobnicate"}, {"login"}, {"login", "--apikey", "x"}, {"logout"}, {"dashboard"}, {"preview", "create", "orders"},
-		{"wiretap", "orders"}, {"helm", "frob"}, {"--frob"}, {"--frob", "list"},
+		{"replace", "orders"}, {"helm", "frob"}, {"--frob"}, {"--frob", "list"},
 	} {
 		text += w.transcript(args...) + "\n"
 	}

@@ -9,7 +9,7 @@ import (
 
 func TestHelp(t *testing.T) {
 	for _, command := range []string{
-		"", "connect", "quit", "status", "list", "intercept", "leave", "helm", "helm install", "helm upgrade", "helm uninstall",
+		"", "connect", "quit", "status", "list", "intercept", "wiretap", "leave", "helm", "helm install", "helm upgrade", "helm uninstall",
 		"uninstall", "version", "completion", "config view", "loglevel", "gather-logs", "list-contexts", "list-namespaces",
 	} {
 		t.Run("help of "+command, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestTheNameOfTheProgramIsTheOneItWasCalledBy(t *testing.T) {
 	assert.Equal(t, exitUsage, w.do("intercept"))
 	assert.Contains(t, w.stderr.String(), "telepresence intercept: error: ")
 	assert.NotContains(t, w.stderr.String(), "sidestep")
-	for _, command := range []string{"intercept", "list", "leave", "connect", "quit", "helm install", "helm upgrade", "helm uninstall", "version", "completion bash", "config view", "loglevel", "gather-logs"} {
+	for _, command := range []string{"intercept", "wiretap", "list", "leave", "connect", "quit", "helm install", "helm upgrade", "helm uninstall", "version", "completion bash", "config view", "loglevel", "gather-logs"} {
 		assert.Zero(t, w.do(append(strings.Fields(command), "--help")...))
 		assert.NotContains(t, strings.ReplaceAll(w.stdout.String(), `(default "sidestep")`, ""), "sidestep", command)
 	}

@@ -186,7 +186,11 @@ const warning = "warning: "
 
 // intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it.
 func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, *daemonpb.Environment, error) {
-	s.line.Set("intercepting " + req.GetWorkload())
+	doing := "intercepting "
+	if req.GetWiretap() {
+		doing = "wiretapping "
+	}
+	s.line.Set(doing + req.GetWorkload())
 	defer s.line.Close()
 	stream, err := s.Intercept(ctx, req, grpc.MaxCallRecvMsgSize(maxEvent))
 	if err != nil {

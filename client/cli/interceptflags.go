@@ -28,6 +28,7 @@ type interceptFlags struct {
 	containerPort                     int32 // of the container that is run
 	toPod                             []string
 	environment                       environmentFlags
+	wiretap                           bool // the flags are those of a wiretap
 	absent                            []absentFlag
 }
 
@@ -59,9 +60,11 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take requests whose whole path matches this RE2 `EXPRESSION`")
 	flags.BoolVar(&f.plaintext, "plaintext", false, "With --http flags: the app behind the port speaks plaintext, although the port's name or appProtocol says TLS")
 	flags.BoolVar(&f.plaintext, "http-plaintext", false, "Same as --plaintext")
-	flags.StringVar(&f.existing, "existing", "auto",
-		"What becomes of `CONNECTIONS` that are already open: idle ends those without traffic, all ends all of them, none leaves them with the pods. "+
-			"auto is idle for tcp; for http it ends only the connection that carries a matching request, before the pod has seen that")
+	if f.existing = "none"; !f.wiretap {
+		flags.StringVar(&f.existing, "existing", "auto",
+			"What becomes of `CONNECTIONS` that are already open: idle ends those without traffic, all ends all of them, none leaves them with the pods. "+
+				"auto is idle for tcp; for http it ends only the connection that carries a matching request, before the pod has seen that")
+	}
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
 	flags.BoolVar(&f.dockerRun, "docker-run", false,
 		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
@@ -80,7 +83,7 @@ var interceptName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 func (f *interceptFlags) request(name, namespace string, flags *pflag.FlagSet) (*daemonpb.InterceptRequest, error) {
 	r := &daemonpb.InterceptRequest{
 		Name: name, Namespace: namespace, Service: f.service, Container: f.container,
-		Plaintext: f.plaintext, Existing: f.existing, TimeoutMs: f.timeout.Milliseconds(),
+		Wiretap: f.wiretap, Plaintext: f.plaintext, Existing: f.existing, TimeoutMs: f.timeout.Milliseconds(),
 	}
 	for _, step := range []func(*daemonpb.InterceptRequest, *pflag.FlagSet) error{
 		f.setWorkload, f.setPort, f.setAddress, f.setToPod, f.setRules, f.checkRest,
@@ -204,6 +207,9 @@ func (f *interceptFlags) cutContainerPort(given, rest string) (id string, err er
 }
 
 func (f *interceptFlags) setToPod(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
+	if f.wiretap && len(f.toPod) > 0 {
+		return unavailable("--to-pod beside a wiretap is", "use it with `intercept`")
+	}
 	for _, given := range f.toPod {
 		text, protocol, ok := strings.Cut(strings.TrimSpace(given), "/")
 		switch {

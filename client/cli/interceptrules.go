@@ -116,7 +116,7 @@ func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
 	if all && (r.AutoHeader || len(r.Headers) > 0) {
 		return usagef("--http-header all takes every request, and another --http-header narrows that — leave one out")
 	}
-	if !all && len(r.Headers) == 0 {
+	if !all && len(r.Headers) == 0 && !f.wiretap { // who only listens need not leave the others' requests out
 		r.AutoHeader = true
 	}
 	return nil

@@ -13,10 +13,10 @@ func newLeaveCmd(e *env, g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "leave NAME",
 		Aliases: []string{"detach"},
-		Short:   "Remove an intercept",
+		Short:   "Remove an intercept or a wiretap",
 		GroupID: groupTraffic,
 		Long: `Remove the intercept of that name: its requests reach the pods again. Requests that this laptop is answering are
-answered to their end.`,
+answered to their end. A wiretap's copies end.`,
 		Example: fmt.Sprintf(`  %[1]s leave orders
 
   # An intercept that was made with --namespace shop and without --workload
@@ -43,7 +43,11 @@ answered to their end.`,
 			if format := outputOf(cmd); format != formatText {
 				return e.write(format, layout.InterceptRecord(left))
 			}
-			e.say(g, "Left intercept %s of %s %s in namespace %s", left.GetName(), left.GetWorkloadKind(), left.GetWorkload(), left.GetNamespace())
+			kind := "intercept"
+			if left.GetWiretap() {
+				kind = "wiretap"
+			}
+			e.say(g, "Left %s %s of %s %s in namespace %s", kind, left.GetName(), left.GetWorkloadKind(), left.GetWorkload(), left.GetNamespace())
 			return nil
 		},
 	}

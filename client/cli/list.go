@@ -18,7 +18,7 @@ import (
 )
 
 type listFlags struct {
-	allNamespaces, intercepted, interceptable, yes bool
+	allNamespaces, intercepted, wiretapped, interceptable, yes bool
 }
 
 func newListCmd(e *env, g *global) *cobra.Command {
@@ -46,6 +46,7 @@ be and why. Connects if need be, and installs the traffic manager if the cluster
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "List the workloads of all namespaces")
 	flags.BoolVarP(&f.intercepted, "intercepts", "i", false, "List only what this laptop intercepts")
+	flags.BoolVarP(&f.wiretapped, "wiretaps", "t", false, "List only what this laptop wiretaps; with --intercepts, both")
 	flags.BoolVarP(&f.interceptable, "only-interceptable", "o", false, "List only what can be intercepted")
 	flags.BoolVarP(&f.yes, "yes", "y", false, "Install the traffic manager without asking")
 	flags.BoolP("agents", "a", false, "There are no agents in workloads: all that can be intercepted are listed")
@@ -75,6 +76,10 @@ func (e *env) runList(cmd *cobra.Command, g *global, f listFlags) error {
 	defer s.Close()
 	filter := "all"
 	switch {
+	case f.intercepted && f.wiretapped:
+		filter = "held"
+	case f.wiretapped:
+		filter = "wiretapped"
 	case f.intercepted:
 		filter = "intercepted"
 	case f.interceptable:
@@ -94,9 +99,12 @@ func (e *env) runList(cmd *cobra.Command, g *global, f listFlags) error {
 		return e.write(format, layout.WorkloadRecords(reply.GetWorkloads()))
 	}
 	if len(reply.GetWorkloads()) == 0 {
-		if f.intercepted {
+		switch {
+		case f.intercepted:
 			e.say(g, "No intercepts")
-		} else {
+		case f.wiretapped:
+			e.say(g, "No wiretaps")
+		default:
 			e.say(g, "No Workloads (Deployments, StatefulSets, DaemonSets, Rollouts, ReplicaSets, or Pods)")
 		}
 		return nil

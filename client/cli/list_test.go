@@ -78,6 +78,8 @@ func TestListAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 		{"list", "-A"}:                     {Filter: "all", AllNamespaces: true},
 		{"list", "-i"}:                     {Filter: "intercepted"},
 		{"list", "--intercepts", "-A"}:     {Filter: "intercepted", AllNamespaces: true},
+		{"list", "-t"}:                     {Filter: "wiretapped"},
+		{"list", "--wiretaps", "-i"}:       {Filter: "held"},
 		{"list", "-o"}:                     {Filter: "interceptable"},
 		{"list", "--only-interceptable=0"}: {Filter: "all"},
 		{"list", "--debug", "-a"}:          {Filter: "all"},

@@ -93,7 +93,7 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 	)
 	root.AddCommand(
 		newConnectCmd(e, g), newQuitCmd(e, g), newStatusCmd(e, g),
-		newListCmd(e, g), newInterceptCmd(e, g), newLeaveCmd(e, g),
+		newListCmd(e, g), newInterceptCmd(e, g), newWiretapCmd(e, g), newLeaveCmd(e, g),
 		newHelmCmd(e, g), newUninstallCmd(e, g),
 		newVersionCmd(e, g), newConfigCmd(e, g), newLogLevelCmd(e, g), newGatherLogsCmd(e, g),
 		newListContextsCmd(e, g), newListNamespacesCmd(e, g), newManCmd(e, g), newDaemonCmd(e),

@@ -224,7 +224,7 @@ func made(r *daemonpb.InterceptRequest) *daemonpb.InterceptInfo {
 		Name: r.GetName(), Namespace: "default", WorkloadKind: "Deployment", Workload: r.GetWorkload(), State: "ACTIVE",
 		Destination: net.JoinHostPort(r.GetAddress(), fmt.Sprint(r.GetLocalPort())), Service: r.GetWorkload(), ServicePort: r.GetPortIdentifier(),
 		Mechanism: r.GetMechanism(), Holder: "jane@laptop", Coverage: "1/1",
-		Id: testSession + ":" + r.GetName(), Container: r.GetContainer(), ToPod: r.GetToPod(),
+		Id: testSession + ":" + r.GetName(), Container: r.GetContainer(), ToPod: r.GetToPod(), Wiretap: r.GetWiretap(),
 	}
 	if r.GetNamespace() != "" {
 		i.Namespace = r.GetNamespace()

@@ -26,7 +26,8 @@ type Call struct{ Verb, Resource, Namespace, Name string }
 
 // APIServer is one that has the kinds which the client deals with.
 type APIServer struct {
-	URL string
+	URL        string
+	NoWiretaps bool // it knows Intercepts from before there were any
 
 	store    *store
 	addr     string
@@ -265,6 +266,12 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 	body := &unstructured.Unstructured{}
 	if r.Method != http.MethodGet {
 		_ = json.NewDecoder(r.Body).Decode(&body.Object)
+	}
+	if a.NoWiretaps && call.Verb == "create" && call.Resource == "intercepts" {
+		if _, has, _ := unstructured.NestedBool(body.Object, "spec", "wiretap"); has && r.URL.Query().Get("fieldValidation") == metav1.FieldValidationStrict {
+			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, `strict decoding error: unknown field "spec.wiretap"`, nil)
+			return
+		}
 	}
 	a.mu.Lock()
 	admit := a.admit

@@ -46,9 +46,10 @@ const Namespace = "sidestep"
 // Manager is one that does what tests tell it to.
 type Manager struct {
 	clientpb.UnimplementedClientsServer
-	Protocol uint32 // that it says it speaks
-	Refuses  error  // what it says to every laptop, if anything
-	Newer    bool   // its messages have fields, and are of kinds, that the client cannot know
+	Protocol   uint32 // that it says it speaks
+	Refuses    error  // what it says to every laptop, if anything
+	Newer      bool   // its messages have fields, and are of kinds, that the client cannot know
+	NoWiretaps bool   // it is one that knows none
 
 	api         *APIServer
 	certificate tls.Certificate
@@ -317,7 +318,7 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	if m.Refuses != nil {
 		return m.Refuses
 	}
-	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900}
+	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900, Wiretaps: !m.NoWiretaps}
 	if m.Newer {
 		hello.ProtoReflect().SetUnknown(strange().ProtoReflect().GetUnknown())
 	}
@@ -403,9 +404,17 @@ func (m *Manager) Parked(hash string) int {
 
 // Open opens a tunnel to the laptop that holds an intercept, as a node agent does.
 func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn, *tunnelpb.Opened, error) {
+	hash := i.Spec.Client.KeyHash
+	m.mu.Lock()
+	for session := range m.sessions {
+		if i.Spec.HeldBy(session) {
+			hash = session
+		}
+	}
+	m.mu.Unlock()
 	for {
 		select {
-		case p := <-m.queue(i.Spec.Client.KeyHash):
+		case p := <-m.queue(hash):
 			if p.stream.Context().Err() != nil {
 				continue
 			}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -33,6 +34,10 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	if err := connected(ctx, current, ask.Timeout, progress); err != nil {
 		return err
 	}
+	if state, _ := current.Link.State(); ask.Spec.Wiretap && state.Connected && !state.Wiretaps {
+		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
+			"the traffic manager (%s) is older than this sidestep and knows no wiretaps — ask who runs the cluster for `sidestep helm upgrade`", state.ManagerVersion)
+	}
 	cluster, err := current.Source.Cluster()
 	if err != nil {
 		return err
@@ -49,7 +54,11 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	return makeWith(ctx, current, ask, req.GetEnvironment(), progress, func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
 		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
 		if silent(info.GetDestination()) {
-			progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, the pods answer", info.GetDestination()))
+			until := "the pods answer"
+			if info.GetWiretap() {
+				until = "copies are dropped"
+			}
+			progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, %s", info.GetDestination(), until))
 		}
 		if err := current.Unstored(); err != nil {
 			progress(fmt.Sprintf(warning+"the session is not kept on disk and ends with the daemon: %v", err))
@@ -99,6 +108,8 @@ const (
 	filterAll           = "all"
 	filterIntercepted   = "intercepted"
 	filterInterceptable = "interceptable"
+	filterWiretapped    = "wiretapped"
+	filterHeld          = "held" // intercepted or wiretapped
 )
 
 func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonpb.ListReply, error) {
@@ -107,9 +118,9 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 		return nil, err
 	}
 	switch req.GetFilter() {
-	case "", filterAll, filterIntercepted, filterInterceptable:
+	case "", filterAll, filterIntercepted, filterInterceptable, filterWiretapped, filterHeld:
 	default:
-		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no filter %q — use all, intercepted or interceptable", req.GetFilter())
+		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no filter %q — use all, intercepted, wiretapped, held or interceptable", req.GetFilter())
 	}
 	namespace := req.GetNamespace()
 	switch {
@@ -145,8 +156,12 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 
 func wanted(w *daemonpb.WorkloadInfo, filter string) bool {
 	switch filter {
-	case filterIntercepted:
+	case filterHeld:
 		return len(w.GetIntercepts()) > 0
+	case filterIntercepted:
+		return slices.ContainsFunc(w.GetIntercepts(), func(i *daemonpb.InterceptInfo) bool { return !i.GetWiretap() })
+	case filterWiretapped:
+		return slices.ContainsFunc(w.GetIntercepts(), (*daemonpb.InterceptInfo).GetWiretap)
 	case filterInterceptable:
 		return w.GetNotInterceptable() == ""
 	default:

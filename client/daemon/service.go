@@ -198,7 +198,7 @@ func (s *service) NodeAgents(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.
 		i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool { return string(i.UID) == t.GetInterceptUid() })
 		if i >= 0 {
 			info := intercept.Print(all[i], false)
-			reply.Traffic = append(reply.Traffic, &daemonpb.TrafficInfo{InterceptId: info.GetId(), Traffic: t.GetTraffic()})
+			reply.Traffic = append(reply.Traffic, &daemonpb.TrafficInfo{InterceptId: info.GetId(), Traffic: t.GetTraffic(), Copies: t.GetCopies()})
 		}
 	}
 	return reply, nil

@@ -58,12 +58,16 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 			Environment: req.GetEnvironment() != daemonpb.InterceptRequest_NOT_WANTED,
 			ToPod:       slices.Clone(req.GetToPod()),
 			Existing:    cmp.Or(req.GetExisting(), defaultExisting),
+			Wiretap:     req.GetWiretap(),
 			Client:      v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder, KeyHash: client.KeyHash},
 			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress), Port: req.GetLocalPort()},
 		},
 	}
 	if a.Timeout <= 0 {
 		a.Timeout = defaultTimeout
+	}
+	if a.Spec.Wiretap {
+		a.Spec.Client.KeyHash = v1alpha1.WiretapKeyHash(client.KeyHash)
 	}
 	if err := a.check(); err != nil {
 		return nil, err
@@ -172,7 +176,7 @@ func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 			"intercept %q already exists, for %s %s in namespace %s — choose another name with --workload %s, or run `sidestep leave %s` first",
 			name, h.Workload.Kind, h.Workload.Name, have.Namespace, w.Workload.Name, name)
 	}
-	if h.Mechanism != w.Mechanism || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
+	if h.Wiretap != w.Wiretap || h.Mechanism != w.Mechanism || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q already exists and takes %s — run `sidestep leave %s` first, or choose another name with --workload %s", name, what(have), name, w.Workload.Name)
 	}
@@ -181,6 +185,11 @@ func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 
 // what an intercept takes, in a few words.
 func what(i *v1alpha1.Intercept) string {
+	if i.Spec.Wiretap {
+		taken := *i
+		taken.Spec.Wiretap = false
+		return "copies of " + what(&taken)
+	}
 	if i.Spec.Mechanism == v1alpha1.MechanismTCP {
 		return "all TCP connections"
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -191,7 +192,11 @@ func (m *maker) write(ctx context.Context) error {
 
 func (m *maker) create(ctx context.Context) error {
 	object := m.ask.object()
-	err := unlessOverlap(func() error { return m.api.Create(ctx, object) })
+	var options []client.CreateOption
+	if object.Spec.Wiretap {
+		options = append(options, client.FieldValidation(metav1.FieldValidationStrict)) // else an older definition would make an intercept of it
+	}
+	err := unlessOverlap(func() error { return m.api.Create(ctx, object, options...) })
 	switch {
 	case err == nil:
 		m.object = object
@@ -385,6 +390,9 @@ func (m *maker) explain(err error) error {
 			return reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
 		}
 		return notInstalled()
+	case m.ask.Spec.Wiretap && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.wiretap"):
+		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
+			"the cluster's definition of Intercepts is older than this sidestep and knows no wiretaps — ask who runs the cluster for `sidestep helm upgrade`")
 	case explainOverlap(err) != nil:
 		return explainOverlap(err)
 	case apierrors.IsInvalid(err) && errors.As(err, &answer):

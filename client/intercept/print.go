@@ -26,6 +26,7 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 		Id:           i.Spec.Client.Session + ":" + i.Spec.Name,
 		Container:    i.Spec.Container,
 		ToPod:        i.Spec.ToPod,
+		Wiretap:      i.Spec.Wiretap,
 	}
 	if info.Destination == "" {
 		info.Destination = net.JoinHostPort(cmp.Or(i.Spec.Destination.Address, DefaultAddress), "container port")

@@ -19,6 +19,9 @@ func (a *Ask) checkPodPorts() error {
 	s := &a.Spec
 	slices.Sort(s.ToPod)
 	s.ToPod = slices.Compact(s.ToPod)
+	if s.Wiretap && len(s.ToPod) > 0 {
+		return invalid("a wiretap leads to no ports of pods — leave --to-pod out, or use it with an intercept")
+	}
 	if len(s.ToPod) > mostPodPorts {
 		return invalid("--to-pod is given for %d ports, and an intercept has %d at most", len(s.ToPod), mostPodPorts)
 	}

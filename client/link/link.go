@@ -78,6 +78,7 @@ type State struct {
 	Grace          time.Duration // how long intercepts outlive the laptop's absence
 	Since          time.Time     // by the wall clock: when it was connected
 	Heard          time.Time     // by the wall clock: when the manager was last heard before that, or, without a connection, at all; zero: never
+	Wiretaps       bool          // the manager knows them
 
 	clients clientpb.ClientsClient // nil when not connected
 }
@@ -331,6 +332,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 		*s = State{
 			Connected: true, ManagerVersion: h.hello.GetVersion(), Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second, clients: h.clients,
 			Since: l.Wall(), Heard: before,
+			Wiretaps: h.hello.GetWiretaps(),
 		}
 	})
 	l.hear()

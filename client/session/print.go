@@ -29,6 +29,9 @@ func (s *Session) Print(ctx context.Context, all []*v1alpha1.Intercept, services
 			// The API has not heard of it yet, or its manager cannot tell it.
 			infos[i].State = string(v1alpha1.StateDisconnected)
 			infos[i].Message = "not connected to the traffic manager; the pods answer meanwhile"
+			if object.Spec.Wiretap {
+				infos[i].Message = "not connected to the traffic manager; nothing is copied meanwhile"
+			}
 		}
 	}
 	return infos

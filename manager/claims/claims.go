@@ -28,12 +28,14 @@ type Claim struct {
 	Spots []Spot
 	TCP   bool // every connection; else what Rule matches
 	Rule  match.Rule
+	// Wiretap takes nothing from anybody.
+	Wiretap bool
 	// Accepted tells of an acceptance on record from before the table knew the claim; it is ignored afterwards.
 	Accepted bool
 }
 
 func (c *Claim) overlaps(other *Claim) bool {
-	return c.TCP || other.TCP || c.Rule.Overlaps(other.Rule)
+	return !c.Wiretap && !other.Wiretap && (c.TCP || other.TCP || c.Rule.Overlaps(other.Rule))
 }
 
 func older(a, b *entry) int {

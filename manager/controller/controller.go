@@ -35,6 +35,8 @@ const (
 // Sessions tells which laptops are connected.
 type Sessions interface {
 	Connected(keyHash string) bool
+	// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or nothing.
+	Wiretapper(hash string) (keyHash string)
 }
 
 // Config is what the controller needs.

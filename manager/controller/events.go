@@ -177,6 +177,7 @@ func (c *Controller) AgentsChanged(uids []types.UID) {
 // SessionChanged is told by the session registry that a laptop has come or gone.
 func (c *Controller) SessionChanged(keyHash string) {
 	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byKeyHash, keyHash)...)
+	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byKeyHash, v1alpha1.WiretapKeyHash(keyHash))...)
 }
 
 // States counts the intercepts by state.

@@ -55,9 +55,13 @@ func (c *Controller) reconcile(k types.NamespacedName) {
 	}
 	e.intercept = ic
 
-	f := findings{connected: c.cfg.Sessions.Connected(ic.Spec.Client.KeyHash)}
+	keyHash := ic.Spec.Client.KeyHash
+	if ic.Spec.Wiretap {
+		keyHash = c.cfg.Sessions.Wiretapper(keyHash)
+	}
+	f := findings{connected: c.cfg.Sessions.Connected(keyHash)}
 	f.resolution, f.invalid = c.resolve(e)
-	c.cfg.Plan.Set(e.uid, ic.Spec.Client.KeyHash, c.place(e, &f))
+	c.cfg.Plan.Set(e.uid, keyHash, c.place(e, &f))
 	if ends := c.grace(e, f.connected); ends {
 		return
 	}
@@ -115,7 +119,7 @@ func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 	ic := e.intercept
 	c := claims.Claim{
 		UID: e.uid, Created: ic.CreationTimestamp.Time, Asked: res.Service + "/" + res.Port,
-		TCP: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Rule: e.rule,
+		TCP: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Rule: e.rule, Wiretap: ic.Spec.Wiretap,
 		Accepted: meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted) &&
 			ic.Status.Service == res.Service && ic.Status.Port == res.Port,
 	}
@@ -153,7 +157,7 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 		}
 		all = append(all, plan.Placement{
 			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port), Rule: rule,
-			Probes: resolve.KubeletProbes(&p.Spec, p.Port),
+			Probes: resolve.KubeletProbes(&p.Spec, p.Port), Wiretap: ic.Spec.Wiretap,
 		})
 	}
 	return all

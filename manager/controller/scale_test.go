@@ -29,7 +29,8 @@ const (
 
 type everybody struct{}
 
-func (everybody) Connected(string) bool { return true }
+func (everybody) Connected(string) bool         { return true }
+func (everybody) Wiretapper(hash string) string { return hash }
 
 // large is a controller of a large cluster, with its node agents attached.
 func large(tb testing.TB, workloads int) (*Controller, []*plan.Stream) {

@@ -37,6 +37,9 @@ func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
 	if ic.Spec.Mechanism == v1alpha1.MechanismHTTP {
 		st.Intercepting = e.rule.String()
 	}
+	if ic.Spec.Wiretap {
+		st.Intercepting = "copies of " + st.Intercepting
+	}
 	if e.ruleErr != nil {
 		st.Intercepting = ""
 	}
@@ -113,7 +116,11 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 	case !f.verdict.Accepted:
 		return v1alpha1.StateConflict, c.conflict(f, workload)
 	case !f.connected:
-		return v1alpha1.StateDisconnected, fmt.Sprintf("the laptop of %s is not connected; its requests go to the app", ic.Spec.Client.Holder)
+		meanwhile := "its requests go to the app"
+		if ic.Spec.Wiretap {
+			meanwhile = "nothing is copied"
+		}
+		return v1alpha1.StateDisconnected, fmt.Sprintf("the laptop of %s is not connected; %s", ic.Spec.Client.Holder, meanwhile)
 	case cov.ready == 0:
 		if ic.Spec.Workload.Kind == "Pod" {
 			return v1alpha1.StateNoPods, workload + " is not ready"

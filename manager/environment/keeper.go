@@ -75,7 +75,7 @@ func (k *Keeper) intercept(ctx context.Context, keyHash string, req *clientpb.En
 		return nil, status.Errorf(codes.Unavailable, "look up the intercept: %v", err)
 	}
 	switch {
-	case err != nil, string(ic.UID) != req.GetInterceptUid(), ic.Spec.Client.KeyHash != keyHash, ic.DeletionTimestamp != nil:
+	case err != nil, string(ic.UID) != req.GetInterceptUid(), !ic.Spec.HeldBy(keyHash), ic.DeletionTimestamp != nil:
 		return nil, status.Errorf(codes.NotFound, "this session has no intercept %s in namespace %s", req.GetName(), req.GetNamespace())
 	case !ic.Spec.Environment:
 		return nil, status.Errorf(codes.PermissionDenied, "the intercept does not ask for the environment (spec.environment)")

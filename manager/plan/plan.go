@@ -19,10 +19,12 @@ type Placement struct {
 	Port   uint32
 	Probes []*agentpb.Probe
 	Rule   *agentpb.Rule
+	// Wiretap: the app keeps what the rule says, and a copy goes to the laptop.
+	Wiretap bool
 }
 
 func (p *Placement) same(o *Placement) bool {
-	return p.Node == o.Node && p.Port == o.Port && proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
+	return p.Node == o.Node && p.Port == o.Port && p.Wiretap == o.Wiretap && proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
 		slices.EqualFunc(p.Probes, o.Probes, func(a, b *agentpb.Probe) bool { return proto.Equal(a, b) })
 }
 

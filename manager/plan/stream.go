@@ -34,12 +34,15 @@ type verdict struct {
 	failed   bool
 	message  string
 	traffic  *agentpb.Traffic // nil: not counted
+	copies   *agentpb.Copies  // nil: nothing is copied
 }
 
 // Birth tells the agents of a node apart.
 type Birth struct {
 	Boot  string // of the node
 	Epoch uint64 // nanoseconds from the boot to the agent's start
+	// Wiretaps: it knows them.
+	Wiretaps bool
 }
 
 // before says that the other agent of the same node is certainly younger.
@@ -165,6 +168,9 @@ func (s *Stream) Next() *agentpb.Assignment {
 	var target *agentpb.Target
 	for _, k := range keys {
 		r := n.rules[k]
+		if r.Wiretap && !s.birth.Wiretaps {
+			continue
+		}
 		if r.since == 0 {
 			r.since = s.revision
 		}
@@ -176,7 +182,11 @@ func (s *Stream) Next() *agentpb.Assignment {
 			target = &agentpb.Target{Port: k.port, KubeletProbes: r.Probes}
 			pod.Targets = append(pod.Targets, target)
 		}
-		target.Rules = append(target.Rules, r.Rule)
+		if r.Wiretap {
+			target.Wiretaps = append(target.Wiretaps, r.Rule)
+		} else {
+			target.Rules = append(target.Rules, r.Rule)
+		}
 	}
 	return a
 }
@@ -192,7 +202,7 @@ func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 func (s *Stream) Report(r *agentpb.Report) {
 	targets := make(map[ruleKey]verdict, len(r.Targets))
 	for _, t := range r.Targets {
-		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message, t.Traffic}
+		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message, t.Traffic, t.Copies}
 	}
 	p := s.plan
 	p.mu.Lock()
@@ -229,8 +239,15 @@ type Steering struct {
 	Message string
 }
 
+// tooOld is said of node agents that know no wiretaps.
+const tooOld = "the node agent is older than the traffic manager and knows no wiretaps: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
+
 func (s *Stream) steering(k ruleKey, r *placed) Steering {
 	st := Steering{Attached: true}
+	if r.Wiretap && !s.birth.Wiretaps {
+		st.Reported, st.Failed, st.Message = true, true, tooOld
+		return st
+	}
 	if !s.reported || r.since == 0 || s.report < r.since {
 		return st
 	}

@@ -26,6 +26,33 @@ func (p *Plan) Traffic(keyHash string) map[string]*agentpb.Traffic {
 	return sums
 }
 
+// Copies sums up, by the UIDs of the wiretaps of a session, what node agents have copied and what not. Each counts from its own start, or that of the
+// wiretap.
+func (p *Plan) Copies(keyHash string) map[string]*agentpb.Copies {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	sums := map[string]*agentpb.Copies{}
+	for _, n := range p.nodes {
+		if n.stream == nil {
+			continue
+		}
+		for k := range n.rules {
+			c := n.stream.targets[k].copies
+			if c == nil || n.intercepts[k.intercept].keyHash != keyHash {
+				continue
+			}
+			if sums[k.intercept] == nil {
+				sums[k.intercept] = &agentpb.Copies{}
+			}
+			sum := sums[k.intercept]
+			sum.Copied += c.GetCopied()
+			sum.Cut += c.GetCut()
+			sum.Dropped += c.GetDropped()
+		}
+	}
+	return sums
+}
+
 func add(sum, t *agentpb.Traffic) {
 	sum.Opened += t.GetOpened()
 	sum.Closed += t.GetClosed()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -35,11 +36,12 @@ type Registry struct {
 
 	mu       sync.Mutex
 	sessions map[string]*session
+	wiretaps map[string]string // key hashes of sessions by v1alpha1.WiretapKeyHash of them
 }
 
 // NewRegistry makes an empty registry. changed is called, without any lock, when a laptop has come or gone.
 func NewRegistry(changed func(keyHash string)) *Registry {
-	return &Registry{changed: changed, sessions: map[string]*session{}}
+	return &Registry{changed: changed, sessions: map[string]*session{}, wiretaps: map[string]string{}}
 }
 
 // session is one connected laptop.
@@ -77,6 +79,7 @@ func (r *Registry) begin(keyHash string) (*session, error) {
 		return nil, errFull
 	}
 	r.sessions[keyHash] = s
+	r.wiretaps[v1alpha1.WiretapKeyHash(keyHash)] = keyHash
 	if old != nil {
 		old.drop()
 		if s.waiting, old.waiting = old.waiting, nil; len(s.waiting) > 0 {
@@ -96,6 +99,7 @@ func (r *Registry) end(s *session) {
 	present := r.sessions[s.keyHash] == s
 	if present {
 		delete(r.sessions, s.keyHash)
+		delete(r.wiretaps, v1alpha1.WiretapKeyHash(s.keyHash))
 		s.drop()
 		for _, w := range s.waiting {
 			close(w)
@@ -139,6 +143,13 @@ func (r *Registry) Connected(keyHash string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sessions[keyHash] != nil
+}
+
+// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or nothing.
+func (r *Registry) Wiretapper(hash string) (keyHash string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.wiretaps[hash]
 }
 
 // Len is the number of sessions.

@@ -113,7 +113,7 @@ func (s *Service) Session(stream sessionStream) error {
 	log := s.cfg.Log.With("session", hello.Session, "holder", hello.Holder)
 	log.Info("laptop connected", "version", hello.Version)
 	err = stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: &clientpb.ManagerHello{
-		Version: version.Version, Protocol: version.Protocol, GraceSeconds: uint32(s.cfg.Grace / time.Second),
+		Version: version.Version, Protocol: version.Protocol, GraceSeconds: uint32(s.cfg.Grace / time.Second), Wiretaps: true,
 	}}})
 	if err == nil {
 		err = s.hold(stream, sess, received, ended)

@@ -54,7 +54,7 @@ func (s *status) keep(want *agentpb.Pod, rejected map[claim]string) {
 // claims is what has to be proved through tunnels.
 func claims(t *agentpb.Target) map[claim]*agentpb.Rule {
 	cs := map[claim]*agentpb.Rule{}
-	for _, r := range t.GetRules() {
+	for _, r := range allRules(t) {
 		if r.GetConnected() {
 			cs[claim{uint16(t.GetPort()), r.GetInterceptUid()}] = r
 		}
@@ -89,7 +89,8 @@ func (p *pod) report() []*agentpb.TargetReport {
 	var reports []*agentpb.TargetReport
 	for _, t := range p.desired.GetTargets() {
 		port := uint16(t.GetPort())
-		for _, r := range t.GetRules() {
+		for i, r := range allRules(t) {
+			wiretap := i >= len(t.GetRules())
 			var idle string
 			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem, Failed: p.lasting}
 			if p.site != nil {
@@ -98,12 +99,15 @@ func (p *pod) report() []*agentpb.TargetReport {
 				idle = stats.Idle(r.GetTcp())
 				tr.Connections, tr.Matched, tr.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
 				tr.Traffic = p.site.trafficReport(port)
+				if c := counted.Copies; wiretap {
+					tr.Copies = &agentpb.Copies{Copied: c.Copied, Cut: c.Cut, Dropped: c.Dropped}
+				}
 			}
 			if p.problem == "" {
 				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)
 				if tr.Steering && p.site != nil {
 					tr.Message = idle
-					if why := p.olderProblem(port, r); why != "" {
+					if why := p.olderProblem(port, r); why != "" && !wiretap {
 						tr.Message = why
 					}
 					if why := p.site.mesh.olderProblem(port); why != "" {

@@ -268,11 +268,15 @@ func (s *site) closeDoors() error {
 	return errors.Join(errs...)
 }
 
+// allRules are the intercepts of a target, and behind them its wiretaps.
+func allRules(t *agentpb.Target) []*agentpb.Rule { return slices.Concat(t.GetRules(), t.GetWiretaps()) }
+
 // rulesOf translates the rules of a target, noting those that cannot be obeyed.
 func rulesOf(t *agentpb.Target, rejected map[claim]string) []proxy.Rule {
 	var rules []proxy.Rule
-	for _, r := range t.GetRules() {
+	for i, r := range allRules(t) {
 		rule := proxy.Rule{
+			Wiretap:      i >= len(t.GetRules()),
 			InterceptUID: r.GetInterceptUid(), Namespace: r.GetInterceptNamespace(), Name: r.GetInterceptName(),
 			TCP: r.GetTcp(), Connected: r.GetConnected(),
 		}

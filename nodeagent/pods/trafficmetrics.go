@@ -39,7 +39,7 @@ func (p *pod) collectTraffic(metrics chan<- prometheus.Metric) {
 	for _, t := range p.desired.GetTargets() {
 		port := fmt.Sprint(t.GetPort())
 		named := map[string]bool{}
-		for _, r := range t.GetRules() {
+		for _, r := range allRules(t) {
 			name := r.GetInterceptNamespace() + "/" + r.GetInterceptName()
 			if !named[name] {
 				metrics <- prometheus.MustNewConstMetric(targetDesc, prometheus.GaugeValue, 1, p.name, port, name)

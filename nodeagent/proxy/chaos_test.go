@@ -207,6 +207,11 @@ func TestMetrics(t *testing.T) {
 		"sidestep_proxy_claimed_connections_total app":    1,
 		"sidestep_proxy_claimed_connections_total laptop": 0,
 		"sidestep_proxy_panics_total":                     0,
+		"sidestep_proxy_wiretap_copies_total copied":      0,
+		"sidestep_proxy_wiretap_copies_total cut":         0,
+		"sidestep_proxy_wiretap_copies_total dropped":     0,
+		"sidestep_proxy_wiretap_bytes":                    0,
+		"sidestep_proxy_wiretap_tunnels":                  0,
 	}
 	// A request is counted when it was written, by when it may have been answered.
 	assert.EventuallyWithT(t, func(t *assert.CollectT) { assert.Equal(t, want, gathered(w.t, w.metrics)) }, 10*time.Second, time.Millisecond)

@@ -80,11 +80,12 @@ func (c *connection) serveRequests(ctx context.Context) {
 	recovered := func(v any) { p.recovered(c.target, v) }
 	router.Run(ctx, router.Config{
 		Client: c.client,
-		Dial:   func(ctx context.Context) (stream.Duplex, error) { return c.dial(ctx) },
+		Dial:   c.connect,
 		Claim:  c.claim,
+		Copy:   c.copyRequest,
 		HTTP2: func(ctx context.Context, app stream.Duplex) router.HTTP2 {
 			return http2.New(ctx, http2.Config{
-				Client: c.client, App: app, Claim: c.claimStream, Passed: passed,
+				Client: c.client, App: app, Claim: c.claimStream, Copy: c.copyStream, Passed: passed,
 				OpenTimeout: p.cfg.OpenTimeout, Recovered: recovered, Log: p.cfg.Log,
 			})
 		},

@@ -1,6 +1,10 @@
 package proxy
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
+)
 
 type metrics struct {
 	connections     prometheus.Counter
@@ -46,4 +50,30 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		tunnels:         gauge("open_tunnels", "Open tunnels to laptops."),
 		panics:          counter("panics_total", "Connections that were reset because of a fault in the proxy.", nil),
 	}
+}
+
+// registerCopies registers the metrics of all wiretaps.
+func registerCopies(r prometheus.Registerer, b *tap.Budget) {
+	if r == nil {
+		return
+	}
+	for outcome, n := range map[string]func(tap.Counts) uint64{
+		"copied":  func(c tap.Counts) uint64 { return c.Copied },
+		"cut":     func(c tap.Counts) uint64 { return c.Cut },
+		"dropped": func(c tap.Counts) uint64 { return c.Dropped },
+	} {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_copies_total",
+			Help: "Requests, and connections where nobody looks for requests, that were copied for wiretaps, were cut after having begun to be copied, " +
+				"or were not copied because there was no room or nobody to take them.",
+			ConstLabels: prometheus.Labels{"outcome": outcome},
+		}, func() float64 { return float64(n(b.Counts())) }))
+	}
+	r.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_bytes", Help: "Bytes of copies that are on their way to laptops.",
+		}, func() float64 { return float64(b.Bytes()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_tunnels", Help: "Open tunnels for copies.",
+		}, func() float64 { return float64(b.Lines()) }))
 }

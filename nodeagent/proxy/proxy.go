@@ -18,6 +18,7 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/nodeagent/proxy/router"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // ErrDrained, as the cause why the context of Serve was cancelled, has connections ended in order, within seconds, where that is possible: those of HTTP/1
@@ -52,6 +53,7 @@ type Config struct {
 type Proxy struct {
 	cfg     Config
 	metrics *metrics
+	copies  tap.Budget // of all wiretaps
 }
 
 // New makes a Proxy. It panics if its metrics are registered twice with one registerer.
@@ -62,5 +64,7 @@ func New(cfg Config) *Proxy {
 	if cfg.OpenTimeout <= 0 {
 		cfg.OpenTimeout = DefaultOpenTimeout
 	}
-	return &Proxy{cfg: cfg, metrics: newMetrics(cfg.Metrics)}
+	p := &Proxy{cfg: cfg, metrics: newMetrics(cfg.Metrics)}
+	registerCopies(cfg.Metrics, &p.copies)
+	return p
 }

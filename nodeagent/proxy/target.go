@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // Rule is one intercept's claim on a target.
@@ -18,6 +19,8 @@ type Rule struct {
 	HTTP match.Rule
 	// Connected is false while the laptop is away: the rule is then not tried.
 	Connected bool
+	// Wiretap leaves with the app what the rule says, and gives the laptop a copy.
+	Wiretap bool
 }
 
 // Kubelet tells how the kubelet probes a target, and from which addresses. Probes are never given to a laptop.
@@ -41,6 +44,7 @@ type Stats struct {
 type InterceptStats struct {
 	Matched   uint64 // sent to the laptop
 	Fallbacks uint64 // given to the app, since the laptop could not take them
+	Copies    tap.Counts
 }
 
 // Target is one steered port of one pod.
@@ -58,6 +62,7 @@ type Target struct {
 // rules is what is in force at one moment. It is never changed.
 type rules struct {
 	claimed []claimed
+	taps    []claimed
 	kubelet Kubelet
 }
 
@@ -74,6 +79,7 @@ type intercept struct {
 	mu      sync.Mutex
 	ended   bool
 	tunnels map[*tracked]struct{}
+	tap     *tap.Tap // of a wiretap, since it was first needed
 }
 
 type tracked struct{ retire func() }
@@ -85,8 +91,8 @@ func NewTarget(pod string, app AppDialer) *Target {
 	return t
 }
 
-// SetRules puts rules into force. When several rules claim a request, the first in the slice has it. Open connections
-// follow at their next request; connections that a removed tcp rule gave to a laptop are reset, requests on their way to a
+// SetRules puts rules into force. When several rules claim a request, the first in the slice has it; wiretaps all get their copies. Open connections
+// follow at their next request, wiretaps of whole connections at the next connection; connections that a removed tcp rule gave to a laptop are reset, requests on their way to a
 // laptop finish. The counters of a rule live as long as its intercept is among the rules.
 func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 	t.setting.Lock()
@@ -94,16 +100,21 @@ func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 	before := t.rules.Load()
 	after := &rules{kubelet: kubelet}
 	for _, r := range list {
-		i := slices.IndexFunc(before.claimed, func(c claimed) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
+		among, to := before.claimed, &after.claimed
+		if r.Wiretap {
+			among, to = before.taps, &after.taps
+		}
+		i := slices.IndexFunc(among, func(c claimed) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
 		in := &intercept{tunnels: make(map[*tracked]struct{})}
 		if i >= 0 {
-			in = before.claimed[i].intercept
+			in = among[i].intercept
 		}
-		after.claimed = append(after.claimed, claimed{Rule: r, intercept: in})
+		*to = append(*to, claimed{Rule: r, intercept: in})
 	}
 	t.rules.Store(after)
-	for _, c := range before.claimed {
-		if !slices.ContainsFunc(after.claimed, func(a claimed) bool { return a.intercept == c.intercept }) {
+	now := slices.Concat(after.claimed, after.taps)
+	for _, c := range slices.Concat(before.claimed, before.taps) {
+		if !slices.ContainsFunc(now, func(a claimed) bool { return a.intercept == c.intercept }) {
 			c.end()
 		}
 	}
@@ -125,6 +136,9 @@ func (t *Target) Stats() Stats {
 		one.Matched += c.matched.Load()
 		one.Fallbacks += c.fallbacks.Load()
 		s.Intercepts[c.InterceptUID] = one
+	}
+	for _, c := range t.rules.Load().taps {
+		s.Intercepts[c.InterceptUID] = InterceptStats{Copies: c.copies()}
 	}
 	return s
 }
@@ -168,7 +182,8 @@ func (r *rules) claimable() bool {
 
 // wholeOnly reports whether there are rules, none of which looks at requests.
 func (r *rules) wholeOnly() bool {
-	return len(r.claimed) > 0 && !slices.ContainsFunc(r.claimed, func(c claimed) bool { return !c.TCP })
+	looks := func(c claimed) bool { return !c.TCP }
+	return len(r.claimed) > 0 && !slices.ContainsFunc(r.claimed, looks) && !slices.ContainsFunc(r.taps, looks)
 }
 
 // quietFor is how long no other fallback of an intercept is logged.
@@ -203,7 +218,11 @@ func (in *intercept) end() {
 	for t := range in.tunnels {
 		all = append(all, t)
 	}
+	tap := in.tap
 	in.mu.Unlock()
+	if tap != nil {
+		tap.End()
+	}
 	for _, t := range all {
 		t.retire()
 	}

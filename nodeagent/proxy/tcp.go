@@ -105,7 +105,7 @@ func (c *connection) speculate(t *tunnel.Conn, b *stream.Buffer) (gone bool) {
 
 // joinApp gives the whole connection to the app, first what was read already.
 func (c *connection) joinApp(ctx context.Context, in *stream.Buffer) {
-	app, err := c.dial(ctx)
+	app, err := c.connect(ctx)
 	if err != nil {
 		c.proxy.cfg.Log.Debug("app takes no connection", "pod", c.target.pod, "error", err)
 		c.client.Reset()

@@ -245,6 +245,11 @@ func (w *world) appDials() int {
 
 // newWorld starts a world whose app and local process are at these addresses. Its end checks that all connections were let go.
 func newWorld(t *testing.T, app, local string) *world {
+	return newWorldWith(t, app, local, 500*time.Millisecond)
+}
+
+// newWorldWith is newWorld with another OpenTimeout.
+func newWorldWith(t *testing.T, app, local string, openTimeout time.Duration) *world {
 	w := &world{t: t, app: app, laptop: newLaptop(t), metrics: prometheus.NewRegistry()}
 	w.laptop.local = local
 	level := slog.LevelWarn + 4
@@ -252,7 +257,7 @@ func newWorld(t *testing.T, app, local string) *world {
 		level = slog.LevelDebug
 	}
 	w.proxy = New(Config{
-		Tunnels: w.laptop, OpenTimeout: 500 * time.Millisecond, Metrics: w.metrics,
+		Tunnels: w.laptop, OpenTimeout: openTimeout, Metrics: w.metrics,
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
 	})
 	w.target = NewTarget("shop/orders-0", w)

@@ -58,6 +58,7 @@ func TestEndToEnd(t *testing.T) {
 		{"a path intercept", testPath},
 		{"a tcp intercept takes all connections", testTCP},
 		{"two developers share a workload and a third is refused", testTwoDevelopers},
+		{"wiretaps get copies, and the pods answer", testWiretap},
 		{"a StatefulSet, a ReplicaSet and a service with two ports", testOtherWorkloads},
 		{"a DaemonSet, a bare Pod and Argo's Rollout", testEveryKind},
 		{"gRPC and raw TCP pass an intercepted port unharmed", testOtherProtocols},

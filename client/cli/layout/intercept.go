@@ -25,6 +25,7 @@ type Intercept struct {
 	Container     string   `json:"container,omitempty"`
 	ToPod         []int32  `json:"to_pod,omitempty"`
 	Mechanism     string   `json:"mechanism"`
+	Wiretap       bool     `json:"wiretap,omitempty"`
 	Intercepting  string   `json:"intercepting"`
 	Conditions    []string `json:"conditions,omitempty"`
 	Headers       []string `json:"headers,omitempty"`
@@ -33,6 +34,8 @@ type Intercept struct {
 	Pods          []Pod    `json:"pods,omitempty"`
 	// Traffic is what was counted, if that was asked for.
 	Traffic *Traffic `json:"traffic,omitempty"`
+	// Copies is what a wiretap got, if that was asked for.
+	Copies *Copies `json:"copies,omitempty"`
 }
 
 // Pod is one ready pod of an intercepted workload.
@@ -48,7 +51,7 @@ func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
 	r := Intercept{
 		ID: i.GetId(), Container: i.GetContainer(), Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
 		State: i.GetState(), Message: i.GetMessage(), Destination: i.GetDestination(), Service: i.GetService(),
-		ServicePortID: i.GetServicePort(), ToPod: i.GetToPod(), Mechanism: i.GetMechanism(), Intercepting: intercepting(i),
+		ServicePortID: i.GetServicePort(), ToPod: i.GetToPod(), Mechanism: i.GetMechanism(), Wiretap: i.GetWiretap(), Intercepting: intercepting(i),
 		Conditions: i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),
 	}
 	for _, p := range i.GetPods() {
@@ -88,7 +91,11 @@ func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, p Paint) error {
 	if _, err := fmt.Fprintf(w, "Using %s %s\n", i.GetWorkloadKind(), i.GetWorkload()); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(w, "intercepted"); err != nil {
+	done := stateIntercepted
+	if i.GetWiretap() {
+		done = stateWiretapped
+	}
+	if _, err := fmt.Fprintln(w, done); err != nil {
 		return err
 	}
 	b := interceptBlock(i, p)
@@ -101,7 +108,11 @@ func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, p Paint) error {
 
 func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
 	b := &Block{Indent: "    ", Hang: "      "}
-	b.Add("Intercept name", i.GetName())
+	name, what := "Intercept name", "Intercepting"
+	if i.GetWiretap() {
+		name, what = "Wiretap name", "Wiretapping"
+	}
+	b.Add(name, i.GetName())
 	state := p.state(i.GetState())
 	if i.GetMessage() != "" && i.GetState() != "ACTIVE" {
 		state += ": " + i.GetMessage()
@@ -114,7 +125,7 @@ func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
 	b.Add("Destination", i.GetDestination())
 	b.Add("Service Port Identifier", i.GetServicePort())
 	b.Add("Ports of the pod", toPod(i.GetToPod()))
-	b.Add("Intercepting", intercepting(i), i.GetConditions()...)
+	b.Add(what, intercepting(i), i.GetConditions()...)
 	return b
 }
 

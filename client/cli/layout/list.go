@@ -74,14 +74,17 @@ func sorted(workloads []*daemonpb.WorkloadInfo) []*daemonpb.WorkloadInfo {
 // What can be said about a workload.
 const (
 	stateIntercepted      = "intercepted"
+	stateWiretapped       = "wiretapped"
 	stateNotInterceptable = "not interceptable"
 	stateReady            = "ready to intercept"
 )
 
 func workloadState(w *daemonpb.WorkloadInfo) string {
 	switch {
-	case len(w.GetIntercepts()) > 0:
+	case slices.ContainsFunc(w.GetIntercepts(), func(i *daemonpb.InterceptInfo) bool { return !i.GetWiretap() }):
 		return stateIntercepted
+	case len(w.GetIntercepts()) > 0:
+		return stateWiretapped
 	case w.GetNotInterceptable() != "":
 		return stateNotInterceptable
 	default:
@@ -92,18 +95,23 @@ func workloadState(w *daemonpb.WorkloadInfo) string {
 func workloadText(w *daemonpb.WorkloadInfo, p Paint) string {
 	switch state := workloadState(w); state {
 	case stateIntercepted:
-		return p.Good(state) + others(", also by ", w.GetOthers())
+		return p.Good(state) + others(", also by ", w.GetOthers(), false) + others(", wiretapped by ", w.GetOthers(), true)
+	case stateWiretapped:
+		return p.Good(state) + others(", also by ", w.GetOthers(), true) + others(", intercepted by ", w.GetOthers(), false)
 	case stateNotInterceptable:
 		return p.Odd(state) + ": " + w.GetNotInterceptable()
 	default:
-		return state + others(", intercepted by ", w.GetOthers())
+		return state + others(", intercepted by ", w.GetOthers(), false) + others(", wiretapped by ", w.GetOthers(), true)
 	}
 }
 
-// others names the other people who hold an intercept on the workload, and what they take when they take everything.
-func others(prefix string, intercepts []*daemonpb.InterceptInfo) string {
+// others names the other people who hold an intercept, or a wiretap, on the workload, and what they take when they take everything.
+func others(prefix string, intercepts []*daemonpb.InterceptInfo, wiretaps bool) string {
 	var people []string
 	for _, o := range intercepts {
+		if o.GetWiretap() != wiretaps {
+			continue
+		}
 		who := o.GetHolder()
 		if len(o.GetConditions()) == 0 {
 			who += " (" + intercepting(o) + ")"

@@ -81,6 +81,7 @@ func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status
 	for i := range r.UserDaemon.Intercepts {
 		its := &r.UserDaemon.Intercepts[i]
 		its.Traffic = trafficRecord(trafficOf(told.GetTraffic(), its.ID))
+		its.Copies = copiesRecord(copiesOf(told.GetTraffic(), its.ID))
 	}
 	r.TrafficManager = TrafficManager{Connected: s.GetConnected()}
 	if s.GetConnected() {
@@ -176,6 +177,9 @@ func (t StatusText) interceptLines(s *daemonpb.StatusInfo) []string {
 	var lines []string
 	for _, i := range byName(s.GetIntercepts()) {
 		line := i.GetName() + ": " + i.GetHolder()
+		if i.GetWiretap() {
+			line += ", wiretap"
+		}
 		if i.GetState() == "ACTIVE" && i.GetMessage() != "" {
 			line += ", " + t.Paint.Odd("warning") + ": " + i.GetMessage()
 		}
@@ -206,12 +210,19 @@ func (t StatusText) endedLines(s *daemonpb.StatusInfo) []string {
 }
 
 func (t StatusText) wideLines(i *daemonpb.InterceptInfo) []string {
-	lines := []string{fmt.Sprintf("  %s %s.%s to %s, %s", i.GetWorkloadKind(), i.GetWorkload(), i.GetNamespace(), i.GetDestination(), intercepting(i))}
+	what := intercepting(i)
+	if i.GetWiretap() {
+		what = "copies of " + what
+	}
+	lines := []string{fmt.Sprintf("  %s %s.%s to %s, %s", i.GetWorkloadKind(), i.GetWorkload(), i.GetNamespace(), i.GetDestination(), what)}
 	for _, c := range i.GetConditions() {
 		lines = append(lines, "    "+c)
 	}
 	if counted := trafficOf(t.Told.GetTraffic(), i.GetId()); counted != nil {
 		lines = append(lines, "  "+trafficLine(counted))
+	}
+	if counted := copiesOf(t.Told.GetTraffic(), i.GetId()); counted != nil {
+		lines = append(lines, "  "+copiesLine(counted, i.GetMechanism()))
 	}
 	for _, pod := range i.GetPods() {
 		line := fmt.Sprintf("  pod %s on %s: ", pod.GetName(), pod.GetNode())

@@ -39,6 +39,46 @@ func trafficOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Traffic {
 	return nil
 }
 
+// Copies is what programs read about what a wiretap got.
+type Copies struct {
+	Copied  uint64 `json:"copied"`
+	Cut     uint64 `json:"cut"`
+	Dropped uint64 `json:"dropped"`
+}
+
+func copiesRecord(c *agentpb.Copies) *Copies {
+	if c == nil {
+		return nil
+	}
+	return &Copies{Copied: c.GetCopied(), Cut: c.GetCut(), Dropped: c.GetDropped()}
+}
+
+// copiesOf is what was counted for a wiretap; nil if nothing was.
+func copiesOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Copies {
+	for _, t := range all {
+		if t.GetInterceptId() == id {
+			return t.GetCopies()
+		}
+	}
+	return nil
+}
+
+// copiesLine says what a wiretap got, and what not.
+func copiesLine(c *agentpb.Copies, mechanism string) string {
+	what := "connections"
+	if mechanism == "http" {
+		what = "requests"
+	}
+	line := fmt.Sprintf("copies: %d %s", c.GetCopied(), what)
+	if n := c.GetCut(); n > 0 {
+		line += fmt.Sprintf(", %d of them cut", n)
+	}
+	if n := c.GetDropped(); n > 0 {
+		line += fmt.Sprintf("; %d dropped", n)
+	}
+	return line
+}
+
 // trafficLine is about all connections to the ports of an intercept's pods.
 func trafficLine(t *agentpb.Traffic) string {
 	line := fmt.Sprintf("connections: %d open, %d served; %s in, %s out", open(t), t.GetClosed(), size(t.GetReceivedBytes()), size(t.GetSentBytes()))

@@ -265,6 +265,7 @@ func (st *diverted) fallBack(why error) {
 		return
 	}
 	st.claim.FellBack(why)
+	st.copyAgain()
 	up := st.up
 	st.remove()
 	body := len(up) > 0

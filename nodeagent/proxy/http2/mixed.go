@@ -67,6 +67,7 @@ func (s *Session) data(f *flow, chunk []byte, padding int, last bool) {
 			s.credit += int64(len(chunk) + padding)
 			return
 		}
+		s.copied.data(id, chunk, end)
 		id = s.ids.appID(id)
 	} else {
 		id = s.ids.clientID(id)
@@ -142,6 +143,7 @@ func (s *Session) fromClient(u *unit) error {
 	id := s.ids.appID(u.id)
 	switch u.kind {
 	case http2.FrameRSTStream:
+		s.copied.cut(u.id)
 		s.up.drop(id)
 	case http2.FramePriority:
 		s.priority(u, id)
@@ -246,6 +248,7 @@ func (s *Session) clientHeaders(u *unit) error {
 func (s *Session) refuse(id uint32, code http2.ErrCode) {
 	s.toCli.pending = appendReset(s.toCli.pending, id, code)
 	s.past.add(id)
+	s.copied.cut(id)
 }
 
 // fromApp takes any frame of the app's but DATA.
@@ -281,6 +284,7 @@ func (s *Session) fromApp(u *unit) error {
 			return nil
 		}
 	case http2.FrameRSTStream:
+		s.copied.cut(id)
 		s.down.drop(id)
 	case http2.FrameGoAway:
 		s.appGoesAway(u)

@@ -15,6 +15,9 @@ func (s *Session) scan(f *flow, b *stream.Buffer) (more bool, err error) {
 	for n < len(p) && claim == nil {
 		if f.data.left > 0 {
 			k := min(f.data.left, len(p)-n)
+			if f == s.up {
+				s.copied.frameGoesOn(p[n : n+k])
+			}
 			f.data.left -= k
 			n += k
 			continue
@@ -26,6 +29,9 @@ func (s *Session) scan(f *flow, b *stream.Buffer) (more bool, err error) {
 			f.begin(&u)
 			f.data.asIs = true
 			f.window -= int64(u.length)
+			if f == s.up {
+				s.copied.frameBegins(&u)
+			}
 		} else if claim, err = s.see(f, &u); err != nil || claim != nil {
 			break
 		}
@@ -94,6 +100,8 @@ func (s *Session) see(f *flow, u *unit) (claim router.Claim, err error) {
 		if u.id == 0 {
 			other.grow(u.increment())
 		}
+	case http2.FrameRSTStream:
+		s.copied.cut(s.clientID(f, u.id))
 	case http2.FrameGoAway:
 		s.goneAt = s.goneAt || f == s.down && u.last() < maxID
 	}
@@ -103,6 +111,7 @@ func (s *Session) see(f *flow, u *unit) (claim router.Claim, err error) {
 // request decides about a HEADERS frame of the client's, and takes note of it as a request if it is one.
 func (s *Session) request(u *unit) router.Claim {
 	if u.id <= s.ids.client || u.id%2 == 0 {
+		s.copied.trailers(u.id, s.up.fields)
 		return nil // trailers, or an error for the app to find
 	}
 	s.ids.began(u.id)
@@ -110,10 +119,19 @@ func (s *Session) request(u *unit) router.Claim {
 		if claim := s.Claim(&s.head); claim != nil {
 			return claim
 		}
+		s.copyRequest(u)
 	}
 	if !s.mixed {
 		s.ids.assign(u.id)
 	}
 	s.passed++
 	return nil
+}
+
+// clientID is the client's number of a stream.
+func (s *Session) clientID(f *flow, id uint32) uint32 {
+	if f == s.down {
+		return s.ids.clientID(id)
+	}
+	return id
 }

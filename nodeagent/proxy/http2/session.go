@@ -22,10 +22,12 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/nodeagent/proxy/router"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 const (
@@ -45,6 +47,8 @@ type Config struct {
 	Client, App stream.Duplex
 	// Claim returns the claim on a request, or nil if it is the app's.
 	Claim func(head match.Head) router.Claim
+	// Copy begins the copies of a request that goes to the app; fields gives what they are to keep of it.
+	Copy func(head match.Head, fields func() []hpack.HeaderField) tap.Copies
 	// Passed is called for each n requests that go to the app.
 	Passed func(n int)
 	// OpenTimeout is how long a laptop may take to show that it speaks HTTP/2.
@@ -84,6 +88,7 @@ type Session struct {
 	appSpoke, lapSpoke bool // the app, a laptop, has answered something since the client's last PING
 
 	streams  map[uint32]*diverted
+	copied   copied
 	buffered int // bytes that clients have sent and laptops not taken
 	past     past
 	laptops  []*laptop
@@ -114,6 +119,9 @@ func (s *Session) FromClient(b *stream.Buffer) {
 		}
 		s.cancel()
 		b.Free()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.copied.cutAll()
 	}()
 	switch err := s.pump(s.Client, s.up, b); {
 	case err == io.EOF:
@@ -298,6 +306,9 @@ func (s *Session) some(f *flow, b *stream.Buffer) (more bool, err error) {
 	case !s.mixed:
 		return s.scan(f, b)
 	case f.data.asIs && f.data.left > 0:
+		if f == s.up {
+			s.copied.frameGoesOn(b.Bytes()[:min(f.data.left, b.Len())])
+		}
 		f.passAsIs(b)
 		return false, nil
 	case f == s.down && !s.greeted:
@@ -338,6 +349,7 @@ func (s *Session) doubtfulLocked(f *flow, why error) error {
 	if !s.mixed {
 		s.Log.Debug("HTTP/2 connection is passed to the app unread", "reason", why, "client", f == s.up)
 		s.raw = true
+		s.copied.cutAll()
 		return nil
 	}
 	s.Log.Debug("HTTP/2 connection is ended", "reason", why, "client", f == s.up)

@@ -10,6 +10,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/nodeagent/proxy/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // exchange is a request that goes to a laptop, and its answer.
@@ -19,11 +20,12 @@ type exchange struct {
 	kind       http1.RequestKind
 	method     string
 	idempotent bool
-	final      bool  // the client means to send no more
-	expects    bool  // the client may wait before it sends the body
-	open       bool  // the body is not complete
-	reused     bool  // the tunnel had been used before
-	app        *peer // set when it was given to the app after all
+	final      bool       // the client means to send no more
+	expects    bool       // the client may wait before it sends the body
+	open       bool       // the body is not complete
+	reused     bool       // the tunnel had been used before
+	app        *peer      // set when it was given to the app after all
+	copies     tap.Copies // of what the app was given
 
 	// With Router.mu held.
 	sent  []byte // what was sent of it, as long as that is not too much and it is not answered
@@ -155,7 +157,12 @@ func (r *Router) sendBody(ex *exchange, rest *http1.Rest) error {
 			}
 		}
 		if ex.app != nil {
-			return r.passBody(rest)
+			if err := r.passBody(rest, ex.copies); err != nil {
+				ex.copies.Cut()
+				return err
+			}
+			ex.copies.End()
+			return nil
 		}
 		n, done, doubt := rest.Scan(r.in.Bytes())
 		if doubt != nil {
@@ -249,11 +256,26 @@ func (r *Router) mend() error {
 		return err
 	}
 	ex.app = app
+	r.copyAgain(ex)
 	r.Passed(1)
 	if _, err := app.Write(ex.sent); err != nil {
 		return r.appBroke(app)
 	}
 	return nil
+}
+
+// copyAgain begins the copies of a request that goes to the app after all.
+func (r *Router) copyAgain(ex *exchange) {
+	var head http1.Request
+	head.Reset()
+	if n, err := head.Parse(ex.sent); n == 0 || err != nil {
+		return
+	}
+	ex.copies = r.copies(&head)
+	ex.copies.Write(ex.sent)
+	if !ex.open {
+		ex.copies.End()
+	}
 }
 
 // badGateway answers a request that nobody can answer.

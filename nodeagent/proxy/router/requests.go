@@ -6,6 +6,7 @@ import (
 
 	"sidestep.dev/sidestep/nodeagent/proxy/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // batch is what stands at the front of the input for the app, and has not been written yet.
@@ -113,22 +114,28 @@ func (r *Router) pass(n int) error {
 			return err
 		}
 	}
+	copies := r.copies(&r.req)
+	copies.Write(r.in.Bytes()[b.size : b.size+n])
 	b.kinds[b.n] = r.req.Kind()
 	b.n++
 	b.size += n
 	rest := r.req.Body().Start()
 	if !rest.Done() {
 		k, done, doubt := rest.Scan(r.in.Bytes()[b.size:])
+		copies.Write(r.in.Bytes()[b.size : b.size+k])
 		b.size += k
 		if doubt != nil {
+			copies.Cut()
 			return r.turnRaw(doubt)
 		}
 		if !done {
-			if err := r.passBody(&rest); err != nil {
+			if err := r.passBody(&rest, copies); err != nil {
+				copies.Cut()
 				return err
 			}
 		}
 	}
+	copies.End()
 	if !r.req.Persists() {
 		return r.turnRaw(nil) // whatever follows is not for us to understand
 	}
@@ -139,8 +146,16 @@ func (r *Router) pass(n int) error {
 	return nil
 }
 
-// passBody passes the rest of a body to the app. All of the input belongs to it.
-func (r *Router) passBody(rest *http1.Rest) error {
+// copies begins the copies of a request that goes to the app.
+func (r *Router) copies(head *http1.Request) tap.Copies {
+	if r.Copy == nil {
+		return nil
+	}
+	return r.Copy(head)
+}
+
+// passBody passes the rest of a body to the app, and to the copies. All of the input belongs to it.
+func (r *Router) passBody(rest *http1.Rest, copies tap.Copies) error {
 	r.batch.open = r.batch.size > 0
 	if err := r.flush(); err != nil {
 		return err
@@ -148,13 +163,14 @@ func (r *Router) passBody(rest *http1.Rest) error {
 	r.mu.Lock()
 	app := r.turn
 	r.mu.Unlock()
-	srcErr, dstErr, doubt := copyBody(app.Duplex, r.Client, &r.in, rest, func() {
+	srcErr, dstErr, doubt := copyBody(app.Duplex, r.Client, &r.in, rest, copies, func() {
 		r.mu.Lock()
 		app.open = false
 		r.mu.Unlock()
 	})
 	switch {
 	case doubt != nil:
+		copies.Cut()
 		return r.turnRaw(doubt)
 	case dstErr != nil:
 		return r.appBroke(app)

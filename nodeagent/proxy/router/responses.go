@@ -5,6 +5,7 @@ import (
 
 	"sidestep.dev/sidestep/nodeagent/proxy/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // peer is who answers requests: the app, or a laptop at the other end of a tunnel.
@@ -127,7 +128,7 @@ func (p *peer) body(rest http1.Rest) (ok bool) {
 			if !p.write() {
 				return false
 			}
-			srcErr, dstErr, doubt := copyBody(p.r.Client, p.Duplex, &p.buf, &rest, nil)
+			srcErr, dstErr, doubt := copyBody(p.r.Client, p.Duplex, &p.buf, &rest, nil, nil)
 			switch {
 			case dstErr != nil:
 				p.clientBroke()
@@ -312,18 +313,21 @@ func (p *peer) peerEnded(err error) {
 	p.appEnded(err)
 }
 
-// copyBody passes a body on. last, unless it is nil, is called before the piece that ends it is written. After a doubt, the bytes that
+// copyBody passes a body on, and to the copies. last, unless it is nil, is called before the piece that ends it is written. After a doubt, the bytes that
 // were not passed on are in b.
-func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest, last func()) (srcErr, dstErr, doubt error) {
+func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest, copies tap.Copies, last func()) (srcErr, dstErr, doubt error) {
 	for !rest.Done() {
 		if b.Len() == 0 {
-			if n := rest.Data() - 1; n >= stream.Worth { // the last byte is left for the end to be seen
+			if n := rest.Data() - 1; n >= stream.Worth && copies.Over() { // the last byte is left for the end to be seen
 				srcErr, dstErr = stream.CopyN(dst, src, b, n)
 				if srcErr != nil || dstErr != nil {
 					return srcErr, dstErr, nil
 				}
 				rest.Skip(n)
 				continue
+			}
+			if rest.Data() >= stream.Worth {
+				b.Grow()
 			}
 			if srcErr = src.Fill(b); srcErr != nil {
 				return srcErr, nil, nil
@@ -339,6 +343,7 @@ func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest, last f
 		if _, dstErr = dst.Write(b.Bytes()[:n]); dstErr != nil {
 			return nil, dstErr, nil
 		}
+		copies.Write(b.Bytes()[:n])
 		b.Drop(n)
 	}
 	return nil, nil, nil

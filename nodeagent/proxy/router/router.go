@@ -22,6 +22,7 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/nodeagent/proxy/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // Claim is an intercept's claim on a request.
@@ -53,6 +54,8 @@ type Config struct {
 	Dial func(ctx context.Context) (stream.Duplex, error)
 	// Claim returns the claim on a request, or nil if it is the app's.
 	Claim func(head match.Head) Claim
+	// Copy begins the copies of a request that goes to the app; nil: nobody wants one.
+	Copy func(head *http1.Request) tap.Copies
 	// Claimable reports whether any request could be claimed at this moment.
 	Claimable func() bool
 	// Began is called once with the first bytes that the client sent, as soon as it is certain whether they are HTTP.

@@ -6,10 +6,10 @@ const Worth = 64 << 10
 // CopyN passes n bytes from src to dst. Either error may be set, and tells whose it is; both are nil only when all n were passed.
 // b is for the bytes on their way; it must be empty, and may afterwards hold bytes that came behind the n.
 func CopyN(dst, src Duplex, b *Buffer, n int64) (srcErr, dstErr error) {
-	if s := spliceable(dst, src); s != nil {
-		return s.exactly(n)
-	}
 	for n > 0 {
+		if s := spliceable(dst, src); s != nil {
+			return s.exactly(n)
+		}
 		if srcErr = src.Fill(b); srcErr != nil {
 			return srcErr, nil
 		}
@@ -56,14 +56,26 @@ func Copy(dst, src Duplex, b *Buffer) (srcErr, dstErr error) {
 }
 
 func spliceable(dst, src Duplex) *splicer {
-	d, ok := dst.(*TCP)
-	if !ok {
+	var d, s *TCP
+	switch dst := dst.(type) {
+	case *TCP:
+		d = dst
+	case *Tee:
+		if !dst.Copy.Over() {
+			return nil
+		}
+		d = dst.TCP
+	}
+	switch src := src.(type) {
+	case *TCP:
+		s = src
+	case *Tee:
+		s = src.TCP
+	}
+	if d == nil || s == nil {
 		return nil
 	}
-	if s, ok := src.(*TCP); ok {
-		return newSplicer(d, s)
-	}
-	return nil
+	return newSplicer(d, s)
 }
 
 func (s *splicer) exactly(n int64) (srcErr, dstErr error) {

@@ -1,0 +1,119 @@
+package http2
+
+import (
+	"slices"
+
+	"golang.org/x/net/http2/hpack"
+
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
+)
+
+// copied are the streams that go to the app and of which wiretaps get copies.
+type copied struct {
+	streams map[uint32]tap.Copies // by the client's numbers
+	frame   flow                  // of the DATA frame that passes as it is, nothing but where it is in it
+	passing tap.Copies            // who gets a copy of that frame
+}
+
+// begin begins the copies of a request with these fields.
+func (c *copied) begin(id uint32, copies tap.Copies, end bool) {
+	switch {
+	case copies == nil:
+	case end:
+		copies.End()
+	default:
+		if c.streams == nil {
+			c.streams = make(map[uint32]tap.Copies)
+		}
+		c.streams[id] = copies
+	}
+}
+
+// data adds a piece of a stream's body.
+func (c *copied) data(id uint32, p []byte, end bool) {
+	copies := c.streams[id]
+	if copies == nil {
+		return
+	}
+	copies.Write(p)
+	if end {
+		copies.End()
+		delete(c.streams, id)
+	}
+}
+
+// trailers ends a stream.
+func (c *copied) trailers(id uint32, fields []hpack.HeaderField) {
+	if copies := c.streams[id]; copies != nil {
+		copies.Trailers(fields)
+		delete(c.streams, id)
+	}
+}
+
+// cut is for a stream that was reset.
+func (c *copied) cut(id uint32) {
+	if copies := c.streams[id]; copies != nil {
+		copies.Cut()
+		delete(c.streams, id)
+	}
+}
+
+// cutAll is for the end of the connection, or of understanding it.
+func (c *copied) cutAll() {
+	for id := range c.streams {
+		c.cut(id)
+	}
+	c.passing = nil
+}
+
+// frameBegins is for a DATA frame that passes as it is.
+func (c *copied) frameBegins(u *unit) {
+	if len(c.streams) == 0 {
+		return
+	}
+	c.frame.begin(u)
+	c.passing = c.streams[u.id]
+	if u.length == 0 && c.passing != nil {
+		c.data(u.id, nil, c.frame.data.end)
+		c.passing = nil
+	}
+}
+
+// frameGoesOn is for bytes of that frame.
+func (c *copied) frameGoesOn(p []byte) {
+	for c.passing != nil && len(p) > 0 {
+		chunk, n, _, last, err := c.frame.next(p)
+		if err != nil {
+			c.cut(c.frame.data.id)
+			c.passing = nil
+			return
+		}
+		p = p[n:]
+		c.data(c.frame.data.id, chunk, last && c.frame.data.end)
+		if last {
+			c.passing = nil
+		}
+	}
+}
+
+// copyRequest begins the copies of the request that was decoded last.
+func (s *Session) copyRequest(u *unit) {
+	if s.Copy != nil {
+		s.copied.begin(u.id, s.Copy(&s.head, func() []hpack.HeaderField { return slices.Clone(s.up.fields) }), u.end())
+	}
+}
+
+// copyAgain begins the copies of a request that goes to the app after all.
+func (st *diverted) copyAgain() {
+	s := st.s
+	h := head{buf: s.head.buf}
+	if s.Copy == nil || !h.parse(st.fields) {
+		return
+	}
+	copies := s.Copy(&h, func() []hpack.HeaderField { return st.fields })
+	copies.Write(st.up)
+	if st.upTail != nil {
+		copies.Trailers(st.upTail)
+	}
+	s.copied.begin(st.id, copies, st.upEnd)
+}
