@@ -26,7 +26,7 @@ func (p *Program) Attach(ns Namespace) error {
 			return fmt.Errorf("attach to network namespace %d: %w", ns.Inode(), err)
 		}
 	}
-	if err := ensureBPFFS(p.node.bpffs, p.node.log); err != nil {
+	if err := p.node.mount(); err != nil {
 		return err
 	}
 	return inDirectory(p.node.dir(), true, func(pins []pin) error {

@@ -130,6 +130,13 @@ func (n *Node) open() error {
 	return n.beat()
 }
 
+// mount mounts bpffs if somebody has unmounted it, once for all pods that miss it.
+func (n *Node) mount() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return ensureBPFFS(n.bpffs, n.log)
+}
+
 // limited adds to an error, if it has to do with the limit on locked memory, what to do.
 func (n *Node) limited(err error) error {
 	if n.locked == nil || !errors.Is(err, unix.EPERM) {
