@@ -60,9 +60,11 @@ func (s *site) lookForMesh() {
 			proxy.Name, target)
 	}
 	older := map[uint16]int{}
-	for port := range s.steered {
-		if n, err := s.mesh.pod.Older(port); err == nil && n > 0 && proxy.Name != "" {
-			older[port] = n
+	if proxy.Name != "" { // for each port the kernel walks through all of the node's connections
+		for port := range s.steered {
+			if n, err := s.mesh.pod.Older(port); err == nil && n > 0 {
+				older[port] = n
+			}
 		}
 	}
 	met := s.mesh.learn(proxy, why)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/nodeagent/takeover"
@@ -26,8 +28,14 @@ type Older interface {
 // goes on.
 func (s *site) lookBack(t *agentpb.Target, rejected map[claim]string) {
 	port := uint16(t.GetPort())
+	if proto.Equal(s.lookedBack[port], t) { // for another port's sake the kernel need not go through all connections again
+		return
+	}
 	rules := olderRules(t, rejected)
 	err := s.setOlder(port, rules)
+	if delete(s.lookedBack, port); err == nil {
+		s.lookedBack[port] = t
+	}
 	problem := ""
 	if err != nil && len(rules) > 0 {
 		problem = fmt.Sprintf("connections to port %d that are open already stay with the app: %v", port, err)
@@ -67,6 +75,7 @@ func (s *site) olderSteered() {
 }
 
 func (s *site) forgetOlder(port uint16) error {
+	delete(s.lookedBack, port)
 	o := s.older[port]
 	if o == nil {
 		return nil

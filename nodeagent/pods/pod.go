@@ -35,7 +35,8 @@ type pod struct {
 	lasting bool         // the problem is not one of setting up
 	done    bool         // tried to reach the desired state
 	status  status
-	asked   bool // probes are to be made at once
+	asked   bool // all probes are to be made at once
+	fresh   bool // those that have never been made are
 	looks   bool // connections that are open are to be looked for anew
 	visits  map[*visit]struct{}
 
@@ -43,6 +44,7 @@ type pod struct {
 	retry   time.Duration
 	applied *agentpb.Pod
 	probed  time.Time
+	turn    int // of the claims that are proved again
 }
 
 func newPod(s *Set, want *agentpb.Pod) *pod {
@@ -218,7 +220,7 @@ func (p *pod) establish(want *agentpb.Pod) error {
 	}
 	p.mu.Lock()
 	p.status.keep(want, rejected)
-	p.asked = true
+	p.fresh = true
 	p.mu.Unlock()
 	p.applied = want
 	return nil

@@ -1,10 +1,12 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"sidestep.dev/sidestep/api/agentpb"
@@ -124,29 +126,72 @@ func (p *pod) report() []*agentpb.TargetReport {
 	return reports
 }
 
-// probe starts the probes that are due. A result stands until the next one of its kind.
+// probe starts the probes that are due: at once what has not been proved yet, and everything if that was asked for; from time to time what has failed,
+// and some of the rest in turn. A result stands until the next one of its kind.
 func (p *pod) probe(want *agentpb.Pod) {
 	p.mu.Lock()
-	asked, failures := p.asked, p.status.failures
-	p.asked = false
+	asked, fresh, failures := p.asked, p.fresh, p.status.failures
+	p.asked, p.fresh = false, false
 	p.mu.Unlock()
 	every := p.set.cfg.ProbeEvery
 	if failures > 0 {
 		every = min(every, time.Duration(failures)*p.set.cfg.WatchEvery)
 	}
-	if !asked && time.Since(p.probed) < every {
+	due := asked || time.Since(p.probed) >= every
+	if !due && !fresh {
 		return
 	}
-	p.probed = time.Now()
 	s := p.site
 	s.lookForMesh()
+	var proofs []proof
 	for _, t := range want.GetTargets() {
 		port := uint16(t.GetPort())
-		p.prove(s, claim{port: port}, func() error { return s.proveDatapath(port) })
+		proofs = append(proofs, proof{claim{port: port}, func() error { return s.proveDatapath(port) }})
 		for c, r := range claims(t) {
-			p.prove(s, c, func() error { return s.proveTunnel(port, r) })
+			proofs = append(proofs, proof{c, func() error { return s.proveTunnel(port, r) }})
 		}
 	}
+	if due {
+		p.probed = time.Now()
+	}
+	for _, f := range p.choose(proofs, due, asked) {
+		p.prove(s, f.claim, f.try)
+	}
+}
+
+// proof is a way to prove a claim.
+type proof struct {
+	claim
+	try func() error
+}
+
+// inTurn is how many claims that have been proved before are proved again in one round, so that a pod with very many of them costs no more at rest
+// than one with a few.
+const inTurn = 8
+
+// choose takes of the proofs those that have no result or a bad one, those whose turn it is, and all if asked.
+func (p *pod) choose(proofs []proof, round, asked bool) []proof {
+	slices.SortFunc(proofs, func(a, b proof) int {
+		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.intercept, b.intercept))
+	})
+	var chosen, rest []proof
+	p.mu.Lock()
+	for _, f := range proofs {
+		if why, known := p.status.results[f.claim]; asked || !known || why != "" {
+			chosen = append(chosen, f)
+		} else {
+			rest = append(rest, f)
+		}
+	}
+	p.mu.Unlock()
+	if !round {
+		return chosen
+	}
+	for range min(inTurn, len(rest)) {
+		p.turn++
+		chosen = append(chosen, rest[p.turn%len(rest)])
+	}
+	return chosen
 }
 
 // prove makes one probe in the background, unless the same one is on its way.

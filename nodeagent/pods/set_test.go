@@ -36,6 +36,7 @@ type kernel struct {
 	attaches int
 	refuse   error // why nothing can be attached
 	loads    int
+	dials    map[uint16]int // probes of ports
 }
 
 func (k *kernel) locked(fn func()) {
@@ -103,6 +104,7 @@ func (n *namespace) DialAs(context.Context, netip.Addr, netip.AddrPort, func(int
 
 func (n *namespace) Dial(_ context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
 	n.mu.Lock()
+	n.dials[to.Port()]++
 	p := n.kernel.attached[n.inode]
 	steered := p != nil && p.targets[to] && !n.deaf
 	n.mu.Unlock()
@@ -170,12 +172,14 @@ func (p *program) Detach() error {
 func (p *program) Outcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
 func (p *program) Close() error                              { return nil }
 
-func newSet(t *testing.T) (*kernel, *pods.Set) {
-	k := &kernel{missing: map[string]bool{}, gone: map[string]bool{}, attached: map[uint64]*program{}}
+func newSet(t *testing.T) (*kernel, *pods.Set) { return newSetProbing(t, 50*time.Millisecond) }
+
+func newSetProbing(t *testing.T, every time.Duration) (*kernel, *pods.Set) {
+	k := &kernel{missing: map[string]bool{}, gone: map[string]bool{}, attached: map[uint64]*program{}, dials: map[uint16]int{}}
 	s := pods.New(pods.Config{
 		Finder: k, Steering: k, Clients: noClients{}, Tunnels: k, Log: slog.New(slog.DiscardHandler),
 		Serve:      func(_ context.Context, c *net.TCPConn, _ *proxy.Target) { _ = c.Close() },
-		ProbeEvery: 50 * time.Millisecond, WatchEvery: 20 * time.Millisecond, Linger: 50 * time.Millisecond,
+		ProbeEvery: every, WatchEvery: 20 * time.Millisecond, Linger: 50 * time.Millisecond,
 	})
 	t.Cleanup(func() { assert.NoError(t, s.Close(context.Background())) })
 	return k, s
@@ -287,6 +291,58 @@ func TestRuleWithLaptopNeedsATunnel(t *testing.T) {
 	}}})
 	eventually(t, "the rule without laptop works", func() bool { return len(steering(s)) == 1 })
 	eventually(t, "the other does not", func() bool { return strings.Contains(message(s, "a"), "the manager is away") })
+}
+
+// assignPorts gives one pod, with an intercept of each port.
+func assignPorts(s *pods.Set, revision uint64, ports int) {
+	p := &agentpb.Pod{Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"}}
+	for n := range ports {
+		p.Targets = append(p.Targets, &agentpb.Target{Port: uint32(1000 + n), Rules: []*agentpb.Rule{{InterceptUid: "i"}}})
+	}
+	s.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{p}})
+}
+
+func TestAnotherPortIsProvedAndThoseBeforeAreNotProvedAgain(t *testing.T) {
+	k, s := newSetProbing(t, time.Hour)
+	const ports = 40
+	for n := range 3 {
+		assignPorts(s, uint64(n), ports+n)
+		eventually(t, "steered", func() bool { return len(steering(s)) == ports+n })
+	}
+	k.locked(func() {
+		assert.Len(t, k.dials, ports+2)
+		for port, n := range k.dials {
+			assert.Equal(t, 1, n, "port %d", port)
+		}
+	})
+	s.Probe()
+	eventually(t, "all are proved again when that is asked for", func() (all bool) {
+		k.locked(func() {
+			all = true
+			for _, n := range k.dials {
+				all = all && n == 2
+			}
+		})
+		return all
+	})
+}
+
+func TestManyPortsAreProvedAgainInTurn(t *testing.T) {
+	k, s := newSetProbing(t, 30*time.Millisecond)
+	assignPorts(s, 1, 50)
+	eventually(t, "each was proved three times", func() (all bool) {
+		k.locked(func() {
+			all = len(k.dials) == 50
+			for _, n := range k.dials {
+				all = all && n >= 3
+			}
+		})
+		return all
+	})
+	k.locked(func() { k.deaf = true })
+	eventually(t, "each is found to be broken", func() bool { return len(steering(s)) == 0 })
+	k.locked(func() { k.deaf = false })
+	eventually(t, "each is found to work again", func() bool { return len(steering(s)) == 50 })
 }
 
 func TestSupersededSetChangesNothingAnyMore(t *testing.T) {

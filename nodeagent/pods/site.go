@@ -45,7 +45,9 @@ type site struct {
 	steered  map[uint16]bool
 	attached bool
 	older    map[uint16]Older // what deals with connections from before, by port
-	released time.Time        // when the last target was removed
+	// What they deal with, by port, where that has succeeded.
+	lookedBack map[uint16]*agentpb.Target
+	released   time.Time // when the last target was removed
 }
 
 // door is one listener with what is known about its accept loop.
@@ -71,7 +73,7 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 		hostNetwork: hostNetwork,
 		pod:         p, ns: ns, ips: ips, gateways: gateways, program: program,
 		targets: map[uint16]*proxy.Target{}, steered: map[uint16]bool{},
-		older: map[uint16]Older{}, olderProblems: map[uint16]string{},
+		older: map[uint16]Older{}, lookedBack: map[uint16]*agentpb.Target{}, olderProblems: map[uint16]string{},
 	}
 	defer func() {
 		if err != nil {
@@ -105,6 +107,11 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 // apply brings rules into force and steers what is to be steered. It gives the reason for each rule, by intercept UID and port, that
 // cannot be obeyed; the others are in force all the same.
 func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
+	defer func() {
+		if err != nil {
+			clear(s.lookedBack) // until this succeeds, connections are opened that will be older
+		}
+	}()
 	rejected = map[claim]string{}
 	var errs []error
 	wanted := map[uint16]bool{}

@@ -34,8 +34,12 @@ const (
 	watchEvery = 10 * time.Second
 )
 
-// looks are when connections are listed after steering began: what was on its way then appears a little later.
-var looks = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second}
+// looks are when connections are listed after steering began: what was on its way then appears a little later, or when a lost packet of its handshake
+// has been repeated, after one, three and seven seconds. Each look has the kernel walk through all connections of the machine.
+var looks = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second, 7 * time.Second, endingFor}
+
+// endEvery is the pause between looks for connections that have become idle and are to be ended then.
+const endEvery = time.Second
 
 // Namespace is a pod's network namespace.
 type Namespace interface {
@@ -205,17 +209,17 @@ func (p *Port) keepLooking() {
 // pause waits until the next look is due. It gives false at the end.
 func (p *Port) pause() bool {
 	p.mu.Lock()
-	since := time.Since(p.began)
+	since, ending := time.Since(p.began), len(p.ending) > 0
 	p.mu.Unlock()
 	wait := watchEvery
-	if since < endingFor {
-		wait = looks[len(looks)-1]
-	}
 	for _, at := range looks {
 		if since < at {
 			wait = at - since
 			break
 		}
+	}
+	if ending {
+		wait = min(wait, endEvery)
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -242,7 +246,7 @@ func (p *Port) lookAgain() bool {
 	}
 	p.end()
 	// By then whatever was on its way when steering began has arrived.
-	if settled := time.Since(p.began) > endingFor; !settled || len(p.older) > 0 && p.wanted() {
+	if settled := time.Since(p.began) >= endingFor; !settled || len(p.older) > 0 && p.wanted() {
 		return true
 	}
 	if err := p.unwatch(); err != nil {
