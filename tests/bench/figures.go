@@ -28,6 +28,8 @@ type results struct {
 	Waits   []waiting `json:"waits"`
 	Notices []notice  `json:"notices"`
 
+	Rest   []resting      `json:"rest,omitempty"`
+	Sizes  []artifact     `json:"sizes,omitempty"`
 	Growth []growth.Point `json:"growth,omitempty"`
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"sidestep.dev/sidestep/tests/lab"
@@ -30,7 +31,7 @@ type settings struct {
 }
 
 // quickRows are those that say most.
-const quickRows = `attach, pods: 1$|Go app, connections: (1|32)|32 at a time|of 1 GiB|matched|near, connections: 1`
+const quickRows = `attach, pods: 1$|Go app, connections: (1|32)$|unary calls, 32 at a time|download of 1 GiB|matched|to the laptop, near, connections: 1`
 
 func main() {
 	var s settings
@@ -40,6 +41,7 @@ func main() {
 	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
 	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
 	grpcRelay := flag.String("grpc-relay", "", "be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
+	held := flag.String("hold", "", "hold connections open: N,ADDRESS (used by bench itself)")
 	flag.Parse()
 	s.rounds, s.duration, s.attaches = 5, time.Second, 50
 	if s.quick {
@@ -51,13 +53,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench: --only:", err)
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	switch {
 	case *grpcLoad != "":
 		err = runGRPCLoad(ctx, *grpcLoad, os.Stdout)
 	case *grpcRelay != "":
 		err = runGRPCRelay(ctx, *grpcRelay)
+	case *held != "":
+		err = runHold(ctx, *held)
 	default:
 		err = run(ctx, s)
 	}
@@ -134,6 +138,11 @@ func (b *bench) onCluster(ctx context.Context) error {
 			if err := b.attach(ctx, replicas); err != nil {
 				return err
 			}
+		}
+	}
+	if b.only.MatchString(restRow) {
+		if err := b.rest(ctx); err != nil {
+			return fmt.Errorf("%s: %w", restRow, err)
 		}
 	}
 	return b.load(ctx)

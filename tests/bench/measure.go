@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,6 +15,9 @@ var errNotMeasured = errors.New("not measured")
 
 // load measures all rows.
 func (b *bench) load(ctx context.Context) error {
+	if wanted, err := b.wantsLoad(); err != nil || !wanted {
+		return err
+	}
 	defer b.downPlaces()
 	if err := b.upPlaces(ctx); err != nil {
 		return err
@@ -38,6 +42,19 @@ func (b *bench) load(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// wantsLoad says whether there is a row to measure.
+func (b *bench) wantsLoad() (bool, error) {
+	dir, err := os.MkdirTemp("", "sidestep-bench-")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	nowhere := *b
+	nowhere.plain, nowhere.meshed = new(place), new(place)
+	rows, err := nowhere.rows(dir)
+	return slices.ContainsFunc(rows, func(r row) bool { return b.only.MatchString(r.name) }), err
 }
 
 // measure takes all ways in turn, round after round.

@@ -58,6 +58,7 @@ func tables(r *results, picture string) string {
 	for _, n := range r.Notices {
 		fmt.Fprintf(&t, "* pods: %d: %s\n", n.Pods, n)
 	}
+	t.WriteString(restTable(r))
 	t.WriteString(growthTable(r.Growth))
 	return t.String()
 }

@@ -141,18 +141,16 @@ func (p *place) configure(name, text string) (string, error) {
 
 // processOf finds a process of a pod by its control group.
 func processOf(uid string) (string, error) {
-	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	pid, err := processWhere(func(dir string) bool { return inPod(dir, uid) })
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("process of pod %s: %w", uid, err)
 	}
-	for _, path := range groups {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		if s := string(text); strings.Contains(s, uid) || strings.Contains(s, strings.ReplaceAll(uid, "-", "_")) {
-			return filepath.Base(filepath.Dir(path)), nil
-		}
-	}
-	return "", fmt.Errorf("no process of pod %s is on this machine", uid)
+	return fmt.Sprint(pid), nil
+}
+
+// inPod says whether the process with a directory in /proc belongs to a pod.
+func inPod(dir, uid string) bool {
+	text, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+	s := string(text)
+	return err == nil && (strings.Contains(s, uid) || strings.Contains(s, strings.ReplaceAll(uid, "-", "_")))
 }

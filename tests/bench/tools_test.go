@@ -59,7 +59,7 @@ func TestPictureAndPage(t *testing.T) {
 		} `xml:"rect"`
 	}
 	require.NoError(t, xml.Unmarshal(picture, &svg), "well-formed")
-	assert.NotContains(t, string(picture), ">matched<", "it has nothing direct to be compared with")
+	assert.NotContains(t, string(picture), ">matched<", "it has nothing to be compared with")
 	var bars []string
 	for _, r := range svg.Rects {
 		if strings.HasSuffix(r.Width, ".0") {
@@ -69,6 +69,25 @@ func TestPictureAndPage(t *testing.T) {
 	assert.Equal(t, []string{"480.0", "240.0"}, bars)
 	require.NoError(t, os.WriteFile(path, []byte("no place"), 0o644))
 	assert.ErrorContains(t, writePage(path, r), "no place for the figures")
+}
+
+func TestPictureOfTunnelsAndWaits(t *testing.T) {
+	picture := draw(&results{
+		Figures: []figure{
+			{Row: "bulk", Way: rawTCP, Values: []float64{900}},
+			{Row: "bulk", Way: byTunnel, Values: []float64{300, 400, 100}},
+			{Row: "bulk", Way: portForward, Values: []float64{100, 200, 100}},
+			{Row: "no forward", Way: byTunnel, Values: []float64{300}},
+		},
+		Waits: []waiting{{What: "`intercept` returns", Pods: 10, Values: []float64{50, 100}}},
+	})
+	assert.NoError(t, xml.Unmarshal([]byte(picture), new(struct{})), "well-formed")
+	assert.Contains(t, picture, ">bulk<")
+	assert.Contains(t, picture, ">2.00<", "the median of the rounds' ratios")
+	assert.NotContains(t, picture, "no forward")
+	assert.NotContains(t, picture, "Unmatched traffic")
+	assert.Contains(t, picture, ">intercept returns, pods: 10<")
+	assert.Contains(t, picture, ">100 ms<")
 }
 
 func TestExponentsAreOfSizesThatDifferInOneThing(t *testing.T) {
