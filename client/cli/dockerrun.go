@@ -1,10 +1,17 @@
 package cli
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/spf13/pflag"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/envfile"
@@ -13,10 +20,107 @@ import (
 // containerTools are the programs that --docker-run looks for, in this order.
 var containerTools = []string{"docker", "podman"}
 
+// dockerFlags say which container is to be run.
+type dockerFlags struct {
+	run          bool
+	build, debug string // contexts of images to be built
+	options      []string
+}
+
+// placeholder stands for the image that is built among what is after --.
+const placeholder = "IMAGE"
+
+func (f *dockerFlags) add(flags *pflag.FlagSet) {
+	flags.BoolVar(&f.run, "docker-run", false,
+		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
+	flags.StringVar(&f.build, "docker-build", "",
+		"Build an image from this `CONTEXT`, a directory or URL, and run it as --docker-run does; "+placeholder+" stands for it among what is after --, if there is anything")
+	flags.StringVar(&f.debug, "docker-debug", "", "Same as --docker-build `CONTEXT`, in a container in which a debugger can work (SYS_PTRACE, no AppArmor)")
+	flags.StringArrayVar(&f.options, "docker-build-opt", nil, "`OPTION` of docker build, as in tag=orders:dev; can be repeated")
+}
+
+// wanted: a container is to be run.
+func (f *dockerFlags) wanted() bool { return f.run || f.context() != "" }
+
+// context is what an image is to be built from.
+func (f *dockerFlags) context() string { return cmp.Or(f.build, f.debug) }
+
+func (f *dockerFlags) check(args []string) error {
+	given := 0
+	for _, is := range []bool{f.run, f.build != "", f.debug != ""} {
+		if is {
+			given++
+		}
+	}
+	switch {
+	case given > 1:
+		return usagef("--docker-run, --docker-build and --docker-debug are three ways to run one container — use one of them")
+	case f.context() == "" && len(f.options) > 0:
+		return usagef("--docker-build-opt is for --docker-build and --docker-debug, and there is neither")
+	case given == 0:
+		return nil
+	case f.context() == "":
+		return checkContainer(args)
+	case len(args) > 0 && !slices.Contains(args, placeholder):
+		return usagef("after -- write %s where the image goes: before it are options of docker run, behind it the container's command", placeholder)
+	}
+	return checkDetached(args)
+}
+
+// image builds the image, if one is to be built, and gives what docker run is to be given.
+func (e *env) image(ctx context.Context, tool string, f dockerFlags, args []string) ([]string, error) {
+	if f.context() == "" {
+		return args, nil
+	}
+	dir, err := os.MkdirTemp("", "sidestep-image-*")
+	if err != nil {
+		return nil, fmt.Errorf("build the image: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "id")
+	command := []string{tool, "build", "--iidfile", file}
+	for _, o := range f.options {
+		command = append(command, "--"+o)
+	}
+	code, err := e.run(ctx, program{args: append(command, f.context()), aside: true})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("%s build ended with exit code %d", filepath.Base(tool), code)
+	}
+	var id []byte
+	if err == nil {
+		id, err = os.ReadFile(file)
+	}
+	if image := strings.TrimSpace(string(id)); err == nil && image != "" {
+		return f.with(image, args), nil
+	}
+	return nil, fmt.Errorf("build the image from %s: %w — nothing is intercepted", f.context(), cmp.Or(err, errors.New("it has no ID")))
+}
+
+// with puts the image where its placeholder is.
+func (f *dockerFlags) with(image string, args []string) []string {
+	args = slices.Clone(args)
+	if len(args) == 0 {
+		args = []string{placeholder}
+	}
+	args[slices.Index(args, placeholder)] = image
+	if f.debug != "" {
+		args = append([]string{"--security-opt", "apparmor=unconfined", "--cap-add", "SYS_PTRACE"}, args...)
+	}
+	return args
+}
+
 // checkContainer refuses a command line for a container that cannot be run.
 func checkContainer(args []string) error {
 	if len(args) == 0 {
 		return usagef("--docker-run needs an image, and what else `docker run` is to be given, after --")
+	}
+	return checkDetached(args)
+}
+
+// checkDetached refuses a container that would outlive its intercept. What is behind the image's placeholder is the container's own.
+func checkDetached(args []string) error {
+	if at := slices.Index(args, placeholder); at >= 0 {
+		args = args[:at]
 	}
 	for _, arg := range args {
 		if name, _, _ := strings.Cut(arg, "="); name == "-d" || name == "--detach" {

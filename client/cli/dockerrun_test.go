@@ -50,6 +50,50 @@ func TestDockerRun(t *testing.T) {
 	})
 }
 
+func TestAnImageIsBuiltAndRun(t *testing.T) {
+	id := "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"
+	runs := []string{"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p", "127.0.0.1:9000:8080", "-e", id}
+	// builder is a docker whose builds end with a code; its image is called sha256:1.
+	builder := func(t *testing.T, code int) *world {
+		w := withOrders(t)
+		w.tools = []string{"docker"}
+		run := w.run
+		w.run = func(ctx context.Context, p program) (int, error) {
+			if p.args[1] != "build" {
+				return run(ctx, p)
+			}
+			assert.True(t, p.aside, "the standard output is for something else")
+			assert.Empty(t, w.daemon.requests, "before anything is intercepted")
+			require.NoError(t, os.WriteFile(p.args[3], []byte("sha256:1\n"), 0o600))
+			w.programs = append(w.programs, append([]string{"build"}, p.args[4:]...))
+			return code, nil
+		}
+		return w
+	}
+	for name, c := range map[string]struct{ args, build, run []string }{
+		"by itself": {[]string{"--docker-build", "."}, []string{"."}, []string{"sha256:1"}},
+		"with options and arguments": {
+			[]string{"--docker-build=./orders", "--docker-build-opt", "tag=orders:dev", "--docker-build-opt", "no-cache", "--", "-v", "/data:/data", "IMAGE", "--verbose", "-d"},
+			[]string{"--tag=orders:dev", "--no-cache", "./orders"}, []string{"-v", "/data:/data", "sha256:1", "--verbose", "-d"},
+		},
+		"for a debugger": {[]string{"--docker-debug", "."}, []string{"."}, []string{"--security-opt", "apparmor=unconfined", "--cap-add", "SYS_PTRACE", "sha256:1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := builder(t, 0)
+			assert.Zero(t, w.do(append([]string{"intercept", "orders", "-p", "9000:8080"}, c.args...)...), w.stderr.String())
+			assert.Equal(t, [][]string{append([]string{"build"}, c.build...), slices.Concat(runs, c.run)}, w.programs)
+			assert.Equal(t, []string{"orders"}, w.left())
+		})
+	}
+	t.Run("a build that fails is all that happens", func(t *testing.T) {
+		w := builder(t, 3)
+		assert.Equal(t, exitError, w.do("intercept", "orders", "-p", "9000:8080", "--docker-build", "."))
+		assert.Equal(t, "sidestep intercept: error: build the image from .: docker build ended with exit code 3 — nothing is intercepted\n", w.stderr.String())
+		assert.Len(t, w.programs, 1)
+		assert.Empty(t, w.daemon.requests)
+	})
+}
+
 // withOrders has a daemon that is connected and will know the intercept orders when it is left.
 func withOrders(t *testing.T) *world {
 	w := newWorld(t)

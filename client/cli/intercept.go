@@ -69,6 +69,9 @@ those that are not safe to repeat (POST). Nobody else's connection is touched, u
   # With a helper in the pod, which listens on its localhost only, at localhost:8081 of this laptop
   %[1]s intercept orders --port 9000 --to-pod 8081
 
+  # The same in a container, built from what is in this directory; its app listens on port 8080
+  %[1]s intercept orders --port 9000:8080 --docker-build .
+
   # As long as the container runs, which listens on port 8080; flags of docker run go before the image
   %[1]s intercept orders --port 9000:8080 --docker-run -- --volume ./data:/data registry.example/orders:dev`, e.name),
 		Args:              interceptArgs,
@@ -110,12 +113,15 @@ func interceptArgs(cmd *cobra.Command, args []string) error {
 func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req *daemonpb.InterceptRequest, args []string) error {
 	ctx := cmd.Context()
 	tool := ""
-	if f.dockerRun {
-		if err := checkContainer(args); err != nil {
-			return err
-		}
+	if err := f.docker.check(args); err != nil {
+		return err
+	}
+	if f.docker.wanted() {
 		var err error
 		if tool, err = e.containerTool(); err != nil {
+			return err
+		}
+		if args, err = e.image(ctx, tool, f.docker, args); err != nil {
 			return err
 		}
 	}
@@ -149,7 +155,7 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req
 		return err
 	}
 	p := program{args: args, vars: settings(vars)}
-	if f.dockerRun {
+	if f.docker.wanted() {
 		c := container{tool: tool, port: f.containerPort, args: args}
 		var done func()
 		if p, done, err = e.inContainer(g, c, made, environment); err != nil {

@@ -123,6 +123,11 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "--docker-run", "-p", "9000:8080"},
 		{"orders", "--docker-run", "-p", "9000:8080", "--", "-d", "image"},
 		{"orders", "--docker-run", "-p", "9000:8080", "--", "--detach=true", "image"},
+		{"orders", "-p", "9000:8080", "--docker-run", "--docker-build", ".", "--", "image"},
+		{"orders", "-p", "9000:8080", "--docker-build-opt", "tag=x"},
+		{"orders", "-p", "9000:8080", "--docker-build", ".", "--", "--verbose"},
+		{"orders", "-p", "9000:8080", "--docker-build", ".", "--", "-d", "IMAGE"},
+		{"orders", "-p", "9000", "--docker-build", "."},
 		{"orders", "--existing", "some"},
 		{"orders", "--to-pod", "8081:8082"},
 		{"orders", "--to-pod", "0"},
@@ -147,8 +152,8 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 	for _, args := range [][]string{
 		{"--preview-url"}, {"--preview-url=true"}, {"-u"}, {"--ingress-host", "x"}, {"--ingress-port=80"}, {"--ingress-tls"}, {"--ingress-l5", "x"},
 		{"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
-		{"--to-pod", "8080/UDP"}, {"--docker-build", "."}, {"--docker-mount", "/x"}, {"--replace"},
-		{"--http-meta", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
+		{"--to-pod", "8080/UDP"}, {"--docker-mount", "/x"}, {"--replace"},
+		{"--http-meta", "a=b"}, {"--metadata", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
 		{"--use", "x"}, {"--docker"},
 	} {
 		w := newWorld(t)

@@ -24,7 +24,7 @@ type interceptFlags struct {
 	plaintext                         bool
 	existing                          string
 	timeout                           time.Duration
-	dockerRun                         bool
+	docker                            dockerFlags
 	containerPort                     int32 // of the container that is run
 	toPod                             []string
 	environment                       environmentFlags
@@ -66,8 +66,7 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 				"auto is idle for tcp; for http it ends only the connection that carries a matching request, before the pod has seen that")
 	}
 	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
-	flags.BoolVar(&f.dockerRun, "docker-run", false,
-		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
+	f.docker.add(flags)
 	flags.StringSliceVar(&f.toPod, "to-pod", nil,
 		"Make this `PORT` of an intercepted pod reachable at localhost:PORT while the intercept lives, as of a helper that listens on the pod's localhost; can be repeated, or a list")
 	f.environment.add(flags)
@@ -147,7 +146,7 @@ func workloadKind(word string) string {
 
 func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) error {
 	switch {
-	case len(f.ports) == 0 && f.dockerRun:
+	case len(f.ports) == 0 && f.docker.wanted():
 		return usagef("--docker-run needs --port LOCAL:CONTAINER[:ID], where CONTAINER is the port that the container listens on")
 	case len(f.ports) == 0:
 		return nil
@@ -157,7 +156,7 @@ func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet)
 	}
 	given := f.ports[0]
 	local, id, _ := strings.Cut(given, ":")
-	if f.dockerRun {
+	if f.docker.wanted() {
 		var err error
 		if id, err = f.cutContainerPort(given, id); err != nil {
 			return err

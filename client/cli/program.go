@@ -32,6 +32,8 @@ type program struct {
 	stop <-chan struct{} // closed when it is to end; may be nil
 	// halt is a command line that ends it; without one it is sent SIGTERM.
 	halt []string
+	// aside: what it prints is not what the command line was asked for, and goes to the standard error.
+	aside bool
 }
 
 // runProgram runs a program until it ends. What is typed at the terminal, Ctrl-C included, reaches the program from the terminal
@@ -42,6 +44,9 @@ func runProgram(_ context.Context, p program) (int, error) {
 	defer signal.Stop(signals)
 	cmd := exec.Command(p.args[0], p.args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if p.aside {
+		cmd.Stdout = os.Stderr
+	}
 	cmd.Env = append(os.Environ(), p.vars...)
 	if err := cmd.Start(); err != nil {
 		return 0, err
