@@ -3,6 +3,7 @@
 package podnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -57,36 +59,58 @@ func (n *Namespace) Gateways() ([]netip.Addr, error) {
 	return gateways, nil
 }
 
-// Listen opens a listener on a free port of ip in the namespace. It is plain TCP (Go's own listeners are MPTCP sockets, which
-// a sockmap refuses), of ip's family only, with the longest accept queue that the namespace allows. What it accepts is known to package
-// sockdiag as the node agent's.
+// Listen opens a listener on a free port of ip in the namespace. It is plain TCP (a sockmap refuses MPTCP), of ip's family only, with the
+// longest accept queue that the namespace allows. What it accepts is known to package sockdiag as the node agent's.
 func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
-	fd, err := n.socket(ip)
-	if err != nil {
-		return nil, err
+	network := "tcp6"
+	if ip.Is4() {
+		network = "tcp4"
 	}
-	file := os.NewFile(uintptr(fd), "listener")
-	defer file.Close()
-	if ip.Is6() {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return nil, fmt.Errorf("restrict the listener on %s to IPv6: %w", ip, err)
+	// What the listener has been told once, Go need not tell each connection. Steered connections have the app's own port as their local port, and inherit
+	// SO_REUSEADDR, which Go gives to all listeners: without it an app that restarts could not bind its port while any of them lives.
+	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
+		return control(raw, func(fd int) error { return errors.Join(keepAlive(fd), sockdiag.Mark(fd)) })
+	}}
+	config.SetMultipathTCP(false)
+	var l net.Listener
+	err := n.Do(func() (err error) {
+		l, err = config.Listen(context.Background(), network, netip.AddrPortFrom(ip, 0).String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s in the pod: %w", ip, err)
+	}
+	tcp := l.(*net.TCPListener)
+	raw, err := tcp.SyscallConn()
+	if err == nil {
+		// The kernel lowers this to net.core.somaxconn of the namespace.
+		err = control(raw, func(fd int) error { return unix.Listen(fd, math.MaxInt32) })
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lengthen the queue of the listener on %s: %w", ip, err), tcp.Close())
+	}
+	return tcp, nil
+}
+
+func control(raw syscall.RawConn, fn func(fd int) error) error {
+	var result error
+	err := raw.Control(func(fd uintptr) { result = fn(int(fd)) })
+	return cmp.Or(err, result)
+}
+
+// keepAlive has the kernel ask clients that are silent whether they are still there, as Go does.
+func keepAlive(fd int) error {
+	for _, o := range []struct{ level, name, value int }{
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},  // seconds
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, // seconds
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	} {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("have dead clients noticed: %w", err)
 		}
 	}
-	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(ip, 0))); err != nil {
-		return nil, fmt.Errorf("bind a listener to %s: %w", ip, err)
-	}
-	if err := sockdiag.Mark(fd); err != nil {
-		return nil, err
-	}
-	// The kernel lowers this to net.core.somaxconn of the namespace.
-	if err := unix.Listen(fd, math.MaxInt32); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", ip, err)
-	}
-	l, err := net.FileListener(file)
-	if err != nil {
-		return nil, fmt.Errorf("adopt the listener on %s: %w", ip, err)
-	}
-	return l.(*net.TCPListener), nil
+	return nil
 }
 
 // Dial connects from an address of the namespace to an address of the same namespace. If bound is given, it learns the local
@@ -188,11 +212,9 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a socket in the pod: %w", err)
 	}
-	// Steered connections have the app's own port as their local port, and inherit this from the listener: without it an app that
-	// restarts could not bind its port while any of them lives. Dials need it so that a port of which connections are left may be
-	// bound; connect sees to it that no two have the same pair of addresses.
+	// So that a port of which connections are left may be bound; connect sees to it that no two have the same pair of addresses.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return -1, errors.Join(fmt.Errorf("let the app bind its port beside us: %w", err), unix.Close(fd))
+		return -1, errors.Join(fmt.Errorf("have a port used again: %w", err), unix.Close(fd))
 	}
 	return fd, nil
 }

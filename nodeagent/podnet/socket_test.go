@@ -107,6 +107,35 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	assert.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
+// Nobody but the listener is told.
+func TestAcceptedConnectionsLookForDeadClientsAndLetTheAppBindItsPort(t *testing.T) {
+	_, ns := newPod(t)
+	for _, home := range []string{"127.0.0.1", "::1"} {
+		l, err := ns.Listen(netip.MustParseAddr(home))
+		require.NoError(t, err)
+		defer l.Close()
+		client, err := testnet.Dial(t.Context(), ns.Namespace, l.Addr().(*net.TCPAddr).AddrPort())
+		require.NoError(t, err)
+		defer client.Close()
+		c, err := l.AcceptTCP()
+		require.NoError(t, err)
+		defer c.Close()
+		raw, err := c.SyscallConn()
+		require.NoError(t, err)
+		require.NoError(t, raw.Control(func(fd uintptr) {
+			for _, o := range []struct{ level, name, want int }{
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			} {
+				got, err := unix.GetsockoptInt(int(fd), o.level, o.name)
+				assert.NoError(t, err)
+				assert.Equal(t, o.want, got, "%s: option %d of %d", home, o.name, o.level)
+			}
+		}))
+	}
+}
+
 // A client that closes first leaves its port behind for a minute; a busy pod would run out of them.
 func TestPortsOfClosedConnectionsAreUsedAgain(t *testing.T) {
 	p, ns := newPod(t)
