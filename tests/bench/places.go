@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -23,9 +24,10 @@ const node = "node1"
 // place is a pod whose app is measured, with what else has been started in its network.
 type place struct {
 	lab.Pod
-	pid  string // of a process in it
-	dir  string // for configurations and logs
-	stop []func()
+	pid    string   // of the app
+	groups []string // control groups of the app by which its processor time is shared out
+	dir    string   // for configurations and logs
+	stop   []func()
 }
 
 // servicePort is a port of the app's service.
@@ -71,6 +73,9 @@ func (b *bench) newPlace(ctx context.Context, name string, ports ...servicePort)
 	}
 	p = &place{Pod: pods[0], stop: []func(){remove}}
 	if p.pid, err = processOf(p.UID); err == nil {
+		p.groups, err = cpuGroups(p.pid)
+	}
+	if err == nil {
 		p.dir, err = os.MkdirTemp("", "sidestep-bench-")
 	}
 	if err != nil {
@@ -95,9 +100,12 @@ func (p *place) run(ctx context.Context, argv ...string) error {
 	return err
 }
 
-// command is of this machine's files and processes, and the pod's network.
+// command is of this machine's files and processes, and of the pod's network and control groups: what is started has the weight that an injected
+// sidecar has, where several want a processor at a time, as has the node agent in a pod of its own.
 func (p *place) command(ctx context.Context, argv ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/proc/" + p.pid + "/ns/net", "--"}, argv...)...)
+	const enter = `for g in $0; do echo $$ >"$g/cgroup.procs" || exit; done; exec nsenter "$@"`
+	args := []string{"-c", enter, strings.Join(p.groups, " "), "--net=/proc/" + p.pid + "/ns/net", "--"}
+	cmd := exec.CommandContext(ctx, "sh", append(args, argv...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
@@ -139,11 +147,14 @@ func (p *place) configure(name, text string) (string, error) {
 	return path, os.WriteFile(path, []byte(text), 0o644)
 }
 
-// processOf finds a process of a pod by its control group.
+// processOf finds the process of a pod's app, not its sandbox's, by its control group.
 func processOf(uid string) (string, error) {
-	pid, err := processWhere(func(dir string) bool { return inPod(dir, uid) })
+	pid, err := processWhere(func(dir string) bool {
+		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		return err == nil && strings.Contains(string(line), "\x00serve\x00") && inPod(dir, uid)
+	})
 	if err != nil {
-		return "", fmt.Errorf("process of pod %s: %w", uid, err)
+		return "", fmt.Errorf("app of pod %s: %w", uid, err)
 	}
 	return fmt.Sprint(pid), nil
 }
@@ -153,4 +164,23 @@ func inPod(dir, uid string) bool {
 	text, err := os.ReadFile(filepath.Join(dir, "cgroup"))
 	s := string(text)
 	return err == nil && (strings.Contains(s, uid) || strings.Contains(s, strings.ReplaceAll(uid, "-", "_")))
+}
+
+// cpuGroups gives the directories of those control groups of a process that share out processor time: of version 1's hierarchy for that, or of
+// version 2's.
+func cpuGroups(pid string) (dirs []string, err error) {
+	text, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3) // 4:cpu,cpuacct:/kubepods/burstable/pod…
+		if len(f) == 3 && (f[0] == "0" || slices.Contains(strings.Split(f[1], ","), "cpu")) {
+			dir := filepath.Join("/sys/fs/cgroup", f[1], f[2])
+			if _, err := os.Stat(dir); err == nil { // where both versions are mounted, version 2 is elsewhere and shares out nothing
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs, nil
 }
