@@ -38,8 +38,9 @@ type clusterConfig struct {
 func newConfigCmd(e *env, g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "config", Short: "Show the configuration", GroupID: groupOther,
-		Args: unknownCommand,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Example: fmt.Sprintf("  %[1]s config view", e.name),
+		Args:    unknownCommand,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var clientOnly bool
 	view := &cobra.Command{

@@ -21,8 +21,9 @@ func newHelmCmd(e *env, g *global) *cobra.Command {
 		GroupID: groupInstall,
 		Long: `Install, upgrade or uninstall the traffic manager and the node agents. The Helm chart is part of this program, of the
 same version; nothing but the images is downloaded, and no helm needs to be installed.`,
-		Args: func(cmd *cobra.Command, args []string) error { return unknownCommand(cmd, args) },
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Example: fmt.Sprintf("  %[1]s helm install\n\n  # After this program was upgraded\n  %[1]s helm upgrade", e.name),
+		Args:    func(cmd *cobra.Command, args []string) error { return unknownCommand(cmd, args) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newHelmInstallCmd(e, g), newHelmUpgradeCmd(e, g), newHelmUninstallCmd(e, g))
 	return cmd
@@ -98,6 +99,7 @@ func newHelmUninstallCmd(e *env, g *global) *cobra.Command {
 		Long: fmt.Sprintf(`Uninstall the traffic manager and the node agents, and wait until their pods are gone. All traffic reaches the pods
 of the applications then. The intercepts stay defined, for the next installation; '%s uninstall --everything' removes
 them too.`, e.name),
+		Example:           fmt.Sprintf("  %[1]s helm uninstall\n\n  # An installation in another namespace than the usual one\n  %[1]s helm uninstall --manager-namespace tools", e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 func TestHelp(t *testing.T) {
@@ -19,6 +20,29 @@ func TestHelp(t *testing.T) {
 				assert.LessOrEqual(t, len(strings.TrimRight(line, "\n")), 135, line)
 			}
 		})
+	}
+}
+
+func TestHelpFitsTheTerminal(t *testing.T) {
+	for _, command := range []string{"", "connect", "list", "intercept", "wiretap", "leave", "helm install", "uninstall", "gather-logs", "completion"} {
+		for _, columns := range []int{40, 60, 80, 100, 200} {
+			w := newWorld(t)
+			w.isTerminal = func(any) (int, bool) { return columns, true }
+			require.Zero(t, w.do(append(strings.Fields(command), "--help")...))
+			for line := range strings.Lines(w.stdout.String()) {
+				line = strings.TrimRight(line, "\n")
+				if strings.HasPrefix(line, "  sidestep ") || strings.HasPrefix(line, "  source ") || strings.HasPrefix(line, "    --set ") || strings.Count(line, " ") == len(line)-len(strings.TrimLeft(line, " ")) {
+					continue // a command line to be copied, or one long word
+				}
+				assert.LessOrEqual(t, len([]rune(line)), max(columns, 40), "%s in %d columns: %s", command, columns, line)
+			}
+			assert.Contains(t, w.stdout.String(), "\nExamples:\n", command)
+			// Nothing is lost by breaking lines.
+			wide := newWorld(t)
+			require.Zero(t, wide.do(append(strings.Fields(command), "--help")...))
+			words := func(text string) []string { return strings.Fields(strings.ReplaceAll(text, "#", "")) }
+			assert.Equal(t, words(wide.stdout.String()), words(w.stdout.String()), command)
+		}
 	}
 }
 

@@ -128,6 +128,7 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "-p", "9000:8080", "--docker-build", ".", "--", "--verbose"},
 		{"orders", "-p", "9000:8080", "--docker-build", ".", "--", "-d", "IMAGE"},
 		{"orders", "-p", "9000", "--docker-build", "."},
+		{"orders", "--http-path-prefix", "/a", "--http-path-prefix=/b"},
 		{"orders", "--existing", "some"},
 		{"orders", "--to-pod", "8081:8082"},
 		{"orders", "--to-pod", "0"},

@@ -55,9 +55,9 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 			"for the whole value. \"auto\" is a header of your own, and the default with any other --http flag; \"all\" takes every request")
 	flags.StringArrayVar(&f.matches, "http-match", nil, "Same as --http-header, with a `HEADER`")
 	flags.StringArrayVar(&f.oldMatches, "match", nil, "Same as --http-header")
-	flags.StringVar(&f.pathEqual, "http-path-equal", "", "Take requests for this `PATH`")
-	flags.StringVar(&f.pathPrefix, "http-path-prefix", "", "Take requests whose path begins with this `PREFIX`")
-	flags.StringVar(&f.pathRegexp, "http-path-regex", "", "Take requests whose whole path matches this RE2 `EXPRESSION`")
+	flags.Var(&once{value: &f.pathEqual}, "http-path-equal", "Take requests for this `PATH`")
+	flags.Var(&once{value: &f.pathPrefix}, "http-path-prefix", "Take requests whose path begins with this `PREFIX`")
+	flags.Var(&once{value: &f.pathRegexp}, "http-path-regex", "Take requests whose whole path matches this RE2 `EXPRESSION`")
 	flags.BoolVar(&f.plaintext, "plaintext", false, "With --http flags: the app behind the port speaks plaintext, although the port's name or appProtocol says TLS")
 	flags.BoolVar(&f.plaintext, "http-plaintext", false, "Same as --plaintext")
 	if f.existing = "none"; !f.wiretap {

@@ -21,6 +21,29 @@ const (
 	headerAll  = "all"
 )
 
+// once is a flag that can be given once: of two the last would win without a word.
+type once struct {
+	value *string
+	set   bool
+}
+
+func (o *once) String() string {
+	if o.value == nil {
+		return ""
+	}
+	return *o.value
+}
+
+func (o *once) Set(text string) error {
+	if o.set {
+		return fmt.Errorf("it is given twice, and an intercept has one path — make an intercept for each")
+	}
+	*o.value, o.set = text, true
+	return nil
+}
+
+func (o *once) Type() string { return "string" }
+
 // setRules sets the mechanism and, for http, the conditions.
 func (f *interceptFlags) setRules(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {
 	var used []string

@@ -103,6 +103,9 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 	root.SetCompletionCommandGroupID(groupOther)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd("")
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.Example = fmt.Sprintf("  # In this shell, and in the next ones if the line is in ~/.bashrc\n  source <(%[1]s completion bash)", e.name)
+	}
 	root.SetHelpFunc(e.help)
 	root.SetUsageFunc(func(cmd *cobra.Command) error { e.help(cmd, nil); return nil })
 	completeGlobals(e, root, g)

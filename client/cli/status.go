@@ -105,6 +105,7 @@ func newVersionCmd(e *env, g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:               "version",
 		Short:             "Show the versions of client, daemon and traffic manager",
+		Example:           fmt.Sprintf("  %[1]s version\n\n  # For a program\n  %[1]s version --output json", e.name),
 		GroupID:           groupOther,
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
