@@ -283,6 +283,30 @@ func TestAnInterceptWhoseCommandDiedWithTheDaemonIsLeft(t *testing.T) {
 	})
 }
 
+func TestASessionWhoseCommandDiedWithTheDaemonEnds(t *testing.T) {
+	w := newWorld(t)
+	cmd := w.spawn()
+	w.connect()
+	w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000})
+	dead := exec.Command("true")
+	require.NoError(t, dead.Run())
+	stream, err := w.daemon.Hold(t.Context(), &daemonpb.HoldRequest{Process: int32(dead.Process.Pid)})
+	require.NoError(t, err)
+	_, err = stream.Recv()
+	require.NoError(t, err)
+	w.awaitRecord(fmt.Sprintf(`"process": %d`, dead.Process.Pid))
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	w.spawn()
+	w.eventually(func() bool { return len(w.api.Intercepts()) == 0 }, "its intercepts are left")
+	w.eventually(func() bool {
+		return w.status().GetMessage() == "the session has ended: the command that it was made for has, and so had the daemon that would have ended it"
+	}, "and it is said")
+	assert.NoFileExists(t, filepath.Join(w.options.CacheDir, "session.json"))
+	assert.True(t, w.connect().GetConnected())
+	assert.Empty(t, w.status().GetMessage())
+}
+
 func TestAccessThatIsLostDuringASession(t *testing.T) {
 	t.Run("a right to follow intercepts that is revoked", func(t *testing.T) {
 		w := newWorld(t)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -10,6 +11,7 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/session"
 )
 
@@ -34,8 +36,8 @@ func (s *service) Hold(req *daemonpb.HoldRequest, events daemonpb.Daemon_HoldSer
 			return reason.New(codes.NotFound, reason.InterceptNotFound, "there is no intercept %q", h.name)
 		}
 	}
-	if h.name != "" && req.GetProcess() != 0 {
-		current.Registry.Hold(h.uid, int(req.GetProcess()))
+	if process := int(req.GetProcess()); process != 0 {
+		s.holds(current, &h, process)
 	}
 	if err := events.Send(&daemonpb.HoldEvent{}); err != nil {
 		return err
@@ -141,6 +143,56 @@ func (h *holding) tryLeave(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// holds notes for the next daemon what lasts as long as a process.
+func (s *service) holds(current *session.Session, h *holding, process int) {
+	if h.name != "" {
+		current.Registry.Hold(h.uid, process)
+		return
+	}
+	s.mu.Lock()
+	s.heldSession = true
+	s.mu.Unlock()
+	current.Hold(process)
+}
+
+// errOwnerless is told after the session has ended.
+var errOwnerless = errors.New("the session has ended: the command that it was made for has, and so had the daemon that would have ended it")
+
+// awaitHolder ends a session that an earlier daemon held for a command, unless that has it held again.
+func (s *service) awaitHolder(resumed *session.Session, process int) {
+	limit := time.NewTimer(intercept.HolderPatience)
+	defer limit.Stop()
+	tick := time.NewTicker(intercept.HolderPoll)
+	defer tick.Stop()
+	for late := false; ; {
+		s.mu.Lock()
+		held := s.heldSession || s.current != resumed
+		s.mu.Unlock()
+		if held {
+			return
+		}
+		if late || !intercept.Alive(process) {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			late = true
+		case <-s.stopping:
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	err := s.endIf(ctx, resumed)
+	s.log.Info("session ended: its command has, and so had the daemon", "error", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		s.trouble = errOwnerless
+	}
 }
 
 // endIf ends the session if it is still the current one.

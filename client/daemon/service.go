@@ -48,7 +48,9 @@ type service struct {
 
 	mu      sync.Mutex
 	current *session.Session
-	trouble error // why the session on disk could not be resumed
+	trouble error // why the session on disk could not be resumed, or was ended
+	// heldSession: a command has had the session held by this daemon.
+	heldSession bool
 }
 
 func newService(o session.Options, place Options, level *logLevel) *service {
@@ -70,8 +72,14 @@ func (s *service) resume() {
 		s.log.Info("session resumed", "session", resumed.Client.Session, "server", resumed.Record().Server)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.current, s.trouble = resumed, err
+	s.mu.Unlock()
+	if resumed == nil {
+		return
+	}
+	if process := resumed.Record().Process; process != 0 {
+		go s.awaitHolder(resumed, process)
+	}
 }
 
 // close ends the session in this process, for the next daemon to resume.

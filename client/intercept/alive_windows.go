@@ -2,8 +2,8 @@ package intercept
 
 import "os"
 
-// alive says whether a process may still be there.
-func alive(process int) bool {
+// Alive says whether a process may still be there.
+func Alive(process int) bool {
 	p, err := os.FindProcess(process)
 	if err != nil {
 		return false

@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// holderPatience is how long an intercept that an earlier daemon held for a command waits for that command, which lives, to hold it again.
-	holderPatience = time.Minute
-	// holderPoll is how often it is looked whether the command lives.
-	holderPoll = 200 * time.Millisecond
+	// HolderPatience is how long what an earlier daemon held for a command waits for that command, which lives, to hold it again.
+	HolderPatience = time.Minute
+	// HolderPoll is how often it is looked whether the command lives.
+	HolderPoll = 200 * time.Millisecond
 	// leaveTimeout bounds one attempt to leave what nobody holds any more, and leaveAgain is the pause after it.
 	leaveTimeout = 10 * time.Second
 	leaveAgain   = 2 * time.Second
@@ -85,9 +85,9 @@ func (r *Registry) compare(namespace string) {
 
 // awaitHolder leaves an intercept unless the command that an earlier daemon held it for has it held again.
 func (r *Registry) awaitHolder(uid types.UID, process int) {
-	ctx, cancel := context.WithTimeout(r.ctx, holderPatience)
+	ctx, cancel := context.WithTimeout(r.ctx, HolderPatience)
 	defer cancel()
-	tick := time.NewTicker(holderPoll)
+	tick := time.NewTicker(HolderPoll)
 	defer tick.Stop()
 	for {
 		r.mu.Lock()
@@ -97,7 +97,7 @@ func (r *Registry) awaitHolder(uid types.UID, process int) {
 		if held || !there {
 			return
 		}
-		if !alive(process) || ctx.Err() != nil {
+		if !Alive(process) || ctx.Err() != nil {
 			break
 		}
 		select {

@@ -143,12 +143,12 @@ func TestDurationsAreShort(t *testing.T) {
 }
 
 func TestWhoIsAlive(t *testing.T) {
-	assert.True(t, alive(os.Getpid()))
+	assert.True(t, Alive(os.Getpid()))
 	cmd := exec.Command("sleep", "60")
 	require.NoError(t, cmd.Start())
-	assert.True(t, alive(cmd.Process.Pid))
+	assert.True(t, Alive(cmd.Process.Pid))
 	require.NoError(t, cmd.Process.Kill())
-	assert.Eventually(t, func() bool { return !alive(cmd.Process.Pid) }, 20*time.Second, time.Millisecond, "though nobody has waited for it yet")
+	assert.Eventually(t, func() bool { return !Alive(cmd.Process.Pid) }, 20*time.Second, time.Millisecond, "though nobody has waited for it yet")
 	_ = cmd.Wait()
-	assert.False(t, alive(cmd.Process.Pid))
+	assert.False(t, Alive(cmd.Process.Pid))
 }

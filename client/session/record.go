@@ -37,6 +37,8 @@ type Record struct {
 	Namespaces       []string    `json:"interceptNamespaces,omitempty"` // where there may be intercepts
 
 	Intercepts []intercept.Known `json:"intercepts,omitempty"`
+	// Process is the one that the session was made for the length of; 0: none.
+	Process int `json:"process,omitempty"`
 }
 
 // NewRecord begins a session.

@@ -297,6 +297,16 @@ func (s *Session) Record() Record {
 	return r
 }
 
+// Hold notes that the session lasts as long as a process; 0: longer.
+func (s *Session) Hold(process int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.record.Process = process
+	if s.stored {
+		_ = s.save() // Unstored tells
+	}
+}
+
 // Done is closed when the session ends in this process.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
