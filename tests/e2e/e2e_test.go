@@ -79,6 +79,8 @@ func TestEndToEnd(t *testing.T) {
 		{"kill -9 of the node agents", testKillNodeAgent},
 		{"kill -9 of the manager", testKillManager},
 		{"kill -9 of the user daemon", testKillDaemon},
+		{"kill -9 of the user daemon and the command line that holds an intercept", testKillBoth},
+		{"a laptop that is cut off for longer than its intercepts are kept", testCutOff},
 	}
 	for _, test := range tests {
 		ok := t.Run(test.name, func(t *testing.T) { test.run(t, s) })
