@@ -308,9 +308,11 @@ func TestAccessThatIsLostDuringASession(t *testing.T) {
 		w.connect()
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
 		w.api.Deny(func(c clienttest.Call) bool { return c.Resource == "intercepts" })
-		w.api.CutWatches()
 		says := "what is said about intercepts may be old: dev may not list intercepts.sidestep.dev in namespace shop — ask for the ClusterRole sidestep-user there"
-		w.eventually(func() bool { return strings.Contains(w.status().GetMessage(), says) }, "status says so")
+		w.eventually(func() bool {
+			w.api.CutWatches() // also one that was just beginning
+			return strings.Contains(w.status().GetMessage(), says)
+		}, "status says so")
 		assert.True(t, w.status().GetConnected())
 		got, err := w.says(w.object(), 5)
 		require.NoError(t, err)
@@ -354,7 +356,7 @@ contexts: [{name: test, context: {cluster: test, user: dev, namespace: shop}}]
 `, front.URL)), 0o600))
 		w.start()
 		w.connect()
-		front.TLS.Certificates[0] = anotherCertificate(t)
+		w.frontTLS.Store(&tls.Config{Certificates: []tls.Certificate{anotherCertificate(t)}})
 		front.CloseClientConnections()
 		w.api.Cut()
 		says := "its certificate is signed by an authority that the kubeconfig does not trust — check your kubeconfig or VPN"

@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -63,6 +64,7 @@ func (w *world) front(admit func(*http.Request) bool) *httptest.Server {
 		behind.ServeHTTP(rw, r)
 	}))
 	front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // handshakes that are meant to fail
+	front.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return w.frontTLS.Load(), nil }}
 	front.StartTLS()
 	w.Cleanup(front.Close)
 	return front

@@ -2,12 +2,14 @@ package daemon_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,7 +45,8 @@ type world struct {
 	stop       func() // ends the daemon as SIGTERM does
 	ended      chan error
 
-	environment *daemonpb.Environment // that came with the last intercept
+	environment *daemonpb.Environment      // that came with the last intercept
+	frontTLS    atomic.Pointer[tls.Config] // instead of that of the TLS server before the API server
 }
 
 // newWorld has the Deployments orders and stock in namespace shop, and a manager.
