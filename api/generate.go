@@ -3,3 +3,4 @@
 package api
 
 //go:generate go run ./gen
+//go:generate go test -run TestWhatWasOnceOnTheWireStays -update .
