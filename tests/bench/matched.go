@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -98,7 +99,7 @@ func (b *bench) relay(ctx context.Context) (stop func(), err error) {
 func (b *bench) serve(ctx context.Context, machine string, port int, command func(context.Context) *exec.Cmd) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := command(ctx)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // which is handed on to a program on a node, unlike an interrupt
 	cmd.WaitDelay = 5 * time.Second
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = &said, &said

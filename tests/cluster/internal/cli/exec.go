@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -86,7 +87,7 @@ func programError(err error) error {
 	if !errors.As(err, &failed) {
 		return err
 	}
-	if status := failed.Sys().(unix.WaitStatus); status.Signaled() {
+	if status := failed.Sys().(syscall.WaitStatus); status.Signaled() {
 		return exitCode(128 + int(status.Signal()))
 	}
 	return exitCode(failed.ExitCode())
