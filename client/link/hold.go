@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -78,7 +80,7 @@ func skew(theirs *clientpb.ManagerHello) error {
 }
 
 // hold serves the connection until it dies, which is always with an error, and then ends everything that goes on over it.
-func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error {
+func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *metered) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer end()
@@ -99,6 +101,7 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error 
 		select {
 		case m := <-in:
 			l.hear()
+			flow.taken()
 			deadline.Reset(l.Timing.GiveUp)
 			switch m := m.GetMessage().(type) {
 			case *clientpb.ManagerMessage_Ping:
@@ -115,6 +118,11 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error 
 			offer(out, pingMessage(id))
 			deadline.Reset(min(l.Timing.Ping, l.Timing.GiveUp))
 		case <-deadline.C:
+			if flow.taken() >= bulk {
+				l.hear()
+				deadline.Reset(l.Timing.GiveUp)
+				continue
+			}
 			return errors.New("the traffic manager does not answer any more")
 		case err := <-broken:
 			return err
@@ -123,6 +131,25 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held) error 
 		}
 	}
 }
+
+// bulk is how many bytes, received while an answer is waited for, say that the answer is merely behind others in the buffers of a slow connection.
+// Pings of transports are far less.
+const bulk = 64 << 10
+
+// metered is a connection that counts what is received.
+type metered struct {
+	net.Conn
+	received atomic.Int64
+}
+
+func (m *metered) Read(p []byte) (int, error) {
+	n, err := m.Conn.Read(p)
+	m.received.Add(int64(n))
+	return n, err
+}
+
+// taken gives the bytes received since it was called before.
+func (m *metered) taken() int64 { return m.received.Swap(0) }
 
 func pingMessage(id uint64) *clientpb.ClientMessage {
 	return &clientpb.ClientMessage{Message: &clientpb.ClientMessage_Ping{Ping: &clientpb.Ping{Id: id}}}

@@ -312,7 +312,8 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	conn, err := l.client(raw, tlsConfig)
+	flow := &metered{Conn: raw}
+	conn, err := l.client(flow, tlsConfig)
 	if err != nil {
 		_ = raw.Close()
 		return 0, err
@@ -337,7 +338,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	})
 	l.hear()
 	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion())
-	err = l.hold(ctx, end, h)
+	err = l.hold(ctx, end, h, flow)
 	return time.Since(since), explain(err)
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+
+	"sidestep.dev/sidestep/api/clientpb"
 )
 
 // dead is a link whose manager is never there; it counts the attempts.
@@ -90,4 +92,47 @@ func TestWait(t *testing.T) {
 		assert.False(t, l.Wait(ctx, func(s State) bool { return s.Connected }).Connected)
 		assert.GreaterOrEqual(t, l.Wait(context.Background(), func(s State) bool { return s.Attempts > 5 }).Attempts, 6)
 	})
+}
+
+// quiet is a session on which the manager says nothing.
+type quiet struct {
+	clientpb.Clients_SessionClient
+	ctx context.Context
+}
+
+func (quiet) Send(*clientpb.ClientMessage) error { return nil }
+
+func (q quiet) Recv() (*clientpb.ManagerMessage, error) {
+	<-q.ctx.Done()
+	return nil, q.ctx.Err()
+}
+
+func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
+	for name, tc := range map[string]struct {
+		bytes int64 // received each second, for a minute
+		lasts time.Duration
+	}{
+		"a slow connection that is full":      {1 << 20, 72 * time.Second},
+		"pings of the transport":              {100, 8 * time.Second},
+		"a connection on which nothing comes": {0, 8 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, _ := dead(time.Now)
+				l.Serve = func(ctx context.Context, _ clientpb.ClientsClient, _ <-chan uint32) { <-ctx.Done() }
+				ctx, end := context.WithCancel(t.Context())
+				flow := &metered{}
+				go func() {
+					for range 60 {
+						flow.received.Add(tc.bytes)
+						time.Sleep(time.Second)
+					}
+				}()
+				began := time.Now()
+				assert.ErrorContains(t, l.hold(ctx, end, &held{stream: quiet{ctx: ctx}}, flow), "does not answer any more")
+				assert.Equal(t, tc.lasts, time.Since(began))
+				time.Sleep(time.Hour)
+			})
+		})
+	}
 }
