@@ -3,6 +3,7 @@ package envfile
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -180,11 +181,85 @@ func TestWindows(t *testing.T) {
 		{Cmd, "my.key", " x ", "@set \"my.key= x \"\r\n"},
 		{Cmd, "A", "a\nb", ""},
 		{Cmd, "A", "a\rb", ""},
+		{Cmd, "A", "a\x1ab", ""},
 		{Cmd, "A", strings.Repeat("x", 9000), ""},
 	} {
 		text, left := Format(c.syntax, []Variable{{c.name, c.value}})
 		assert.Equal(t, c.want, string(text), "%s %q", c.syntax, c.value)
 		assert.Equal(t, c.want == "", len(left) == 1)
+	}
+}
+
+// readCmd reads a line of a batch file as cmd does: percent signs first, then quotes and carets, and then set takes what is between its first quote and the
+// last one of the line, or all there is.
+func readCmd(t *testing.T, line string) string {
+	t.Helper()
+	line, ok := strings.CutSuffix(line, "\r\n")
+	require.True(t, ok)
+	require.NotContains(t, strings.ReplaceAll(line, "%%", ""), "%", "a variable would be looked up")
+	line, ok = strings.CutPrefix(strings.ReplaceAll(line, "%%", "%"), "@set ")
+	require.True(t, ok)
+	var read strings.Builder
+	quoted, escaped := false, false
+	for _, c := range line {
+		switch {
+		case escaped:
+			escaped = false
+		case c == '"':
+			quoted = !quoted
+		case c == '^' && !quoted:
+			escaped = true
+			continue
+		case !quoted:
+			require.NotContains(t, "&|<>", string(c), "another command would begin: %s", line)
+		}
+		read.WriteRune(c)
+	}
+	require.False(t, escaped)
+	text := read.String()
+	if strings.HasPrefix(text, `"`) {
+		text = text[1:strings.LastIndex(text, `"`)]
+	}
+	return text
+}
+
+// readPowerShell reads an assignment of a verbatim string, in which two quotes, of whichever form, are the second of them.
+func readPowerShell(t *testing.T, line string) string {
+	t.Helper()
+	name, literal, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+	name, ok := strings.CutPrefix(name, "${Env:")
+	require.True(t, ok)
+	isQuote := func(r rune) bool { return strings.ContainsRune("'\u2018\u2019\u201a\u201b", r) }
+	runes := []rune(literal)
+	require.True(t, isQuote(runes[0]))
+	var read strings.Builder
+	for i := 1; ; i++ {
+		if isQuote(runes[i]) {
+			if i+1 == len(runes) {
+				return strings.TrimSuffix(name, "}") + "=" + read.String()
+			}
+			i++
+			require.True(t, isQuote(runes[i]), "the string would end early: %s", line)
+		}
+		read.WriteRune(runes[i])
+	}
+}
+
+func TestWhatWindowsReadsIsWhatWasThere(t *testing.T) {
+	const alphabet = "ab \t%^&|<>()\"'`$!{}=,;@#\\/\u2018\u2019\u201a\u201bé"
+	random, letters := rand.New(rand.NewPCG(1, 2)), []rune(alphabet)
+	for range 20_000 {
+		value := make([]rune, random.IntN(12))
+		for i := range value {
+			value[i] = letters[random.IntN(len(letters))]
+		}
+		v := Variable{"A", string(value)}
+		text, left := Format(Cmd, []Variable{v})
+		require.Empty(t, left)
+		require.Equal(t, "A="+v.Value, readCmd(t, string(text)), "%q", text)
+		text, left = Format(PS, []Variable{v})
+		require.Empty(t, left)
+		require.Equal(t, "A="+v.Value, readPowerShell(t, string(text)), "%q", text)
 	}
 }
 

@@ -51,6 +51,7 @@ const (
 	whyName    = "the syntax does not allow the name"
 	whyNewline = "the syntax does not allow values of several lines"
 	whyUTF8    = "the syntax wants UTF-8"
+	whyEnd     = "the syntax takes a character of the value for the end of the file"
 	whyLong    = "the syntax does not allow values of that length"
 	whyShell   = "shells have a variable of their own by that name"
 )
@@ -159,6 +160,8 @@ func cmd(name, value string) (string, string) {
 		return "", whyName
 	case strings.ContainsAny(value, "\n\r"):
 		return "", whyNewline
+	case strings.Contains(value, "\x1a"):
+		return "", whyEnd
 	case !utf8.ValidString(value):
 		return "", whyUTF8
 	case len(line) > longest:
