@@ -39,26 +39,45 @@ const (
 	NoListener  = steerOutcomeNO_LISTENER
 	NotAssigned = steerOutcomeNOT_ASSIGNED
 	TimeWait    = steerOutcomeTIME_WAIT
+
+	// Of datagrams.
+	DatagramSteered     = steerOutcomeDATAGRAM + Steered
+	DatagramAgentSilent = steerOutcomeDATAGRAM + AgentSilent
+	DatagramNoListener  = steerOutcomeDATAGRAM + NoListener
+	DatagramNotAssigned = steerOutcomeDATAGRAM + NotAssigned
+	// DatagramProbed counts those from a loopback address, which were steered as well.
+	DatagramProbed = steerOutcomeDATAGRAM + steerOutcomePROBED
 )
 
-// The listeners' slots in Steer.Listeners.
+// The slots in Steer.Listeners of the listeners, and of the sockets that get datagrams.
 const (
-	Listener4 = steerListenerSlotLISTENER_IP4
-	Listener6 = steerListenerSlotLISTENER_IP6
+	Listener4  = steerListenerSlotLISTENER_IP4
+	Listener6  = steerListenerSlotLISTENER_IP6
+	Datagrams4 = steerListenerSlotDATAGRAMS_IP4
+	Datagrams6 = steerListenerSlotDATAGRAMS_IP6
 )
 
-// Target is the entry of Steer.Targets for one address and port of the pod.
+// Target is the entry of Steer.Targets for one address and TCP port of the pod.
 func Target(a netip.AddrPort) (steerTargetKey, steerTargetValue) {
-	key := steerTargetKey{Port: a.Port(), Protocol: unix.IPPROTO_TCP}
+	return target(a, unix.IPPROTO_TCP, Listener4, Listener6)
+}
+
+// DatagramTarget is the entry of Steer.Targets for one address and UDP port of the pod.
+func DatagramTarget(a netip.AddrPort) (steerTargetKey, steerTargetValue) {
+	return target(a, unix.IPPROTO_UDP, Datagrams4, Datagrams6)
+}
+
+func target(a netip.AddrPort, protocol uint16, slot4, slot6 steerListenerSlot) (steerTargetKey, steerTargetValue) {
+	key := steerTargetKey{Port: a.Port(), Protocol: protocol}
 	ip := a.Addr().Unmap()
 	wire := ip.As16()
 	for i := range key.Ip {
 		key.Ip[i] = binary.NativeEndian.Uint32(wire[4*i:])
 	}
 	if ip.Is4() {
-		return key, steerTargetValue{Slot: Listener4}
+		return key, steerTargetValue{Slot: slot4}
 	}
-	return key, steerTargetValue{Slot: Listener6}
+	return key, steerTargetValue{Slot: slot6}
 }
 
 // NewHeartbeat makes the map that all programs of an agent look into before they steer anything to it.

@@ -4,7 +4,8 @@
 //
 // steer hands the new connections of a pod's intercepted ports to the node agent's listeners, which live in the pod's own
 // network namespace. The kernel runs it there when a TCP packet has no established socket: once for a SYN, and once more for
-// the ACK when SYN cookies are on.
+// the ACK when SYN cookies are on. It does the same with the datagrams to intercepted UDP ports, for each of which the kernel runs it, unless the
+// app has a socket that is connected to the sender.
 //
 // It never drops. Whatever is not certainly ours is passed on, and the kernel then finds the app's socket as if we were not here.
 #include "steer.h"
@@ -15,6 +16,7 @@ int steer(struct bpf_sk_lookup *ctx)
 {
 	struct target_key key = {};
 	struct target_value *target;
+	enum outcome became;
 
 	// Everything is loaded before the first branch: clang would otherwise merge the loads of the IPv4 and IPv6 branches into
 	// one with a computed offset, and the verifier refuses to dereference a modified ctx pointer.
@@ -25,14 +27,14 @@ int steer(struct bpf_sk_lookup *ctx)
 	asm volatile("" : "+r"(local4), "+r"(remote4), "+r"(l0), "+r"(l1), "+r"(l2), "+r"(l3));
 	asm volatile("" : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3));
 
-	if (protocol != IPPROTO_TCP)
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return SK_PASS;
 	if (family == AF_INET) {
 		// From the pod to itself. The agent dials the app this way, so this is also what keeps it from meeting itself.
 		if (remote4 == local4)
 			return SK_PASS;
 		// On loopback, everything is the app's but what a mesh's proxy was made to connect from an address of its own.
-		if (bpf_ntohl(local4) >> 24 == LOOPBACK_NET && remote4 != bpf_htonl(MESH_DIALS_FROM))
+		if (bpf_ntohl(local4) >> 24 == LOOPBACK_NET && (protocol != IPPROTO_TCP || remote4 != bpf_htonl(MESH_DIALS_FROM)))
 			return SK_PASS;
 		key.ip[2] = bpf_htonl(0xffff);
 		key.ip[3] = local4;
@@ -47,12 +49,19 @@ int steer(struct bpf_sk_lookup *ctx)
 		key.ip[3] = l3;
 	}
 	key.port = port;
-	key.protocol = IPPROTO_TCP;
+	key.protocol = protocol;
 
 	target = bpf_map_lookup_elem(&targets, &key);
 	if (!target)
 		return SK_PASS; // not intercepted: by far the most frequent way out
 	// Not assigned: EAFNOSUPPORT for an IPv6 packet to an IPv4-mapped address, EEXIST if something else has chosen a socket.
-	count(hand_over(ctx, target->slot));
+	became = hand_over(ctx, target->slot);
+	if (protocol == IPPROTO_UDP) {
+		// From a loopback address to the pod's own only the agent sends, to see whether its datagrams are steered.
+		if (became == STEERED && (family == AF_INET ? bpf_ntohl(remote4) >> 24 == LOOPBACK_NET : !r0 && !r1 && !r2 && r3 == bpf_htonl(1)))
+			became = PROBED;
+		became += DATAGRAM;
+	}
+	count(became);
 	return SK_PASS;
 }

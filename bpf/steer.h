@@ -8,27 +8,29 @@
 #include <bpf/bpf_helpers.h>
 
 #define MAX_TARGETS 512          // (address, port) pairs of one pod
-#define MAX_LISTENERS 2          // one of IPv4, one of IPv6
+#define MAX_LISTENERS 4          // of IPv4 and of IPv6, one for TCP and one for UDP
 #define STALE_NS 1000000000ULL   // an agent that has not beaten for so long is taken for dead; it beats ten times as often
 #define LOOPBACK_NET 127         // 127.0.0.0/8
 
 // Not in the UAPI headers in a form that these programs could include beside linux/bpf.h.
 #define AF_INET 2
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 
 // An IPv4 address is kept as IPv4-mapped IPv6 address, so that one map holds both families.
 struct target_key {
 	__u32 ip[4];     // network byte order
 	__u16 port;      // host byte order, as in bpf_sk_lookup
-	__u16 protocol;
+	__u16 protocol;  // IPPROTO_TCP or IPPROTO_UDP
 };
 _Static_assert(sizeof(struct target_key) == 20, "user space and kernel agree on the key without padding");
 
-// The listeners' slots. The family of the packet decides, since the kernel refuses a socket of the other family.
-enum listener_slot { LISTENER_IP4, LISTENER_IP6 };
+// The slots of the listeners, and of the sockets that get datagrams. Family and protocol of the packet decide, since the kernel refuses a socket
+// of another.
+enum listener_slot { LISTENER_IP4, LISTENER_IP6, DATAGRAMS_IP4, DATAGRAMS_IP6 };
 
-// Why a connection to a target was, or was not, steered.
-enum outcome { STEERED, AGENT_SILENT, NO_LISTENER, NOT_ASSIGNED, TIME_WAIT, OUTCOMES };
+// Why a connection to a target was, or was not, steered. DATAGRAM and the same for datagrams; PROBED is for those of the agent itself.
+enum outcome { STEERED, AGENT_SILENT, NO_LISTENER, NOT_ASSIGNED, TIME_WAIT, PROBED, DATAGRAM, OUTCOMES = 2 * DATAGRAM };
 
 struct target_value {
 	enum listener_slot slot;

@@ -16,8 +16,10 @@ import (
 type steerListenerSlot uint32
 
 const (
-	steerListenerSlotLISTENER_IP4 steerListenerSlot = 0
-	steerListenerSlotLISTENER_IP6 steerListenerSlot = 1
+	steerListenerSlotLISTENER_IP4  steerListenerSlot = 0
+	steerListenerSlotLISTENER_IP6  steerListenerSlot = 1
+	steerListenerSlotDATAGRAMS_IP4 steerListenerSlot = 2
+	steerListenerSlotDATAGRAMS_IP6 steerListenerSlot = 3
 )
 
 type steerOutcome uint32
@@ -28,7 +30,9 @@ const (
 	steerOutcomeNO_LISTENER  steerOutcome = 2
 	steerOutcomeNOT_ASSIGNED steerOutcome = 3
 	steerOutcomeTIME_WAIT    steerOutcome = 4
-	steerOutcomeOUTCOMES     steerOutcome = 5
+	steerOutcomePROBED       steerOutcome = 5
+	steerOutcomeDATAGRAM     steerOutcome = 6
+	steerOutcomeOUTCOMES     steerOutcome = 12
 )
 
 type steerTargetKey struct {

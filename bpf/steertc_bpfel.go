@@ -21,7 +21,9 @@ const (
 	steerTCOutcomeNO_LISTENER  steerTCOutcome = 2
 	steerTCOutcomeNOT_ASSIGNED steerTCOutcome = 3
 	steerTCOutcomeTIME_WAIT    steerTCOutcome = 4
-	steerTCOutcomeOUTCOMES     steerTCOutcome = 5
+	steerTCOutcomePROBED       steerTCOutcome = 5
+	steerTCOutcomeDATAGRAM     steerTCOutcome = 6
+	steerTCOutcomeOUTCOMES     steerTCOutcome = 12
 )
 
 type steerTCTargetKey struct {

@@ -313,6 +313,7 @@ func sessionKey(of string) []byte {
 func asks(holder, port, header string) *v1alpha1.Intercept {
 	sum := sha256.Sum256(sessionKey(holder))
 	ic := &v1alpha1.Intercept{ObjectMeta: objectMeta(holder)}
+	ic.Annotations = map[string]string{v1alpha1.KnowsUDP: "true"}
 	ic.Generation = 1
 	ic.CreationTimestamp = metav1.Now()
 	ic.Spec = v1alpha1.InterceptSpec{

@@ -129,6 +129,40 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 		assert.NoError(t, k.Update(t.Context(), tap), "it may move to where others are")
 		require.NoError(t, k.Delete(t.Context(), tap))
 	})
+	t.Run("by protocol", func(t *testing.T) {
+		datagrams := asks("carol", "53", "tcp")
+		k.held(t, datagrams, "orders", "dns", 53)
+		datagrams.Status.Protocol = v1alpha1.ProtocolUDP
+		require.NoError(t, k.Status().Update(t.Context(), datagrams))
+		for _, c := range []struct {
+			name           string
+			port, protocol string
+			mechanism      v1alpha1.Mechanism
+			refused        string
+		}{
+			{"the port by name", "dns", "", "tcp", `port dns/UDP of Deployment orders is intercepted by carol@laptop (intercept "orders")`},
+			{"the number of UDP", "53", "UDP", "tcp", `port dns/UDP of Deployment orders is intercepted by carol@laptop (intercept "orders")`},
+			{"the number of TCP", "53", "TCP", "tcp", ""},
+			{"requests at the number", "53", "", "http", ""},
+			{"the number of the other's TCP port", "80", "UDP", "tcp", ""},
+		} {
+			// What the policy goes by may be older than the status.
+			assert.Eventually(t, func() bool {
+				err := refused(like(func(s *v1alpha1.InterceptSpec) {
+					s.Port, s.Protocol, s.Mechanism, s.HTTP = c.port, v1alpha1.Protocol(c.protocol), c.mechanism, nil
+				}))
+				if c.refused == "" {
+					return err == nil
+				}
+				return apierrors.IsInvalid(err) && strings.Contains(err.Error(), c.refused)
+			}, patient, often, c.name)
+		}
+		require.NoError(t, k.Delete(t.Context(), datagrams))
+	})
+	t.Run("and a spec makes sense", func(t *testing.T) {
+		err := refused(like(func(s *v1alpha1.InterceptSpec) { s.Port, s.Protocol = "dns", v1alpha1.ProtocolUDP }))
+		assert.ErrorContains(t, err, "there are no HTTP requests in them")
+	})
 	t.Run("when it moves, but not when it is labelled", func(t *testing.T) {
 		other := like(func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" })
 		k.create(t, other)

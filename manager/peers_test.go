@@ -84,7 +84,7 @@ func (a *nodeAgent) report() error {
 	defer a.mu.Unlock()
 	report := &agentpb.Report{Revision: a.last.Revision}
 	for _, p := range a.last.Pods {
-		for _, target := range p.Targets {
+		for _, target := range slices.Concat(p.Targets, p.UdpTargets) {
 			for _, rule := range slices.Concat(target.Rules, target.Wiretaps) {
 				tr := &agentpb.TargetReport{PodUid: p.Uid, Port: target.Port, InterceptUid: rule.InterceptUid, Steering: true}
 				a.steer(tr)

@@ -26,6 +26,7 @@ import (
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/datagrams"
 	"sidestep.dev/sidestep/nodeagent/environ"
 	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/peername"
@@ -130,7 +131,8 @@ func newAgent(cfg Config) (*agent, error) {
 	processes := podnet.NewFinder(cfg.Proc)
 	connections := &older{log: cfg.Log, steering: a.steering.Beating}
 	a.pods = pods.New(pods.Config{
-		Finder: finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
+		Datagrams: datagrams.NewMetrics(a.metrics),
+		Finder:    finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
 		Counting: counting{tcpstats.New(cfg.Proc), processes},
 		Tunnels:  a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
 		AllowHostNetwork: cfg.AllowHostNetwork,
@@ -214,7 +216,7 @@ func (a *agent) hello() *agentpb.Hello {
 	}
 	return &agentpb.Hello{
 		Node: a.cfg.Node, Version: version.Version, Protocol: version.Protocol, Kernel: kernel(),
-		Epoch: a.steering.Epoch(), Boot: strings.TrimSpace(string(boot)), Wiretaps: true,
+		Epoch: a.steering.Epoch(), Boot: strings.TrimSpace(string(boot)), Wiretaps: true, Udp: true,
 	}
 }
 

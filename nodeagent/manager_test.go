@@ -260,6 +260,9 @@ func (m *manager) Tunnel(stream agentpb.Agents_TunnelServer) error {
 		_, err := io.Copy(io.Discard, c)
 		return err
 	}
+	if open.GetDatagrams() {
+		return echoDatagrams(c)
+	}
 	l := &once{conn: c, done: make(chan struct{})}
 	server := &http.Server{Handler: word("laptop"), ConnState: func(_ net.Conn, s http.ConnState) {
 		if s == http.StateClosed {

@@ -118,6 +118,7 @@ type Hello struct {
 	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Boot          string `protobuf:"bytes,6,opt,name=boot,proto3" json:"boot,omitempty"`
 	Wiretaps      bool   `protobuf:"varint,7,opt,name=wiretaps,proto3" json:"wiretaps,omitempty"` // it knows Target.wiretaps; to others none is sent
+	Udp           bool   `protobuf:"varint,8,opt,name=udp,proto3" json:"udp,omitempty"`           // it knows Pod.udp_targets; to others none is sent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +198,13 @@ func (x *Hello) GetBoot() string {
 func (x *Hello) GetWiretaps() bool {
 	if x != nil {
 		return x.Wiretaps
+	}
+	return false
+}
+
+func (x *Hello) GetUdp() bool {
+	if x != nil {
+		return x.Udp
 	}
 	return false
 }
@@ -377,15 +385,18 @@ func (x *EnvironmentAnswer) GetProblem() string {
 }
 
 type Pod struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Ips           []string               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`
-	HostIps       []string               `protobuf:"bytes,5,rep,name=host_ips,json=hostIps,proto3" json:"host_ips,omitempty"`
-	RuntimeClass  string                 `protobuf:"bytes,6,opt,name=runtime_class,json=runtimeClass,proto3" json:"runtime_class,omitempty"`
-	HostNetwork   bool                   `protobuf:"varint,7,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
-	Targets       []*Target              `protobuf:"bytes,8,rep,name=targets,proto3" json:"targets,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Uid          string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Namespace    string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name         string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Ips          []string               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`
+	HostIps      []string               `protobuf:"bytes,5,rep,name=host_ips,json=hostIps,proto3" json:"host_ips,omitempty"`
+	RuntimeClass string                 `protobuf:"bytes,6,opt,name=runtime_class,json=runtimeClass,proto3" json:"runtime_class,omitempty"`
+	HostNetwork  bool                   `protobuf:"varint,7,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
+	Targets      []*Target              `protobuf:"bytes,8,rep,name=targets,proto3" json:"targets,omitempty"`
+	// UDP ports that are to be steered. They are not among the others, so that nobody can take one for a TCP port. Each has one rule, which takes
+	// every datagram.
+	UdpTargets    []*Target `protobuf:"bytes,9,rep,name=udp_targets,json=udpTargets,proto3" json:"udp_targets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,7 +487,14 @@ func (x *Pod) GetTargets() []*Target {
 	return nil
 }
 
-// Target is one TCP port of the pod that is to be steered.
+func (x *Pod) GetUdpTargets() []*Target {
+	if x != nil {
+		return x.UdpTargets
+	}
+	return nil
+}
+
+// Target is one port of the pod that is to be steered: of TCP, if it is one of Pod.targets.
 type Target struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
@@ -605,7 +623,7 @@ type Rule struct {
 	InterceptUid       string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
 	InterceptNamespace string                 `protobuf:"bytes,2,opt,name=intercept_namespace,json=interceptNamespace,proto3" json:"intercept_namespace,omitempty"`
 	InterceptName      string                 `protobuf:"bytes,3,opt,name=intercept_name,json=interceptName,proto3" json:"intercept_name,omitempty"`
-	Tcp                bool                   `protobuf:"varint,4,opt,name=tcp,proto3" json:"tcp,omitempty"`                          // every connection; else HTTP requests that match
+	Tcp                bool                   `protobuf:"varint,4,opt,name=tcp,proto3" json:"tcp,omitempty"`                          // every connection, or every datagram; else HTTP requests that match
 	Http               *HTTPMatch             `protobuf:"bytes,5,opt,name=http,proto3" json:"http,omitempty"`                         // absent: every HTTP request
 	Existing           string                 `protobuf:"bytes,6,opt,name=existing,proto3" json:"existing,omitempty"`                 // auto, idle, all, none
 	Connected          bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`              // false: the laptop is away, everything goes to the app
@@ -1352,7 +1370,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\fAgentMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.sidestep.agent.v1.HelloH\x00R\x05hello\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x19.sidestep.agent.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\xaf\x01\n" +
+	"\amessage\"\xc1\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1360,7 +1378,8 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04boot\x18\x06 \x01(\tR\x04boot\x12\x1a\n" +
-	"\bwiretaps\x18\a \x01(\bR\bwiretaps\"T\n" +
+	"\bwiretaps\x18\a \x01(\bR\bwiretaps\x12\x10\n" +
+	"\x03udp\x18\b \x01(\bR\x03udp\"T\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12*\n" +
@@ -1372,7 +1391,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x11EnvironmentAnswer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1c\n" +
 	"\tvariables\x18\x02 \x03(\fR\tvariables\x12\x18\n" +
-	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xf3\x01\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xaf\x02\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1381,7 +1400,9 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bhost_ips\x18\x05 \x03(\tR\ahostIps\x12#\n" +
 	"\rruntime_class\x18\x06 \x01(\tR\fruntimeClass\x12!\n" +
 	"\fhost_network\x18\a \x01(\bR\vhostNetwork\x123\n" +
-	"\atargets\x18\b \x03(\v2\x19.sidestep.agent.v1.TargetR\atargets\"\xc1\x01\n" +
+	"\atargets\x18\b \x03(\v2\x19.sidestep.agent.v1.TargetR\atargets\x12:\n" +
+	"\vudp_targets\x18\t \x03(\v2\x19.sidestep.agent.v1.TargetR\n" +
+	"udpTargets\"\xc1\x01\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12-\n" +
 	"\x05rules\x18\x02 \x03(\v2\x17.sidestep.agent.v1.RuleR\x05rules\x12?\n" +
@@ -1492,29 +1513,30 @@ var file_api_agentpb_agent_proto_depIdxs = []int32{
 	12, // 1: sidestep.agent.v1.AgentMessage.report:type_name -> sidestep.agent.v1.Report
 	5,  // 2: sidestep.agent.v1.Assignment.pods:type_name -> sidestep.agent.v1.Pod
 	6,  // 3: sidestep.agent.v1.Pod.targets:type_name -> sidestep.agent.v1.Target
-	8,  // 4: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
-	7,  // 5: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
-	8,  // 6: sidestep.agent.v1.Target.wiretaps:type_name -> sidestep.agent.v1.Rule
-	9,  // 7: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
-	10, // 8: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
-	11, // 9: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
-	14, // 10: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
-	13, // 11: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
-	16, // 12: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
-	15, // 13: sidestep.agent.v1.TargetReport.copies:type_name -> sidestep.agent.v1.Copies
-	0,  // 14: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
-	17, // 15: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
-	4,  // 16: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
-	17, // 17: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
-	2,  // 18: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	17, // 19: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	3,  // 20: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
-	17, // 21: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	6,  // 4: sidestep.agent.v1.Pod.udp_targets:type_name -> sidestep.agent.v1.Target
+	8,  // 5: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
+	7,  // 6: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
+	8,  // 7: sidestep.agent.v1.Target.wiretaps:type_name -> sidestep.agent.v1.Rule
+	9,  // 8: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
+	10, // 9: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
+	11, // 10: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
+	14, // 11: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
+	13, // 12: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
+	16, // 13: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
+	15, // 14: sidestep.agent.v1.TargetReport.copies:type_name -> sidestep.agent.v1.Copies
+	0,  // 15: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
+	17, // 16: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
+	4,  // 17: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
+	17, // 18: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
+	2,  // 19: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	17, // 20: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	3,  // 21: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
+	17, // 22: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
+	19, // [19:23] is the sub-list for method output_type
+	15, // [15:19] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_api_agentpb_agent_proto_init() }

@@ -733,6 +733,7 @@ type InterceptInfo struct {
 	Container     string                 `protobuf:"bytes,31,opt,name=container,proto3" json:"container,omitempty"`                        // as it was asked for; empty when the port tells
 	ToPod         []int32                `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"`           // ports of this laptop that lead to the same ports of a pod
 	Wiretap       bool                   `protobuf:"varint,32,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                           // the app answers, and this laptop gets a copy
+	Protocol      string                 `protobuf:"bytes,33,opt,name=protocol,proto3" json:"protocol,omitempty"`                          // UDP; empty for TCP
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -900,6 +901,13 @@ func (x *InterceptInfo) GetWiretap() bool {
 	return false
 }
 
+func (x *InterceptInfo) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 type PodInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -989,6 +997,7 @@ type InterceptRequest struct {
 	Environment    InterceptRequest_Environment `protobuf:"varint,17,opt,name=environment,proto3,enum=sidestep.daemon.v1.InterceptRequest_Environment" json:"environment,omitempty"`
 	ToPod          []int32                      `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"` // ports of this laptop that are to lead to the same ports of a pod
 	Wiretap        bool                         `protobuf:"varint,18,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                 // a copy is wanted, and the app is to answer
+	Protocol       string                       `protobuf:"bytes,19,opt,name=protocol,proto3" json:"protocol,omitempty"`                // of the service port: TCP or UDP; empty: whichever the port has
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1154,6 +1163,13 @@ func (x *InterceptRequest) GetWiretap() bool {
 		return x.Wiretap
 	}
 	return false
+}
+
+func (x *InterceptRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
 }
 
 type Header struct {
@@ -2019,7 +2035,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
 	"intercepts\x18\x05 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\n" +
 	"intercepts\x129\n" +
-	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\xb6\x04\n" +
+	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\xd2\x04\n" +
 	"\rInterceptInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
@@ -2042,12 +2058,13 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x02id\x18\x1e \x01(\tR\x02id\x12\x1c\n" +
 	"\tcontainer\x18\x1f \x01(\tR\tcontainer\x12\x15\n" +
 	"\x06to_pod\x18( \x03(\x05R\x05toPod\x12\x18\n" +
-	"\awiretap\x18  \x01(\bR\awiretap\"g\n" +
+	"\awiretap\x18  \x01(\bR\awiretap\x12\x1a\n" +
+	"\bprotocol\x18! \x01(\tR\bprotocol\"g\n" +
 	"\aPodInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
 	"\bsteering\x18\x03 \x01(\bR\bsteering\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xe6\x05\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\x82\x06\n" +
 	"\x10InterceptRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -2071,7 +2088,8 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\tplaintext\x18\x10 \x01(\bR\tplaintext\x12R\n" +
 	"\venvironment\x18\x11 \x01(\x0e20.sidestep.daemon.v1.InterceptRequest.EnvironmentR\venvironment\x12\x15\n" +
 	"\x06to_pod\x18( \x03(\x05R\x05toPod\x12\x18\n" +
-	"\awiretap\x18\x12 \x01(\bR\awiretap\";\n" +
+	"\awiretap\x18\x12 \x01(\bR\awiretap\x12\x1a\n" +
+	"\bprotocol\x18\x13 \x01(\tR\bprotocol\";\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\n" +
 	"NOT_WANTED\x10\x00\x12\x0e\n" +

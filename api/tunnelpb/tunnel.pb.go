@@ -209,8 +209,10 @@ type Open struct {
 	Probe bool `protobuf:"varint,7,opt,name=probe,proto3" json:"probe,omitempty"`
 	// A connection that goes the other way, from the laptop to this port of a pod: the laptop sends OPEN, the manager adds which pod, and the
 	// node agent answers.
-	ToPort        uint32 `protobuf:"varint,20,opt,name=to_port,json=toPort,proto3" json:"to_port,omitempty"`
-	PodUid        string `protobuf:"bytes,21,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	ToPort uint32 `protobuf:"varint,20,opt,name=to_port,json=toPort,proto3" json:"to_port,omitempty"`
+	PodUid string `protobuf:"bytes,21,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	// The tunnel carries the datagrams of one UDP client. In DATA each is preceded by its length, two bytes, the higher first.
+	Datagrams     bool `protobuf:"varint,8,opt,name=datagrams,proto3" json:"datagrams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -308,6 +310,13 @@ func (x *Open) GetPodUid() string {
 	return ""
 }
 
+func (x *Open) GetDatagrams() bool {
+	if x != nil {
+		return x.Datagrams
+	}
+	return false
+}
+
 // Opened is the answer to Open.
 type Opened struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -375,7 +384,7 @@ const file_api_tunnelpb_tunnel_proto_rawDesc = "" +
 	"\n" +
 	"\x06OPENED\x10\x02\x12\a\n" +
 	"\x03FIN\x10\x03\x12\t\n" +
-	"\x05RESET\x10\x04\"\x9d\x02\n" +
+	"\x05RESET\x10\x04\"\xbb\x02\n" +
 	"\x04Open\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12/\n" +
 	"\x13intercept_namespace\x18\x02 \x01(\tR\x12interceptNamespace\x12%\n" +
@@ -387,7 +396,8 @@ const file_api_tunnelpb_tunnel_proto_rawDesc = "" +
 	"\x03pod\x18\x06 \x01(\tR\x03pod\x12\x14\n" +
 	"\x05probe\x18\a \x01(\bR\x05probe\x12\x17\n" +
 	"\ato_port\x18\x14 \x01(\rR\x06toPort\x12\x17\n" +
-	"\apod_uid\x18\x15 \x01(\tR\x06podUid\"\xa5\x01\n" +
+	"\apod_uid\x18\x15 \x01(\tR\x06podUid\x12\x1c\n" +
+	"\tdatagrams\x18\b \x01(\bR\tdatagrams\"\xa5\x01\n" +
 	"\x06Opened\x129\n" +
 	"\x06result\x18\x01 \x01(\x0e2!.sidestep.tunnel.v1.Opened.ResultR\x06result\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"F\n" +

@@ -5,7 +5,7 @@ import (
 )
 
 // Intercept asks that traffic of one port of one workload goes to the laptop of one developer: every
-// connection (mechanism tcp) or the HTTP requests that match (mechanism http). It is created, and deleted, by
+// connection or, of a UDP port, every datagram (mechanism tcp), or the HTTP requests that match (mechanism http). It is created, and deleted, by
 // the developer's own account, so RBAC decides who may intercept what; the manager only writes its status.
 //
 // +kubebuilder:object:root=true
@@ -48,10 +48,27 @@ const (
 	MechanismHTTP Mechanism = "http"
 )
 
+// Protocol is that of a port.
+//
+// +kubebuilder:validation:Enum=TCP;UDP
+type Protocol string
+
+// The protocols.
+const (
+	ProtocolTCP Protocol = "TCP"
+	ProtocolUDP Protocol = "UDP"
+)
+
+// KnowsUDP is an annotation, "true" on intercepts whose holder knows what to do with datagrams. Without it, and without spec.protocol, the port is one of
+// TCP.
+const KnowsUDP = "sidestep.dev/knows-udp"
+
 // InterceptSpec is what the developer asks for. Nothing in it can change after creation except the service, the
 // port, the container, plaintext, environment, toPod and the destination: that is how an intercept moves to another port without a gap.
 //
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
+// +kubebuilder:validation:XValidation:rule="self.mechanism == 'tcp' || !has(self.protocol) || self.protocol == 'TCP'",message="spec.protocol UDP needs mechanism tcp, which takes every datagram: there are no HTTP requests in them"
+// +kubebuilder:validation:XValidation:rule="has(self.protocol) == has(oldSelf.protocol) && (!has(self.protocol) || self.protocol == oldSelf.protocol)",message="the protocol of an intercept cannot change: delete it and create another"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
 // +kubebuilder:validation:XValidation:rule="(has(self.wiretap) && self.wiretap) == (has(oldSelf.wiretap) && oldSelf.wiretap)",message="an intercept cannot become a wiretap, nor a wiretap an intercept: delete it and create another"
 type InterceptSpec struct {
@@ -75,12 +92,17 @@ type InterceptSpec struct {
 	// +kubebuilder:validation:MaxLength=63
 	Port string `json:"port,omitempty"`
 
+	// Protocol chooses between a TCP and a UDP port of the same number. Without it the port may be either if the annotation
+	// sidestep.dev/knows-udp is "true", and is one of TCP otherwise.
+	// +optional
+	Protocol Protocol `json:"protocol,omitempty"`
+
 	// Container names the container whose environment and ports are meant, when it cannot be told from the port.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	Container string `json:"container,omitempty"`
 
-	// Mechanism is tcp (every connection) or http (matching requests).
+	// Mechanism is tcp (every connection, or every datagram) or http (matching requests).
 	Mechanism Mechanism `json:"mechanism"`
 
 	// HTTP narrows mechanism http; when it is absent or empty every HTTP request matches.
@@ -259,6 +281,9 @@ type InterceptStatus struct {
 	// ServicePort is the resolved service port's number; 0 without a service.
 	// +optional
 	ServicePort int32 `json:"servicePort,omitempty"`
+	// Protocol is that of the resolved port, if it is not TCP.
+	// +optional
+	Protocol Protocol `json:"protocol,omitempty"`
 	// Container is the container that has the port.
 	// +optional
 	Container string `json:"container,omitempty"`

@@ -160,7 +160,11 @@ func (e *env) inContainer(g *global, c container, i *daemonpb.InterceptInfo, env
 		name = fmt.Sprintf("intercept-%s-%s", i.GetName(), local)
 		run = append(run, "--name", name)
 	}
-	run = append(run, "-p", fmt.Sprintf("%s:%d", net.JoinHostPort(address, local), c.port))
+	publish := fmt.Sprintf("%s:%d", net.JoinHostPort(address, local), c.port)
+	if i.GetProtocol() != "" {
+		publish += "/" + strings.ToLower(i.GetProtocol())
+	}
+	run = append(run, "-p", publish)
 	done = func() {}
 	of := i.GetContainer()
 	if environment != nil {

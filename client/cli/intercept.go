@@ -38,7 +38,8 @@ and --env-json. What is about the place where the container runs, as PATH and HO
 specification sets it. $TELEPRESENCE_INTERCEPT_ID and $TELEPRESENCE_CONTAINER are added. Who may not read environments
 gets no file and no intercept, or a command without it and a warning.
 
-Without --http-* flags all TCP connections are taken. Any of them means --mechanism http, and all conditions must hold.
+Without --http-* flags all TCP connections are taken, or all datagrams of a UDP port. Any of them means --mechanism http, and
+all conditions must hold.
 The command returns when every ready pod sends its matching traffic here. Several developers can share a workload if their
 conditions exclude one another. The same command with another service port moves the intercept to that port.
 
@@ -59,6 +60,9 @@ those that are not safe to repeat (POST). Nobody else's connection is touched, u
 
   # One of several ports and services, with another name and in another namespace
   %[1]s intercept try --workload echo --service echo-stable --port 3000:http --namespace shop
+
+  # A UDP port, to port 5353
+  %[1]s intercept resolver --port 5353:dns/UDP
 
   # As long as the program runs
   %[1]s intercept orders --port 9000 -- ./orders --listen :9000

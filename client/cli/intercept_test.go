@@ -29,7 +29,10 @@ func TestInterceptAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 		{"everything by default", []string{"orders"}, orders(tcp)},
 		{"a local port", []string{"orders", "--port", "9000"}, orders(tcp + `,"localPort":9000`)},
 		{"a service port by name", []string{"orders", "-p", "9000:http"}, orders(tcp + `,"localPort":9000,"portIdentifier":"http"`)},
-		{"a service port by number", []string{"orders", "-p9000:8080/TCP"}, orders(tcp + `,"localPort":9000,"portIdentifier":"8080"`)},
+		{"a service port by number", []string{"orders", "-p9000:8080/TCP"}, orders(tcp + `,"localPort":9000,"portIdentifier":"8080","protocol":"TCP"`)},
+		{"a UDP port", []string{"orders", "-p", "5353:dns/UDP"}, orders(tcp + `,"localPort":5353,"portIdentifier":"dns","protocol":"UDP"`)},
+		{"a local UDP port", []string{"orders", "-p", "5353/udp"}, orders(tcp + `,"localPort":5353,"protocol":"UDP"`)},
+		{"a UDP port on both sides", []string{"orders", "-p", "5353/udp:53/UDP"}, orders(tcp + `,"localPort":5353,"portIdentifier":"53","protocol":"UDP"`)},
 		{"only a service port", []string{"orders", "-p", ":http"}, orders(tcp + `,"portIdentifier":"http"`)},
 		{"another address", []string{"orders", "--address", "::1"}, orders(`"address":"::1","existing":"auto","mechanism":"tcp"`)},
 		{"localhost", []string{"orders", "--address=localhost"}, orders(tcp)},
@@ -97,6 +100,9 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "-p", "9000:8080:http"},
 		{"orders", "-p", "9000:http/SCTP"},
 		{"orders", "-p", ":"},
+		{"orders", "-p", "5353/TCP:dns/UDP"},
+		{"orders", "-p", "5353:dns/UDP", "--http-header", "auto"},
+		{"orders", "-p", "5353:dns/UDP", "--mechanism", "http"},
 		{"orders", "-p", "9000", "-p", "9001"},
 		{"orders", "--address", "laptop.example"},
 		{"orders", "-w", "a", "-d", "b"},
@@ -154,7 +160,7 @@ func TestInterceptSaysWhatIsNotAvailable(t *testing.T) {
 		{"--preview-url"}, {"--preview-url=true"}, {"-u"}, {"--ingress-host", "x"}, {"--ingress-port=80"}, {"--ingress-tls"}, {"--ingress-l5", "x"},
 		{"--mount"}, {"--mount=true"}, {"--mount=/tmp/x"},
 		{"--to-pod", "8080/UDP"}, {"--docker-mount", "/x"}, {"--replace"},
-		{"--http-meta", "a=b"}, {"--metadata", "a=b"}, {"--local-only"}, {"--node-agent=false"}, {"--port", "9000:dns/UDP"}, {"--port", "9000/udp"},
+		{"--http-meta", "a=b"}, {"--metadata", "a=b"}, {"--local-only"}, {"--node-agent=false"},
 		{"--use", "x"}, {"--docker"},
 	} {
 		w := newWorld(t)
@@ -182,6 +188,9 @@ func TestInterceptPrints(t *testing.T) {
 		"auto":             {[]string{"orders", "--port", "9000:http", "--http-header", "auto"}, nil},
 		"all requests":     {[]string{"orders", "-p", "9000", "--http-header", "all"}, nil},
 		"ports of the pod": {[]string{"orders", "--port", "9000", "--to-pod", "8081,15000"}, nil},
+		"udp": {[]string{"orders", "--port", "5353:dns/UDP"}, func(i *daemonpb.InterceptInfo) {
+			i.Protocol, i.ServicePort = "UDP", "dns/UDP"
+		}},
 		"no pods": {[]string{"orders", "-p", "9000"}, func(i *daemonpb.InterceptInfo) {
 			i.State, i.Message = "NO_PODS", "Deployment orders has no ready pod at the moment"
 		}},

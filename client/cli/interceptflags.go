@@ -43,7 +43,8 @@ const (
 func (f *interceptFlags) add(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	flags.StringArrayVarP(&f.ports, "port", "p", nil,
-		"Local port, as `LOCAL[:ID]` with the service port's name or number if there are several (default: the container's port)")
+		"Local port, as `LOCAL[:ID]` with the service port's name or number if there are several, and /UDP or /TCP after it if both have the number "+
+			"(default: the container's port)")
 	flags.StringVar(&f.address, "address", "127.0.0.1", "Local `IP` address to which the requests are sent")
 	flags.StringVarP(&f.workload, "workload", "w", "", "Workload, as `[KIND/]NAME`, if the intercept is to have another name")
 	flags.StringVarP(&f.deployment, "deployment", "d", "", "Same as --workload, also as `[KIND/]NAME`")
@@ -166,15 +167,19 @@ func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet)
 		return usagef("--port %s: not of the form LOCAL[:ID]", given)
 	}
 	for _, part := range []*string{&local, &id} {
-		port, protocol, ok := strings.Cut(*part, "/")
+		port, word, ok := strings.Cut(*part, "/")
+		protocol := strings.ToUpper(word)
 		switch {
-		case !ok || strings.EqualFold(protocol, "tcp"):
-			*part = port
-		case strings.EqualFold(protocol, "udp"):
-			return unavailable("--port "+given+": UDP is", "only TCP ports can be intercepted")
-		default:
-			return usagef("--port %s: unknown protocol %q — use TCP", given, protocol)
+		case ok && protocol != "TCP" && protocol != "UDP":
+			return usagef("--port %s: unknown protocol %q — use TCP or UDP", given, word)
+		case protocol == "UDP" && f.wiretap:
+			return usagef("--port %s: a wiretap copies TCP connections, or HTTP requests — use intercept for a UDP port", given)
+		case ok && r.Protocol != "" && r.Protocol != protocol:
+			return usagef("--port %s: it is TCP or UDP on both sides — leave one out", given)
+		case ok:
+			r.Protocol = protocol
 		}
+		*part = port
 	}
 	if local != "" {
 		port, err := strconv.ParseUint(local, 10, 16)
@@ -196,7 +201,10 @@ func (f *interceptFlags) setPort(r *daemonpb.InterceptRequest, _ *pflag.FlagSet)
 // cutContainerPort cuts CONTAINER off CONTAINER[:ID].
 func (f *interceptFlags) cutContainerPort(given, rest string) (id string, err error) {
 	container, id, _ := strings.Cut(rest, ":")
-	container, _, _ = strings.Cut(container, "/")
+	container, protocol, ok := strings.Cut(container, "/")
+	if ok && id == "" {
+		id = "/" + protocol // of the service port, then
+	}
 	port, err := strconv.ParseUint(container, 10, 16)
 	if err != nil || port == 0 {
 		return "", usagef("--port %s: with --docker-run it is LOCAL:CONTAINER[:ID], where CONTAINER is the port that the container listens on", given)

@@ -70,10 +70,21 @@ func (f *interceptFlags) setRules(r *daemonpb.InterceptRequest, flags *pflag.Fla
 	if r.Mechanism == mechanismTCP {
 		return nil
 	}
+	if r.Protocol == "UDP" {
+		return usagef("--port %s: datagrams of UDP are taken all or none, there being no HTTP requests in them to be told apart — leave out %s",
+			f.ports[0], strings.Join(append(used, mechanismFlag(f.mechanism)...), ", "))
+	}
 	if err := f.setPath(r, flags); err != nil {
 		return err
 	}
 	return f.setHeaders(r)
+}
+
+func mechanismFlag(given string) []string {
+	if given == "" {
+		return nil
+	}
+	return []string{"--mechanism " + given}
 }
 
 func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {

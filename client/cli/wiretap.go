@@ -64,6 +64,7 @@ with intercept, and so does the command's environment. leave ends a wiretap.`,
 // describeCopies gives the flags of an intercept the words of a wiretap.
 func describeCopies(flags *pflag.FlagSet) {
 	for name, usage := range map[string]string{
+		"port":      "Local port, as `LOCAL[:ID]` with the service port's name or number if there are several (default: the container's port)",
 		"address":   "Local `IP` address to which the copies are sent",
 		"workload":  "Workload, as `[KIND/]NAME`, if the wiretap is to have another name",
 		"mechanism": "`MECHANISM`: tcp copies what clients send on all connections, http the requests that match (default tcp, or http with --http flags)",

@@ -147,8 +147,13 @@ func Active(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 	if port == "" {
 		port = "http"
 	}
+	protocol := i.Spec.Protocol
+	if protocol == v1alpha1.ProtocolTCP {
+		protocol = ""
+	}
 	return &v1alpha1.InterceptStatus{
-		State: v1alpha1.StateActive, Service: i.Spec.Workload.Name, Port: port, ServicePort: 80, Coverage: "1/1",
+		Protocol: protocol,
+		State:    v1alpha1.StateActive, Service: i.Spec.Workload.Name, Port: port, ServicePort: 80, Coverage: "1/1",
 		Pods: []v1alpha1.PodStatus{{Name: i.Spec.Workload.Name + "-0", Node: "node1", Port: 8080, Steering: true}},
 	}
 }
@@ -402,7 +407,7 @@ func (m *Manager) Parked(hash string) int {
 	return alive
 }
 
-// Open opens a tunnel to the laptop that holds an intercept, as a node agent does.
+// Open opens a tunnel to the laptop that holds an intercept, as a node agent does. One of a UDP port begins with a datagram, "hello".
 func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn, *tunnelpb.Opened, error) {
 	hash := i.Spec.Client.KeyHash
 	m.mu.Lock()
@@ -421,9 +426,15 @@ func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (
 			conn, err := tunnel.Open(p.stream, &tunnelpb.Open{
 				InterceptUid: string(i.UID), InterceptNamespace: i.Namespace, InterceptName: i.Name,
 				RemoteAddr: "10.0.0.1:1234", LocalAddr: "10.0.0.2:8080", Pod: "orders-0", Probe: probe,
+				Datagrams: i.Status.Protocol == v1alpha1.ProtocolUDP && !probe,
 			}, tunnel.OnClose(sync.OnceFunc(func() { close(p.done) })))
 			if err != nil {
 				return nil, nil, err
+			}
+			if i.Status.Protocol == v1alpha1.ProtocolUDP && !probe {
+				if _, err := tunnel.WriteDatagram(conn, []byte("hello"), nil); err != nil {
+					return nil, nil, err
+				}
 			}
 			opened, err := conn.Opened(ctx)
 			return conn, opened, err

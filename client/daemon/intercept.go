@@ -53,7 +53,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	defer release()
 	return makeWith(ctx, current, ask, req.GetEnvironment(), progress, func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
 		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
-		if silent(info.GetDestination()) {
+		if silent(info.GetDestination(), info.GetProtocol()) {
 			until := "the pods answer"
 			if info.GetWiretap() {
 				until = "copies are dropped"

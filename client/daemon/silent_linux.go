@@ -10,35 +10,40 @@ import (
 
 // silent says whether nothing listens on a local address. It is a hint, and it does not connect: the process may be one that serves a
 // single connection.
-func silent(addr string) bool {
+func silent(addr, protocol string) bool {
+	kind := unix.SOCK_STREAM
+	if protocol == "UDP" {
+		kind = unix.SOCK_DGRAM
+	}
 	a, err := netip.ParseAddrPort(addr)
-	if err != nil || !free(a) {
+	if err != nil || bind(a, kind) != nil {
 		return false
 	}
 	if a.Addr().String() == intercept.DefaultAddress {
-		err := bind(netip.AddrPortFrom(netip.IPv6Loopback(), a.Port()))
+		err := bind(netip.AddrPortFrom(netip.IPv6Loopback(), a.Port()), kind)
 		return err != unix.EADDRINUSE
 	}
 	return true
 }
 
-func free(a netip.AddrPort) bool { return bind(a) == nil }
-
-// bind tries whether an address can be bound. A socket with SO_REUSEADDR that does not listen is in nobody's way.
-func bind(a netip.AddrPort) error {
+// bind tries whether an address can be bound. A socket with SO_REUSEADDR that does not listen is in nobody's way; one of UDP would be in its way who
+// sends there at this moment, and with that option would not see others that have it.
+func bind(a netip.AddrPort, kind int) error {
 	family, to := unix.AF_INET, unix.Sockaddr(nil)
 	if a.Addr().Is4() {
 		to = &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 	} else {
 		family, to = unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return err
+	if kind == unix.SOCK_STREAM {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return err
+		}
 	}
 	return unix.Bind(fd, to)
 }

@@ -3,4 +3,4 @@
 package daemon
 
 // silent cannot be told here without connecting.
-func silent(string) bool { return false }
+func silent(string, string) bool { return false }

@@ -181,6 +181,10 @@ func (p *Pool) deliver(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Co
 		_ = conn.Close()
 		return
 	}
+	if open.GetDatagrams() {
+		p.deliverDatagrams(ctx, addr, conn, log)
+		return
+	}
 	local, result, err := dial(ctx, addr)
 	if err != nil {
 		log.Debug("no local connection", "error", err)

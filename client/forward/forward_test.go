@@ -36,6 +36,7 @@ type manager struct {
 	waiting atomic.Int32
 	refuse  atomic.Bool
 	refused atomic.Int32
+	first   []byte // the first datagram of tunnels that carry such
 }
 
 func (m *manager) Accept(stream clientpb.Clients_AcceptServer) error {
@@ -57,8 +58,12 @@ func (m *manager) open(t *testing.T) (*tunnel.Conn, *tunnelpb.Opened) {
 	case <-time.After(patience):
 		require.Fail(t, "no stream is parked")
 	}
-	conn, err := tunnel.Open(stream, &tunnelpb.Open{InterceptUid: "uid"})
+	conn, err := tunnel.Open(stream, &tunnelpb.Open{InterceptUid: "uid", Datagrams: m.first != nil})
 	require.NoError(t, err)
+	if m.first != nil {
+		_, err := tunnel.WriteDatagram(conn, m.first, nil)
+		require.NoError(t, err)
+	}
 	opened, err := conn.Opened(t.Context())
 	require.NoError(t, err)
 	return conn, opened

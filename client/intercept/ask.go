@@ -52,6 +52,7 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 			Workload:    v1alpha1.WorkloadReference{Kind: req.GetWorkloadKind(), Name: cmp.Or(req.GetWorkload(), req.GetName())},
 			Service:     req.GetService(),
 			Port:        req.GetPortIdentifier(),
+			Protocol:    v1alpha1.Protocol(req.GetProtocol()),
 			Container:   req.GetContainer(),
 			Mechanism:   v1alpha1.Mechanism(cmp.Or(req.GetMechanism(), string(v1alpha1.MechanismTCP))),
 			Plaintext:   req.GetPlaintext(),
@@ -85,6 +86,15 @@ func (a *Ask) check() error {
 	}
 	if kind := s.Workload.Kind; kind != "" && !slices.Contains(v1alpha1.WorkloadKinds, kind) {
 		return invalid("workloads of kind %s cannot be intercepted — use one of %s", kind, strings.Join(v1alpha1.WorkloadKinds, ", "))
+	}
+	if p := s.Protocol; p != "" && p != v1alpha1.ProtocolTCP && p != v1alpha1.ProtocolUDP {
+		return invalid("ports of %s cannot be intercepted — use TCP or UDP", p)
+	}
+	if s.Protocol == v1alpha1.ProtocolUDP && s.Wiretap {
+		return invalid("a wiretap copies TCP connections, or HTTP requests — use intercept for a UDP port")
+	}
+	if s.Protocol == v1alpha1.ProtocolUDP && s.Mechanism == v1alpha1.MechanismHTTP {
+		return invalid("there are no HTTP requests in datagrams that could be told apart — leave out the conditions, or /UDP")
 	}
 	if p := s.Destination.Port; p < 0 || p > 65535 {
 		return invalid("%d is not a port — use 1 to 65535", p)
@@ -156,7 +166,8 @@ func (a *Ask) object() *v1alpha1.Intercept {
 	return &v1alpha1.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: a.Namespace, Name: objectName(a.Spec.Name, a.Spec.Client.Session),
-			Labels: map[string]string{SessionLabel: a.Spec.Client.Session},
+			Labels:      map[string]string{SessionLabel: a.Spec.Client.Session},
+			Annotations: map[string]string{v1alpha1.KnowsUDP: "true"},
 		},
 		Spec: *a.Spec.DeepCopy(),
 	}
@@ -176,7 +187,8 @@ func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 			"intercept %q already exists, for %s %s in namespace %s — choose another name with --workload %s, or run `sidestep leave %s` first",
 			name, h.Workload.Kind, h.Workload.Name, have.Namespace, w.Workload.Name, name)
 	}
-	if h.Wiretap != w.Wiretap || h.Mechanism != w.Mechanism || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
+	differs := h.Wiretap != w.Wiretap || h.Mechanism != w.Mechanism || w.Protocol != "" && w.Protocol != protocolOf(have)
+	if differs || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q already exists and takes %s — run `sidestep leave %s` first, or choose another name with --workload %s", name, what(have), name, w.Workload.Name)
 	}
@@ -189,6 +201,9 @@ func what(i *v1alpha1.Intercept) string {
 		taken := *i
 		taken.Spec.Wiretap = false
 		return "copies of " + what(&taken)
+	}
+	if protocolOf(i) == v1alpha1.ProtocolUDP {
+		return "all UDP datagrams"
 	}
 	if i.Spec.Mechanism == v1alpha1.MechanismTCP {
 		return "all TCP connections"

@@ -61,7 +61,7 @@ func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string), conf
 	}
 	made, err := m.wait(ctx)
 	if err == nil {
-		err = r.checkPort(a.Spec.Name, localAddr(made))
+		err = r.checkPort(a.Spec.Name, localAddr(made), protocolOf(made))
 	}
 	if err == nil {
 		err = a.checkToPod(made)
@@ -96,11 +96,11 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 			return nil, nil, err
 		}
 	}
-	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port)); err != nil {
+	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port), cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP)); err != nil {
 		return nil, nil, err
 	}
 	for _, port := range a.Spec.ToPod {
-		if by := r.deliversTo(name, join(DefaultAddress, port)); by != "" {
+		if by := r.deliversTo(name, join(DefaultAddress, port), v1alpha1.ProtocolTCP); by != "" {
 			return nil, nil, reason.New(codes.AlreadyExists, reason.LocalPortTaken, "--to-pod %d: the requests of intercept %s go to that port of this laptop — leave it out, or leave that intercept", port, by)
 		}
 	}
@@ -108,7 +108,7 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	_, watched := r.watching[a.Namespace]
 	r.reserved[name] = &reservation{
 		namespace: a.Namespace, object: objectName(name, a.Spec.Client.Session), name: name,
-		address: a.Spec.Destination.Address, port: a.Spec.Destination.Port,
+		address: a.Spec.Destination.Address, port: a.Spec.Destination.Port, protocol: cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP),
 	}
 	r.watch(a.Namespace)
 	if !watched {
@@ -123,13 +123,13 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 }
 
 // checkPort refuses a local port that another intercept delivers to.
-func (r *Registry) checkPort(name, addr string) error {
+func (r *Registry) checkPort(name, addr string, protocol v1alpha1.Protocol) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.checkPortLocked(name, addr)
+	return r.checkPortLocked(name, addr, protocol)
 }
 
-func (r *Registry) checkPortLocked(name, addr string) error {
+func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol) error {
 	if addr == "" {
 		return nil
 	}
@@ -137,26 +137,26 @@ func (r *Registry) checkPortLocked(name, addr string) error {
 		return reason.New(codes.AlreadyExists, reason.LocalPortTaken, "port %s is already used by intercept %s — choose another with --port",
 			strings.TrimPrefix(addr, DefaultAddress+":"), by)
 	}
-	if by := r.deliversTo(name, addr); by != "" {
+	if by := r.deliversTo(name, addr, protocol); by != "" {
 		return taken(by)
 	}
 	for _, e := range r.entries {
-		if e.object.Spec.Name != name && leadsToPod(e.object, addr) {
+		if e.object.Spec.Name != name && protocol == v1alpha1.ProtocolTCP && leadsToPod(e.object, addr) {
 			return taken(e.object.Spec.Name)
 		}
 	}
 	return nil
 }
 
-// deliversTo gives the intercept, other than the one of that name, whose requests go to a local address. It is called with mu held.
-func (r *Registry) deliversTo(name, addr string) string {
+// deliversTo gives the intercept, other than the one of that name, whose requests or datagrams go to a local address. It is called with mu held.
+func (r *Registry) deliversTo(name, addr string, protocol v1alpha1.Protocol) string {
 	for _, e := range r.entries {
-		if e.object.Spec.Name != name && localAddr(e.object) == addr {
+		if e.object.Spec.Name != name && localAddr(e.object) == addr && protocolOf(e.object) == protocol {
 			return e.object.Spec.Name
 		}
 	}
 	for _, s := range r.reserved {
-		if s.name != name && join(s.address, s.port) == addr {
+		if s.name != name && join(s.address, s.port) == addr && s.protocol == protocol {
 			return s.name
 		}
 	}
@@ -193,11 +193,14 @@ func (m *maker) write(ctx context.Context) error {
 func (m *maker) create(ctx context.Context) error {
 	object := m.ask.object()
 	var options []client.CreateOption
-	if object.Spec.Wiretap {
-		options = append(options, client.FieldValidation(metav1.FieldValidationStrict)) // else an older definition would make an intercept of it
+	if object.Spec.Wiretap || object.Spec.Protocol != "" {
+		// Else an older definition would make an intercept of a wiretap, or take one port for another.
+		options = append(options, client.FieldValidation(metav1.FieldValidationStrict))
 	}
 	err := unlessOverlap(func() error { return m.api.Create(ctx, object, options...) })
 	switch {
+	case len(options) > 0 && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.protocol"):
+		return tooOld()
 	case err == nil:
 		m.object = object
 		m.registry.wrote(object.DeepCopy())
@@ -280,6 +283,9 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 			return nil, reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted while it was being made", m.ask.Spec.Name)
 		}
 		done, line, err := verdict(object, m.object.Generation)
+		if done && err == nil && m.ask.Spec.Protocol == v1alpha1.ProtocolUDP && object.Status.Protocol != v1alpha1.ProtocolUDP {
+			err = tooOld()
+		}
 		if done {
 			return object, err
 		}
@@ -409,6 +415,13 @@ func (m *maker) explain(err error) error {
 	default:
 		return m.cluster.Explain(err)
 	}
+}
+
+// tooOld is said of a cluster that knows nothing of UDP.
+func tooOld() error {
+	return reason.New(codes.FailedPrecondition, reason.NotSteering,
+		"the traffic manager is older than this program and tells no UDP ports from those of TCP — whoever runs the cluster has to upgrade it (`sidestep helm upgrade`), "+
+			"or leave out /TCP and /UDP")
 }
 
 func notInstalled() error {

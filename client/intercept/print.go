@@ -34,6 +34,12 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 	if severalPorts {
 		info.ServicePort = cmp.Or(i.Status.Port, i.Spec.Port)
 	}
+	if protocolOf(i) == v1alpha1.ProtocolUDP {
+		info.Protocol = string(v1alpha1.ProtocolUDP)
+		if port := cmp.Or(i.Status.Port, i.Spec.Port); port != "" {
+			info.ServicePort = port + "/" + info.Protocol
+		}
+	}
 	if i.Spec.Mechanism == v1alpha1.MechanismHTTP {
 		if rule, err := match.FromSpec(i.Spec.HTTP); err == nil {
 			info.Conditions, info.CurlHeaders = rule.Conditions(), rule.CurlHeaders()

@@ -71,6 +71,7 @@ type reservation struct {
 	namespace, object, name string
 	address                 string
 	port                    int32 // 0: the container port, not known yet
+	protocol                v1alpha1.Protocol
 }
 
 // Config of a Registry.
@@ -325,6 +326,14 @@ func (r *Registry) target(open *tunnelpb.Open) (addr string, ok bool) {
 // localAddr is where an intercept is delivered: what was asked for, else the container port.
 func localAddr(i *v1alpha1.Intercept) string {
 	return join(i.Spec.Destination.Address, localPort(i))
+}
+
+// protocolOf is that of the resolved port, else the one that was asked for.
+func protocolOf(i *v1alpha1.Intercept) v1alpha1.Protocol {
+	if i.Status.State == "" {
+		return cmp.Or(i.Spec.Protocol, v1alpha1.ProtocolTCP)
+	}
+	return cmp.Or(i.Status.Protocol, i.Spec.Protocol, v1alpha1.ProtocolTCP)
 }
 
 func localPort(i *v1alpha1.Intercept) int32 {

@@ -176,7 +176,7 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, host
 		}
 		selected = true
 		for _, port := range s.Spec.Ports {
-			if isTCP(port.Protocol) {
+			if isInterceptable(port.Protocol) {
 				return ""
 			}
 		}
@@ -189,13 +189,13 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, host
 	}
 	for _, c := range containers {
 		for _, port := range c.Ports {
-			if isTCP(port.Protocol) {
+			if isInterceptable(port.Protocol) {
 				return ""
 			}
 		}
 	}
 	if selected {
-		return "its services have no TCP port"
+		return "its services have no TCP or UDP port"
 	}
 	return "no service and no container port"
 }
@@ -208,13 +208,15 @@ func isOurs(labels map[string]string) bool {
 	return labels["app.kubernetes.io/name"] == "sidestep" && (component == "manager" || component == "nodeagent")
 }
 
-func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
+func isInterceptable(p corev1.Protocol) bool {
+	return p == "" || p == corev1.ProtocolTCP || p == corev1.ProtocolUDP
+}
 
 // SeveralPorts says whether a service has more than one port that can be intercepted, so that it matters which one is.
 func SeveralPorts(s *corev1.Service) bool {
 	n := 0
 	for _, port := range s.Spec.Ports {
-		if isTCP(port.Protocol) {
+		if isInterceptable(port.Protocol) {
 			n++
 		}
 	}

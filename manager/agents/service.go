@@ -106,7 +106,7 @@ func (s *Service) Attach(stream attachStream) error {
 		return errClosing
 	}
 	log := s.cfg.Log.With("node", node)
-	share := s.cfg.Plan.Attach(node, plan.Birth{Boot: hello.Boot, Epoch: hello.Epoch, Wiretaps: hello.Wiretaps})
+	share := s.cfg.Plan.Attach(node, plan.Birth{Boot: hello.Boot, Epoch: hello.Epoch, Wiretaps: hello.Wiretaps, UDP: hello.Udp})
 	if share == nil {
 		log.Debug("node agent refused", "reason", errYounger, "version", hello.Version)
 		return errYounger

@@ -17,6 +17,7 @@ import (
 type Spot struct {
 	UID  types.UID
 	Port int32
+	UDP  bool
 }
 
 // Claim is what one intercept asks for.

@@ -23,6 +23,7 @@ const (
 type stand struct {
 	held          bool
 	service, port string
+	protocol      v1alpha1.Protocol
 	generation    int64     // of the spec that asked for it
 	leaving       time.Time // since when it moves; zero if it does not
 }
@@ -48,17 +49,20 @@ func (c *Controller) place(e *entry, f *findings) []plan.Placement {
 }
 
 func standing(e *entry, res *resolve.Resolution) stand {
-	return stand{held: true, service: res.Service, port: res.Port, generation: e.intercept.Generation}
+	return stand{held: true, service: res.Service, port: res.Port, protocol: res.Protocol, generation: e.intercept.Generation}
 }
 
 // left is what the intercept holds, if its spec asks for something else now.
 func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
 	s := e.stand
-	if !s.held || s.generation == e.intercept.Generation || f.invalid == nil && f.resolution.Service == s.service && f.resolution.Port == s.port {
+	if !s.held || s.generation == e.intercept.Generation {
+		return nil
+	}
+	if res := f.resolution; f.invalid == nil && res.Service == s.service && res.Port == s.port && res.Protocol == s.protocol {
 		return nil
 	}
 	before := *e.intercept
-	before.Spec.Service, before.Spec.Port = s.service, s.port
+	before.Spec.Service, before.Spec.Port, before.Spec.Protocol = s.service, s.port, s.protocol
 	old, err := resolve.Intercept(c.informers, &before)
 	if err != nil {
 		return nil // it is gone anyway
@@ -68,7 +72,7 @@ func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
 
 // move gives the placements of an intercept on its way.
 func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan.Placement {
-	f.stays = old.Port
+	f.stays = portOf(old)
 	if f.invalid == nil {
 		f.verdict = c.claims.Would(e.claim(f.resolution))
 	}
@@ -113,5 +117,12 @@ func (c *Controller) arrive(e *entry, f *findings, state v1alpha1.State) {
 }
 
 func compareSpots(a, b claims.Spot) int {
-	return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port))
+	return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port), cmp.Compare(boolean(a.UDP), boolean(b.UDP)))
+}
+
+func boolean(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -85,12 +86,21 @@ func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 		return nil, &resolve.Invalid{Reason: resolve.RuleInvalid, Message: e.ruleErr.Error()}
 	}
 	ic := e.intercept
+	service, port, protocol, chosen := e.chosen()
+	if chosen && ic.Spec.Protocol == "" {
+		pinned := *ic
+		pinned.Spec.Protocol = protocol
+		if res, err := resolve.Intercept(c.informers, &pinned); err == nil {
+			e.resolution, e.generation = res, ic.Generation
+			return res, nil
+		}
+	}
 	res, err := resolve.Intercept(c.informers, ic)
 	var bad *resolve.Invalid
 	if errors.As(err, &bad) && (bad.Reason == resolve.ServiceAmbiguous || bad.Reason == resolve.PortAmbiguous) {
-		if service, port, ok := e.chosen(); ok {
+		if chosen {
 			pinned := *ic
-			pinned.Spec.Service, pinned.Spec.Port = service, port
+			pinned.Spec.Service, pinned.Spec.Port, pinned.Spec.Protocol = service, port, protocol
 			if again, err := resolve.Intercept(c.informers, &pinned); err == nil {
 				res, bad = again, nil
 			}
@@ -104,33 +114,34 @@ func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 }
 
 // chosen gives the service and port that the intercept as it is now was resolved to before.
-func (e *entry) chosen() (service, port string, ok bool) {
+func (e *entry) chosen() (service, port string, protocol v1alpha1.Protocol, ok bool) {
 	st := &e.intercept.Status
 	switch {
 	case e.resolution != nil && e.generation == e.intercept.Generation:
-		return e.resolution.Service, e.resolution.Port, true
+		return e.resolution.Service, e.resolution.Port, e.resolution.Protocol, true
 	case e.resolution == nil && st.ObservedGeneration == e.intercept.Generation && meta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionResolved):
-		return st.Service, st.Port, true
+		return st.Service, st.Port, cmp.Or(st.Protocol, v1alpha1.ProtocolTCP), true
 	}
-	return "", "", false
+	return "", "", "", false
 }
 
 func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 	ic := e.intercept
 	c := claims.Claim{
-		UID: e.uid, Created: ic.CreationTimestamp.Time, Asked: res.Service + "/" + res.Port,
+		UID: e.uid, Created: ic.CreationTimestamp.Time, Asked: res.Service + "/" + res.Port + "/" + string(res.Protocol),
 		TCP: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Rule: e.rule, Wiretap: ic.Spec.Wiretap,
 		Accepted: meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted) &&
-			ic.Status.Service == res.Service && ic.Status.Port == res.Port,
+			ic.Status.Service == res.Service && ic.Status.Port == res.Port && cmp.Or(ic.Status.Protocol, v1alpha1.ProtocolTCP) == res.Protocol,
 	}
+	udp := res.Protocol == v1alpha1.ProtocolUDP
 	if res.TemplatePort != 0 {
 		for _, owner := range res.Owners {
-			c.Spots = append(c.Spots, claims.Spot{UID: owner, Port: res.TemplatePort})
+			c.Spots = append(c.Spots, claims.Spot{UID: owner, Port: res.TemplatePort, UDP: udp})
 		}
 	}
 	for _, p := range res.Pods {
 		if p.Port != 0 {
-			c.Spots = append(c.Spots, claims.Spot{UID: p.UID, Port: p.Port})
+			c.Spots = append(c.Spots, claims.Spot{UID: p.UID, Port: p.Port, UDP: udp})
 		}
 	}
 	slices.SortFunc(c.Spots, compareSpots)
@@ -155,10 +166,13 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 		if p.Port == 0 {
 			continue
 		}
-		all = append(all, plan.Placement{
-			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port), Rule: rule,
-			Probes: resolve.KubeletProbes(&p.Spec, p.Port), Wiretap: ic.Spec.Wiretap,
-		})
+		one := plan.Placement{
+			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port), UDP: res.Protocol == v1alpha1.ProtocolUDP, Rule: rule, Wiretap: ic.Spec.Wiretap,
+		}
+		if !one.UDP { // of which the kubelet has no probes
+			one.Probes = resolve.KubeletProbes(&p.Spec, p.Port)
+		}
+		all = append(all, one)
 	}
 	return all
 }

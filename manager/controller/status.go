@@ -34,6 +34,9 @@ type coverage struct {
 func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
 	ic := e.intercept
 	st := v1alpha1.InterceptStatus{ObservedGeneration: ic.Generation, Intercepting: "all TCP connections"}
+	if f.resolution != nil && f.resolution.Protocol == v1alpha1.ProtocolUDP {
+		st.Intercepting, st.Protocol = "all UDP datagrams", v1alpha1.ProtocolUDP
+	}
 	if ic.Spec.Mechanism == v1alpha1.MechanismHTTP {
 		st.Intercepting = e.rule.String()
 	}
@@ -145,7 +148,15 @@ func (c *Controller) conflict(f findings, workload string) string {
 			by += " by way of " + k
 		}
 	}
-	return fmt.Sprintf("port %s of %s is intercepted by %s", f.resolution.Port, workload, by)
+	return fmt.Sprintf("port %s of %s is intercepted by %s", portOf(f.resolution), workload, by)
+}
+
+// portOf is a port as people write it, with its protocol if that is not TCP.
+func portOf(res *resolve.Resolution) string {
+	if res.Protocol == v1alpha1.ProtocolUDP {
+		return res.Port + "/" + string(res.Protocol)
+	}
+	return res.Port
 }
 
 // conditions say the same for programs.

@@ -17,6 +17,7 @@ type Placement struct {
 	Node   string
 	Pod    *agentpb.Pod // without targets
 	Port   uint32
+	UDP    bool // the port is one of UDP; an intercept has those of one protocol
 	Probes []*agentpb.Probe
 	Rule   *agentpb.Rule
 	// Wiretap: the app keeps what the rule says, and a copy goes to the laptop.
@@ -24,7 +25,7 @@ type Placement struct {
 }
 
 func (p *Placement) same(o *Placement) bool {
-	return p.Node == o.Node && p.Port == o.Port && p.Wiretap == o.Wiretap && proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
+	return p.Node == o.Node && p.Port == o.Port && p.UDP == o.UDP && p.Wiretap == o.Wiretap && proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
 		slices.EqualFunc(p.Probes, o.Probes, func(a, b *agentpb.Probe) bool { return proto.Equal(a, b) })
 }
 

@@ -43,6 +43,8 @@ type Birth struct {
 	Epoch uint64 // nanoseconds from the boot to the agent's start
 	// Wiretaps: it knows them.
 	Wiretaps bool
+	// UDP: it can steer ports of UDP, or say why not.
+	UDP bool
 }
 
 // before says that the other agent of the same node is certainly younger.
@@ -161,6 +163,7 @@ func (s *Stream) Next() *agentpb.Assignment {
 	if n == nil || n.stream != s {
 		return a
 	}
+	var udp *agentpb.Target
 	keys := slices.SortedFunc(maps.Keys(n.rules), func(a, b ruleKey) int {
 		return cmp.Or(strings.Compare(a.pod, b.pod), cmp.Compare(a.port, b.port), strings.Compare(a.intercept, b.intercept))
 	})
@@ -168,15 +171,23 @@ func (s *Stream) Next() *agentpb.Assignment {
 	var target *agentpb.Target
 	for _, k := range keys {
 		r := n.rules[k]
-		if r.Wiretap && !s.birth.Wiretaps {
+		if r.Wiretap && !s.birth.Wiretaps || r.UDP && !s.birth.UDP {
 			continue
 		}
 		if r.since == 0 {
 			r.since = s.revision
 		}
 		if pod == nil || pod.Uid != k.pod {
-			pod, target = withoutTargets(r.Pod), nil
+			pod, target, udp = withoutTargets(r.Pod), nil, nil
 			a.Pods = append(a.Pods, pod)
+		}
+		if r.UDP {
+			if udp == nil || udp.Port != k.port {
+				udp = &agentpb.Target{Port: k.port}
+				pod.UdpTargets = append(pod.UdpTargets, udp)
+			}
+			udp.Rules = append(udp.Rules, r.Rule)
+			continue
 		}
 		if target == nil || target.Port != k.port {
 			target = &agentpb.Target{Port: k.port, KubeletProbes: r.Probes}
@@ -239,11 +250,18 @@ type Steering struct {
 	Message string
 }
 
-// tooOld is said of node agents that know no wiretaps.
-const tooOld = "the node agent is older than the traffic manager and knows no wiretaps: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
+// tooOld is said of node agents that know no wiretaps, and noUDP of those that know nothing of UDP.
+const (
+	tooOld = "the node agent is older than the traffic manager and knows no wiretaps: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
+	noUDP  = "the node agent is older than the traffic manager and cannot intercept UDP: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
+)
 
 func (s *Stream) steering(k ruleKey, r *placed) Steering {
 	st := Steering{Attached: true}
+	if r.UDP && !s.birth.UDP {
+		st.Reported, st.Failed, st.Message = true, true, noUDP
+		return st
+	}
 	if r.Wiretap && !s.birth.Wiretaps {
 		st.Reported, st.Failed, st.Message = true, true, tooOld
 		return st

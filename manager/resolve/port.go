@@ -16,6 +16,7 @@ import (
 type port struct {
 	service   string
 	display   string
+	protocol  corev1.Protocol
 	number    int32 // the service port's number
 	target    intstr.IntOrString
 	only      string // the container whose ports a name means; empty: any
@@ -27,7 +28,7 @@ type port struct {
 // in gives the container port in a pod: names are looked up in each, since pods of an old and a new template may differ.
 func (p *port) in(spec *corev1.PodSpec) int32 {
 	if p.target.Type == intstr.String {
-		return namedPort(spec, p.target.StrVal, p.only)
+		return namedPort(spec, p.protocol, p.target.StrVal, p.only)
 	}
 	return p.target.IntVal
 }
@@ -39,7 +40,7 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	}
 	var p *port
 	if svc != nil {
-		p, err = servicePort(svc, ic.Spec.Port, w)
+		p, err = servicePort(svc, ic, w)
 	} else {
 		p, err = containerPort(ic, w)
 	}
@@ -49,7 +50,7 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	if err := checkPlaintext(ic, p); err != nil {
 		return nil, err
 	}
-	p.container, err = containerFor(w, ic.Spec.Container, p.template)
+	p.container, err = containerFor(w, ic.Spec.Container, p)
 	return p, err
 }
 
@@ -127,83 +128,12 @@ func Selects(s *corev1.Service, podLabels map[string]string) bool {
 	return true
 }
 
-// candidate is a port to choose from.
-type candidate struct {
-	name   string
-	number int32
-	tcp    bool
-	index  int
-}
-
-func (c candidate) is(id string) bool { return id == c.name || id == strconv.Itoa(int(c.number)) }
-
-// display is how people write the port: its name, else its number.
-func (c candidate) display() string {
-	if c.name != "" {
-		return c.name
-	}
-	return strconv.Itoa(int(c.number))
-}
-
-func (c candidate) choice() string {
-	if c.name != "" {
-		return c.name + "/" + strconv.Itoa(int(c.number))
-	}
-	return strconv.Itoa(int(c.number))
-}
-
-func choices(of []candidate) string {
-	var all []string
-	for _, c := range of {
-		all = append(all, c.choice())
-	}
-	return strings.Join(all, ", ")
-}
-
-// choose finds the one TCP port that id names, or the only one if id is empty; where is "service orders" or "Deployment orders".
-func choose(all []candidate, id, where string) (candidate, error) {
-	var tcp, others []candidate
-	for _, c := range all {
-		if c.tcp {
-			tcp = append(tcp, c)
-		} else {
-			others = append(others, c)
-		}
-	}
-	if id == "" {
-		switch {
-		case len(tcp) == 1:
-			return tcp[0], nil
-		case len(tcp) > 1:
-			return candidate{}, invalid(PortAmbiguous, "%s has %d ports: %s; use --port LOCAL:PORT to choose one", where, len(tcp), choices(tcp))
-		case len(others) > 0:
-			return candidate{}, invalid(ProtocolNotSupported, "%s has no TCP port (it has %s), and only TCP can be intercepted", where, choices(others))
-		}
-		return candidate{}, invalid(PortNotFound, "%s has no ports", where)
-	}
-	match := func(c candidate) bool { return c.is(id) }
-	if i := slices.IndexFunc(tcp, match); i >= 0 {
-		same := slices.ContainsFunc(tcp[i+1:], func(c candidate) bool { return c.is(id) && c.number != tcp[i].number })
-		if same {
-			return candidate{}, invalid(PortAmbiguous, "several ports of %s are called %s: %s; use --port LOCAL:NUMBER to choose one", where, id, choices(tcp))
-		}
-		return tcp[i], nil
-	}
-	if slices.ContainsFunc(others, match) {
-		return candidate{}, invalid(ProtocolNotSupported, "port %s of %s is not a TCP port, and only TCP can be intercepted", id, where)
-	}
-	if len(tcp) == 0 {
-		return candidate{}, invalid(PortNotFound, "%s has no TCP port %s; it has none at all", where, id)
-	}
-	return candidate{}, invalid(PortNotFound, "%s has no port %s; it has: %s", where, id, choices(tcp))
-}
-
-func servicePort(svc *corev1.Service, id string, w *workload) (*port, error) {
+func servicePort(svc *corev1.Service, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	var all []candidate
 	for i, p := range svc.Spec.Ports {
-		all = append(all, candidate{name: p.Name, number: p.Port, tcp: isTCP(p.Protocol), index: i})
+		all = append(all, candidate{name: p.Name, number: p.Port, protocol: protocolOf(p.Protocol), index: i})
 	}
-	chosen, err := choose(all, id, "service "+svc.Name)
+	chosen, err := choose(all, ic, "service "+svc.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +141,10 @@ func servicePort(svc *corev1.Service, id string, w *workload) (*port, error) {
 	if target.Type == intstr.Int && target.IntVal == 0 || target.Type == intstr.String && target.StrVal == "" {
 		target = intstr.FromInt32(chosen.number)
 	}
-	p := &port{service: svc.Name, display: chosen.display(), number: chosen.number, target: target, tls: speaksTLS(chosen.name, svc.Spec.Ports[chosen.index].AppProtocol)}
+	p := &port{
+		service: svc.Name, display: chosen.display(), protocol: chosen.protocol, number: chosen.number, target: target,
+		tls: speaksTLS(chosen.name, svc.Spec.Ports[chosen.index].AppProtocol),
+	}
 	p.template = p.in(&w.template.Spec)
 	if p.template == 0 && !slices.ContainsFunc(w.pods, func(pod *corev1.Pod) bool { return p.in(&pod.Spec) != 0 }) {
 		return nil, invalid(PortNotFound, "port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, svc.Name, target.StrVal, w)
@@ -227,7 +160,7 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 			continue
 		}
 		for _, p := range c.Ports {
-			all = append(all, candidate{name: p.Name, number: p.ContainerPort, tcp: isTCP(p.Protocol)})
+			all = append(all, candidate{name: p.Name, number: p.ContainerPort, protocol: protocolOf(p.Protocol)})
 		}
 	}
 	where := w.String() + ", which has no service,"
@@ -237,13 +170,18 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 		if err != nil || number == 0 {
 			return nil, invalid(PortNotFound, "%s declares no container ports; use --port LOCAL:NUMBER to say which", where)
 		}
-		return &port{display: ic.Spec.Port, target: intstr.FromInt32(int32(number)), template: int32(number)}, nil
+		return &port{
+			display: ic.Spec.Port, protocol: protocolOf(corev1.Protocol(ic.Spec.Protocol)), target: intstr.FromInt32(int32(number)), template: int32(number),
+		}, nil
 	}
-	chosen, err := choose(all, ic.Spec.Port, where)
+	chosen, err := choose(all, ic, where)
 	if err != nil {
 		return nil, err
 	}
-	p := &port{display: chosen.display(), target: intstr.FromInt32(chosen.number), template: chosen.number, tls: speaksTLS(chosen.name, nil)}
+	p := &port{
+		display: chosen.display(), protocol: chosen.protocol, target: intstr.FromInt32(chosen.number), template: chosen.number,
+		tls: speaksTLS(chosen.name, nil),
+	}
 	if chosen.name != "" {
 		p.target, p.only = intstr.FromString(chosen.name), ic.Spec.Container
 	}

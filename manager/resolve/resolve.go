@@ -60,6 +60,7 @@ type Resolution struct {
 	TemplatePort int32
 	Service      string // empty: the workload has none
 	Port         string // service port by name, else by number; the container port's where there is no service
+	Protocol     v1alpha1.Protocol
 	ServicePort  int32
 	Container    string
 	Pods         []Pod
@@ -88,7 +89,7 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 		return nil, err
 	}
 	res := &Resolution{
-		Owners: w.owners, TemplatePort: p.template, Service: p.service, Port: p.display, ServicePort: p.number, Container: p.container,
+		Owners: w.owners, TemplatePort: p.template, Service: p.service, Port: p.display, Protocol: v1alpha1.Protocol(p.protocol), ServicePort: p.number, Container: p.container,
 	}
 	for _, pod := range w.pods {
 		if placed, ok := place(pod, p); ok {
@@ -108,7 +109,7 @@ func place(pod *corev1.Pod, p *port) (Pod, bool) {
 	}
 	placed := Pod{Pod: pod, Ready: ready && !terminating}
 	if placed.Port = p.in(&pod.Spec); placed.Port == 0 {
-		placed.Problem = fmt.Sprintf("the pod has no TCP container port named %s, so the service does not lead to it", p.target.String())
+		placed.Problem = fmt.Sprintf("the pod has no %s container port named %s, so the service does not lead to it", p.protocol, p.target.String())
 	}
 	return placed, true
 }

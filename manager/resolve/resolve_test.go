@@ -127,7 +127,7 @@ func orders(t corev1.PodTemplateSpec, services ...*corev1.Service) *cluster {
 }
 
 func intercept(change ...func(*v1alpha1.InterceptSpec)) *v1alpha1.Intercept {
-	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "orders-x"}}
+	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "orders-x", Annotations: map[string]string{v1alpha1.KnowsUDP: "true"}}}
 	ic.Spec.Name = "orders"
 	ic.Spec.Workload = v1alpha1.WorkloadReference{Kind: "Deployment", Name: "orders"}
 	for _, f := range change {
@@ -152,6 +152,21 @@ func withWorkload(kind, name string) func(*v1alpha1.InterceptSpec) {
 	return func(s *v1alpha1.InterceptSpec) { s.Workload = v1alpha1.WorkloadReference{Kind: kind, Name: name} }
 }
 
+func withProtocol(p v1alpha1.Protocol) func(*v1alpha1.InterceptSpec) {
+	return func(s *v1alpha1.InterceptSpec) { s.Protocol = p }
+}
+
+func withHTTP(s *v1alpha1.InterceptSpec) { s.Mechanism = v1alpha1.MechanismHTTP }
+
+func sctp(p corev1.ServicePort) corev1.ServicePort {
+	p.Protocol = corev1.ProtocolSCTP
+	return p
+}
+
+func udpContainer(name string, number int32) corev1.ContainerPort {
+	return corev1.ContainerPort{Name: name, ContainerPort: number, Protocol: corev1.ProtocolUDP}
+}
+
 var (
 	num  = intstr.FromInt32
 	str  = intstr.FromString
@@ -163,6 +178,7 @@ var (
 func TestPortIsFound(t *testing.T) {
 	headless := service("orders", http)
 	headless.Spec.ClusterIP = corev1.ClusterIPNone
+	dns := service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353)))
 
 	type want struct {
 		service   string
@@ -187,7 +203,16 @@ func TestPortIsFound(t *testing.T) {
 		{"one of several services is asked for", template(app), []*corev1.Service{service("canary", http), service("orders", grpc)}, ask(withService("orders")), want{"orders", "grpc", 9090, 9000, "app"}},
 		{"services that lead nowhere do not count", template(app), []*corev1.Service{external("bank"), manual("made"), service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
 		{"a UDP port beside the TCP port does not make it ambiguous", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, nil, want{"orders", "http", 80, 8080, "app"}},
-		{"one number for TCP and UDP means TCP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353)))}, ask(withPort("53")), want{"orders", "dns-tcp", 53, 5353, "app"}},
+		{"one number for TCP and UDP is the one of TCP if that is asked for", template(app), []*corev1.Service{dns}, ask(withPort("53"), withProtocol("TCP")), want{"orders", "dns-tcp", 53, 5353, "app"}},
+		{"one number for TCP and UDP is the one of UDP if that is asked for", template(app), []*corev1.Service{dns}, ask(withPort("53"), withProtocol("UDP")), want{"orders", "dns/UDP", 53, 53, "app"}},
+		{"one number for TCP and UDP is the one of TCP for HTTP requests", template(app), []*corev1.Service{dns}, ask(withPort("53"), withHTTP), want{"orders", "dns-tcp", 53, 5353, "app"}},
+		{"a UDP port is found by its name", template(app), []*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))}, ask(withPort("dns")), want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"a UDP port is found by its number", template(app), []*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))}, ask(withPort("53")), want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"the only UDP port is taken if one is asked for", template(app), []*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))}, ask(withProtocol("UDP")), want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"the only port is taken, though it is of UDP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(5300))))}, nil, want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"a UDP port's target is looked for among those of UDP", template(container("app", named("dns", 7000), udpContainer("dns", 7001))), []*corev1.Service{service("orders", udp(port("dns", 53, str("dns"))))}, nil, want{"orders", "dns/UDP", 53, 7001, "app"}},
+		{"without a service a UDP container port is found", template(container("app", named("web", 80), udpContainer("dns", 53))), nil, ask(withPort("dns")), want{"", "dns/UDP", 0, 53, "app"}},
+		{"without a service and declared ports a number is one of UDP if that is asked for", template(container("app")), nil, ask(withPort("6379"), withProtocol("UDP")), want{"", "6379/UDP", 0, 6379, "app"}},
 		{"the container that declares the port is meant", template(container("mesh"), app), []*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
 		{"the first container is meant when none declares the port", template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)}, nil, want{"orders", "grpc", 9090, 9000, "one"}},
 		{"the container that is asked for is meant", template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)}, ask(withContainer("two")), want{"orders", "grpc", 9090, 9000, "two"}},
@@ -199,6 +224,9 @@ func TestPortIsFound(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			res, err := resolve.Intercept(orders(c.template, c.services...), intercept(c.ask...))
 			require.NoError(t, err)
+			if res.Protocol != v1alpha1.ProtocolTCP {
+				res.Port += "/" + string(res.Protocol)
+			}
 			assert.Equal(t, c.want, want{res.Service, res.Port, res.ServicePort, res.TemplatePort, res.Container})
 			require.Len(t, res.Pods, 1)
 			assert.Equal(t, c.want.target, res.Pods[0].Port)
@@ -240,10 +268,22 @@ func TestWhatCannotBeResolvedIsExplained(t *testing.T) {
 			"service orders has 3 ports: http/80, grpc/9090, 81; use --port LOCAL:PORT to choose one"},
 		{"a port that is not there", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("web")), resolve.PortNotFound,
 			"service orders has no port web; it has: http/80, grpc/9090"},
-		{"a UDP port", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns")), resolve.ProtocolNotSupported,
-			"port dns of service orders is not a TCP port, and only TCP can be intercepted"},
-		{"only UDP ports", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))))}, nil, resolve.ProtocolNotSupported,
-			"service orders has no TCP port (it has dns/53), and only TCP can be intercepted"},
+		{"a UDP port, for HTTP requests", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns"), withHTTP), resolve.ProtocolNotSupported,
+			"port dns of service orders is not a TCP port, and only TCP carries HTTP requests that can be told apart: use --mechanism tcp to take everything of a UDP port"},
+		{"only UDP ports, for HTTP requests", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))))}, ask(withHTTP), resolve.ProtocolNotSupported,
+			"service orders has no TCP port (it has dns/53/UDP), and only TCP carries HTTP requests that can be told apart: use --mechanism tcp to take everything of a UDP port"},
+		{"a UDP port, for a wiretap", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns"), func(s *v1alpha1.InterceptSpec) { s.Wiretap = true }), resolve.ProtocolNotSupported,
+			"port dns of service orders is not a TCP port, and a wiretap copies nothing else"},
+		{"a UDP port, asked for as one of TCP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns"), withProtocol("TCP")), resolve.ProtocolNotSupported,
+			"port dns of service orders is not a TCP port"},
+		{"a TCP port, asked for as one of UDP", template(app), []*corev1.Service{service("orders", http)}, ask(withPort("http"), withProtocol("UDP")), resolve.ProtocolNotSupported,
+			"port http of service orders is not a UDP port"},
+		{"a port of another protocol", template(app), []*corev1.Service{service("orders", sctp(port("signal", 2905, num(2905))))}, nil, resolve.ProtocolNotSupported,
+			"service orders has no TCP or UDP port (it has signal/2905/SCTP), and only TCP and UDP can be intercepted"},
+		{"one number for TCP and UDP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353)))}, ask(withPort("53")), resolve.PortAmbiguous,
+			"port 53 of service orders is there for TCP and for UDP: dns/53/UDP, dns-tcp/53; use --port LOCAL:53/TCP or --port LOCAL:53/UDP to choose one"},
+		{"several UDP ports", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), udp(port("", 54, num(53))))}, nil, resolve.PortAmbiguous,
+			"service orders has 2 ports: dns/53/UDP, 54/UDP; use --port LOCAL:PORT to choose one"},
 		{"a target port that no pod has", template(app), []*corev1.Service{service("orders", port("http", 80, str("www")))}, nil, resolve.PortNotFound,
 			`port http of service orders leads to a container port named "www", which the pods of Deployment orders do not have`},
 		{"a container that is not there", template(app, container("two")), []*corev1.Service{service("orders", http)}, ask(withContainer("three")), resolve.ContainerNotFound,
@@ -317,6 +357,19 @@ func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 			assert.Equal(t, tc.pods, podNames(res))
 		})
 	}
+}
+
+func TestHolderThatKnowsNothingOfUDPGetsNone(t *testing.T) {
+	ic := intercept()
+	ic.Annotations = nil
+	both := orders(template(app), service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353))))
+	ic.Spec.Port = "53"
+	res, err := resolve.Intercept(both, ic)
+	require.NoError(t, err)
+	assert.Equal(t, "dns-tcp", res.Port, "as it always was")
+	ic.Spec.Port = "dns"
+	_, err = resolve.Intercept(both, ic)
+	assert.EqualError(t, err, "port dns of service orders is not a TCP port, and the program that asks is older than the traffic manager and knows nothing else")
 }
 
 func podNames(res *resolve.Resolution) []string {

@@ -120,13 +120,11 @@ func containersOf(spec *corev1.PodSpec) []*corev1.Container {
 	return all
 }
 
-func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
-
-// namedPort gives the number of the pod's TCP container port of that name, or 0. It may be limited to one container.
-func namedPort(spec *corev1.PodSpec, name, container string) int32 {
+// namedPort gives the number of the pod's container port of that protocol and name, or 0. It may be limited to one container.
+func namedPort(spec *corev1.PodSpec, protocol corev1.Protocol, name, container string) int32 {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
-			if p.Name == name && isTCP(p.Protocol) && (container == "" || container == c.Name) {
+			if p.Name == name && protocolOf(p.Protocol) == protocol && (container == "" || container == c.Name) {
 				return p.ContainerPort
 			}
 		}
@@ -134,11 +132,11 @@ func namedPort(spec *corev1.PodSpec, name, container string) int32 {
 	return 0
 }
 
-// declarer names the container that declares the TCP port, or is empty.
-func declarer(spec *corev1.PodSpec, port int32) string {
+// declarer names the container that declares the port, or is empty.
+func declarer(spec *corev1.PodSpec, protocol corev1.Protocol, port int32) string {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
-			if p.ContainerPort == port && isTCP(p.Protocol) {
+			if p.ContainerPort == port && protocolOf(p.Protocol) == protocol {
 				return c.Name
 			}
 		}
@@ -147,7 +145,7 @@ func declarer(spec *corev1.PodSpec, port int32) string {
 }
 
 // containerFor is the container that is meant: the one asked for, else the one that declares the port, else the first.
-func containerFor(w *workload, asked string, port int32) (string, error) {
+func containerFor(w *workload, asked string, port *port) (string, error) {
 	spec := &w.template.Spec
 	if asked != "" {
 		var names []string
@@ -159,7 +157,7 @@ func containerFor(w *workload, asked string, port int32) (string, error) {
 		}
 		return "", invalid(ContainerNotFound, "%s has no container %q; it has: %s", w, asked, strings.Join(names, ", "))
 	}
-	if name := declarer(spec, port); name != "" {
+	if name := declarer(spec, port.protocol, port.template); name != "" {
 		return name, nil
 	}
 	if len(spec.Containers) > 0 {

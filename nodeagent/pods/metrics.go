@@ -17,6 +17,8 @@ var (
 		"Connections on which the app saw the pod's own address although it is told its clients'.", []string{"pod"}, nil)
 	lookupsDesc = prometheus.NewDesc("sidestep_nodeagent_lookups_total",
 		"What the kernel did with new connections to steered ports; all but steered ones went to the app.", []string{"pod", "outcome"}, nil)
+	datagramsDesc = prometheus.NewDesc("sidestep_nodeagent_udp_lookups_total",
+		"What the kernel did with datagrams to steered UDP ports; all but steered ones went to the app.", []string{"pod", "outcome"}, nil)
 )
 
 var outcomes = map[bpf.Outcome]string{
@@ -24,11 +26,17 @@ var outcomes = map[bpf.Outcome]string{
 	bpf.TimeWait: "time_wait",
 }
 
+var datagramOutcomes = map[bpf.Outcome]string{
+	bpf.DatagramSteered: "steered", bpf.DatagramAgentSilent: "agent_silent", bpf.DatagramNoListener: "no_listener",
+	bpf.DatagramNotAssigned: "not_assigned",
+}
+
 // Describe and Collect make a Set a prometheus.Collector.
 func (s *Set) Describe(descs chan<- *prometheus.Desc) {
 	descs <- podsDesc
 	descs <- claimsDesc
 	descs <- lookupsDesc
+	descs <- datagramsDesc
 	descs <- clientsDesc
 	descs <- unshownDesc
 	for _, d := range trafficDescs {
@@ -49,12 +57,17 @@ func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 		for _, r := range reports {
 			claims[r.GetSteering()]++
 		}
-		counts := p.lookups()
+		counts, datagrams := p.lookups()
 		if len(reports) > 0 {
 			pods[counts != nil]++
 		}
 		for outcome, n := range counts {
 			metrics <- prometheus.MustNewConstMetric(lookupsDesc, prometheus.CounterValue, float64(n), p.name, outcomes[outcome])
+		}
+		for outcome, word := range datagramOutcomes {
+			if datagrams != nil {
+				metrics <- prometheus.MustNewConstMetric(datagramsDesc, prometheus.CounterValue, float64(datagrams[outcome]), p.name, word)
+			}
 		}
 		p.collectTraffic(metrics)
 		if shown, failed, open := p.clients(); open {
@@ -82,15 +95,19 @@ func (p *pod) clients() (shown, failed float64, open bool) {
 	return shown, float64(p.site.clientele.failures.Load()), true
 }
 
-func (p *pod) lookups() map[bpf.Outcome]uint64 {
+// lookups counts what the kernel did with connections, and with datagrams if any were to be steered.
+func (p *pod) lookups() (connections, datagrams map[bpf.Outcome]uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.site == nil {
-		return nil
+		return nil, nil
 	}
-	counts, err := p.site.program.Outcomes()
+	connections, err := p.site.program.Outcomes()
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	return counts
+	if p.site.relay() != nil {
+		datagrams, _ = p.site.program.DatagramOutcomes()
+	}
+	return connections, datagrams
 }

@@ -121,7 +121,7 @@ func (p *pod) olderProblem(port uint16, r *agentpb.Rule) string {
 func olderRules(t *agentpb.Target, rejected map[claim]string) []takeover.Rule {
 	var rules []takeover.Rule
 	for _, r := range t.GetRules() {
-		_, bad := rejected[claim{uint16(t.GetPort()), r.GetInterceptUid()}]
+		_, bad := rejected[claim{port: uint16(t.GetPort()), intercept: r.GetInterceptUid()}]
 		if bad || !r.GetConnected() || r.GetExisting() == takeover.None {
 			continue
 		}

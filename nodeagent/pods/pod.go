@@ -147,7 +147,7 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 		p.log.Info("pod is gone from the node")
 		p.abandon()
 	}
-	if want == nil || len(want.GetTargets()) == 0 {
+	if len(want.GetTargets()) == 0 && len(want.GetUdpTargets()) == 0 {
 		return p.letGo(want == nil)
 	}
 	if isClosed(p.set.Superseded()) {

@@ -22,7 +22,35 @@ const (
 // claim is an intercept's hold on a port; without intercept it is the datapath of the port.
 type claim struct {
 	port      uint16
+	udp       bool
 	intercept string
+}
+
+// spot is one steered port as it is wanted.
+type spot struct {
+	*agentpb.Target
+	udp bool
+}
+
+func (s spot) port() uint16 { return uint16(s.GetPort()) }
+
+// datapath is the claim without intercept.
+func (s spot) datapath() claim { return claim{port: s.port(), udp: s.udp} }
+
+func (s spot) claim(r *agentpb.Rule) claim {
+	return claim{port: s.port(), udp: s.udp, intercept: r.GetInterceptUid()}
+}
+
+// spots are all ports of a pod that are to be steered.
+func spots(want *agentpb.Pod) []spot {
+	var all []spot
+	for _, t := range want.GetTargets() {
+		all = append(all, spot{t, false})
+	}
+	for _, t := range want.GetUdpTargets() {
+		all = append(all, spot{t, true})
+	}
+	return all
 }
 
 // status is what is known about the ports and claims of a pod.
@@ -36,15 +64,14 @@ type status struct {
 // keep forgets what is no longer wanted, and what was proved about laptops that have been away since.
 func (s *status) keep(want *agentpb.Pod, rejected map[claim]string) {
 	results := map[claim]string{}
-	for _, t := range want.GetTargets() {
-		port := uint16(t.GetPort())
-		for c := range claims(t) {
+	for _, t := range spots(want) {
+		for c := range t.claims() {
 			if result, ok := s.results[c]; ok {
 				results[c] = result
 			}
 		}
-		if result, ok := s.results[claim{port: port}]; ok {
-			results[claim{port: port}] = result
+		if result, ok := s.results[t.datapath()]; ok {
+			results[t.datapath()] = result
 		}
 	}
 	s.results, s.rejected, s.failures = results, rejected, 0
@@ -54,23 +81,23 @@ func (s *status) keep(want *agentpb.Pod, rejected map[claim]string) {
 }
 
 // claims is what has to be proved through tunnels.
-func claims(t *agentpb.Target) map[claim]*agentpb.Rule {
+func (s spot) claims() map[claim]*agentpb.Rule {
 	cs := map[claim]*agentpb.Rule{}
-	for _, r := range allRules(t) {
+	for _, r := range allRules(s.Target) {
 		if r.GetConnected() {
-			cs[claim{uint16(t.GetPort()), r.GetInterceptUid()}] = r
+			cs[s.claim(r)] = r
 		}
 	}
 	return cs
 }
 
 // verdict says whether a rule works, or why not and whether that is likely to stay.
-func (s *status) verdict(port uint16, r *agentpb.Rule) (steering, failed bool, message string) {
-	c := claim{port, r.GetInterceptUid()}
+func (s *status) verdict(at spot, r *agentpb.Rule) (steering, failed bool, message string) {
+	c := at.claim(r)
 	if why, ok := s.rejected[c]; ok {
 		return false, true, why
 	}
-	needs := []claim{{port: port}}
+	needs := []claim{at.datapath()}
 	if r.GetConnected() {
 		needs = append(needs, c)
 	}
@@ -89,12 +116,17 @@ func (p *pod) report() []*agentpb.TargetReport {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var reports []*agentpb.TargetReport
-	for _, t := range p.desired.GetTargets() {
-		port := uint16(t.GetPort())
-		for i, r := range allRules(t) {
+	for _, t := range spots(p.desired) {
+		port := t.port()
+		for i, r := range allRules(t.Target) {
 			wiretap := i >= len(t.GetRules())
 			var idle string
 			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem, Failed: p.lasting}
+			if t.udp {
+				p.reportDatagrams(tr, t, r)
+				reports = append(reports, tr)
+				continue
+			}
 			if p.site != nil {
 				stats := p.site.stats(port)
 				counted := stats.Intercepts[r.GetInterceptUid()]
@@ -106,7 +138,7 @@ func (p *pod) report() []*agentpb.TargetReport {
 				}
 			}
 			if p.problem == "" {
-				tr.Steering, tr.Failed, tr.Message = p.status.verdict(port, r)
+				tr.Steering, tr.Failed, tr.Message = p.status.verdict(t, r)
 				if tr.Steering && p.site != nil {
 					tr.Message = idle
 					if why := p.olderProblem(port, r); why != "" && !wiretap {
@@ -144,11 +176,14 @@ func (p *pod) probe(want *agentpb.Pod) {
 	s := p.site
 	s.lookForMesh()
 	var proofs []proof
-	for _, t := range want.GetTargets() {
-		port := uint16(t.GetPort())
-		proofs = append(proofs, proof{claim{port: port}, func() error { return s.proveDatapath(port) }})
-		for c, r := range claims(t) {
-			proofs = append(proofs, proof{c, func() error { return s.proveTunnel(port, r) }})
+	for _, t := range spots(want) {
+		datapath := s.proveDatapath
+		if t.udp {
+			datapath = s.proveDatagrams
+		}
+		proofs = append(proofs, proof{t.datapath(), func() error { return datapath(t.port()) }})
+		for c, r := range t.claims() {
+			proofs = append(proofs, proof{c, func() error { return s.proveTunnel(t.port(), r) }})
 		}
 	}
 	if due {
@@ -232,15 +267,15 @@ func (p *pod) learn(s *site, c claim, why string) {
 	if !known || before != why || p.status.failures == lastingFailures {
 		p.set.notify()
 		if why != "" {
-			p.log.Warn("probe", "port", c.port, "intercept", c.intercept, "error", why)
+			p.log.Warn("probe", "port", c.port, "udp", c.udp, "intercept", c.intercept, "error", why)
 		}
 	}
 }
 
 // claimed says whether there is still something to prove. p.mu must be held.
 func (p *pod) claimed(c claim) bool {
-	for _, t := range p.desired.GetTargets() {
-		if uint16(t.GetPort()) == c.port && (c.intercept == "" || claims(t)[c] != nil) {
+	for _, t := range spots(p.desired) {
+		if t.port() == c.port && t.udp == c.udp && (c.intercept == "" || t.claims()[c] != nil) {
 			return true
 		}
 	}

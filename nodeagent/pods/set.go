@@ -22,6 +22,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/nodeagent/datagrams"
 	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
@@ -60,6 +61,10 @@ type Program interface {
 	Attach(steer.Namespace) error
 	Detach() error
 	Outcomes() (map[bpf.Outcome]uint64, error)
+	// Datagrams says why datagrams cannot be steered, if that is so.
+	Datagrams() error
+	DatagramOutcomes() (map[bpf.Outcome]uint64, error)
+	datagrams.Steering
 	Close() error
 }
 
@@ -90,13 +95,14 @@ type Mesh interface {
 
 // Config is what a Set works with.
 type Config struct {
-	Finder   Finder
-	Steering Steering
-	Clients  Clients
-	Meshes   Meshes   // nil: there are none
-	Counting Counting // nil: connections are not counted
-	Tunnels  proxy.Tunnels
-	Takeover Takeover // nil: connections that are open already are left alone
+	Finder    Finder
+	Steering  Steering
+	Clients   Clients
+	Meshes    Meshes   // nil: there are none
+	Counting  Counting // nil: connections are not counted
+	Tunnels   proxy.Tunnels
+	Datagrams *datagrams.Metrics // nil: datagrams are not counted
+	Takeover  Takeover           // nil: connections that are open already are left alone
 	// Serve serves one steered connection and closes it.
 	Serve func(ctx context.Context, c *net.TCPConn, t *proxy.Target)
 	Log   *slog.Logger

@@ -170,7 +170,16 @@ func (p *program) Detach() error {
 }
 
 func (p *program) Outcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
-func (p *program) Close() error                              { return nil }
+
+// Datagrams says that this kernel steers none.
+func (p *program) Datagrams() error                                  { return errors.New("there is no UDP here") }
+func (p *program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
+func (p *program) DatagramsProbed() (uint64, error)                  { return 0, nil }
+func (p *program) SetDatagrams(*net.UDPConn) error                   { return nil }
+func (p *program) AddDatagrams(netip.AddrPort) error                 { return nil }
+func (p *program) RemoveDatagrams(netip.AddrPort) error              { return nil }
+
+func (p *program) Close() error { return nil }
 
 func newSet(t *testing.T) (*kernel, *pods.Set) { return newSetProbing(t, 50*time.Millisecond) }
 

@@ -13,6 +13,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/datagrams"
 	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
@@ -30,6 +31,8 @@ type site struct {
 	cancel   context.CancelFunc
 	serving  sync.WaitGroup // accept loops and connections
 	expected expectations
+
+	datagrams *datagrams.Pod // nil until a UDP port is to be steered; guarded by mu
 
 	clientele   clientele
 	mesh        meshProxy
@@ -128,6 +131,7 @@ func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
 			errs = append(errs, s.unsteer(port))
 		}
 	}
+	errs = append(errs, s.applyDatagrams(want, rejected))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -215,7 +219,7 @@ func (s *site) release(linger time.Duration) (left time.Duration, err error) {
 		for port := range s.steered {
 			errs = append(errs, s.unsteer(port))
 		}
-		errs = append(errs, s.program.Detach(), s.leaveMesh())
+		errs = append(errs, s.releaseDatagrams(), s.program.Detach(), s.leaveMesh())
 		if err := errors.Join(errs...); err != nil {
 			return 0, err
 		}
@@ -229,7 +233,7 @@ func (s *site) lingering() bool { return !s.released.IsZero() }
 
 // retire closes the listeners; what is open is served until it ends, or until the pod is gone.
 func (s *site) retire() {
-	if err := s.closeDoors(); err != nil {
+	if err := errors.Join(s.closeDoors(), s.closeDatagrams()); err != nil {
 		s.pod.log.Warn("a listener could not be closed", "error", err)
 	}
 	s.pod.set.running.Go(func() {
@@ -259,7 +263,7 @@ func (s *site) retire() {
 
 // abort closes everything and resets what is open. An open socket would keep the pod's namespace alive.
 func (s *site) abort() error {
-	errs := []error{s.forgetAllOlder(), s.program.Detach(), s.closeDoors()}
+	errs := []error{s.forgetAllOlder(), s.program.Detach(), s.closeDoors(), s.closeDatagrams()}
 	s.cancel()
 	s.serving.Wait()
 	return errors.Join(append(errs, s.leaveMesh(), s.dismissClients(), s.stopCounting(), s.program.Close(), s.ns.Close())...)
@@ -290,7 +294,7 @@ func rulesOf(t *agentpb.Target, rejected map[claim]string) []proxy.Rule {
 		if m := r.GetHttp(); m != nil && !r.GetTcp() {
 			var err error
 			if rule.HTTP, err = match.FromProto(m); err != nil {
-				rejected[claim{uint16(t.GetPort()), r.GetInterceptUid()}] = err.Error()
+				rejected[claim{port: uint16(t.GetPort()), intercept: r.GetInterceptUid()}] = err.Error()
 				continue
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 
@@ -18,7 +19,7 @@ type Namespace interface {
 	Do(fn func() error) error
 }
 
-// Program is the steering of one pod. Its methods must not be called concurrently, except for Outcomes.
+// Program is the steering of one pod. Its methods must not be called concurrently, except for Outcomes, and those about datagrams.
 type Program struct {
 	node *Node
 	kind Datapath
@@ -39,14 +40,57 @@ func (p *Program) SetListener(l *net.TCPListener) error {
 	if l.Addr().(*net.TCPAddr).AddrPort().Addr().Is4() {
 		slot = bpf.Listener4
 	}
-	raw, err := l.SyscallConn()
+	if err := p.register(l, uint32(slot)); err != nil {
+		return fmt.Errorf("register the listener %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// SetDatagrams names the UDP socket of its address family that gets datagrams. The kernel forgets it when it is closed.
+func (p *Program) SetDatagrams(c *net.UDPConn) error {
+	slot := bpf.Datagrams6
+	if c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Is4() {
+		slot = bpf.Datagrams4
+	}
+	if err := p.register(c, uint32(slot)); err != nil {
+		return fmt.Errorf("register the socket %s: %w", c.LocalAddr(), err)
+	}
+	return nil
+}
+
+func (p *Program) register(socket syscall.Conn, slot uint32) error {
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var put error
-	err = raw.Control(func(fd uintptr) { put = p.objs.Listeners.Put(uint32(slot), uint64(fd)) })
-	if err = errors.Join(err, put); err != nil {
-		return fmt.Errorf("register the listener %s: %w", l.Addr(), err)
+	err = raw.Control(func(fd uintptr) { put = p.objs.Listeners.Put(slot, uint64(fd)) })
+	return errors.Join(err, put)
+}
+
+// Datagrams says why datagrams cannot be steered by this program, if that is so. At a device's ingress a datagram that came in fragments cannot be told
+// from others.
+func (p *Program) Datagrams() error {
+	if p.kind != SkLookup {
+		return fmt.Errorf("UDP is steered by sk_lookup alone, and this node steers by %s: it takes Linux 5.9, and --datapath=auto or sk_lookup", p.kind)
+	}
+	return nil
+}
+
+// AddDatagrams steers datagrams to addr, one of the pod's own addresses, to the UDP socket of its family, if there is one.
+func (p *Program) AddDatagrams(addr netip.AddrPort) error {
+	key, value := bpf.DatagramTarget(addr)
+	if err := p.objs.Targets.Put(key, value); err != nil {
+		return fmt.Errorf("add UDP target %s: %w", addr, err)
+	}
+	return nil
+}
+
+// RemoveDatagrams leaves datagrams to addr to the app again.
+func (p *Program) RemoveDatagrams(addr netip.AddrPort) error {
+	key, _ := bpf.DatagramTarget(addr)
+	if err := p.objs.Targets.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove UDP target %s: %w", addr, err)
 	}
 	return nil
 }
@@ -73,15 +117,41 @@ func (p *Program) Remove(addr netip.AddrPort) error {
 func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 	counts := map[bpf.Outcome]uint64{}
 	for _, o := range []bpf.Outcome{bpf.Steered, bpf.AgentSilent, bpf.NoListener, bpf.NotAssigned, bpf.TimeWait} {
-		var perCPU []uint64
-		if err := p.objs.Outcomes.Lookup(uint32(o), &perCPU); err != nil {
-			return nil, fmt.Errorf("read outcomes: %w", err)
+		n, err := p.outcome(o)
+		if err != nil {
+			return nil, err
 		}
-		for _, n := range perCPU {
-			counts[o] += n
-		}
+		counts[o] = n
 	}
 	return counts, nil
+}
+
+// DatagramOutcomes counts what became of datagrams to targets.
+func (p *Program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) {
+	counts := map[bpf.Outcome]uint64{}
+	for _, o := range []bpf.Outcome{bpf.DatagramSteered, bpf.DatagramAgentSilent, bpf.DatagramNoListener, bpf.DatagramNotAssigned, bpf.DatagramProbed} {
+		n, err := p.outcome(o)
+		if err != nil {
+			return nil, err
+		}
+		counts[o] = n
+	}
+	return counts, nil
+}
+
+// DatagramsProbed counts the datagrams that were steered from a loopback address.
+func (p *Program) DatagramsProbed() (uint64, error) { return p.outcome(bpf.DatagramProbed) }
+
+func (p *Program) outcome(o bpf.Outcome) (uint64, error) {
+	var perCPU []uint64
+	if err := p.objs.Outcomes.Lookup(uint32(o), &perCPU); err != nil {
+		return 0, fmt.Errorf("read outcomes: %w", err)
+	}
+	var n uint64
+	for _, one := range perCPU {
+		n += one
+	}
+	return n, nil
 }
 
 // Close releases the program. If it is still attached and pinned, it goes on with what its maps say.

@@ -27,8 +27,8 @@ func newCommand(e env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.AddCommand(
-		newServeCommand(e), newLinesCommand(e), newGreeterCommand(e), newSidecarCommand(e), newSleepCommand(),
-		newCallCommand(e), newLoadCommand(e), newManifestsCommand(e),
+		newServeCommand(e), newLinesCommand(e), newGreeterCommand(e), newSidecarCommand(e), newDatagramsCommand(e), newSleepCommand(),
+		newCallCommand(e), newAskCommand(e), newLoadCommand(e), newManifestsCommand(e),
 	)
 	return root
 }

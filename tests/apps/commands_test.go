@@ -131,3 +131,10 @@ func TestManifestsNameTheImage(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, printed, "image: apps:v7")
 }
+
+func TestDatagramsAreAnsweredWithTheServicesName(t *testing.T) {
+	addresses := background(t, nil, 1, "datagrams", "--name", "resolver", "--listen", "127.0.0.1:0")
+	out, err := execute(t, "ask", addresses[0], "who are you?", "--timeout", "20s")
+	require.NoError(t, err)
+	assert.Equal(t, "resolver: who are you?\n", out)
+}

@@ -61,6 +61,7 @@ func TestEndToEnd(t *testing.T) {
 		{"wiretaps get copies, and the pods answer", testWiretap},
 		{"a StatefulSet, a ReplicaSet and a service with two ports", testOtherWorkloads},
 		{"a DaemonSet, a bare Pod and Argo's Rollout", testEveryKind},
+		{"a UDP port", testUDP},
 		{"gRPC and raw TCP pass an intercepted port unharmed", testOtherProtocols},
 		{"gRPC is routed call by call", testGRPCByCall},
 		{"connections that were open before are taken over when they carry a matching request", testOpenConnections},

@@ -104,7 +104,7 @@ func TestWorkloadParts(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, Parts{
 				Services: []string{"echo-canary", "echo-stable"}, Containers: []string{"app", "proxy"},
-				Ports: map[string][]string{"echo-canary": {"http"}, "echo-stable": {"8081"}},
+				Ports: map[string][]string{"echo-canary": {"http", "dns/UDP"}, "echo-stable": {"8081"}},
 			}, parts)
 			_, err = c.WorkloadParts(t.Context(), "shop", "ech")
 			assert.True(t, apierrors.IsNotFound(err))

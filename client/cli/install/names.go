@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strconv"
@@ -86,7 +87,7 @@ type Parts struct {
 	Containers []string
 }
 
-// WorkloadParts are the services that select the pods of a workload, with their TCP ports, and its containers.
+// WorkloadParts are the services that select the pods of a workload, with their ports, and its containers.
 func (c *Cluster) WorkloadParts(ctx context.Context, namespace, name string) (Parts, error) {
 	parts := Parts{Ports: map[string][]string{}}
 	template, err := c.template(ctx, namespace, name)
@@ -106,12 +107,12 @@ func (c *Cluster) WorkloadParts(ctx context.Context, namespace, name string) (Pa
 		}
 		parts.Services = append(parts.Services, s.Name)
 		for _, port := range s.Spec.Ports {
-			switch {
-			case port.Protocol != "" && port.Protocol != corev1.ProtocolTCP:
-			case port.Name != "":
-				parts.Ports[s.Name] = append(parts.Ports[s.Name], port.Name)
-			default:
-				parts.Ports[s.Name] = append(parts.Ports[s.Name], strconv.Itoa(int(port.Port)))
+			name := cmp.Or(port.Name, strconv.Itoa(int(port.Port)))
+			switch port.Protocol {
+			case "", corev1.ProtocolTCP:
+				parts.Ports[s.Name] = append(parts.Ports[s.Name], name)
+			case corev1.ProtocolUDP:
+				parts.Ports[s.Name] = append(parts.Ports[s.Name], name+"/UDP")
 			}
 		}
 	}

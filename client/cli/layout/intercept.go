@@ -22,6 +22,7 @@ type Intercept struct {
 	Destination   string   `json:"destination,omitempty"`
 	Service       string   `json:"service,omitempty"`
 	ServicePortID string   `json:"service_port_id,omitempty"`
+	Protocol      string   `json:"protocol,omitempty"`
 	Container     string   `json:"container,omitempty"`
 	ToPod         []int32  `json:"to_pod,omitempty"`
 	Mechanism     string   `json:"mechanism"`
@@ -51,8 +52,9 @@ func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
 	r := Intercept{
 		ID: i.GetId(), Container: i.GetContainer(), Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
 		State: i.GetState(), Message: i.GetMessage(), Destination: i.GetDestination(), Service: i.GetService(),
-		ServicePortID: i.GetServicePort(), ToPod: i.GetToPod(), Mechanism: i.GetMechanism(), Wiretap: i.GetWiretap(), Intercepting: intercepting(i),
-		Conditions: i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),
+		ServicePortID: i.GetServicePort(), Protocol: i.GetProtocol(), ToPod: i.GetToPod(), Mechanism: i.GetMechanism(), Wiretap: i.GetWiretap(),
+		Intercepting: intercepting(i),
+		Conditions:   i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),
 	}
 	for _, p := range i.GetPods() {
 		r.Pods = append(r.Pods, Pod{Name: p.GetName(), Node: p.GetNode(), Steering: p.GetSteering(), Message: p.GetMessage()})
@@ -77,6 +79,8 @@ func byName(infos []*daemonpb.InterceptInfo) []*daemonpb.InterceptInfo {
 
 func intercepting(i *daemonpb.InterceptInfo) string {
 	switch {
+	case i.GetProtocol() == "UDP":
+		return "all UDP datagrams"
 	case i.GetMechanism() != "http":
 		return "all TCP connections"
 	case len(i.GetConditions()) == 0:
