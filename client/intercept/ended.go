@@ -76,7 +76,7 @@ func (r *Registry) Ended(news bool) []Ended {
 	defer r.mu.Unlock()
 	var all []Ended
 	for _, e := range r.ended {
-		if news && (e.told || e.Again) {
+		if news && (e.told || e.Again) || e.making && r.has(e.Name) {
 			continue
 		}
 		e.told = e.told || news
@@ -84,6 +84,16 @@ func (r *Registry) Ended(news bool) []Ended {
 	}
 	slices.SortFunc(all, func(a, b Ended) int { return cmp.Compare(a.Name, b.Name) })
 	return all
+}
+
+// has says whether there is an intercept of that name. It is called with mu held.
+func (r *Registry) has(name string) bool {
+	for _, e := range r.entries {
+		if e.object.Spec.Name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // dismiss forgets that an intercept has ended, unless it is just being made again. It is called with mu held.
