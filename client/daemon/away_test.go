@@ -43,7 +43,7 @@ func newSleeper(t *testing.T) *sleeper {
 	s.cut = clienttest.NewCable(t, s.api)
 	s.kubeconfig = s.cut.Kubeconfig(t, "test")
 	s.options.Wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(s.ahead.Load())) }
-	s.options.Timing.Connect, s.options.Timing.GiveUp = 500*time.Millisecond, 400*time.Millisecond // what is in the dark is soon given up
+	s.options.Timing.Connect = 500 * time.Millisecond // an attempt in the dark is soon given up
 	s.start()
 	s.connect()
 	return s
@@ -141,7 +141,9 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 		assert.Empty(t, s.status().GetEnded(), "who leaves it knows")
 	})
 	t.Run("what is taken by the user's own command is not made again twice", func(t *testing.T) {
-		s := newSleeper(t)
+		s := newWorld(t)
+		s.start()
+		s.connect()
 		s.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: s.echo("hello")})
 		s.api.Remove(t, &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: s.object().Name}})
 		s.eventually(func() bool { return len(s.status().GetEnded()) == 1 }, "it is noticed")

@@ -16,6 +16,9 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
+// errSilent is the end of a connection on which nothing comes any more. Others that go the same way may be dead too.
+var errSilent = errors.New("the traffic manager does not answer any more")
+
 // held is a connection on which the manager has said hello.
 type held struct {
 	clients clientpb.ClientsClient
@@ -123,7 +126,7 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *
 				deadline.Reset(l.Timing.GiveUp)
 				continue
 			}
-			return errors.New("the traffic manager does not answer any more")
+			return errSilent
 		case err := <-broken:
 			return err
 		case <-ctx.Done():

@@ -244,7 +244,7 @@ func (l *Link) Run(ctx context.Context) {
 		}
 		heard := l.lastHeard()
 		l.set(func(s *State) { s.Connected, s.Err, s.clients, s.Heard = false, err, nil, heard; s.Attempts++ })
-		if connected > 0 || time.Since(began) > l.Timing.GiveUp {
+		if errors.Is(err, errSilent) || connected == 0 && time.Since(began) > l.Timing.GiveUp {
 			l.dead()
 		}
 		if err.Error() != said { // an outage may last all night
