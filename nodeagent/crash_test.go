@@ -3,6 +3,7 @@ package nodeagent_test
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"os"
@@ -344,9 +345,14 @@ func podGone(t *testing.T, s *scene) {
 		require.NoError(t, err)
 		defer c.Close()
 		require.NoError(t, request(c, streamPath, "me"))
+		// While nobody has decided whose it is, the end of the app's connection is that of the client's.
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		_, err = io.ReadFull(c, make([]byte, 1))
+		require.NoError(t, err)
 	}
 	gone := testnet.Watch(t, s.other)
 	require.NoError(t, s.server.Close())
+	require.Eventually(t, func() bool { return !closing(t, s.other) }, back, 5*time.Millisecond, "the app's connections do not end")
 	deleted := time.Now()
 	s.other.Delete()
 	require.Eventually(t, gone, back, 5*time.Millisecond, "something keeps the namespace of the deleted pod alive")

@@ -7,12 +7,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/testnet"
 )
 
 // road is a network between two programs that can swallow everything, without a word to either.
@@ -119,4 +123,28 @@ func confineMemory(t *testing.T, pid int, limit int) {
 		require.True(t, errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission), "%v", err)
 	}
 	require.Fail(t, "this machine has no cgroup in which memory can be limited")
+}
+
+// closing says whether some connection in the pod waits for an acknowledgement of its end, or for its owner to end it. Should the pod's addresses go
+// now, the kernel would keep the connection, and the namespace with it, for two minutes.
+func closing(t *testing.T, p *testnet.Pod) bool {
+	t.Helper()
+	var table []byte
+	require.NoError(t, p.Do(func() error {
+		for _, name := range []string{"tcp", "tcp6"} {
+			rows, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if err != nil {
+				return err
+			}
+			table = append(table, rows...)
+		}
+		return nil
+	}))
+	for line := range strings.Lines(string(table)) {
+		// Of the states of include/net/tcp_states.h, FIN_WAIT1, CLOSE_WAIT, LAST_ACK and CLOSING.
+		if f := strings.Fields(line); len(f) > 3 && slices.Contains([]string{"04", "08", "09", "0B"}, f[3]) {
+			return true
+		}
+	}
+	return false
 }
