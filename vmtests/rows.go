@@ -10,6 +10,7 @@ var product = []report.Row{
 	{Title: "the datapath is chosen, forced and reported", Pattern: `nodeagent TestEveryDatapath|nodeagent TestNodeThatCannotSteer`},
 	{Title: "steering under SYN cookies", Pattern: `nodeagent/steer TestSteeringWorksWithSYNCookies`},
 	{Title: "headers of IPv6 and IPv4 before the one of TCP", Pattern: `nodeagent/steer Test(HeadersBefore|OddPackets|DeviceWithoutLinkHeaders)`},
+	{Title: "datagrams of UDP ports, and their answers", Pattern: `nodeagent/steer TestDatagrams|nodeagent/datagrams Test`},
 	{Title: "a mesh proxy in the pod is steered", Pattern: `nodeagent/steer TestMeshProxyInThePodIsSteered`},
 	{Title: "proxies that connect like anybody in the pod, too", Pattern: `nodeagent/mesh TestProxyIsMadeKnown/to_`, Since: "5.14"},
 	{Title: "pods on the node's network", Pattern: `nodeagent TestPodOnTheNodesNetwork`},
