@@ -6,6 +6,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -84,11 +85,22 @@ func run(ctx context.Context, s settings) error {
 		}
 	}
 	if s.only.MatchString(growthRow) {
-		if err := b.grow(ctx); err != nil {
+		if err := b.without(ctx, growthRow, b.grow(ctx)); err != nil {
 			return err
 		}
 	}
-	return b.save()
+	return errors.Join(append(b.failed, b.save())...)
+}
+
+// without notes that a row has failed, so that the others are not lost with it. An error is for the whole run.
+func (b *bench) without(ctx context.Context, row string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	err = fmt.Errorf("%s: %w", row, err)
+	fmt.Fprintf(os.Stderr, "bench: %v; the other rows follow\n", err)
+	b.failed = append(b.failed, err)
+	return nil
 }
 
 // onCluster measures what needs the local cluster.
@@ -134,15 +146,16 @@ func (b *bench) onCluster(ctx context.Context) error {
 		b.nodes[machine], _, _ = strings.Cut(strings.TrimSpace(out), " ")
 	}
 	for _, replicas := range []int{1, 10, 50} {
-		if b.only.MatchString(fmt.Sprintf("attach, pods: %d", replicas)) {
-			if err := b.attach(ctx, replicas); err != nil {
+		row := fmt.Sprintf("attach, pods: %d", replicas)
+		if b.only.MatchString(row) {
+			if err := b.without(ctx, row, b.attach(ctx, replicas)); err != nil {
 				return err
 			}
 		}
 	}
 	if b.only.MatchString(restRow) {
-		if err := b.rest(ctx); err != nil {
-			return fmt.Errorf("%s: %w", restRow, err)
+		if err := b.without(ctx, restRow, b.rest(ctx)); err != nil {
+			return err
 		}
 	}
 	return b.load(ctx)
@@ -158,6 +171,7 @@ type bench struct {
 	plain, meshed *place
 	idle          float64 // CPUs that are busy at rest
 	results       results
+	failed        []error // rows
 }
 
 func (b *bench) intercept(ctx context.Context, workload string, flags ...string) error {

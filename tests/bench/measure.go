@@ -36,8 +36,8 @@ func (b *bench) load(ctx context.Context) error {
 	}
 	for _, r := range rows {
 		if b.only.MatchString(r.name) {
-			if err := b.measure(ctx, r); err != nil {
-				return fmt.Errorf("%s: %w", r.name, err)
+			if err := b.without(ctx, r.name, b.measure(ctx, r)); err != nil {
+				return err
 			}
 		}
 	}
