@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
@@ -23,6 +24,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/yaml"
 
 	"sidestep.dev/sidestep/manager"
@@ -49,6 +51,7 @@ type world struct {
 
 // newWorld starts an API server with the chart's kinds, rights and policies, and the workloads.
 func newWorld(ctx context.Context, programs, root, dir string) (w *world, err error) {
+	log.SetLogger(logr.Discard()) // what envtest logs is of no use here
 	chart := filepath.Join(root, "deploy/chart")
 	w = &world{dir: dir, env: &envtest.Environment{
 		CRDDirectoryPaths: []string{filepath.Join(chart, "crds")}, ErrorIfCRDPathMissing: true, BinaryAssetsDirectory: programs,
