@@ -56,7 +56,7 @@ type Config struct {
 	Key     []byte // the session key
 	Holder  string // user@host
 	// Dial connects to the manager, below TLS.
-	Dial func(context.Context) (net.Conn, *tls.Config, error)
+	Dial func(context.Context) (*Way, error)
 	// Serve takes the manager's connections from when the manager has said hello until ctx ends, with the connection. wants says how many more
 	// Accept streams the manager wants.
 	Serve  func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32)
@@ -308,19 +308,19 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	l.mu.Lock()
 	l.abort = cancel
 	l.mu.Unlock()
-	raw, tlsConfig, err := l.Dial(dialing)
+	way, err := l.Dial(dialing)
 	if err != nil {
 		return 0, err
 	}
-	flow := &metered{Conn: raw}
-	conn, err := l.client(flow, tlsConfig)
+	flow := &metered{Conn: way.Conn}
+	conn, err := l.client(flow, way.TLS)
 	if err != nil {
-		_ = raw.Close()
+		_ = flow.Close()
 		return 0, err
 	}
 	defer func() {
 		_ = conn.Close()
-		_ = raw.Close()
+		_ = flow.Close()
 	}()
 	ctx, end := context.WithCancel(ctx)
 	defer end()

@@ -2,10 +2,8 @@ package link
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
-	"net"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -19,9 +17,9 @@ import (
 // dead is a link whose manager is never there; it counts the attempts.
 func dead(wall func() time.Time) (*Link, *atomic.Int32) {
 	var attempts atomic.Int32
-	return New(Config{Log: slog.New(slog.DiscardHandler), Wall: wall, Dial: func(context.Context) (net.Conn, *tls.Config, error) {
+	return New(Config{Log: slog.New(slog.DiscardHandler), Wall: wall, Dial: func(context.Context) (*Way, error) {
 		attempts.Add(1)
-		return nil, nil, errors.New("not there")
+		return nil, errors.New("not there")
 	}}), &attempts
 }
 

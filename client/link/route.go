@@ -54,11 +54,19 @@ func throughAPIServer(ctx context.Context, c *kube.Cluster, namespace, pod strin
 	return conn, nil
 }
 
-// Dial connects to a pod of the manager that is ready, and gives what TLS needs to know that it is the manager.
-func (r *Route) Dial(ctx context.Context) (net.Conn, *tls.Config, error) {
+// Way is a connection to a pod of the manager, below TLS.
+type Way struct {
+	Conn net.Conn
+	TLS  *tls.Config // says who is the manager
+	// Again connects once more to the same pod, in the same manner.
+	Again func(context.Context) (net.Conn, error)
+}
+
+// Dial connects to a pod of the manager that is ready.
+func (r *Route) Dial(ctx context.Context) (*Way, error) {
 	cluster, err := r.Source.Cluster()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var authority *x509.CertPool
 	var pod string
@@ -73,17 +81,25 @@ func (r *Route) Dial(ctx context.Context) (net.Conn, *tls.Config, error) {
 				err = missing
 			}
 		}
-		return nil, nil, err
+		return nil, err
 	}
 	forward := r.Forward
 	if forward == nil {
 		forward = throughAPIServer
 	}
-	conn, err := forward(ctx, cluster, r.Namespace, pod, grpcPort)
-	if err != nil {
-		return nil, nil, cluster.Explain(err)
+	again := func(ctx context.Context) (net.Conn, error) {
+		cluster, err := r.Source.Cluster() // by now the credentials may be others
+		if err != nil {
+			return nil, err
+		}
+		conn, err := forward(ctx, cluster, r.Namespace, pod, grpcPort)
+		return conn, cluster.Explain(err)
 	}
-	return conn, &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, nil
+	conn, err := again(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Way{Conn: conn, TLS: &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, Again: again}, nil
 }
 
 // authority reads the certificate that the manager's own is signed with. Its ConfigMap is there as long as sidestep is installed.

@@ -3,11 +3,9 @@ package session
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"slices"
 	"sync"
 	"time"
@@ -133,7 +131,7 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	route := &link.Route{Source: s.Source, Namespace: record.ManagerNamespace, Forward: o.Forward}
 	s.Link = link.New(link.Config{
 		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing, Wall: o.Wall, Dead: s.Source.Drop,
-		Dial: func(ctx context.Context) (net.Conn, *tls.Config, error) { return s.dial(ctx, route) },
+		Dial: func(ctx context.Context) (*link.Way, error) { return s.dial(ctx, route) },
 		Serve: func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32) {
 			s.Registry.Refresh()
 			var restoring sync.WaitGroup
@@ -193,7 +191,7 @@ func (s *Session) keepKnown(ctx context.Context) {
 }
 
 // dial connects to the manager and meanwhile learns which intercepts there are: the manager delivers as soon as it has said hello.
-func (s *Session) dial(ctx context.Context, route *link.Route) (net.Conn, *tls.Config, error) {
+func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error) {
 	synced := make(chan struct{})
 	go func() {
 		defer close(synced)
@@ -203,11 +201,11 @@ func (s *Session) dial(ctx context.Context, route *link.Route) (net.Conn, *tls.C
 			s.log.Warn("connecting without knowing all intercepts", "error", err)
 		}
 	}()
-	conn, config, err := route.Dial(ctx)
+	way, err := route.Dial(ctx)
 	if err == nil {
 		<-synced
 	}
-	return conn, config, err
+	return way, err
 }
 
 // adopt makes the record that of a target. The context is pinned: when the kubeconfig's current context changes, the session does not follow.
