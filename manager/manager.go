@@ -14,13 +14,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	authv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/manager/agents"
@@ -77,7 +77,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	podStreams := topod.NewAgents(m.closing)
 	toPod := topod.New(topod.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod, Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
-	m.grpc = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewTLS(files.ServerConfig())), grpc.MaxRecvMsgSize(maxReport))...)
+	m.grpc = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(tlsbatch.Credentials(files.ServerConfig())), grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, ToPod: podStreams, Log: log, Closing: m.closing,

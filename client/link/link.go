@@ -16,12 +16,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -347,7 +347,7 @@ func (l *Link) client(raw net.Conn, tlsConfig *tls.Config) (*grpc.ClientConn, er
 	only := make(chan net.Conn, 1)
 	only <- raw
 	options := append(tunnel.DialOptions(),
-		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
+		grpc.WithTransportCredentials(tlsbatch.Credentials(tlsConfig)),
 		grpc.WithPerRPCCredentials(sessionKey(hex.EncodeToString(l.Key))),
 		grpc.WithIdleTimeout(0),
 		grpc.WithNoProxy(),

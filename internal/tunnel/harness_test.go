@@ -16,13 +16,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/test/bufconn"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -57,9 +57,9 @@ func overTLS(t testing.TB) (net.Listener, []grpc.ServerOption, func() []grpc.Dia
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	cert, roots := certificate(t)
-	server := credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
+	server := tlsbatch.Credentials(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
 	return l, []grpc.ServerOption{grpc.Creds(server)}, func() []grpc.DialOption {
-		return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "manager"))}
+		return []grpc.DialOption{grpc.WithTransportCredentials(tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: "manager"}))}
 	}
 }
 

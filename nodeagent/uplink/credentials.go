@@ -13,6 +13,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+
+	"sidestep.dev/sidestep/internal/tlsbatch"
 )
 
 // serverName is what the manager's certificate says, whatever its address is.
@@ -42,7 +44,7 @@ func (t transport) ClientHandshake(ctx context.Context, _ string, raw net.Conn) 
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, nil, fmt.Errorf("read the manager's certificate authority: %s holds no certificate", t.caFile)
 	}
-	return credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: serverName, MinVersion: tls.VersionTLS13}).
+	return tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: serverName, MinVersion: tls.VersionTLS13}).
 		ClientHandshake(ctx, serverName, raw)
 }
 
