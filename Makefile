@@ -74,7 +74,7 @@ vmtest: ## the datapath's tests on Linux 5.10, 6.1, 6.12, the newest and this on
 demo: deps build images $(CLUSTER) ## a Kubernetes, a shop on it, and intercepts at work
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/demo
 
-bench: bench-tools ## figures on the local cluster, in about 18 minutes: tables and picture into docs/performance.md, all values into build/bench.json
+bench: bench-tools ## figures on the local cluster, in about 15 minutes: tables and picture into docs/performance.md, all values into build/bench.json
 	@SIDESTEP_IMAGE_TAG=$(VERSION) go run ./tests/bench -results build/bench.json -page docs/performance.md $(BENCH)
 
 bench-quick: bench-tools ## the rows that say most, from fewer rounds, printed only; BENCH='-only gRPC' takes a part

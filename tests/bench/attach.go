@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"sidestep.dev/sidestep/tests/apps/load"
@@ -13,22 +16,36 @@ import (
 // attached is the workload that attach measures with.
 const attached = "attached"
 
-// attachFor is about how long an intercept, a curl and a leave take, together.
-const attachFor = 600 * time.Millisecond
+// attachAll measures intercepts of ever more pods of one workload.
+func (b *bench) attachAll(ctx context.Context) error {
+	defer b.remove(ctx, attached)
+	for _, replicas := range []int{1, 10, 50} {
+		err := b.row(ctx, fmt.Sprintf("attach, pods: %d", replicas), func(ctx context.Context) error { return b.attach(ctx, replicas) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // attach measures how long a developer waits for an intercept of a workload, and what other users of it notice meanwhile.
 func (b *bench) attach(ctx context.Context, replicas int) error {
-	_, remove, err := b.deploy(ctx, attached, "", replicas, servicePort{"http", goPort})
-	if err != nil {
+	if _, err := b.deploy(ctx, attached, "", replicas, servicePort{"http", goPort}); err != nil {
 		return err
 	}
-	defer remove()
 	address, err := b.Kubectl(ctx, "-n", lab.Namespace, "get", "service", attached, "-o", "jsonpath={.spec.clusterIP}")
 	if err != nil {
 		return err
 	}
 	url := fmt.Sprintf("http://%s:%d", address, goPort)
-	before, err := b.bystanders(ctx, url, 5*time.Second)
+	answers := func(ctx context.Context) error {
+		_, err := b.Curl(ctx, node, 1, []lab.Request{{URL: url}})
+		return err
+	}
+	if err := lab.Eventually(ctx, 30*time.Second, answers); err != nil { // the node's rules for the service come after its pods
+		return err
+	}
+	before, err := b.bystanders(ctx, url, func() error { wait(ctx, 5*time.Second); return nil })
 	if err != nil {
 		return err
 	}
@@ -37,31 +54,24 @@ func (b *bench) attach(ctx context.Context, replicas int) error {
 		{What: "a curl started then has its answer from the laptop", Pods: replicas},
 		{What: "`leave` returns", Pods: replicas},
 	}
-	type seen struct {
-		*load.Summary
-		error
-	}
-	meanwhile := make(chan seen, 1)
-	go func() {
-		s, err := b.bystanders(ctx, url, time.Duration(b.attaches)*attachFor)
-		meanwhile <- seen{s, err}
-	}()
 	fmt.Printf("intercepts of %d pods, one after the other\n", replicas)
-	for range b.attaches {
-		times, err := b.attachOnce(ctx, url)
-		if err != nil {
-			return err
+	during, err := b.bystanders(ctx, url, func() error {
+		for range b.attaches {
+			times, err := b.attachOnce(ctx, url)
+			if err != nil {
+				return err
+			}
+			for i, t := range times {
+				waits[i].Values = append(waits[i].Values, float64(t.Microseconds())/1000)
+			}
 		}
-		for i, t := range times {
-			waits[i].Values = append(waits[i].Values, float64(t.Microseconds())/1000)
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	for _, w := range waits {
 		fmt.Printf("  %-52s p50 %4.0f ms  p95 %4.0f ms\n", w.What, median(w.Values), quantile(w.Values, .95))
-	}
-	during := <-meanwhile
-	if during.error != nil {
-		return during.error
 	}
 	n := notice{
 		Pods: replicas, Requests: during.UnmatchedTotal, Failed: during.UnmatchedFailed, Strayed: during.UnmatchedToLaptop,
@@ -94,7 +104,7 @@ func (n notice) String() string {
 // attachOnce gives how long the parts took.
 func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Duration, err error) {
 	started := time.Now()
-	if err := b.intercept(ctx, attached, "--port", "9000", "--http-header", "x-user=ann"); err != nil {
+	if err := b.intercept(ctx, attached, "--port", fmt.Sprint(laptopPort), "--http-header", "x-user=ann"); err != nil {
 		return took, err
 	}
 	took[0] = time.Since(started)
@@ -112,15 +122,22 @@ func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Durati
 	return took, err
 }
 
-// bystanders ask 50 times a second, each time on a new connection.
-func (b *bench) bystanders(ctx context.Context, url string, duration time.Duration) (*load.Summary, error) {
-	out, err := lab.Output(b.OnNode(ctx, node, b.apps, "load", url, "--rate", "50", "-c", "4", "--duration", duration.String(), "--matched", "0"))
-	if err != nil {
+// bystanders ask 50 times a second, each time on a new connection, while something is done.
+func (b *bench) bystanders(ctx context.Context, url string, meanwhile func() error) (*load.Summary, error) {
+	var said, failed bytes.Buffer
+	cmd := b.OnNode(ctx, node, b.apps, "load", url, "--rate", "50", "-c", "4", "--duration", "10m", "--matched", "0")
+	cmd.Stdout, cmd.Stderr = &said, &failed
+	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	err := meanwhile()
+	_ = cmd.Process.Signal(syscall.SIGTERM) // it sums up what it has done
+	if err := errors.Join(err, cmd.Wait()); err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, failed.String())
+	}
 	summary := new(load.Summary)
-	if err := json.Unmarshal([]byte(out), summary); err != nil {
-		return nil, fmt.Errorf("summary of the load: %w: %q", err, out)
+	if err := json.Unmarshal(said.Bytes(), summary); err != nil {
+		return nil, fmt.Errorf("summary of the load: %w: %q", err, said.String())
 	}
 	return summary, nil
 }

@@ -2,22 +2,18 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// delayMTU is the largest packet of the delayed link, in bytes: more to a packet leaves more of the machine to what is measured.
-const delayMTU = 16000
+// delayed is the name of the tun devices.
+const delayed = "delayed"
 
 // delay makes packets between the laptop and the control plane take so long, each way, until it is undone. This program carries them from one
 // tun device to another, since not every kernel has netem.
@@ -50,8 +46,13 @@ func (b *bench) tun(ctx context.Context, machine, from, to string) (end *os.File
 	if err != nil {
 		return nil, nil, err
 	}
-	if end, err = b.openTun(ctx, machine); err != nil {
+	ns, err := b.network(ctx, machine)
+	if err != nil {
 		return nil, nil, err
+	}
+	defer ns.Close()
+	if end, err = openTun(ns, delayed); err != nil {
+		return nil, nil, fmt.Errorf("on %s: %w", machine, err)
 	}
 	undo = func() {
 		_ = end.Close() // the device goes with it, and its route with the device
@@ -59,45 +60,11 @@ func (b *bench) tun(ctx context.Context, machine, from, to string) (end *os.File
 			_, _ = lab.Output(b.OnNode(context.WithoutCancel(ctx), machine, append([]string{"ip", "route", "replace"}, strings.Fields(before)...)...))
 		}
 	}
-	if _, err = lab.Output(b.OnNode(ctx, machine, "ip", "route", "replace", to+"/32", "dev", "delayed", "src", from)); err != nil {
+	if _, err = lab.Output(b.OnNode(ctx, machine, "ip", "route", "replace", to+"/32", "dev", delayed, "src", from)); err != nil {
 		undo()
 		return nil, nil, err
 	}
 	return end, undo, nil
-}
-
-func (b *bench) openTun(ctx context.Context, machine string) (*os.File, error) {
-	ns, err := b.network(ctx, machine)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	device := &netlink.Tuntap{
-		LinkAttrs: netlink.LinkAttrs{Name: "delayed", MTU: delayMTU}, Mode: netlink.TUNTAP_MODE_TUN,
-		Flags: netlink.TUNTAP_NO_PI, NonPersist: true, Queues: 1,
-	}
-	err = ns.Do(func() error {
-		if err := netlink.LinkAdd(device); err != nil {
-			return fmt.Errorf("make a tun device on %s: %w", machine, err)
-		}
-		return errors.Join(netlink.LinkSetMTU(device, delayMTU), netlink.LinkSetTxQLen(device, 10_000), netlink.LinkSetUp(device))
-	})
-	if len(device.Fds) == 0 {
-		return nil, err
-	}
-	defer device.Fds[0].Close()
-	if err != nil {
-		return nil, err
-	}
-	// One that the runtime's poller knows, so that closing it ends a Read.
-	fd, err := unix.FcntlInt(device.Fds[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, errors.Join(err, unix.Close(fd))
-	}
-	return os.NewFile(uintptr(fd), "delayed"), nil
 }
 
 // network opens the network namespace of a machine.
@@ -115,33 +82,4 @@ func (b *bench) network(ctx context.Context, machine string) (*netns.Namespace, 
 		err = fmt.Errorf("network namespace %d of %s is not to be found", inode, machine)
 	}
 	return ns, err
-}
-
-// carry passes packets from one device to another until either is closed. Packets that find no room are lost, as in a router.
-func carry(from, to *os.File, oneWay time.Duration) {
-	type packet struct {
-		due   time.Time
-		bytes []byte
-	}
-	queue := make(chan packet, 20_000)
-	go func() {
-		for p := range queue {
-			time.Sleep(time.Until(p.due))
-			if _, err := to.Write(p.bytes); errors.Is(err, os.ErrClosed) {
-				return
-			}
-		}
-	}()
-	defer close(queue)
-	buffer := make([]byte, 1<<16)
-	for {
-		n, err := from.Read(buffer)
-		if err != nil {
-			return
-		}
-		select {
-		case queue <- packet{due: time.Now().Add(oneWay), bytes: append([]byte(nil), buffer[:n]...)}:
-		default:
-		}
-	}
 }

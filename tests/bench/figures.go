@@ -28,9 +28,16 @@ type results struct {
 	Waits   []waiting `json:"waits"`
 	Notices []notice  `json:"notices"`
 
-	Rest   []resting      `json:"rest,omitempty"`
+	Rest   []atRest       `json:"rest,omitempty"`
 	Sizes  []artifact     `json:"sizes,omitempty"`
 	Growth []growth.Point `json:"growth,omitempty"`
+	Took   []span         `json:"took"` // parts of the run, one after the other, and at last all of it
+}
+
+// span is how long a part of the run has been.
+type span struct {
+	Part    string  `json:"part"`
+	Seconds float64 `json:"seconds"`
 }
 
 // figure is one way of one row, with a value for each round.

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"sidestep.dev/sidestep/tests/lab"
 )
 
@@ -32,7 +34,7 @@ type settings struct {
 }
 
 // quickRows are those that say most.
-const quickRows = `attach, pods: 1$|Go app, connections: (1|32)$|unary calls, 32 at a time|download of 1 GiB|matched|to the laptop, near, connections: 1`
+const quickRows = `attach, pods: 1$|Go app, connections: (1|32)$|unary calls, 32 at a time|download|matched|to the laptop, near, connections: 1`
 
 func main() {
 	var s settings
@@ -42,9 +44,11 @@ func main() {
 	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
 	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
 	grpcRelay := flag.String("grpc-relay", "", "be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
+	bulkLoad := flag.String("bulk-load", "", "make bulk transfers: KIND=N,URL,SETTLE,DURATION (used by bench itself)")
+	bulkServer := flag.String("bulk-server", "", "be the other end of bulk transfers, at this address (used by bench itself)")
 	held := flag.String("hold", "", "hold connections open: N,ADDRESS (used by bench itself)")
 	flag.Parse()
-	s.rounds, s.duration, s.attaches = 5, time.Second, 50
+	s.rounds, s.duration, s.attaches = 5, 750*time.Millisecond, 50
 	if s.quick {
 		s.rounds, s.attaches = 3, 10
 		*only = cmp.Or(*only, quickRows)
@@ -61,6 +65,10 @@ func main() {
 		err = runGRPCLoad(ctx, *grpcLoad, os.Stdout)
 	case *grpcRelay != "":
 		err = runGRPCRelay(ctx, *grpcRelay)
+	case *bulkLoad != "":
+		err = runBulkLoad(ctx, *bulkLoad, os.Stdout)
+	case *bulkServer != "":
+		err = runBulkServer(ctx, *bulkServer)
 	case *held != "":
 		err = runHold(ctx, *held)
 	default:
@@ -75,6 +83,7 @@ func main() {
 // run measures what was asked for: what needs a cluster first, then what does not, with sidestep gone from the cluster.
 func run(ctx context.Context, s settings) error {
 	b := &bench{settings: s, nodes: map[string]string{}}
+	began := time.Now()
 	var err error
 	if b.results, err = b.about(); err != nil {
 		return err
@@ -84,27 +93,39 @@ func run(ctx context.Context, s settings) error {
 			return err
 		}
 	}
-	if s.only.MatchString(growthRow) {
-		if err := b.without(ctx, growthRow, b.grow(ctx)); err != nil {
-			return err
-		}
+	if err := b.row(ctx, growthRow, b.grow); err != nil {
+		return err
 	}
+	b.took("everything", began)
 	return errors.Join(append(b.failed, b.save())...)
 }
 
-// without notes that a row has failed, so that the others are not lost with it. An error is for the whole run.
-func (b *bench) without(ctx context.Context, row string, err error) error {
+// row measures a row if it is wanted. One that fails is noted, so that the others are not lost with it; an error is for the whole run.
+func (b *bench) row(ctx context.Context, name string, measure func(context.Context) error) error {
+	if !b.only.MatchString(name) {
+		return nil
+	}
+	defer b.took(name, time.Now())
+	err := measure(ctx)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	err = fmt.Errorf("%s: %w", row, err)
+	err = fmt.Errorf("%s: %w", name, err)
 	fmt.Fprintf(os.Stderr, "bench: %v; the other rows follow\n", err)
 	b.failed = append(b.failed, err)
 	return nil
 }
 
+// took notes how long a part of the run, which ends now, has been.
+func (b *bench) took(part string, since time.Time) {
+	seconds := time.Since(since).Seconds()
+	b.results.Took = append(b.results.Took, span{part, seconds})
+	fmt.Fprintf(os.Stderr, "  %6.1f s for %s\n", seconds, part)
+}
+
 // onCluster measures what needs the local cluster.
 func (b *bench) onCluster(ctx context.Context) error {
+	began := time.Now()
 	l, err := lab.Up(ctx, os.Stderr)
 	if err != nil {
 		return err
@@ -113,28 +134,7 @@ func (b *bench) onCluster(ctx context.Context) error {
 	if !l.Local() {
 		return fmt.Errorf("the load generators run on a node of the local cluster: unset KUBECONFIG")
 	}
-	admin, err := l.Administrator(ctx)
-	if err != nil {
-		return err
-	}
-	if _, _, err := admin.Install(ctx); err != nil {
-		return err
-	}
-	defer func() { _, _ = admin.Sidestep(context.WithoutCancel(ctx), "uninstall", "--everything") }()
-	ann, err := l.Developer(ctx, "ann")
-	if err != nil {
-		return err
-	}
-	defer func() { _, _ = ann.Sidestep(context.WithoutCancel(ctx), "quit", "-s") }()
-	if _, err := ann.Sidestep(ctx, "connect", "--namespace", lab.Namespace); err != nil {
-		return err
-	}
-	stop, err := ann.Serve(ctx, "serve", "127.0.0.1:9000")
-	if err != nil {
-		return err
-	}
-	defer stop()
-	b.Lab, b.admin, b.ann = l, admin, ann
+	b.Lab = l
 	if b.apps, err = filepath.Abs("bin/apps"); err != nil {
 		return err
 	}
@@ -145,20 +145,59 @@ func (b *bench) onCluster(ctx context.Context) error {
 		}
 		b.nodes[machine], _, _ = strings.Cut(strings.TrimSpace(out), " ")
 	}
-	for _, replicas := range []int{1, 10, 50} {
-		row := fmt.Sprintf("attach, pods: %d", replicas)
-		if b.only.MatchString(row) {
-			if err := b.without(ctx, row, b.attach(ctx, replicas)); err != nil {
-				return err
-			}
-		}
+	defer b.uninstall(ctx)
+	defer b.downPlaces()
+	wanted, err := b.wantsLoad()
+	if err != nil {
+		return err
 	}
-	if b.only.MatchString(restRow) {
-		if err := b.without(ctx, restRow, b.rest(ctx)); err != nil {
-			return err
-		}
+	group, inTime := errgroup.WithContext(ctx)
+	group.Go(func() error { return b.install(inTime) })
+	if wanted {
+		group.Go(func() error { return b.upPlaces(ctx) }) // which run as long as ctx does
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	stop, err := b.ann.Serve(ctx, "serve", fmt.Sprint("127.0.0.1:", laptopPort))
+	if err != nil {
+		return err
+	}
+	defer stop()
+	b.took("setting up", began)
+	if err := b.attachAll(ctx); err != nil {
+		return err
+	}
+	if err := b.row(ctx, restRow, b.rest); err != nil {
+		return err
 	}
 	return b.load(ctx)
+}
+
+// install gives the cluster sidestep, and a developer a session and a service on the laptop.
+func (b *bench) install(ctx context.Context) (err error) {
+	if b.admin, err = b.Administrator(ctx); err != nil {
+		return err
+	}
+	if _, _, err := b.admin.Install(ctx); err != nil {
+		return err
+	}
+	if b.ann, err = b.Developer(ctx, "ann"); err != nil {
+		return err
+	}
+	return b.connect(ctx)
+}
+
+// uninstall leaves the cluster as it was.
+func (b *bench) uninstall(ctx context.Context) {
+	defer b.took("uninstalling", time.Now())
+	ctx = context.WithoutCancel(ctx)
+	if b.ann != nil {
+		_, _ = b.ann.Sidestep(ctx, "quit", "-s")
+	}
+	if b.admin != nil {
+		_, _ = b.admin.Sidestep(ctx, "uninstall", "--everything")
+	}
 }
 
 // bench is one run.

@@ -28,9 +28,10 @@ const (
 
 // Ports on which things listen for these rows.
 const (
+	laptopPort  = 19000 // of the laptop: the service in the app's place
 	forwardPort = 18080 // of the laptop
 	relayPort   = 18070 // of the second node
-	plainPort   = 18060 // of the control plane
+	bulkPort    = 18060 // of the laptop, the control plane and the measured pod
 )
 
 // matchedRows are requests that a laptop answers.
@@ -43,7 +44,7 @@ func (b *bench) matchedRows() (rows []row) {
 				{name: byTunnel, address: fmt.Sprintf("%s:%d", b.plain.IP, goPort), intercept: unmatched("go")},
 				{name: portForward, address: fmt.Sprintf("127.0.0.1:%d", forwardPort), from: "laptop"},
 			},
-			prepare: func(ctx context.Context) (func(), error) { return all(ctx, b.forward, b.relay) },
+			prepare: func(ctx context.Context) (func(), error) { return all(ctx, b.forward(goPort), b.relay) },
 			measure: func(ctx context.Context, w way) (sample, error) {
 				switch w.name {
 				case bareGRPC:
@@ -77,11 +78,13 @@ func all(ctx context.Context, prepare ...func(context.Context) (func(), error)) 
 	return undo, nil
 }
 
-// forward keeps a kubectl port-forward from the laptop to the measured app.
-func (b *bench) forward(ctx context.Context) (stop func(), err error) {
-	return b.serve(ctx, "laptop", forwardPort, func(ctx context.Context) *exec.Cmd {
-		return b.admin.Kubectl(ctx, "-n", lab.Namespace, "port-forward", "pod/"+b.plain.Name, fmt.Sprintf("%d:%d", forwardPort, goPort))
-	})
+// forward keeps a kubectl port-forward from the laptop to a port of the measured pod.
+func (b *bench) forward(port int) func(context.Context) (stop func(), err error) {
+	return func(ctx context.Context) (stop func(), err error) {
+		return b.serve(ctx, "laptop", forwardPort, func(ctx context.Context) *exec.Cmd {
+			return b.admin.Kubectl(ctx, "-n", lab.Namespace, "port-forward", "pod/"+b.plain.Name, fmt.Sprintf("%d:%d", forwardPort, port))
+		})
+	}
 }
 
 // relay keeps a process that passes gRPC streams on, as the manager does, from the second node to the greeter on the first.

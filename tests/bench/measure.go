@@ -13,13 +13,12 @@ import (
 // errNotMeasured is for a way on which a load makes no sense.
 var errNotMeasured = errors.New("not measured")
 
-// load measures all rows.
+// load measures all rows that load the places, when nothing comes from the rows before any more.
 func (b *bench) load(ctx context.Context) error {
-	if wanted, err := b.wantsLoad(); err != nil || !wanted {
-		return err
+	if b.plain == nil {
+		return nil
 	}
-	defer b.downPlaces()
-	if err := b.upPlaces(ctx); err != nil {
+	if err := b.gone(ctx, attached, resting); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "sidestep-bench-")
@@ -35,16 +34,14 @@ func (b *bench) load(ctx context.Context) error {
 		return err
 	}
 	for _, r := range rows {
-		if b.only.MatchString(r.name) {
-			if err := b.without(ctx, r.name, b.measure(ctx, r)); err != nil {
-				return err
-			}
+		if err := b.row(ctx, r.name, func(ctx context.Context) error { return b.measure(ctx, r) }); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// wantsLoad says whether there is a row to measure.
+// wantsLoad says whether there is such a row to measure.
 func (b *bench) wantsLoad() (bool, error) {
 	dir, err := os.MkdirTemp("", "sidestep-bench-")
 	if err != nil {

@@ -34,7 +34,7 @@ func writePage(path string, r *results) error {
 
 func tables(r *results, picture string) string {
 	var t strings.Builder
-	fmt.Fprintf(&t, "\nLinux %s, %d CPUs (%s), commit %s, %s; %d rounds of %.0f s.\n", r.Kernel, r.CPUs, r.CPU, r.Commit, r.Time[:10], r.Rounds, r.Seconds)
+	fmt.Fprintf(&t, "\nLinux %s, %d CPUs (%s), commit %s, %s; %d rounds of %.2g s.\n", r.Kernel, r.CPUs, r.CPU, r.Commit, r.Time[:10], r.Rounds, r.Seconds)
 	fmt.Fprintf(&t, "\n![Rates compared with direct](%s)\n", picture)
 	row := ""
 	for _, f := range r.Figures {

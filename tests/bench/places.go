@@ -37,20 +37,17 @@ type servicePort struct {
 }
 
 // deploy makes a Deployment of the app, waits until it runs, and returns its pods. An empty node means any.
-func (b *bench) deploy(ctx context.Context, name, node string, replicas int, ports ...servicePort) (pods []lab.Pod, remove func(), err error) {
+func (b *bench) deploy(ctx context.Context, name, node string, replicas int, ports ...servicePort) (pods []lab.Pod, err error) {
 	var yaml strings.Builder
 	err = template.Must(template.New("").Parse(placesYAML)).Execute(&yaml, map[string]any{
 		"Name": name, "Namespace": lab.Namespace, "Node": node, "Replicas": replicas, "Ports": ports,
 		"Image": "docker.io/sidestep/apps:" + os.Getenv("SIDESTEP_IMAGE_TAG"),
 	})
 	if err != nil {
-		return nil, nil, err
-	}
-	remove = func() {
-		_, _ = b.Kubectl(context.WithoutCancel(ctx), "-n", lab.Namespace, "delete", "deployment/"+name, "service/"+name, "--wait=false")
+		return nil, err
 	}
 	if err := b.Apply(ctx, yaml.String()); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err = b.Kubectl(ctx, "-n", lab.Namespace, "rollout", "status", "deployment/"+name, "--timeout=300s"); err == nil {
 		pods, err = b.Pods(ctx, lab.Namespace, "app="+name)
@@ -59,19 +56,30 @@ func (b *bench) deploy(ctx context.Context, name, node string, replicas int, por
 		err = fmt.Errorf("deployment %s has %d pods, and should have %d", name, len(pods), replicas)
 	}
 	if err != nil {
-		remove()
-		return nil, nil, err
+		b.remove(ctx, name)
+		return nil, err
 	}
-	return pods, remove, nil
+	return pods, nil
+}
+
+// remove begins to remove what deploy has made.
+func (b *bench) remove(ctx context.Context, name string) {
+	_, _ = b.Kubectl(context.WithoutCancel(ctx), "-n", lab.Namespace, "delete", "deployment/"+name, "service/"+name, "--ignore-not-found", "--wait=false")
+}
+
+// gone waits until nothing of it is left, so that its end does not cost what is measured next.
+func (b *bench) gone(ctx context.Context, names ...string) error {
+	_, err := b.Kubectl(ctx, "-n", lab.Namespace, "wait", "--for=delete", "pod", "--selector", "app in ("+strings.Join(names, ",")+")", "--timeout=60s")
+	return err
 }
 
 // newPlace deploys one pod to be measured.
 func (b *bench) newPlace(ctx context.Context, name string, ports ...servicePort) (p *place, err error) {
-	pods, remove, err := b.deploy(ctx, name, node, 1, ports...)
+	pods, err := b.deploy(ctx, name, node, 1, ports...)
 	if err != nil {
 		return nil, err
 	}
-	p = &place{Pod: pods[0], stop: []func(){remove}}
+	p = &place{Pod: pods[0], stop: []func(){func() { b.remove(ctx, name) }}}
 	if p.pid, err = processOf(p.UID); err == nil {
 		p.groups, err = cpuGroups(p.pid)
 	}

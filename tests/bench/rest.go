@@ -18,8 +18,11 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// restRow is the name of the row about what is used when nothing happens.
-const restRow = "at rest"
+// restRow is the name of the row about what is used when nothing happens, and resting the workload that it is measured with.
+const (
+	restRow = "at rest"
+	resting = "resting"
+)
 
 const (
 	restPods    = 10 // on the node whose agent is looked at
@@ -27,15 +30,15 @@ const (
 	firstPort   = 10_000 // of the service
 	idleTunnels = 500
 	calm        = 12 * time.Second // before it counts: for ten seconds an agent looks for older connections
-	restFor     = 20 * time.Second
+	restFor     = 10 * time.Second
 
 	daemonIs    = "user daemon"
 	managerIs   = "manager"
 	nodeAgentIs = "node agent"
 )
 
-// resting is what a program uses when nothing happens.
-type resting struct {
+// atRest is what a program uses when nothing happens.
+type atRest struct {
 	Program    string       `json:"program"`
 	Intercepts int          `json:"intercepts"`
 	Ports      int          `json:"ports"`   // of pods of the node
@@ -56,47 +59,60 @@ func (b *bench) rest(ctx context.Context) error {
 	for n := range restPorts {
 		ports = append(ports, servicePort{fmt.Sprint("p", n), firstPort + n})
 	}
-	pods, remove, err := b.deploy(ctx, attached, node, restPods, append(ports, servicePort{"http", goPort})...)
+	changed := time.Now()
+	pods, err := b.deploy(ctx, resting, node, restPods, append(ports, servicePort{"http", goPort})...)
 	if err != nil {
 		return err
 	}
-	defer remove()
+	defer b.remove(ctx, resting)
+	if err := b.gone(ctx, attached); err != nil {
+		return err
+	}
 	fmt.Printf("at rest, for %s\n", restFor)
 	if err := b.weigh(); err != nil {
 		return err
 	}
 	made := 0
 	defer func() {
-		for n := range made {
-			_ = b.leave(context.WithoutCancel(ctx), ports[n].Name)
-		}
+		_ = severally(made, func(n int) error { return b.leave(context.WithoutCancel(ctx), ports[n].Name) })
 	}()
 	for _, intercepts := range []int{0, restPorts / 10, restPorts} {
-		group := new(errgroup.Group)
-		group.SetLimit(4)
-		for ; made < intercepts; made++ {
-			p, local := ports[made], firstPort+made
-			group.Go(func() error {
-				return b.intercept(ctx, p.Name, "--workload", attached, "--port", fmt.Sprintf("%d:%s", local, p.Name), "--http-header", "x-user=ann")
-			})
-		}
-		if err := group.Wait(); err != nil {
+		first := made
+		made = intercepts
+		err := severally(intercepts-first, func(n int) error {
+			p := ports[first+n]
+			return b.intercept(ctx, p.Name, "--workload", resting, "--port", fmt.Sprintf("%d:%s", p.Port, p.Name), "--http-header", "x-user=ann")
+		})
+		if err != nil {
 			return err
 		}
-		if err := b.restWith(ctx, intercepts, 0); err != nil {
+		if intercepts > 0 {
+			changed = time.Now()
+		}
+		if err := b.restWith(ctx, intercepts, 0, changed); err != nil {
 			return err
 		}
 	}
-	if err := b.intercept(ctx, attached, "--port", "9000:http", "--mechanism", "tcp"); err != nil {
+	if err := b.intercept(ctx, resting, "--port", fmt.Sprint(laptopPort, ":http"), "--mechanism", "tcp"); err != nil {
 		return err
 	}
-	defer func() { _ = b.leave(context.WithoutCancel(ctx), attached) }()
+	defer func() { _ = b.leave(context.WithoutCancel(ctx), resting) }()
 	stop, err := b.hold(ctx, idleTunnels, fmt.Sprintf("%s:%d", pods[0].IP, goPort))
 	if err != nil {
 		return err
 	}
 	defer stop()
-	return b.restWith(ctx, made+1, idleTunnels)
+	return b.restWith(ctx, made+1, idleTunnels, time.Now())
+}
+
+// severally does something for every number below n, four at a time.
+func severally(n int, do func(n int) error) error {
+	group := new(errgroup.Group)
+	group.SetLimit(4)
+	for i := range n {
+		group.Go(func() error { return do(i) })
+	}
+	return group.Wait()
 }
 
 // weigh notes the sizes of programs and images.
@@ -118,17 +134,13 @@ func (b *bench) weigh() error {
 	return nil
 }
 
-// restWith measures all programs at once.
-func (b *bench) restWith(ctx context.Context, intercepts, tunnels int) error {
+// restWith measures all programs at once, which have had nothing to do since the last change.
+func (b *bench) restWith(ctx context.Context, intercepts, tunnels int, changed time.Time) error {
 	all, err := b.programs(ctx)
 	if err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(calm):
-	}
+	wait(ctx, time.Until(changed.Add(calm)))
 	var pids []int
 	for _, p := range all {
 		pids = append(pids, p.pid)
@@ -142,14 +154,14 @@ func (b *bench) restWith(ctx context.Context, intercepts, tunnels int) error {
 		if err != nil {
 			return err
 		}
-		r := resting{Program: p.name, Intercepts: intercepts, Ports: intercepts * restPods, Tunnels: tunnels, Memory: memory, CPU: cpu[i]}
+		r := atRest{Program: p.name, Intercepts: intercepts, Ports: intercepts * restPods, Tunnels: tunnels, Memory: memory, CPU: cpu[i]}
 		b.results.Rest = append(b.results.Rest, r)
 		fmt.Printf("  %s\n", r)
 	}
 	return nil
 }
 
-func (r resting) String() string {
+func (r atRest) String() string {
 	return fmt.Sprintf("%-11s %4d ports (%3d intercepts), %3d idle tunnels: RSS %.1f MB, PSS %.1f, anonymous %.1f; CPU %.2f %%",
 		r.Program, r.Ports, r.Intercepts, r.Tunnels, mb(r.Memory.RSS), mb(r.Memory.PSS), mb(r.Memory.Anonymous), 100*r.CPU)
 }

@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Ports of what is measured. An app's port is the same in both pods.
@@ -44,23 +47,45 @@ const (
 const measured = "measured"
 
 // upPlaces brings up both pods and everything in them.
-func (b *bench) upPlaces(ctx context.Context) (err error) {
-	ports := []servicePort{{"go", goPort}, {"nginx", nginxPort}, {"node", nodePort}, {"grpc", grpcPort}}
-	if b.plain, err = b.newPlace(ctx, measured, ports...); err != nil {
+func (b *bench) upPlaces(ctx context.Context) error {
+	group := new(errgroup.Group)
+	group.Go(func() error { return b.upPlain(ctx) })
+	group.Go(func() error { return b.upMeshed(ctx) })
+	return group.Wait()
+}
+
+// placePorts gives the ports of both pods.
+func placePorts() []servicePort {
+	return []servicePort{{"go", goPort}, {"nginx", nginxPort}, {"node", nodePort}, {"grpc", grpcPort}}
+}
+
+// upPlain brings up the pod that is intercepted.
+func (b *bench) upPlain(ctx context.Context) (err error) {
+	if b.plain, err = b.newPlace(ctx, measured, placePorts()...); err != nil {
 		return err
 	}
-	if b.meshed, err = b.newPlace(ctx, "sidecars", ports...); err != nil {
+	self, err := os.Executable()
+	if err != nil {
 		return err
 	}
-	for _, p := range []*place{b.plain, b.meshed} {
-		if err := p.start(ctx, grpcPort, b.apps, "greeter", "--listen", fmt.Sprintf(":%d", grpcPort)); err != nil {
-			return err
-		}
+	if err := b.plain.startGreeter(ctx, b.apps); err != nil {
+		return err
+	}
+	if err := b.plain.start(ctx, bulkPort, self, "-bulk-server", fmt.Sprint(":", bulkPort)); err != nil {
+		return err
 	}
 	if err := b.plain.startNginx(ctx, nginxPort, "return 200 '"+text256+"';"); err != nil {
 		return err
 	}
-	if err := b.plain.start(ctx, nodePort, "node", "-e", fmt.Sprintf("require('http').createServer((q,r)=>r.end('%s')).listen(%d,'0.0.0.0')", text256, nodePort)); err != nil {
+	return b.plain.start(ctx, nodePort, "node", "-e", fmt.Sprintf("require('http').createServer((q,r)=>r.end('%s')).listen(%d,'0.0.0.0')", text256, nodePort))
+}
+
+// upMeshed brings up the pod with the proxies.
+func (b *bench) upMeshed(ctx context.Context) (err error) {
+	if b.meshed, err = b.newPlace(ctx, "sidecars", placePorts()...); err != nil {
+		return err
+	}
+	if err := b.meshed.startGreeter(ctx, b.apps); err != nil {
 		return err
 	}
 	for _, x := range proxies {
@@ -73,6 +98,11 @@ func (b *bench) upPlaces(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// startGreeter starts the gRPC app.
+func (p *place) startGreeter(ctx context.Context, apps string) error {
+	return p.start(ctx, grpcPort, apps, "greeter", "--listen", fmt.Sprintf(":%d", grpcPort))
 }
 
 func (b *bench) downPlaces() {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"os/exec"
 	"regexp"
 	"strings"
 	"time"
@@ -13,16 +15,15 @@ import (
 
 // wrk loads the app over HTTP/1.1 and reads wrk's report.
 func (b *bench) wrk(ctx context.Context, w way, connections int, more ...string) (sample, error) {
-	args := append([]string{"wrk", "-t1", "-c", fmt.Sprint(connections), "-d", wholeSeconds(b.duration), "--latency"}, more...)
+	// wrk counts in whole seconds; when it is interrupted it sums up what it has done.
+	args := append([]string{"timeout", "--preserve-status", "--signal", "INT", fmt.Sprint(b.duration.Seconds()),
+		"wrk", "-t1", "-c", fmt.Sprint(connections), "-d", "60s", "--latency"}, more...)
 	out, err := lab.Output(b.OnNode(ctx, w.machine(), append(args, w.url("/bytes/256"))...))
 	if err != nil {
 		return sample{}, err
 	}
 	return readWrk(out)
 }
-
-// wholeSeconds is how wrk wants it.
-func wholeSeconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
 
 func readWrk(out string) (s sample, err error) {
 	for line := range strings.Lines(out) {
@@ -62,7 +63,7 @@ var (
 // h2load loads a URL over HTTP/2 with prior knowledge.
 func (b *bench) h2load(ctx context.Context, connections, streams int, url string) (sample, error) {
 	out, err := lab.Output(b.OnNode(ctx, node, "h2load", "-t1", "-c", fmt.Sprint(connections), "-m", fmt.Sprint(streams),
-		"-D", fmt.Sprint(b.duration.Seconds()), url))
+		"-D", fmt.Sprintf("%dms", b.duration.Milliseconds()), url))
 	if err != nil {
 		return sample{}, err
 	}
@@ -78,16 +79,34 @@ func readH2load(out string) (s sample, err error) {
 	return s, err
 }
 
-// curl makes one transfer of bulkBytes and gives its speed, which write says.
-func (b *bench) curl(ctx context.Context, write string, args ...string) (s sample, err error) {
-	argv := append([]string{"curl", "--fail", "--silent", "--show-error", "-o", "/dev/null", "-w", write}, args...)
+// curl makes one transfer that does not come to its end, and gives the speed that it has had.
+func (b *bench) curl(ctx context.Context, args ...string) (sample, error) {
+	argv := append([]string{"curl", "--fail", "--silent", "--show-error", "-o", "/dev/null", "--max-time", fmt.Sprint(b.duration.Seconds()),
+		"-w", "%{http_code} %{size_download} %{size_upload} %{time_total}"}, args...)
 	out, err := lab.Output(b.OnNode(ctx, node, argv...))
+	if err == nil {
+		err = errors.New("the transfer has come to its end")
+	} else if failed := new(exec.ExitError); errors.As(err, &failed) && failed.ExitCode() == curlTimeout {
+		err = nil
+	}
 	if err != nil {
-		return s, err
+		return sample{}, err
 	}
-	var bytesPerSecond float64
-	if _, err := fmt.Sscan(out, &bytesPerSecond); err != nil || bytesPerSecond == 0 {
-		return s, errors.Join(fmt.Errorf("curl gave no speed: %q", out), err)
+	return readCurl(out)
+}
+
+// curlTimeout is what curl exits with when its time is over (curl(1)).
+const curlTimeout = 28
+
+func readCurl(out string) (sample, error) {
+	var status int
+	var down, up, seconds float64
+	if _, err := fmt.Sscan(out, &status, &down, &up, &seconds); err != nil {
+		return sample{}, fmt.Errorf("read curl's %q: %w", out, err)
 	}
-	return sample{rate: bytesPerSecond / 1e6, done: bulkBytes / 1e6}, nil
+	done := (down + up) / 1e6
+	if done == 0 || seconds == 0 || status != 0 && status != http.StatusOK {
+		return sample{}, fmt.Errorf("curl gave no speed: %q", out)
+	}
+	return sample{rate: done / seconds, done: done}, nil
 }

@@ -26,6 +26,17 @@ func TestReportsOfToolsAreRead(t *testing.T) {
 	assert.Equal(t, sample{rate: 51234.5, done: 100}, s)
 	_, err = readH2load("finished in 3.00s, 51234.5 req/s, 12.3MB/s\nrequests: 100 total, 99 succeeded, 1 failed, 1 errored, 0 timeout\n")
 	assert.Error(t, err)
+
+	s, err = readCurl("200 1500000000 0 0.75")
+	require.NoError(t, err)
+	assert.Equal(t, sample{rate: 2000, done: 1500}, s)
+	s, err = readCurl("000 0 750000000 0.75")
+	require.NoError(t, err, "an upload has no answer when its time is over")
+	assert.Equal(t, sample{rate: 1000, done: 750}, s)
+	for _, out := range []string{"", "200 0 0 0.75", "404 9 0 0.75"} {
+		_, err = readCurl(out)
+		assert.Error(t, err, out)
+	}
 }
 
 func TestQuantile(t *testing.T) {

@@ -5,37 +5,32 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"time"
 
 	"sidestep.dev/sidestep/tests/lab"
 )
 
 // tunnelRows are bulk between a laptop and the cluster, near and far.
-func (b *bench) tunnelRows(dir string) (rows []row, err error) {
+func (b *bench) tunnelRows() (rows []row) {
 	for _, far := range []struct {
-		roundTrip time.Duration
-		bytes     int64  // of all connections together
-		toLaptop  []bool // or from it; over a long way both are alike
-	}{{0, 256 << 20, []bool{true, false}}, {20 * time.Millisecond, 64 << 20, []bool{true}}, {80 * time.Millisecond, 32 << 20, []bool{true}}} {
+		roundTrip        time.Duration
+		settle, duration time.Duration
+		toLaptop         []bool // or from it; over a long way both are alike
+	}{
+		{0, 200 * time.Millisecond, b.duration, []bool{true, false}},
+		{20 * time.Millisecond, time.Second, b.duration, []bool{true}},
+		{80 * time.Millisecond, time.Second, 2 * b.duration, []bool{true}},
+	} {
 		for _, connections := range []int{1, 8} {
-			each := far.bytes / int64(connections)
-			zeros := filepath.Join(dir, fmt.Sprint(each))
-			if err := os.WriteFile(zeros, nil, 0o600); err != nil {
-				return nil, err
-			}
-			if err := os.Truncate(zeros, each); err != nil {
-				return nil, err
-			}
 			for _, toLaptop := range far.toLaptop {
-				rows = append(rows, b.tunnelRow(far.roundTrip, connections, each, zeros, toLaptop))
+				rows = append(rows, b.tunnelRow(far.roundTrip, toLaptop, bulk{connections: connections, settle: far.settle, duration: far.duration}))
 			}
 		}
 	}
-	return rows, nil
+	return rows
 }
 
-func (b *bench) tunnelRow(roundTrip time.Duration, connections int, each int64, zeros string, toLaptop bool) row {
+func (b *bench) tunnelRow(roundTrip time.Duration, toLaptop bool, load bulk) row {
 	name, direction := "near", "to the cluster"
 	if roundTrip > 0 {
 		name = fmt.Sprintf("%s away", roundTrip)
@@ -44,42 +39,56 @@ func (b *bench) tunnelRow(roundTrip time.Duration, connections int, each int64, 
 		direction = "to the laptop"
 	}
 	return row{
-		name: fmt.Sprintf("bulk %s, %s, connections: %d", direction, name, connections), unit: "MB/s", per: "MB",
+		name: fmt.Sprintf("bulk %s, %s, connections: %d", direction, name, load.connections), unit: "MB/s", per: "MB",
 		ways: []way{
-			{name: rawTCP, address: fmt.Sprintf("%s:%d", b.nodes["control-plane"], plainPort), from: "laptop"},
-			{name: byTunnel, address: fmt.Sprintf("%s:%d", b.plain.IP, goPort), intercept: []string{"--port", "9000:go", "--mechanism", "tcp"}},
+			{name: rawTCP, address: fmt.Sprintf("%s:%d", b.nodes["control-plane"], bulkPort), from: "laptop"},
+			{name: byTunnel, address: fmt.Sprintf("%s:%d", b.plain.IP, goPort), intercept: []string{"--port", fmt.Sprint(bulkPort, ":go"), "--mechanism", "tcp"}},
 			{name: portForward, address: fmt.Sprintf("127.0.0.1:%d", forwardPort), from: "laptop"},
 		},
 		prepare: func(ctx context.Context) (func(), error) {
-			return all(ctx, b.forward, b.plainServer, func(ctx context.Context) (func(), error) { return b.delay(ctx, roundTrip/2) })
+			return all(ctx, func(ctx context.Context) (func(), error) { return b.far(ctx, roundTrip) },
+				b.bulkServer("laptop"), b.bulkServer("control-plane"), b.forward(bulkPort))
 		},
 		measure: func(ctx context.Context, w way) (sample, error) {
-			// Through a tcp intercept the laptop is the server.
-			if upload := toLaptop == (w.name == byTunnel); upload {
-				return b.transfer(ctx, w, connections, each, "-T", zeros, "-H", "Expect:", w.url("/sink"))
-			}
-			return b.transfer(ctx, w, connections, each, w.url(fmt.Sprintf("/bytes/%d", each)))
+			load := load
+			load.upload = toLaptop == (w.name == byTunnel) // through a tcp intercept the laptop is the server
+			return b.transfer(ctx, w, load)
 		},
 	}
 }
 
-// plainServer keeps a server at the cluster's end of the link to the laptop.
-func (b *bench) plainServer(ctx context.Context) (stop func(), err error) {
-	return b.serve(ctx, "control-plane", plainPort, func(ctx context.Context) *exec.Cmd {
-		return b.OnNode(ctx, "control-plane", b.apps, "serve", "--listen", fmt.Sprintf(":%d", plainPort))
-	})
+// bulkServer keeps a server of bulk on a machine.
+func (b *bench) bulkServer(machine string) func(context.Context) (stop func(), err error) {
+	return func(ctx context.Context) (stop func(), err error) {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		return b.serve(ctx, machine, bulkPort, func(ctx context.Context) *exec.Cmd {
+			return b.OnNode(ctx, machine, self, "-bulk-server", fmt.Sprint(":", bulkPort))
+		})
+	}
 }
 
-// transfer makes some transfers at once, each of so many bytes, with one curl.
-func (b *bench) transfer(ctx context.Context, w way, connections int, each int64, args ...string) (sample, error) {
-	argv := []string{"curl", "--fail", "--silent", "--show-error", "--parallel", "--parallel-immediate"}
-	for range connections {
-		argv = append(append(argv, "-o", "/dev/null"), args...)
+// far puts a delay between laptop and cluster, with connections that have never known another.
+func (b *bench) far(ctx context.Context, roundTrip time.Duration) (undo func(), err error) {
+	if roundTrip == 0 {
+		return func() {}, nil
 	}
-	started := time.Now()
-	if _, err := lab.Output(b.OnNode(ctx, w.machine(), argv...)); err != nil {
-		return sample{}, err
+	if undo, err = b.delay(ctx, roundTrip/2); err != nil {
+		return nil, err
 	}
-	done := float64(each*int64(connections)) / 1e6
-	return sample{rate: done / time.Since(started).Seconds(), done: done}, nil
+	if _, err = b.ann.Sidestep(ctx, "quit", "-s"); err == nil {
+		err = b.connect(ctx)
+	}
+	if err != nil {
+		undo()
+		return nil, err
+	}
+	return undo, nil
+}
+
+func (b *bench) connect(ctx context.Context) error {
+	_, err := b.ann.Sidestep(ctx, "connect", "--namespace", lab.Namespace)
+	return err
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Memory is of one process, in bytes.
@@ -37,24 +39,14 @@ func MemoryOf(pid int) (m Memory, err error) {
 	return m, nil
 }
 
-// tick is the unit of /proc: USER_HZ is 100 everywhere that Go runs.
-const tick = 10 * time.Millisecond
-
-// CPUOf is the time for which a process has had a CPU (proc_pid_stat(5)), its children not counted.
+// CPUOf is the time for which a process has had a CPU, to the nanosecond (clock_getcpuclockid(3)), its children not counted.
 func CPUOf(pid int) (time.Duration, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("CPU time of process %d: too little in %q", pid, text)
-	}
-	var user, system int64
-	if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+	const scheduled = 2 // of a process's clocks, the one that counts what the scheduler has given it (linux/posix-timers.h)
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &t); err != nil {
 		return 0, fmt.Errorf("CPU time of process %d: %w", pid, err)
 	}
-	return time.Duration(user+system) * tick, nil
+	return time.Duration(t.Nano()), nil
 }
 
 // Rest watches processes for so long, and gives the part of a CPU that each of them used.
