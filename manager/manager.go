@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +40,8 @@ const (
 	drain = 5 * time.Second
 	// maxReport is the size in bytes of the largest message that is taken in: the report of a node with very many intercepts.
 	maxReport = 8 << 20
+	// handshakeTimeout bounds TLS's, once a request has been upgraded.
+	handshakeTimeout = 20 * time.Second
 )
 
 // Manager is the whole program.
@@ -46,6 +50,8 @@ type Manager struct {
 	log        *slog.Logger
 	controller *controller.Controller
 	grpc       *grpc.Server
+	laptops    *grpc.Server // over upgraded requests
+	upgrades   *upgrades
 	metrics    *prometheus.Registry
 	closing    chan struct{}
 	listening  atomic.Bool
@@ -77,15 +83,21 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	podStreams := topod.NewAgents(m.closing)
 	toPod := topod.New(topod.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod, Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
-	m.grpc = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(tlsbatch.Credentials(files.ServerConfig())), grpc.MaxRecvMsgSize(maxReport))...)
+	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.Creds(tlsbatch.Credentials(files.ServerConfig()))))
+	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, ToPod: podStreams, Log: log, Closing: m.closing,
 	}))
-	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(sessions.Config{
+	clients := sessions.Config{
 		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
 		ToPod: toPod.Serve,
-	}))
+	}
+	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(clients))
+	// The HTTP port is open to whoever may read metrics, unlike that for gRPC: nobody gets to the node agents' service there, nor uses up all sessions.
+	clients.Limit = sessions.MaxSessions / 2
+	m.laptops, m.upgrades = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...), newUpgrades()
+	clientpb.RegisterClientsServer(m.laptops, sessions.NewService(clients))
 	return m, nil
 }
 
@@ -120,6 +132,12 @@ func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.List
 		return nil
 	})
 	group.Go(func() error {
+		if err := m.laptops.Serve(m.upgrades); err != nil {
+			return fmt.Errorf("serve gRPC on upgraded requests: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
 		m.listening.Store(true)
 		if err := m.grpc.Serve(grpcListener); err != nil {
 			return fmt.Errorf("serve gRPC: %w", err)
@@ -141,9 +159,15 @@ func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.List
 // stop ends every call: sessions, assignments and parked streams at once, tunnels when they are done or their time is up.
 func (m *Manager) stop() {
 	close(m.closing)
-	timer := time.AfterFunc(drain, m.grpc.Stop)
-	defer timer.Stop()
-	m.grpc.GracefulStop()
+	var both sync.WaitGroup
+	for _, server := range []*grpc.Server{m.grpc, m.laptops} {
+		both.Go(func() {
+			timer := time.AfterFunc(drain, server.Stop)
+			defer timer.Stop()
+			server.GracefulStop()
+		})
+	}
+	both.Wait()
 }
 
 // places gives the plan the shape that connections to pods ask for.

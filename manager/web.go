@@ -5,6 +5,8 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"sidestep.dev/sidestep/internal/tunnel"
 )
 
 // web serves what Kubernetes and Prometheus ask.
@@ -21,6 +23,7 @@ func (m *Manager) web() http.Handler {
 			fmt.Fprintln(w, "ok")
 		}
 	})
+	mux.Handle("GET "+tunnel.UpgradePath, m.upgrades)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.metrics, promhttp.HandlerOpts{}))
 	return mux
 }

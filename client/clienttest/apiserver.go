@@ -199,6 +199,8 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Sprintf(`%s %q is forbidden: User "dev" cannot %s resource %q in API group %q %s`, resource, call.Name, call.Verb, resource, group, where), nil)
 	case sub == "portforward":
 		a.forwards.serve(w, r, call.Namespace, call.Name)
+	case sub == "proxy":
+		a.forwards.upgrade(w, r, call.Namespace, call.Name)
 	default:
 		a.serve(w, r, call, sub == "status")
 	}

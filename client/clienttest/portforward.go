@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/gorilla/websocket"
@@ -14,16 +15,16 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// forwards is the port-forwarding of the API server and its kubelets: pods are addresses of this machine.
+// forwards is the port-forwarding of the API server and its kubelets, and the API server's proxy to pods: pods are addresses of this machine.
 type forwards struct {
 	mu       sync.Mutex
 	pods     map[string]string // namespace/name to address
-	sessions map[httpstream.Connection]struct{}
+	sessions map[io.Closer]struct{}
 	stalled  chan struct{} // closed: nothing goes through any more
 }
 
 func newForwards() *forwards {
-	return &forwards{pods: map[string]string{}, sessions: map[httpstream.Connection]struct{}{}, stalled: make(chan struct{})}
+	return &forwards{pods: map[string]string{}, sessions: map[io.Closer]struct{}{}, stalled: make(chan struct{})}
 }
 
 func (f *forwards) set(namespace, pod, addr string) {
@@ -60,17 +61,49 @@ func (f *forwards) serve(w http.ResponseWriter, r *http.Request, namespace, pod 
 	if err != nil {
 		return
 	}
-	f.mu.Lock()
-	f.sessions[session] = struct{}{}
-	addr, stalled := f.pods[namespace+"/"+pod], f.stalled
-	f.mu.Unlock()
-	defer func() {
-		f.mu.Lock()
-		delete(f.sessions, session)
-		f.mu.Unlock()
-	}()
+	addr, stalled, remove := f.add(namespace, pod, session)
+	defer remove()
 	go join(session, streams, addr, stalled)
 	<-session.CloseChan()
+}
+
+// add notes a session, and says where it leads.
+func (f *forwards) add(namespace, pod string, session io.Closer) (addr string, stalled <-chan struct{}, remove func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sessions[session] = struct{}{}
+	return f.pods[namespace+"/"+pod], f.stalled, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.sessions, session)
+	}
+}
+
+// upgrade answers for the manager's HTTP port, and passes what follows to its port for gRPC.
+func (f *forwards) upgrade(w http.ResponseWriter, r *http.Request, namespace, podAndPort string) {
+	pod, _, _ := strings.Cut(podAndPort, ":")
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	addr, stalled, remove := f.add(namespace, pod, conn)
+	defer remove()
+	backend, err := net.Dial("tcp", addr)
+	if err != nil {
+		fmt.Fprintf(conn, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\nerror trying to reach service: %v", err)
+		return
+	}
+	defer backend.Close()
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", r.Header.Get("Upgrade"))
+	ended := make(chan struct{}, 2)
+	pass := func(to, from net.Conn) {
+		_, _ = io.Copy(&gate{to, stalled}, from)
+		ended <- struct{}{}
+	}
+	go pass(backend, conn)
+	go pass(conn, backend)
+	<-ended
 }
 
 func join(session httpstream.Connection, streams <-chan httpstream.Stream, addr string, stalled <-chan struct{}) {

@@ -326,6 +326,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	defer end()
 	h, err := l.greet(ctx, clientpb.NewClientsClient(conn))
 	if err != nil {
+		way.Failed()
 		return 0, explain(err)
 	}
 	since, before := time.Now(), l.lastHeard()
@@ -337,7 +338,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 		}
 	})
 	l.hear()
-	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion())
+	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion(), "by", way.By)
 	err = l.hold(ctx, end, h, flow)
 	return time.Since(since), explain(err)
 }

@@ -21,7 +21,6 @@ import (
 
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
-	"sidestep.dev/sidestep/client/portforward"
 )
 
 // What the installation is called; see the architecture's table of names.
@@ -30,6 +29,7 @@ const (
 	caKey       = "ca.crt"
 	serverName  = "sidestep-manager"
 	grpcPort    = 8443
+	httpPort    = 8080
 )
 
 var managerLabels = client.MatchingLabels{"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": "manager"}
@@ -39,19 +39,10 @@ type Route struct {
 	Source    *kube.Source
 	Namespace string // of the installation
 
-	// Forward connects to a port of a pod; nil: through the API server.
+	// Forward connects to a port of a pod; nil: through the API server, in whichever way works.
 	Forward Forward
-}
 
-// Forward connects to a port of a pod.
-type Forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
-
-func throughAPIServer(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
-	conn, err := portforward.Dial(ctx, c.Config, namespace, pod, port)
-	if err != nil {
-		return nil, err // not a nil *portforward.Conn in an interface
-	}
-	return conn, nil
+	detour detour
 }
 
 // Way is a connection to a pod of the manager, below TLS.
@@ -60,10 +51,13 @@ type Way struct {
 	TLS  *tls.Config // says who is the manager
 	// Again connects once more to the same pod, in the same manner.
 	Again func(context.Context) (net.Conn, error)
+	By    string // for logs: which manner that is
+	// Failed is to be called when the manager cannot be talked to on the connection.
+	Failed func()
 }
 
 // Dial connects to a pod of the manager that is ready.
-func (r *Route) Dial(ctx context.Context) (*Way, error) {
+func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	cluster, err := r.Source.Cluster()
 	if err != nil {
 		return nil, err
@@ -83,23 +77,37 @@ func (r *Route) Dial(ctx context.Context) (*Way, error) {
 		}
 		return nil, err
 	}
-	forward := r.Forward
-	if forward == nil {
-		forward = throughAPIServer
+	if r.Forward != nil {
+		again := r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
+			return r.Forward(ctx, c, r.Namespace, pod, grpcPort)
+		})
+		way = &Way{Again: again, By: "port-forward", Failed: func() {}}
+		way.Conn, err = again(ctx)
+	} else {
+		way, err = r.detour.either(ctx,
+			r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
+				return byUpgrade(ctx, c, r.Namespace, pod)
+			}),
+			r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
+				return byForward(ctx, c, r.Namespace, pod, grpcPort)
+			}))
 	}
-	again := func(ctx context.Context) (net.Conn, error) {
-		cluster, err := r.Source.Cluster() // by now the credentials may be others
+	if err != nil {
+		return nil, cluster.Explain(err)
+	}
+	way.TLS = &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}
+	return way, nil
+}
+
+// by makes a dialer that finds the cluster anew: when it is called again the credentials may be others.
+func (r *Route) by(connect func(context.Context, *kube.Cluster) (net.Conn, error)) dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		cluster, err := r.Source.Cluster()
 		if err != nil {
 			return nil, err
 		}
-		conn, err := forward(ctx, cluster, r.Namespace, pod, grpcPort)
-		return conn, cluster.Explain(err)
+		return connect(ctx, cluster)
 	}
-	conn, err := again(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &Way{Conn: conn, TLS: &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}, Again: again}, nil
 }
 
 // authority reads the certificate that the manager's own is signed with. Its ConfigMap is there as long as sidestep is installed.

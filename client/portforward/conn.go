@@ -25,7 +25,7 @@ const (
 	lastWordsTimeout = closeTimeout / 4
 )
 
-// Conn is a connection to a port of a pod. It has the API server's connection for itself. A deadline that passes ends the connection for
+// Conn is a connection to a pod. It has the API server's connection for itself. A deadline that passes ends the connection for
 // good: what lies below cannot be read again after a timeout.
 type Conn struct {
 	session io.Closer
@@ -128,7 +128,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, fmt.Errorf("%w: %w", ErrLost, err)
 }
 
-// CloseWrite says that nothing more is going to be written.
+// CloseWrite says that nothing more is going to be written. What DialUpgrade made it ends altogether.
 func (c *Conn) CloseWrite() error { return c.data.Close() }
 
 // Close ends both directions and the connection to the API server. It does not wait: a dead network would keep it.

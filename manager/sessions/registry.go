@@ -14,7 +14,7 @@ import (
 
 // Bounds of what one session, and all of them, can hold.
 const (
-	maxSessions = 10_000
+	MaxSessions = 10_000
 	maxParked   = 64
 	maxWaiting  = 1024
 )
@@ -69,12 +69,12 @@ type Parked struct {
 // whoever took the stream.
 func (p *Parked) Release(err error) { p.done <- err }
 
-// begin enters a session. If there is one with the same key it is the same laptop come back, and the new one takes its place.
-func (r *Registry) begin(keyHash string) (*session, error) {
+// begin enters a session, unless there are as many as limit. If there is one with the same key it is the same laptop come back, and the new one takes its place.
+func (r *Registry) begin(keyHash string, limit int) (*session, error) {
 	s := &session{keyHash: keyHash, gone: make(chan struct{}), want: make(chan struct{}, 1)}
 	r.mu.Lock()
 	old := r.sessions[keyHash]
-	if old == nil && len(r.sessions) >= maxSessions {
+	if old == nil && len(r.sessions) >= limit {
 		r.mu.Unlock()
 		return nil, errFull
 	}

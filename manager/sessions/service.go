@@ -42,6 +42,7 @@ type Config struct {
 	ToPod   func(keyHash string, stream tunnel.Stream) error
 	Ping    time.Duration // between pings; 0: 2 s
 	Timeout time.Duration // of silence, after which the laptop is given up; 0: 8 s
+	Limit   int           // of sessions, those of other services over the same registry included; 0: MaxSessions
 }
 
 // Service is the gRPC service that laptops talk to.
@@ -57,6 +58,9 @@ func NewService(cfg Config) *Service {
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 8 * time.Second
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = MaxSessions
 	}
 	return &Service{cfg: cfg}
 }
@@ -105,7 +109,7 @@ func (s *Service) Session(stream sessionStream) error {
 	if err != nil {
 		return err
 	}
-	sess, err := s.cfg.Registry.begin(hash)
+	sess, err := s.cfg.Registry.begin(hash, s.cfg.Limit)
 	if err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}

@@ -186,7 +186,7 @@ func (i idle) Context() context.Context { return i.ctx }
 
 func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
 	r := NewRegistry(func(string) {})
-	old, err := r.begin("k")
+	old, err := r.begin("k", MaxSessions)
 	require.NoError(t, err)
 	taken := make(chan *Parked)
 	go func() {
@@ -195,7 +195,7 @@ func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
 		taken <- p
 	}()
 	<-old.want
-	next, err := r.begin("k")
+	next, err := r.begin("k", MaxSessions)
 	require.NoError(t, err)
 	<-old.gone
 	<-next.want
@@ -213,7 +213,7 @@ func TestTakingAStream(t *testing.T) {
 	r := NewRegistry(func(string) {})
 	_, err := r.Take(t.Context(), "k", time.Minute)
 	require.ErrorIs(t, err, ErrNoClient)
-	s, err := r.begin("k")
+	s, err := r.begin("k", MaxSessions)
 	require.NoError(t, err)
 	_, err = r.Take(t.Context(), "k", time.Millisecond)
 	require.ErrorIs(t, err, ErrTimeout)
@@ -240,4 +240,17 @@ func TestTakingAStream(t *testing.T) {
 	<-s.want
 	r.end(s)
 	assert.ErrorIs(t, <-result, ErrNoClient, "the laptop leaves while a connection waits for it")
+}
+
+func TestOneServiceLeavesSessionsToTheOther(t *testing.T) {
+	r := NewRegistry(func(string) {})
+	first, err := r.begin("a", 1)
+	require.NoError(t, err)
+	_, err = r.begin("b", 1)
+	assert.ErrorIs(t, err, errFull)
+	_, err = r.begin("b", 2)
+	require.NoError(t, err)
+	_, err = r.begin("a", 1)
+	require.NoError(t, err, "a laptop that has come back takes nobody's place")
+	r.end(first)
 }

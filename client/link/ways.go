@@ -1,0 +1,155 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/client/portforward"
+	"sidestep.dev/sidestep/internal/tunnel"
+)
+
+// Forward connects to a port of a pod.
+type Forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
+
+// byForward connects by a port-forward, as Kubernetes' tools do: it works wherever the kubelet can be reached.
+func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
+	conn, err := portforward.Dial(ctx, c.Config, namespace, pod, port)
+	if err != nil {
+		return nil, err // not a nil *portforward.Conn in an interface
+	}
+	return conn, nil
+}
+
+// byUpgrade connects by an upgraded request, which is quicker, and needs an API server that reaches pods, the right to pods/proxy, and a manager that knows it.
+func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string) (net.Conn, error) {
+	conn, err := portforward.DialUpgrade(ctx, c.Config, namespace, pod, httpPort, tunnel.UpgradePath, tunnel.UpgradeProtocol)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+const (
+	// headStart is what the quicker way gets before the other one is tried as well: a firewall between API server and pods may answer nothing.
+	headStart = 500 * time.Millisecond
+	// avoidFor is how long the quicker way is not tried after it has failed where the other one has not.
+	avoidFor = 10 * time.Minute
+)
+
+// detour remembers that the quicker way does not work.
+type detour struct {
+	mu    sync.Mutex
+	until time.Time
+	why   error
+}
+
+func (d *detour) take(why error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.until, d.why = time.Now().Add(avoidFor), why
+}
+
+func (d *detour) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.until, d.why = time.Time{}, nil
+}
+
+// reason is why to avoid the quicker way; nil: do not.
+func (d *detour) reason() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Now().After(d.until) {
+		return nil
+	}
+	return d.why
+}
+
+// dialer connects to a pod of the manager in one way.
+type dialer func(context.Context) (net.Conn, error)
+
+// either connects in the quicker way, or else in the sure one, and remembers in d what it has learnt.
+func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
+	var conn net.Conn
+	var err error
+	why := d.reason()
+	if why == nil {
+		conn, why, err = race(ctx, quick, sure)
+	} else if conn, err = sure(ctx); err != nil {
+		d.end()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if why != nil {
+		d.take(why)
+		return &Way{Conn: conn, Again: sure, By: fmt.Sprintf("port-forward (%v)", why), Failed: d.end}, nil
+	}
+	silent := func() { d.take(errors.New("an upgraded request did not lead to the manager")) }
+	return &Way{Conn: conn, Again: quick, By: "upgraded request", Failed: silent}, nil
+}
+
+// race gives the connection that is there first, the quicker way having a head start. why is nil if it is by the quicker way; the error is that of the sure one.
+func race(ctx context.Context, quick, sure dialer) (conn net.Conn, why, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	start := func(dial dialer) <-chan result {
+		done := make(chan result, 1)
+		go func() {
+			conn, err := dial(ctx)
+			done <- result{conn, err}
+		}()
+		return done
+	}
+	discard := func(done <-chan result) {
+		if done == nil {
+			return
+		}
+		go func() {
+			if late := <-done; late.err == nil {
+				_ = late.conn.Close()
+			}
+		}()
+	}
+	timer := time.NewTimer(headStart)
+	defer timer.Stop()
+	quicker, surer := start(quick), (<-chan result)(nil)
+	why = errors.New("the API server's proxy to pods is slow to answer")
+	for {
+		select {
+		case <-timer.C:
+			if surer == nil && quicker != nil {
+				surer = start(sure)
+			}
+		case r := <-quicker:
+			if r.err == nil {
+				discard(surer)
+				return r.conn, nil, nil
+			}
+			if quicker, why = nil, r.err; err != nil {
+				return nil, why, err
+			}
+			if surer == nil {
+				surer = start(sure)
+			}
+		case r := <-surer:
+			if r.err == nil {
+				discard(quicker)
+				return r.conn, why, nil
+			}
+			if err = r.err; quicker == nil {
+				return nil, why, err
+			}
+			surer = nil
+		}
+	}
+}
