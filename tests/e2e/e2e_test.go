@@ -57,6 +57,7 @@ func TestEndToEnd(t *testing.T) {
 		{"the laptop's answer travels along the chain of services", testChain},
 		{"a path intercept", testPath},
 		{"a tcp intercept takes all connections", testTCP},
+		{"by port-forward, without the right to the API server's proxy to pods", testWays},
 		{"two developers share a workload and a third is refused", testTwoDevelopers},
 		{"wiretaps get copies, and the pods answer", testWiretap},
 		{"a StatefulSet, a ReplicaSet and a service with two ports", testOtherWorkloads},
