@@ -119,7 +119,10 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 	var file *os.File
 	var err error
 	if bound != nil {
-		file, err = n.dial(ctx, netip.AddrPortFrom(from, 0), to, nil, bound)
+		var c *Begun
+		if c, err = n.begin(netip.AddrPortFrom(from, 0), to, nil, bound); err == nil {
+			file, err = c.finish(ctx)
+		}
 	} else {
 		file, err = n.DialAs(ctx, from, to, nil)
 	}
@@ -137,34 +140,71 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 // DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects. It gives the non-blocking
 // socket itself, which waits with the runtime's poller like any connection: to make a net.Conn of it would take a dozen system calls more.
 func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*os.File, error) {
+	c, err := n.BeginAs(from, to, introduce)
+	if err != nil {
+		return nil, err
+	}
+	return c.finish(ctx)
+}
+
+// BeginAs is DialAs without any waiting.
+func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*Begun, error) {
 	low, count, err := n.ports.bounds(n)
 	if err != nil {
 		return nil, err
 	}
 	if n.ports.scarce(count) {
-		c, err := n.dialCrowded(ctx, from, to, introduce, low, count)
+		c, err := n.beginCrowded(from, to, introduce, low, count)
 		if !taken(err) {
 			return c, err
 		}
 		// There may be a free one among those that were not tried.
 	}
-	c, err := n.dial(ctx, netip.AddrPortFrom(from, 0), to, introduce, nil)
+	c, err := n.begin(netip.AddrPortFrom(from, 0), to, introduce, nil)
 	if !errors.Is(err, unix.EADDRNOTAVAIL) {
 		return c, err
 	}
-	return n.dialCrowded(ctx, from, to, introduce, low, count)
+	return n.beginCrowded(from, to, introduce, low, count)
 }
 
-// dialCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
+// Begun is a connection that is being made. Within one machine it often has been already.
+type Begun struct {
+	*os.File
+	from, to netip.AddrPort
+	pending  bool
+}
+
+// Pending says whether Wait is needed before there is a connection.
+func (b *Begun) Pending() bool { return b.pending }
+
+// Wait waits until there is a connection.
+func (b *Begun) Wait(ctx context.Context) error {
+	if !b.pending {
+		return nil
+	}
+	if err := await(ctx, b.File); err != nil {
+		return fmt.Errorf("connect from %s to %s in the pod: %w", b.from.Addr(), b.to, err)
+	}
+	b.pending = false
+	return nil
+}
+
+// finish waits, and closes what does not come to be a connection.
+func (b *Begun) finish(ctx context.Context) (*os.File, error) {
+	if err := b.Wait(ctx); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b.File, nil
+}
+
+// beginCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
 // which a busy pod would soon run out of, after searching ever longer for the last free ones; but it lets them be used by those who ask for
 // them, where timestamps keep old segments apart from new ones (tcp_twsk_unique).
-func (n *Namespace) dialCrowded(
-	ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16, count uint32,
-) (*os.File, error) {
+func (n *Namespace) beginCrowded(from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16, count uint32) (*Begun, error) {
 	for try := 0; ; try++ {
 		port := low + uint16(n.ports.next.Add(1)%count)
-		c, err := n.dial(ctx, netip.AddrPortFrom(from, port), to, introduce, nil)
-		if !taken(err) || try == crowdedTries || ctx.Err() != nil {
+		c, err := n.begin(netip.AddrPortFrom(from, port), to, introduce, nil)
+		if !taken(err) || try == crowdedTries {
 			return c, err
 		}
 	}
@@ -177,9 +217,7 @@ func taken(err error) bool {
 // crowdedTries is how many ports may be found taken by open connections.
 const crowdedTries = 1000
 
-func (n *Namespace) dial(
-	ctx context.Context, from, to netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort),
-) (*os.File, error) {
+func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort)) (*Begun, error) {
 	fd, err := n.socket(to.Addr())
 	if err != nil {
 		return nil, err
@@ -191,13 +229,8 @@ func (n *Namespace) dial(
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err), unix.Close(fd))
 	}
-	file := os.NewFile(uintptr(fd), "connection") // it is non-blocking, and so joins the runtime's poller
-	if pending {
-		if err := await(ctx, file); err != nil {
-			return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err), file.Close())
-		}
-	}
-	return file, nil
+	// It is non-blocking, and so joins the runtime's poller.
+	return &Begun{File: os.NewFile(uintptr(fd), "connection"), from: from, to: to, pending: pending}, nil
 }
 
 func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +23,7 @@ import (
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/datagrams"
 	"sidestep.dev/sidestep/nodeagent/mesh"
+	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
@@ -42,7 +42,7 @@ type Namespace interface {
 	Gateways() ([]netip.Addr, error)
 	Listen(ip netip.Addr) (*net.TCPListener, error)
 	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
-	DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*os.File, error)
+	BeginAs(from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*podnet.Begun, error)
 	Close() error
 }
 

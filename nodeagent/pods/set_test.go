@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/pods"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
@@ -98,7 +98,7 @@ func (n *namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 }
 
-func (n *namespace) DialAs(context.Context, netip.Addr, netip.AddrPort, func(int)) (*os.File, error) {
+func (n *namespace) BeginAs(netip.Addr, netip.AddrPort, func(int)) (*podnet.Begun, error) {
 	return nil, errors.New("there is no app")
 }
 

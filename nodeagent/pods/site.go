@@ -203,13 +203,16 @@ func (s *site) stats(port uint16) proxy.Stats {
 	return t.Stats()
 }
 
-// DialApp connects to the app from its own address, which is never steered.
-func (s *site) DialApp(ctx context.Context, client, app netip.AddrPort) (stream.Socket, error) {
-	socket, err := s.ns.DialAs(ctx, app.Addr(), app, s.introduce(client))
-	if err != nil {
-		return nil, err // not a nil *os.File in an interface
+// DialApp begins to connect to the app from its own address, which is never steered.
+func (s *site) DialApp(client, app netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
+	c, err := s.ns.BeginAs(app.Addr(), app, s.introduce(client))
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case c.Pending():
+		return c.File, c.Wait, nil
 	}
-	return socket, nil
+	return c.File, nil, nil
 }
 
 // release gives new connections to the app. It says how long the listeners must still be kept.

@@ -27,6 +27,7 @@ type connection struct {
 // returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset, or
 // ended in order: see ErrDrained. It never panics.
 func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
+	stream.Deepen()
 	defer conn.Close()
 	t.connections.Add(1)
 	t.open.Add(1)
@@ -80,7 +81,7 @@ func (c *connection) serveRequests(ctx context.Context) {
 	recovered := func(v any) { p.recovered(c.target, v) }
 	router.Run(ctx, router.Config{
 		Client: c.client,
-		Dial:   c.connect,
+		Dial:   c.reach,
 		Claim:  c.claim,
 		Copy:   c.copyRequest,
 		HTTP2: func(ctx context.Context, app stream.Duplex) router.HTTP2 {
@@ -131,16 +132,22 @@ func (c *connection) claimStream(head match.Head) router.Claim {
 	return claim
 }
 
-// dial connects to the app, for as long as the client is there.
-func (c *connection) dial(ctx context.Context) (*stream.TCP, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer c.client.OnReset(cancel)()
-	app, err := c.target.app.DialApp(ctx, c.remote, c.local)
+// dial begins to connect to the app. If wait is given there is a connection when that has returned; it waits for as long as the client is there.
+func (c *connection) dial() (app *stream.TCP, wait func(context.Context) error, err error) {
+	socket, connected, err := c.target.app.DialApp(c.remote, c.local)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return stream.NewTCP(app)
+	if connected != nil {
+		wait = func(ctx context.Context) error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer c.client.OnReset(cancel)()
+			return connected(ctx)
+		}
+	}
+	app, err = stream.NewTCP(socket)
+	return app, wait, err
 }
 
 func (c *connection) openMessage(rule *claimed) *tunnelpb.Open {

@@ -25,14 +25,14 @@ const idleVariable = "SIDESTEP_PROXY_IDLE_CONNECTIONS"
 // addressed dials the app from the client's own address, since one address has ports for some 28,000 connections only.
 type addressed struct{ app string }
 
-func (a addressed) DialApp(ctx context.Context, client, _ netip.AddrPort) (stream.Socket, error) {
+func (a addressed) DialApp(client, _ netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client.Addr(), 0))}
 	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, "tcp", a.app)
+	c, err := d.Dial("tcp", a.app)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return c.(*net.TCPConn), nil
+	return c.(*net.TCPConn), nil, nil
 }
 
 // BenchmarkIdleConnections reports what a connection that waits costs: memory of the process, and what the kernel's caches of sockets grew by, of which

@@ -32,7 +32,8 @@ const DefaultOpenTimeout = 2 * time.Second
 // are not steered again. client is who is being served, so that the app can be told; app is the address that the client
 // had connected to.
 type AppDialer interface {
-	DialApp(ctx context.Context, client, app netip.AddrPort) (stream.Socket, error)
+	// DialApp does not wait. Where that is needed, it gives what waits until there is a connection; nil: there is one.
+	DialApp(client, app netip.AddrPort) (s stream.Socket, wait func(context.Context) error, err error)
 }
 
 // Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when there is no connection to

@@ -86,15 +86,30 @@ func (c *connection) tapping(head match.Head) (wanted []*claimed) {
 	return wanted
 }
 
-// connect connects to the app, with a copy of what the app is sent for each wiretap of whole connections.
-func (c *connection) connect(ctx context.Context) (stream.Duplex, error) {
-	app, err := c.dial(ctx)
+// reach begins to connect to the app, with a copy of what the app is sent for each wiretap of whole connections.
+func (c *connection) reach() (stream.Duplex, func(context.Context) error, error) {
+	app, wait, err := c.dial()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, rule := range c.target.rules.Load().taps {
 		if rule.TCP && rule.Connected {
-			return &stream.Tee{TCP: app, Copy: &wholeCopy{connection: c}}, nil
+			return &stream.Tee{TCP: app, Copy: &wholeCopy{connection: c}}, wait, nil
+		}
+	}
+	return app, wait, nil
+}
+
+// connect is reach, with the waiting.
+func (c *connection) connect(ctx context.Context) (stream.Duplex, error) {
+	app, wait, err := c.reach()
+	if err != nil {
+		return nil, err
+	}
+	if wait != nil {
+		if err := wait(ctx); err != nil {
+			app.Reset()
+			return nil, err
 		}
 	}
 	return app, nil

@@ -214,21 +214,24 @@ func newLaptop(t testing.TB) *laptop {
 }
 
 // DialApp implements AppDialer.
-func (w *world) DialApp(ctx context.Context, client, app netip.AddrPort) (stream.Socket, error) {
+func (w *world) DialApp(client, app netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
 	w.mu.Lock()
 	w.dials++
-	addr := w.app
+	addr, dials := w.app, w.dials
 	w.mu.Unlock()
 	if addr == "" {
-		return nil, errors.New("connection refused")
+		return nil, nil, errors.New("connection refused")
 	}
 	var d net.Dialer
 	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, "tcp", addr)
+	c, err := d.Dial("tcp", addr)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return c.(*net.TCPConn), nil
+	if dials%2 == 0 {
+		return c.(*net.TCPConn), func(context.Context) error { return nil }, nil
+	}
+	return c.(*net.TCPConn), nil, nil
 }
 
 func (w *world) setApp(addr string) {

@@ -93,14 +93,14 @@ func (w *world) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, er
 }
 
 // DialApp implements proxy.AppDialer.
-func (w *world) DialApp(ctx context.Context, _, _ netip.AddrPort) (stream.Socket, error) {
+func (w *world) DialApp(_, _ netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
 	var d net.Dialer
 	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, "tcp", w.app)
+	c, err := d.Dial("tcp", w.app)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return c.(*net.TCPConn), nil
+	return c.(*net.TCPConn), nil, nil
 }
 
 func listen(t *testing.T) net.Listener {

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"time"
 
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
@@ -10,16 +11,45 @@ import (
 func (r *Router) startApp() {
 	p := &peer{r: r, dialing: true}
 	r.app = p
-	r.spawn(p.runApp)
+	r.spawn(func() { p.runApp(r.Dial()) })
 }
 
-func (p *peer) runApp() {
+// firstApp is startApp for a connection of which nothing has been read. An app that can be had at once is had when this returns, so that nobody has to wait for another
+// goroutine to say so.
+func (r *Router) firstApp() {
+	p := &peer{r: r, dialing: true}
+	r.mu.Lock()
+	r.app = p
+	r.mu.Unlock()
+	d, wait, err := r.Dial()
+	switch {
+	case err != nil || wait != nil:
+		r.spawn(func() { p.runApp(d, wait, err) })
+	case p.connected(d):
+		r.spawn(p.respond)
+	}
+}
+
+// runApp is what a peer does when Dial has returned.
+func (p *peer) runApp(d stream.Duplex, wait func(context.Context) error, err error) {
 	r := p.r
-	d, err := r.Dial(r.ctx)
+	if err == nil && wait != nil {
+		if err = wait(r.ctx); err != nil {
+			d.Reset()
+		}
+	}
 	if err != nil {
 		r.appRefused(p, err)
 		return
 	}
+	if p.connected(d) {
+		p.respond()
+	}
+}
+
+// connected says that d is the app, and reports whether it is still wanted.
+func (p *peer) connected(d stream.Duplex) bool {
+	r := p.r
 	r.mu.Lock()
 	p.dialing = false
 	over := r.aborted || r.closing
@@ -30,9 +60,8 @@ func (p *peer) runApp() {
 	r.mu.Unlock()
 	if over {
 		d.Close()
-		return
 	}
-	p.respond()
+	return !over
 }
 
 // appRefused decides what the client sees of an app that takes no connections: the same, a reset; unless it may still send a request

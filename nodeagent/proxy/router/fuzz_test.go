@@ -130,10 +130,13 @@ func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bo
 		defer close(done)
 		Run(t.Context(), Config{
 			Client: client.duplex(),
-			Dial: func(context.Context) (stream.Duplex, error) {
+			Dial: func() (stream.Duplex, func(context.Context) error, error) {
 				near, far := pair()
 				app.wg.Go(func() { app.serve(far) })
-				return near.duplex(), nil
+				if piece%2 == 0 {
+					return near.duplex(), func(context.Context) error { return nil }, nil
+				}
+				return near.duplex(), nil, nil
 			},
 			Claim: func(head match.Head) Claim {
 				var mine bool

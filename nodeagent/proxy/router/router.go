@@ -50,8 +50,8 @@ type Tunnel interface {
 // Config is what a Router works with.
 type Config struct {
 	Client stream.Duplex
-	// Dial connects to the app.
-	Dial func(ctx context.Context) (stream.Duplex, error)
+	// Dial begins to connect to the app. If it gives a wait, there is a connection when that has returned.
+	Dial func() (app stream.Duplex, wait func(context.Context) error, err error)
 	// Claim returns the claim on a request, or nil if it is the app's.
 	Claim func(head match.Head) Claim
 	// Copy begins the copies of a request that goes to the app; nil: nobody wants one.
@@ -148,10 +148,8 @@ func Run(parent context.Context, cfg Config) {
 		r.abort()
 	})
 
-	r.mu.Lock()
-	r.startApp()
-	r.mu.Unlock()
 	r.guard(func() {
+		r.firstApp()
 		err := r.requests()
 		r.in.Free()
 		r.finish(err)
@@ -173,7 +171,12 @@ func (r *Router) guard(f func()) {
 	f()
 }
 
-func (r *Router) spawn(f func()) { r.wg.Go(func() { r.guard(f) }) }
+func (r *Router) spawn(f func()) {
+	r.wg.Go(func() {
+		stream.Deepen()
+		r.guard(f)
+	})
+}
 
 // finish does what the end of the requests asks for, so that all peers end.
 func (r *Router) finish(err error) {
