@@ -308,6 +308,7 @@ func (r *Router) halfClose() error {
 		r.changed.Wait()
 	}
 	app := r.app
+	over := app != nil && app.ended
 	tunnels := slices.Clone(r.tunnels)
 	r.mu.Unlock()
 	for _, t := range tunnels {
@@ -316,6 +317,8 @@ func (r *Router) halfClose() error {
 	if app == nil || app.Duplex == nil {
 		return errClosing
 	}
-	app.CloseWrite()
+	if !over { // else it is closed next
+		app.CloseWrite()
+	}
 	return nil
 }

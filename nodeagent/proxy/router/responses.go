@@ -151,7 +151,7 @@ func (p *peer) body(rest http1.Rest) (ok bool) {
 // write writes what is to be written, and counts as answered the requests that are.
 func (p *peer) write() bool {
 	if p.out > 0 {
-		_, err := p.r.Client.Write(p.buf.Bytes()[:p.out])
+		err := p.writeOut(p.last)
 		p.buf.Drop(p.out)
 		p.out = 0
 		if err != nil {
@@ -175,6 +175,20 @@ func (p *peer) write() bool {
 	}
 	r.changed.Broadcast()
 	return true
+}
+
+// writeOut writes what is to be written. If it is the last of the app, which has ended its stream already, that end goes with it, for copyRaw goes on.
+func (p *peer) writeOut(last bool) error {
+	b := p.buf.Bytes()[:p.out]
+	if last && p.claim == nil {
+		app, ok := p.Duplex.(interface{ Ended() bool })
+		if client, can := p.r.Client.(interface{ WriteLast(p []byte) (int, error) }); ok && can && app.Ended() {
+			_, err := client.WriteLast(b)
+			return err
+		}
+	}
+	_, err := p.r.Client.Write(b)
+	return err
 }
 
 // answeredByLaptop decides whether the client's connection and the tunnel can go on. mu is held.
@@ -290,7 +304,20 @@ func (p *peer) tunnelled() (ok bool) {
 
 // copyRaw passes all that the peer sends to the client.
 func (p *peer) copyRaw() {
-	p.out = 0 // all of the buffer goes out
+	if p.buf.Len() == 0 { // it may all come at once, with its end
+		if err := p.Fill(&p.buf); err != nil {
+			p.peerEnded(err)
+			return
+		}
+	}
+	if p.out = p.buf.Len(); p.out < stream.Size { // what is more may be spliced
+		if p.writeOut(true) != nil {
+			p.clientBroke()
+			return
+		}
+		p.buf.Drop(p.out)
+	}
+	p.out = 0
 	srcErr, dstErr := stream.Copy(p.r.Client, p.Duplex, &p.buf)
 	if dstErr != nil {
 		p.clientBroke()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // tcpPair returns the two ends of a TCP connection, the first as a Duplex.
@@ -217,4 +218,53 @@ func TestPipesAreNotHeldWhileIdle(t *testing.T) {
 	from.Write([]byte("x"))
 	_, err = to.Read(got)
 	require.NoError(t, err)
+}
+
+func TestLastBytesLeaveTogetherWithTheEnd(t *testing.T) {
+	d, c := tcpPair(t)
+	assert.False(t, d.Ended(), "nothing has been said")
+	c.Write([]byte("question"))
+	c.CloseWrite()
+	var b Buffer
+	require.NoError(t, d.Fill(&b))
+	assert.Equal(t, "question", string(b.Bytes()))
+	require.Eventually(t, d.Ended, 10*time.Second, time.Millisecond)
+	b.Free()
+	assert.Equal(t, io.EOF, d.Fill(&b), "looking takes nothing")
+
+	raw, err := c.SyscallConn()
+	require.NoError(t, err)
+	segments := func() (n uint32) {
+		raw.Control(func(fd uintptr) {
+			info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			require.NoError(t, err)
+			n = info.Segs_in
+		})
+		return n
+	}
+	before := segments()
+	n, err := d.WriteLast([]byte("answer"))
+	require.NoError(t, err)
+	assert.Equal(t, 6, n)
+	require.NoError(t, d.CloseWrite())
+	got, err := io.ReadAll(c)
+	require.NoError(t, err)
+	assert.Equal(t, "answer", string(got))
+	assert.Equal(t, before+1, segments())
+}
+
+func TestLastBytesWaitForRoom(t *testing.T) {
+	d, c := tcpPair(t)
+	data := noise(20 << 20)
+	go func() {
+		d.WriteLast(data)
+		d.CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(data, got))
+
+	require.NoError(t, d.Close())
+	_, err = d.WriteLast(data)
+	assert.Error(t, err)
 }

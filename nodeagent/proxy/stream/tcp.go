@@ -85,6 +85,30 @@ func (t *TCP) Write(p []byte) (int, error)       { return t.conn.Write(p) }
 func (t *TCP) Close() error                      { return t.conn.Close() }
 func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
 
+// WriteLast writes p, behind which CloseWrite has to follow at once: what the kernel has to send goes together with the end, in one segment.
+func (t *TCP) WriteLast(p []byte) (n int, err error) {
+	werr := t.raw.Control(func(fd uintptr) {
+		n, err = unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
+	if err = cmp.Or(werr, err); err == nil && n == len(p) {
+		return n, nil
+	}
+	n = max(n, 0)
+	more, err := t.conn.Write(p[n:]) // finds the error again, or waits until there is room
+	return n + more, err
+}
+
+// Ended says whether the other side has ended its stream, and everything before that has been read.
+func (t *TCP) Ended() bool {
+	ended := false
+	err := t.raw.Control(func(fd uintptr) {
+		var one [1]byte
+		n, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		ended = err == nil && n == 0
+	})
+	return err == nil && ended
+}
+
 // CloseWrite implements Duplex.
 func (t *TCP) CloseWrite() error {
 	var shut error
