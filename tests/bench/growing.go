@@ -44,10 +44,16 @@ func (b *bench) grow(ctx context.Context) error {
 	if b.quick {
 		changes = 10
 	}
+	began := time.Now()
+	say := func(p *growth.Point) {
+		fmt.Printf("  %-36s %s\n", p.Size, describePoint(p))
+		b.took(growthRow+" to "+p.Size.String(), began)
+		began = time.Now()
+	}
 	fmt.Println("manager with many intercepts and node agents: until a node agent hears of a change (p50, p95), CPU, memory")
 	b.results.Growth, err = growth.Run(ctx, growth.Config{
-		Root: root, Assets: dir, Manager: filepath.Join(root, "bin/sidestep-manager"), Changes: changes, Rest: 3 * time.Second,
-		Sizes: growthSizes(b.quick), Say: func(p *growth.Point) { fmt.Printf("  %-36s %s\n", p.Size, describePoint(p)) },
+		Root: root, Assets: dir, Manager: filepath.Join(root, "bin/sidestep-manager"), Changes: changes, Rest: 2 * time.Second,
+		Sizes: growthSizes(b.quick), Say: say,
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", growthRow, err)

@@ -34,7 +34,7 @@ type settings struct {
 }
 
 // quickRows are those that say most.
-const quickRows = `attach, pods: 1$|Go app, connections: (1|32)$|unary calls, 32 at a time|download|matched|to the laptop, near, connections: 1`
+const quickRows = `attach, pods: 1$|Go app, connections: (1|32)$|unary calls, 32 at a time|download|matched|to the laptop, near, connections: 1|80ms away, connections: 8`
 
 func main() {
 	var s settings

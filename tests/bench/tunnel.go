@@ -18,7 +18,7 @@ func (b *bench) tunnelRows() (rows []row) {
 		toLaptop         []bool // or from it; over a long way both are alike
 	}{
 		{0, 200 * time.Millisecond, b.duration, []bool{true, false}},
-		{20 * time.Millisecond, time.Second, b.duration, []bool{true}},
+		{20 * time.Millisecond, time.Second / 2, b.duration, []bool{true}},
 		{80 * time.Millisecond, time.Second, 2 * b.duration, []bool{true}},
 	} {
 		for _, connections := range []int{1, 8} {
