@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
@@ -49,6 +50,7 @@ type session struct {
 	keyHash string
 	gone    chan struct{} // closed when the session has ended or been replaced
 	want    chan struct{} // has a value when unasked is not zero
+	heard   atomic.Bool   // something has come on one of its streams
 
 	// under Registry.mu
 	parked  []*Parked
@@ -170,9 +172,23 @@ func (r *Registry) park(keyHash string, stream tunnel.Stream) (*Parked, error) {
 	if len(s.waiting) == 0 && len(s.parked) >= maxParked {
 		return nil, errParked
 	}
-	p := &Parked{Stream: stream, done: make(chan error, 1), dropped: make(chan struct{}), session: s}
+	p := &Parked{Stream: &heard{stream, s}, done: make(chan error, 1), dropped: make(chan struct{}), session: s}
 	s.place(p)
 	return p, nil
+}
+
+// heard is a stream whose frames are signs of life: on a slow connection what a session says may be behind them for long.
+type heard struct {
+	tunnel.Stream
+	session *session
+}
+
+func (h *heard) RecvMsg(m any) error {
+	err := h.Stream.RecvMsg(m)
+	if err == nil {
+		h.session.heard.Store(true)
+	}
+	return err
 }
 
 func (s *session) place(p *Parked) {

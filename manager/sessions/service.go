@@ -193,6 +193,10 @@ func (s *Service) hold(stream sessionStream, sess *session, received <-chan *cli
 		case <-sess.gone:
 			return status.Error(codes.Aborted, "the laptop has connected again, with a new session stream")
 		case <-silence.C:
+			if sess.heard.Swap(false) {
+				silence.Reset(s.cfg.Timeout)
+				continue
+			}
 			return status.Errorf(codes.DeadlineExceeded, "nothing was heard from the laptop for %s", s.cfg.Timeout)
 		case <-s.cfg.Closing:
 			return errClosing

@@ -18,16 +18,22 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
 // serve runs the service with quick pings, and gives a client of it and the registry.
 func serve(t *testing.T) (clientpb.ClientsClient, *Registry) {
+	return serveWith(t, 300*time.Millisecond)
+}
+
+// serveWith serves laptops that may be silent for so long.
+func serveWith(t *testing.T, timeout time.Duration) (clientpb.ClientsClient, *Registry) {
 	t.Helper()
 	registry := NewRegistry(func(string) {})
 	server := grpc.NewServer(tunnel.ServerOptions()...)
 	clientpb.RegisterClientsServer(server, NewService(Config{
-		Registry: registry, Log: slog.New(slog.DiscardHandler), Grace: time.Minute, Ping: 50 * time.Millisecond, Timeout: 300 * time.Millisecond,
+		Registry: registry, Log: slog.New(slog.DiscardHandler), Grace: time.Minute, Ping: 50 * time.Millisecond, Timeout: timeout,
 	}))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -81,6 +87,37 @@ func TestSilentLaptopIsGivenUp(t *testing.T) {
 	}
 	assert.Greater(t, pings, 1)
 	assert.False(t, registry.Connected(hash))
+}
+
+func TestALaptopWhoseAnswersAreBehindItsDataIsNotSilent(t *testing.T) {
+	c, registry := serveWith(t, time.Second)
+	ctx, hash := withKey(t, 1)
+	begin(t, c, ctx)
+	laptop, err := c.Accept(ctx)
+	require.NoError(t, err)
+	parked, err := registry.Take(ctx, hash, 5*time.Second)
+	require.NoError(t, err)
+	defer parked.Release(nil)
+	received := make(chan error)
+	go func() {
+		for {
+			var f tunnel.Frame
+			err := parked.Stream.RecvMsg(&f)
+			received <- err
+			if err != nil {
+				return
+			}
+			f.Free()
+		}
+	}()
+	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; time.Sleep(20 * time.Millisecond) {
+		require.NoError(t, laptop.Send(&tunnelpb.Frame{Data: []byte("x")}))
+		require.NoError(t, <-received)
+		require.True(t, registry.Connected(hash), "it was given up after %s", time.Since(began))
+	}
+	require.Eventually(t, func() bool { return !registry.Connected(hash) }, 5*time.Second, 5*time.Millisecond, "it is silent now")
+	require.NoError(t, laptop.CloseSend())
+	assert.Error(t, <-received)
 }
 
 func TestLaptopThatAnswersStaysAndItsPingsAreAnswered(t *testing.T) {
