@@ -13,11 +13,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/go-logr/logr"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
-	"k8s.io/klog/v2"
-	ctrl "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/home"
@@ -139,11 +136,4 @@ func newLog(o Options) (*slog.Logger, *logLevel, func(), error) {
 	}
 	adoptLibraries(log)
 	return log, level, closeLog, nil
-}
-
-// adoptLibraries sends what the libraries log to where the daemon logs. Without it, controller-runtime writes a stack trace to stderr to
-// complain that nobody has told it where to log, and client-go writes there in a format of its own.
-func adoptLibraries(log *slog.Logger) {
-	klog.SetSlogLogger(log.With("from", "client-go"))
-	ctrl.SetLogger(logr.FromSlogHandler(log.With("from", "controller-runtime").Handler()))
 }

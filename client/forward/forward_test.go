@@ -50,7 +50,7 @@ func (m *manager) Accept(stream clientpb.Clients_AcceptServer) error {
 	return nil
 }
 
-func (m *manager) open(t *testing.T) (*tunnel.Conn, *tunnelpb.Opened) {
+func (m *manager) open(t testing.TB) (*tunnel.Conn, *tunnelpb.Opened) {
 	var stream clientpb.Clients_AcceptServer
 	select {
 	case stream = <-m.parked:
@@ -89,7 +89,7 @@ func pool(t *testing.T, target to) (m *manager, wants chan uint32, stop func()) 
 	wants = make(chan uint32)
 	var running sync.WaitGroup
 	running.Go(func() {
-		forward.NewPool(clientpb.NewClientsClient(conn), target, slog.New(slog.DiscardHandler)).Run(ctx, wants)
+		forward.NewPool(clientpb.NewClientsClient(conn), target, slog.New(slog.DiscardHandler)).Run(ctx, nil, wants)
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -102,7 +102,7 @@ func pool(t *testing.T, target to) (m *manager, wants chan uint32, stop func()) 
 }
 
 // process is a local process.
-func process(t *testing.T, network, addr string, serve func(*net.TCPConn)) *net.TCPAddr {
+func process(t testing.TB, network, addr string, serve func(*net.TCPConn)) *net.TCPAddr {
 	listener, err := net.Listen(network, addr)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = listener.Close() })
@@ -193,7 +193,7 @@ func TestAManagerThatTakesNoStreamsIsNotHammered(t *testing.T) {
 	t.Cleanup(func() { _ = conn.Close() })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go forward.NewPool(clientpb.NewClientsClient(conn), to(addr.String()), slog.New(slog.DiscardHandler)).Run(ctx, nil)
+	go forward.NewPool(clientpb.NewClientsClient(conn), to(addr.String()), slog.New(slog.DiscardHandler)).Run(ctx, nil, nil)
 	require.Eventually(t, func() bool { return m.refused.Load() >= 16 }, patience, time.Millisecond, "it tries again")
 	assert.LessOrEqual(t, m.refused.Load(), int32(24), "after a pause")
 	m.refuse.Store(false)

@@ -83,7 +83,7 @@ func skew(theirs *clientpb.ManagerHello) error {
 }
 
 // hold serves the connection until it dies, which is always with an error, and then ends everything that goes on over it.
-func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *metered) error {
+func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *metered, way *Way) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer end()
@@ -91,9 +91,11 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *
 	out := make(chan *clientpb.ClientMessage, 16)
 	broken := make(chan error, 1)
 	wants := make(chan uint32, 16)
+	lines := make(chan Line, Further)
 	wg.Go(func() { broken <- receive(ctx, h.stream, in) })
 	wg.Go(func() { send(ctx, h.stream, out) })
-	wg.Go(func() { l.Serve(ctx, h.clients, wants) })
+	wg.Go(func() { l.Serve(ctx, h.clients, lines, wants) })
+	wg.Go(func() { l.widen(ctx, way, lines) })
 
 	ping := time.NewTicker(l.Timing.Ping)
 	defer ping.Stop()

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -19,7 +18,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
-	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
@@ -33,6 +31,8 @@ type Timing struct {
 	Early   time.Duration // greatest delay in the first minute of an outage, when a restart is likely; 1 s
 	Late    time.Duration // greatest delay afterwards; 5 s
 	Connect time.Duration // for one attempt; 20 s
+	Again   time.Duration // delay of the first new attempt at a further connection; 1 s
+	Rare    time.Duration // greatest delay of such an attempt; 1 minute
 }
 
 func (t Timing) withDefaults() Timing {
@@ -47,6 +47,8 @@ func (t Timing) withDefaults() Timing {
 	def(&t.Early, time.Second)
 	def(&t.Late, 5*time.Second)
 	def(&t.Connect, 20*time.Second)
+	def(&t.Again, time.Second)
+	def(&t.Rare, time.Minute)
 	return t
 }
 
@@ -57,9 +59,9 @@ type Config struct {
 	Holder  string // user@host
 	// Dial connects to the manager, below TLS.
 	Dial func(context.Context) (*Way, error)
-	// Serve takes the manager's connections from when the manager has said hello until ctx ends, with the connection. wants says how many more
-	// Accept streams the manager wants.
-	Serve  func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32)
+	// Serve takes the manager's connections from when the manager has said hello until ctx ends, with the connection. further gives the connections
+	// that there are besides, as they come. wants says how many more Accept streams the manager wants.
+	Serve  func(ctx context.Context, clients clientpb.ClientsClient, further <-chan Line, wants <-chan uint32)
 	Log    *slog.Logger
 	Timing Timing
 	// Wall reads the wall clock, by which the laptop's sleep is noticed; nil: the real one.
@@ -69,77 +71,11 @@ type Config struct {
 	Dead func()
 }
 
-// State of a link.
-type State struct {
-	Connected      bool
-	Err            error // why not; nil before the first attempt has ended
-	Attempts       int   // that failed since it was connected
-	ManagerVersion string
-	Grace          time.Duration // how long intercepts outlive the laptop's absence
-	Since          time.Time     // by the wall clock: when it was connected
-	Heard          time.Time     // by the wall clock: when the manager was last heard before that, or, without a connection, at all; zero: never
-	Wiretaps       bool          // the manager knows them
-
-	clients clientpb.ClientsClient // nil when not connected
-}
-
-// Nodes asks the manager about the node agents and what they have counted; nil if there is no connection, or the manager is too old to tell.
-func (s State) Nodes(ctx context.Context) (*clientpb.NodesReply, error) {
-	if s.clients == nil {
-		return nil, nil
-	}
-	reply, err := s.clients.Nodes(ctx, &clientpb.NodesRequest{})
-	if status.Code(err) == codes.Unimplemented {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, explain(err)
-	}
-	return reply, nil
-}
-
-// maxEnvironment bounds the answer to Environment, in bytes.
-const maxEnvironment = 8 << 20
-
-// Environment asks the manager for the environment of the container that is intercepted.
-func (s State) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
-	if s.clients == nil {
-		return nil, reason.New(codes.Unavailable, reason.NoEnvironment, "not connected to the traffic manager")
-	}
-	reply, err := s.clients.Environment(ctx, req, grpc.MaxCallRecvMsgSize(maxEnvironment))
-	switch {
-	case err == nil:
-		return reply, nil
-	case status.Code(err) == codes.Unimplemented:
-		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment, "the traffic manager (%s) is older than this sidestep and gives no environments — run `sidestep helm upgrade`", s.ManagerVersion)
-	}
-	return nil, reason.New(status.Code(err), reason.NoEnvironment, "%s", status.Convert(err).Message())
-}
-
-// ToPod begins a connection to a port of an intercepted pod.
-func (s State) ToPod(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
-	if s.clients == nil {
-		return nil, errors.New("not connected to the traffic manager")
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	stream, err := s.clients.ToPod(ctx)
-	if err != nil {
-		cancel()
-		return nil, explain(err)
-	}
-	conn, err := tunnel.Open(stream, open, tunnel.OnClose(cancel))
-	if errors.Is(err, io.EOF) { // the manager has refused already: the reason is what is to be received
-		if _, refusal := tunnel.RecvOpen(stream); refusal != nil {
-			err = explain(refusal)
-		}
-	}
-	return conn, err
-}
-
 // Link is a connection to the manager that comes back.
 type Link struct {
 	Config
 	wake  chan struct{} // the laptop woke up, or somebody wants a new attempt now
+	wary  bool          // the last connection did not last; it is Run's
 	heard atomic.Int64  // when the manager was last heard, by the wall clock in Unix nanoseconds
 
 	mu      sync.Mutex
@@ -240,7 +176,7 @@ func (l *Link) Run(ctx context.Context) {
 			delay, down = l.Timing.First, time.Now()
 		}
 		if connected > 0 {
-			said = ""
+			said, l.wary = "", connected < steady
 		}
 		heard := l.lastHeard()
 		l.set(func(s *State) { s.Connected, s.Err, s.clients, s.Heard = false, err, nil, heard; s.Attempts++ })
@@ -265,7 +201,7 @@ func (l *Link) Run(ctx context.Context) {
 
 // pause waits for about d and says whether it was cut short.
 func (l *Link) pause(ctx context.Context, d time.Duration) (hurried bool) {
-	timer := time.NewTimer(d/2 + rand.N(d/2+1))
+	timer := time.NewTimer(jitter(d))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -276,9 +212,24 @@ func (l *Link) pause(ctx context.Context, d time.Duration) (hurried bool) {
 	return false
 }
 
+// jitter spreads what many laptops would do at the same moment.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+
+// sleep says whether it was not cut short.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // watchSleep hurries when the wall clock has run ahead of the ticks: the laptop was asleep, and its connections are most likely dead.
 func (l *Link) watchSleep(ctx context.Context) {
-	const tick, slack = time.Second, 4 * time.Second
+	const slack = 4 * time.Second
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	last := l.Wall()
@@ -339,7 +290,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	})
 	l.hear()
 	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion(), "by", way.By)
-	err = l.hold(ctx, end, h, flow)
+	err = l.hold(ctx, end, h, flow, way)
 	return time.Since(since), explain(err)
 }
 
@@ -357,7 +308,7 @@ func (l *Link) client(raw net.Conn, tlsConfig *tls.Config) (*grpc.ClientConn, er
 			case c := <-only:
 				return c, nil
 			default:
-				return nil, errors.New("the connection has ended")
+				return nil, errEnded
 			}
 		}),
 	)

@@ -117,7 +117,7 @@ func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, _ := dead(time.Now)
-				l.Serve = func(ctx context.Context, _ clientpb.ClientsClient, _ <-chan uint32) { <-ctx.Done() }
+				l.Serve = func(ctx context.Context, _ clientpb.ClientsClient, _ <-chan Line, _ <-chan uint32) { <-ctx.Done() }
 				ctx, end := context.WithCancel(t.Context())
 				flow := &metered{}
 				go func() {
@@ -127,10 +127,28 @@ func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
 					}
 				}()
 				began := time.Now()
-				assert.ErrorContains(t, l.hold(ctx, end, &held{stream: quiet{ctx: ctx}}, flow), "does not answer any more")
+				assert.ErrorContains(t, l.hold(ctx, end, &held{stream: quiet{ctx: ctx}}, flow, &Way{}), "does not answer any more")
 				assert.Equal(t, tc.lasts, time.Since(began))
 				time.Sleep(time.Hour)
 			})
 		})
 	}
+}
+
+func TestASilentLineIsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		flow := &metered{}
+		began := time.Now()
+		go func() {
+			for range 4 {
+				time.Sleep(5 * time.Second) // as the manager's transport pings
+				flow.received.Add(17)
+			}
+		}()
+		assert.ErrorIs(t, flow.silent(t.Context()), errSilent)
+		assert.InDelta(t, 28, time.Since(began).Seconds(), 2)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		assert.ErrorIs(t, flow.silent(ctx), context.Canceled)
+	})
 }

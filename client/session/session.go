@@ -132,12 +132,12 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	s.Link = link.New(link.Config{
 		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing, Wall: o.Wall, Dead: s.Source.Drop,
 		Dial: func(ctx context.Context) (*link.Way, error) { return s.dial(ctx, route) },
-		Serve: func(ctx context.Context, clients clientpb.ClientsClient, wants <-chan uint32) {
+		Serve: func(ctx context.Context, clients clientpb.ClientsClient, further <-chan link.Line, wants <-chan uint32) {
 			s.Registry.Refresh()
 			var restoring sync.WaitGroup
 			defer restoring.Wait()
 			restoring.Go(func() { s.Registry.Restore(ctx) })
-			forward.NewPool(clients, s.Registry, o.Log).Run(ctx, wants)
+			forward.NewPool(clients, s.Registry, o.Log).Run(ctx, further, wants)
 		},
 	})
 	s.Registry = intercept.NewRegistry(intercept.Config{

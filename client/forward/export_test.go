@@ -1,0 +1,9 @@
+package forward
+
+import "time"
+
+// Gather has a Pool wait so long for further connections.
+func (p *Pool) Gather(d time.Duration) *Pool {
+	p.gather = d
+	return p
+}

@@ -1,0 +1,147 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+
+	"sidestep.dev/sidestep/api/clientpb"
+)
+
+// Further is how many connections a link has besides the first. Over a long way the window of one TCP connection bounds all that goes over it, and what is
+// lost on it holds up everybody.
+const Further = 3
+
+// Line is a further connection to the manager, which knows it for the same session by the session's key.
+type Line struct {
+	Context context.Context // ends with it
+	Clients clientpb.ClientsClient
+}
+
+// steady is how long a connection must have lasted for the next one to be given company at once. Something on the way may allow a client only so many,
+// and end the first for the last.
+const steady = time.Minute
+
+// A connection on which nothing has come for silentTicks is dead: the manager's keepalive pings every five seconds at least. Ticks are counted rather than time,
+// for there are none while the laptop sleeps.
+const (
+	tick        = time.Second
+	silentTicks = 8
+)
+
+// widen keeps further connections, until ctx ends. What cannot be had is missed by nobody: all goes over what there is.
+func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
+	if way == nil || way.Again == nil {
+		return
+	}
+	if l.wary && !sleep(ctx, steady) {
+		return
+	}
+	var all sync.WaitGroup
+	defer all.Wait()
+	var said sync.Once
+	for range Further {
+		all.Go(func() { l.keepLine(ctx, way, lines, &said) })
+	}
+}
+
+// keepLine connects again and again, with pauses that grow.
+func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *sync.Once) {
+	for pause := l.Timing.Again; ; {
+		began := time.Now()
+		err := l.line(ctx, way, lines)
+		if ctx.Err() != nil {
+			return
+		}
+		level := slog.LevelDebug
+		said.Do(func() { level = slog.LevelInfo })
+		l.Log.Log(ctx, level, "a further connection to the traffic manager cannot be had, or has ended; the others do its work", "error", err)
+		if time.Since(began) > steady {
+			pause = l.Timing.Again
+		}
+		if !sleep(ctx, jitter(pause)) {
+			return
+		}
+		pause = min(2*pause, l.Timing.Rare)
+	}
+}
+
+// line makes one further connection and holds it until it ends, which is always with an error.
+func (l *Link) line(ctx context.Context, way *Way, lines chan<- Line) error {
+	dialing, cancel := context.WithTimeoutCause(ctx, l.Timing.Connect, errors.New("no answer in time"))
+	defer cancel()
+	raw, err := way.Again(dialing)
+	if err != nil {
+		return err
+	}
+	flow := &metered{Conn: raw}
+	conn, err := l.client(flow, way.TLS)
+	if err != nil {
+		_ = flow.Close()
+		return err
+	}
+	defer func() {
+		_ = conn.Close()
+		_ = flow.Close()
+	}()
+	if err := greeted(dialing, conn); err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer end(nil)
+	watch.Go(func() {
+		conn.WaitForStateChange(ctx, connectivity.Ready)
+		end(errEnded)
+	})
+	watch.Go(func() { end(flow.silent(ctx)) })
+	select {
+	case lines <- Line{ctx, clientpb.NewClientsClient(conn)}:
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
+	return context.Cause(ctx)
+}
+
+// greeted waits until the other side has shown that it is the manager and speaks HTTP/2.
+func greeted(ctx context.Context, conn *grpc.ClientConn) error {
+	conn.Connect()
+	for {
+		switch state := conn.GetState(); state {
+		case connectivity.Ready:
+			return nil
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return errEnded
+		default:
+			if !conn.WaitForStateChange(ctx, state) {
+				return fmt.Errorf("connect to the traffic manager: %w", context.Cause(ctx))
+			}
+		}
+	}
+}
+
+var errEnded = errors.New("the connection has ended")
+
+// silent waits until nothing comes any more.
+func (m *metered) silent(ctx context.Context) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for quiet := 0; quiet < silentTicks; {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if quiet++; m.taken() > 0 {
+			quiet = 0
+		}
+	}
+	return errSilent
+}
