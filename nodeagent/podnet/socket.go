@@ -140,15 +140,19 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 // DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects. It gives the non-blocking
 // socket itself, which waits with the runtime's poller like any connection: to make a net.Conn of it would take a dozen system calls more.
 func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*os.File, error) {
-	c, err := n.BeginAs(from, to, introduce)
+	c, err := n.BeginAs(from, to, false, introduce)
 	if err != nil {
 		return nil, err
 	}
 	return c.finish(ctx)
 }
 
-// BeginAs is DialAs without any waiting.
-func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*Begun, error) {
+// BeginAs is DialAs without any waiting. soon says that bytes to be sent are there already: the connection's last step then goes with them, in one segment, or alone
+// after a fifth of a second at most (TCP_DELACK_MAX).
+func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool, introduce func(fd int)) (*Begun, error) {
+	if soon {
+		introduce = withoutAck(introduce)
+	}
 	low, count, err := n.ports.bounds(n)
 	if err != nil {
 		return nil, err
@@ -165,6 +169,16 @@ func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, introduce func(f
 		return c, err
 	}
 	return n.beginCrowded(from, to, introduce, low, count)
+}
+
+// withoutAck has a connection's last step wait for data. This holds for the handshake alone (tcp_rcv_synsent_state_process).
+func withoutAck(introduce func(fd int)) func(fd int) {
+	return func(fd int) {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // else it costs a segment more
+		if introduce != nil {
+			introduce(fd)
+		}
+	}
 }
 
 // Begun is a connection that is being made. Within one machine it often has been already.

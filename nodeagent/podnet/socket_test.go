@@ -256,3 +256,42 @@ func BenchmarkDial(b *testing.B) {
 		}
 	})
 }
+
+func TestBytesThatAreThereAlreadyLeaveWithTheLastStepOfTheHandshake(t *testing.T) {
+	p, ns := newPod(t)
+	for _, ip := range []netip.Addr{p.IP4, p.IP6} {
+		app := testnet.Listen(t, p.Namespace, netip.AddrPortFrom(ip, 0).String())
+		to := app.Addr().(*net.TCPAddr).AddrPort()
+		// says makes a connection, and tells how many segments it took to make it and say something.
+		says := func(soon bool, what string) (segments uint32) {
+			c, err := ns.BeginAs(ip, to, soon, nil)
+			require.NoError(t, err)
+			defer c.Close()
+			require.NoError(t, c.Wait(t.Context()))
+			assert.False(t, c.Pending())
+			_, err = c.WriteString(what)
+			require.NoError(t, err)
+			raw, err := c.SyscallConn()
+			require.NoError(t, err)
+			require.NoError(t, control(raw, func(fd int) error {
+				info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+				if err == nil {
+					segments = info.Segs_out
+				}
+				return err
+			}))
+			accepted, err := app.Accept()
+			require.NoError(t, err, "whether or not anything was said")
+			defer accepted.Close()
+			got := make([]byte, len(what))
+			_, err = io.ReadFull(accepted, got)
+			require.NoError(t, err)
+			assert.Equal(t, what, string(got))
+			return segments
+		}
+		assert.GreaterOrEqual(t, says(false, "hello"), uint32(3), "SYN, ACK and data")
+		// The kernel waits for a fifth of a second, which may pass on a busy machine.
+		assert.Eventually(t, func() bool { return says(true, "hello") == 2 }, 30*time.Second, time.Millisecond, "SYN, and ACK with data")
+		says(true, "")
+	}
+}

@@ -42,7 +42,7 @@ type Namespace interface {
 	Gateways() ([]netip.Addr, error)
 	Listen(ip netip.Addr) (*net.TCPListener, error)
 	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
-	BeginAs(from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*podnet.Begun, error)
+	BeginAs(from netip.Addr, to netip.AddrPort, soon bool, introduce func(fd int)) (*podnet.Begun, error)
 	Close() error
 }
 

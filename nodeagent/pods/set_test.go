@@ -98,7 +98,7 @@ func (n *namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 }
 
-func (n *namespace) BeginAs(netip.Addr, netip.AddrPort, func(int)) (*podnet.Begun, error) {
+func (n *namespace) BeginAs(netip.Addr, netip.AddrPort, bool, func(int)) (*podnet.Begun, error) {
 	return nil, errors.New("there is no app")
 }
 

@@ -204,8 +204,8 @@ func (s *site) stats(port uint16) proxy.Stats {
 }
 
 // DialApp begins to connect to the app from its own address, which is never steered.
-func (s *site) DialApp(client, app netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
-	c, err := s.ns.BeginAs(app.Addr(), app, s.introduce(client))
+func (s *site) DialApp(client, app netip.AddrPort, soon bool) (stream.Socket, func(context.Context) error, error) {
+	c, err := s.ns.BeginAs(app.Addr(), app, soon, s.introduce(client))
 	switch {
 	case err != nil:
 		return nil, nil, err

@@ -95,7 +95,7 @@ func TestNobodyNoticesALaptopThatComesAndGoes(t *testing.T) {
 
 type faultyApp struct{}
 
-func (faultyApp) DialApp(netip.AddrPort, netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
+func (faultyApp) DialApp(netip.AddrPort, netip.AddrPort, bool) (stream.Socket, func(context.Context) error, error) {
 	panic("fault in the dialer")
 }
 

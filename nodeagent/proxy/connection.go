@@ -133,8 +133,8 @@ func (c *connection) claimStream(head match.Head) router.Claim {
 }
 
 // dial begins to connect to the app. If wait is given there is a connection when that has returned; it waits for as long as the client is there.
-func (c *connection) dial() (app *stream.TCP, wait func(context.Context) error, err error) {
-	socket, connected, err := c.target.app.DialApp(c.remote, c.local)
+func (c *connection) dial(soon bool) (app *stream.TCP, wait func(context.Context) error, err error) {
+	socket, connected, err := c.target.app.DialApp(c.remote, c.local, soon)
 	if err != nil {
 		return nil, nil, err
 	}

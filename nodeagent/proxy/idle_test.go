@@ -25,7 +25,7 @@ const idleVariable = "SIDESTEP_PROXY_IDLE_CONNECTIONS"
 // addressed dials the app from the client's own address, since one address has ports for some 28,000 connections only.
 type addressed struct{ app string }
 
-func (a addressed) DialApp(client, _ netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
+func (a addressed) DialApp(client, _ netip.AddrPort, _ bool) (stream.Socket, func(context.Context) error, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client.Addr(), 0))}
 	d.SetMultipathTCP(false)
 	c, err := d.Dial("tcp", a.app)

@@ -33,7 +33,8 @@ const DefaultOpenTimeout = 2 * time.Second
 // had connected to.
 type AppDialer interface {
 	// DialApp does not wait. Where that is needed, it gives what waits until there is a connection; nil: there is one.
-	DialApp(client, app netip.AddrPort) (s stream.Socket, wait func(context.Context) error, err error)
+	// soon says that there is something to be written at once.
+	DialApp(client, app netip.AddrPort, soon bool) (s stream.Socket, wait func(context.Context) error, err error)
 }
 
 // Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when there is no connection to

@@ -87,8 +87,8 @@ func (c *connection) tapping(head match.Head) (wanted []*claimed) {
 }
 
 // reach begins to connect to the app, with a copy of what the app is sent for each wiretap of whole connections.
-func (c *connection) reach() (stream.Duplex, func(context.Context) error, error) {
-	app, wait, err := c.dial()
+func (c *connection) reach(soon bool) (stream.Duplex, func(context.Context) error, error) {
+	app, wait, err := c.dial(soon)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -102,7 +102,7 @@ func (c *connection) reach() (stream.Duplex, func(context.Context) error, error)
 
 // connect is reach, with the waiting.
 func (c *connection) connect(ctx context.Context) (stream.Duplex, error) {
-	app, wait, err := c.reach()
+	app, wait, err := c.reach(false)
 	if err != nil {
 		return nil, err
 	}

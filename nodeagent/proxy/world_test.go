@@ -214,7 +214,7 @@ func newLaptop(t testing.TB) *laptop {
 }
 
 // DialApp implements AppDialer.
-func (w *world) DialApp(client, app netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
+func (w *world) DialApp(client, app netip.AddrPort, _ bool) (stream.Socket, func(context.Context) error, error) {
 	w.mu.Lock()
 	w.dials++
 	addr, dials := w.app, w.dials

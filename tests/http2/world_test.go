@@ -93,7 +93,7 @@ func (w *world) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, er
 }
 
 // DialApp implements proxy.AppDialer.
-func (w *world) DialApp(_, _ netip.AddrPort) (stream.Socket, func(context.Context) error, error) {
+func (w *world) DialApp(_, _ netip.AddrPort, _ bool) (stream.Socket, func(context.Context) error, error) {
 	var d net.Dialer
 	d.SetMultipathTCP(false)
 	c, err := d.Dial("tcp", w.app)

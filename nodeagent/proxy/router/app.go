@@ -11,7 +11,7 @@ import (
 func (r *Router) startApp() {
 	p := &peer{r: r, dialing: true}
 	r.app = p
-	r.spawn(func() { p.runApp(r.Dial()) })
+	r.spawn(func() { p.runApp(r.Dial(true)) })
 }
 
 // firstApp is startApp for a connection of which nothing has been read. An app that can be had at once is had when this returns, so that nobody has to wait for another
@@ -21,7 +21,8 @@ func (r *Router) firstApp() {
 	r.mu.Lock()
 	r.app = p
 	r.mu.Unlock()
-	d, wait, err := r.Dial()
+	client, ok := r.Client.(waiter)
+	d, wait, err := r.Dial(ok && client.Waiting())
 	switch {
 	case err != nil || wait != nil:
 		r.spawn(func() { p.runApp(d, wait, err) })

@@ -130,7 +130,7 @@ func through(t *testing.T, data []byte, piece int, app, laptop *server, claim bo
 		defer close(done)
 		Run(t.Context(), Config{
 			Client: client.duplex(),
-			Dial: func() (stream.Duplex, func(context.Context) error, error) {
+			Dial: func(bool) (stream.Duplex, func(context.Context) error, error) {
 				near, far := pair()
 				app.wg.Go(func() { app.serve(far) })
 				if piece%2 == 0 {

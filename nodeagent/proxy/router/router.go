@@ -50,8 +50,8 @@ type Tunnel interface {
 // Config is what a Router works with.
 type Config struct {
 	Client stream.Duplex
-	// Dial begins to connect to the app. If it gives a wait, there is a connection when that has returned.
-	Dial func() (app stream.Duplex, wait func(context.Context) error, err error)
+	// Dial begins to connect to the app, where soon says that there is something to be written at once. If it gives a wait, there is a connection when that has returned.
+	Dial func(soon bool) (app stream.Duplex, wait func(context.Context) error, err error)
 	// Claim returns the claim on a request, or nil if it is the app's.
 	Claim func(head match.Head) Claim
 	// Copy begins the copies of a request that goes to the app; nil: nobody wants one.
