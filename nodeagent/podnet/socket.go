@@ -297,7 +297,7 @@ func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(net
 // start begins to connect. Within one machine that is done when it returns, which a second call tells: waiting would cost much more.
 func start(fd int, to netip.AddrPort) (pending bool, err error) {
 	for range 2 {
-		switch err = unix.Connect(fd, sockaddr(to)); err {
+		switch err = connect(fd, to); err {
 		case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		default:
 			return false, err

@@ -27,6 +27,13 @@ type TCP struct {
 	read func(fd uintptr) bool
 	into *Buffer
 	err  error
+
+	// The same for writes.
+	writing  sync.Mutex
+	write    func(fd uintptr) bool
+	from     []byte
+	flags    int
+	writeErr error
 }
 
 // NewTCP makes a Duplex of c, which it owns from then on.
@@ -36,7 +43,7 @@ func NewTCP(c Socket) (*TCP, error) {
 		return nil, err
 	}
 	t := &TCP{conn: c, raw: raw}
-	t.read = t.tryRead
+	t.read, t.write = t.tryRead, t.tryWrite
 	return t, nil
 }
 
@@ -58,7 +65,7 @@ func (t *TCP) tryRead(fd uintptr) bool {
 		return true
 	}
 	for {
-		n, err := syscall.Read(int(fd), room)
+		n, err := recv(fd, room, 0)
 		if err == syscall.EINTR {
 			continue
 		}
@@ -81,29 +88,47 @@ func (t *TCP) tryRead(fd uintptr) bool {
 	}
 }
 
-func (t *TCP) Write(p []byte) (int, error)       { return t.conn.Write(p) }
+// Write implements Duplex.
+func (t *TCP) Write(p []byte) (int, error) { return t.send(p, 0) }
+
+func (t *TCP) send(p []byte, flags int) (int, error) {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	t.from, t.flags, t.writeErr = p, flags, nil
+	err := t.raw.Write(t.write)
+	n := len(p) - len(t.from)
+	t.from = nil
+	return n, cmp.Or(err, t.writeErr)
+}
+
+func (t *TCP) tryWrite(fd uintptr) bool {
+	for len(t.from) > 0 {
+		n, err := send(fd, t.from, t.flags)
+		t.from = t.from[n:]
+		switch err {
+		case nil, syscall.EINTR:
+		case syscall.EAGAIN:
+			return false
+		default:
+			t.writeErr = os.NewSyscallError("send", err)
+			return true
+		}
+	}
+	return true
+}
+
 func (t *TCP) Close() error                      { return t.conn.Close() }
 func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
 
 // WriteLast writes p, behind which CloseWrite has to follow at once: what the kernel has to send goes together with the end, in one segment.
-func (t *TCP) WriteLast(p []byte) (n int, err error) {
-	werr := t.raw.Control(func(fd uintptr) {
-		n, err = unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	})
-	if err = cmp.Or(werr, err); err == nil && n == len(p) {
-		return n, nil
-	}
-	n = max(n, 0)
-	more, err := t.conn.Write(p[n:]) // finds the error again, or waits until there is room
-	return n + more, err
-}
+func (t *TCP) WriteLast(p []byte) (int, error) { return t.send(p, unix.MSG_MORE) }
 
 // Ended says whether the other side has ended its stream, and everything before that has been read.
 func (t *TCP) Ended() bool {
 	ended := false
 	err := t.raw.Control(func(fd uintptr) {
 		var one [1]byte
-		n, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n, err := recv(fd, one[:], unix.MSG_PEEK)
 		ended = err == nil && n == 0
 	})
 	return err == nil && ended
@@ -112,7 +137,7 @@ func (t *TCP) Ended() bool {
 // CloseWrite implements Duplex.
 func (t *TCP) CloseWrite() error {
 	var shut error
-	err := t.raw.Control(func(fd uintptr) { shut = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	err := t.raw.Control(func(fd uintptr) { shut = shutdown(fd) })
 	return cmp.Or(err, os.NewSyscallError("shutdown", shut))
 }
 
