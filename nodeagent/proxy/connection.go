@@ -27,7 +27,6 @@ type connection struct {
 // returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset, or
 // ended in order: see ErrDrained. It never panics.
 func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
-	stream.Deepen()
 	defer conn.Close()
 	t.connections.Add(1)
 	t.open.Add(1)

@@ -171,12 +171,7 @@ func (r *Router) guard(f func()) {
 	f()
 }
 
-func (r *Router) spawn(f func()) {
-	r.wg.Go(func() {
-		stream.Deepen()
-		r.guard(f)
-	})
-}
+func (r *Router) spawn(f func()) { r.wg.Go(func() { r.guard(f) }) }
 
 // finish does what the end of the requests asks for, so that all peers end.
 func (r *Router) finish(err error) {
