@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -35,7 +35,7 @@ type arrived struct {
 
 func (a arrived) sample() sample { return sample{rate: a.Counted / 1e6 / a.Seconds, done: a.All / 1e6} }
 
-// transfer has a process on the machine from which the load comes make the transfers with the server of serveBulk at the other end.
+// transfer has a process on the machine from which the load comes make the transfers with the server of runBulkServer at the other end.
 func (b *bench) transfer(ctx context.Context, w way, l bulk) (sample, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -45,7 +45,7 @@ func (b *bench) transfer(ctx context.Context, w way, l bulk) (sample, error) {
 	if l.upload {
 		kind = "upload"
 	}
-	what := fmt.Sprintf("%s=%d,%s,%s,%s", kind, l.connections, w.url("/"), l.settle, l.duration)
+	what := fmt.Sprintf("%s=%d,%s,%s,%s", kind, l.connections, w.address, l.settle, l.duration)
 	out, err := lab.Output(b.OnNode(ctx, w.machine(), self, "-bulk-load", what))
 	if err != nil {
 		return sample{}, err
@@ -61,7 +61,7 @@ func (b *bench) transfer(ctx context.Context, w way, l bulk) (sample, error) {
 func runBulkLoad(ctx context.Context, what string, out io.Writer) error {
 	fields := strings.Split(what, ",")
 	if len(fields) != 4 {
-		return fmt.Errorf("-bulk-load %q: not KIND=N,URL,SETTLE,DURATION", what)
+		return fmt.Errorf("-bulk-load %q: not KIND=N,ADDRESS,SETTLE,DURATION", what)
 	}
 	kind, count, _ := strings.Cut(fields[0], "=")
 	l := bulk{upload: kind == "upload"}
@@ -82,19 +82,24 @@ func runBulkLoad(ctx context.Context, what string, out io.Writer) error {
 	return json.NewEncoder(out).Encode(a)
 }
 
+type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// order is what is sent first on a connection.
+type order struct {
+	Upload           bool
+	Settle, Duration time.Duration
+}
+
 // run makes the transfers, each on a connection of its own, and tells what has arrived, at whichever end that is.
-func (l bulk) run(ctx context.Context, dial dialer, url string) (a arrived, err error) {
+func (l bulk) run(ctx context.Context, dial dialer, address string) (a arrived, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Not one that closes its connections: a server resets those, and the answer with them.
-	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}}
-	defer client.CloseIdleConnections()
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	var received meter
 	for range l.connections {
 		work.Go(func() {
-			one, failed := l.transfer(ctx, client, url, &received)
+			one, failed := l.transfer(ctx, dial, address, &received)
 			mu.Lock()
 			defer mu.Unlock()
 			if failed != nil && ctx.Err() == nil {
@@ -104,55 +109,48 @@ func (l bulk) run(ctx context.Context, dial dialer, url string) (a arrived, err 
 			a.Counted, a.All, a.Seconds = a.Counted+one.Counted, a.All+one.All, max(a.Seconds, one.Seconds)
 		})
 	}
-	if !l.upload {
-		a = received.watch(ctx, l.settle, l.duration)
-		cancel()
+	if l.upload {
+		work.Wait()
+		return a, err
 	}
+	seen := received.watch(ctx, l.settle, l.duration)
+	cancel()
 	work.Wait()
-	return a, err
+	return seen, err
 }
-
-type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
 
 // transfer is one. An upload returns what the other end says of it, a download nothing.
-func (l bulk) transfer(ctx context.Context, client *http.Client, url string, received *meter) (a arrived, err error) {
-	method, body := http.MethodGet, io.Reader(nil)
-	if l.upload {
-		method, body = http.MethodPut, zeros{}
-	}
-	request, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("%s?settle=%s&duration=%s", url, l.settle, l.duration), body)
+func (l bulk) transfer(ctx context.Context, dial dialer, address string, received *meter) (a arrived, err error) {
+	c, err := dial(ctx, "tcp", address)
 	if err != nil {
 		return a, err
 	}
-	if l.upload {
-		request.ContentLength = endless
-	}
-	response, err := client.Do(request)
-	if err != nil {
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })()
+	if err := binary.Write(c, binary.BigEndian, order{l.upload, l.settle, l.duration}); err != nil {
 		return a, err
 	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return a, errors.New(response.Status)
+	if !l.upload {
+		_, err = io.CopyBuffer(received, struct{ io.Reader }{c}, make([]byte, piece))
+		return a, errors.Join(err, io.ErrUnexpectedEOF) // which is of interest if its time is not over
 	}
-	if l.upload {
-		return a, json.NewDecoder(response.Body).Decode(&a)
-	}
-	_, err = io.CopyBuffer(received, response.Body, make([]byte, piece))
+	var sending sync.WaitGroup
+	sending.Go(func() { send(c) })
+	err = json.NewDecoder(c).Decode(&a)
+	_ = c.SetWriteDeadline(time.Now())
+	sending.Wait()
 	return a, err
 }
 
-const (
-	endless = 1 << 50 // bytes
-	piece   = 256 << 10
-)
+const piece = 256 << 10
 
-// zeros is a body without an end.
-type zeros struct{}
-
-func (zeros) Read(into []byte) (int, error) {
-	clear(into)
-	return len(into), nil
+// send writes zeros until that fails.
+func send(c net.Conn) {
+	for zeros := make([]byte, piece); ; {
+		if _, err := c.Write(zeros); err != nil {
+			return
+		}
+	}
 }
 
 // meter counts the bytes that are written to it.
@@ -179,30 +177,38 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// serveBulk answers a GET with a body without an end, and a PUT when its time is over, with what has arrived of its body.
-func serveBulk(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodPut {
-		w.Header().Set("Content-Length", fmt.Sprint(endless))
-		buffer := make([]byte, piece)
-		for {
-			if _, err := w.Write(buffer); err != nil {
-				return
-			}
-		}
+// serveBulk is the other end of one transfer.
+func serveBulk(ctx context.Context, c net.Conn) {
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+	var o order
+	if binary.Read(c, binary.BigEndian, &o) != nil {
+		return
 	}
-	settle, err := time.ParseDuration(r.URL.Query().Get("settle"))
-	duration, err2 := time.ParseDuration(r.URL.Query().Get("duration"))
-	if err := errors.Join(err, err2); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+	if !o.Upload {
+		send(c)
 		return
 	}
 	var m meter
-	var copying sync.WaitGroup
-	copying.Go(func() { _, _ = io.CopyBuffer(&m, r.Body, make([]byte, piece)) })
-	a := m.watch(r.Context(), settle, duration)
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // ends the copying
-	copying.Wait()
-	_ = json.NewEncoder(w).Encode(a)
+	var receiving sync.WaitGroup
+	receiving.Go(func() { _, _ = io.CopyBuffer(&m, struct{ io.Reader }{c}, make([]byte, piece)) })
+	_ = json.NewEncoder(c).Encode(m.watch(ctx, o.Settle, o.Duration))
+	receiving.Wait() // until the sender closes: kubectl ends all of a port-forward when one connection is reset
+}
+
+// serveBulks is the other end of all.
+func serveBulks(ctx context.Context, listener net.Listener) error {
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })()
+	for {
+		c, err := listener.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		go serveBulk(ctx, c)
+	}
 }
 
 // runBulkServer is the process at the other end.
@@ -211,10 +217,5 @@ func runBulkServer(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: http.HandlerFunc(serveBulk)}
-	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return serveBulks(ctx, listener)
 }

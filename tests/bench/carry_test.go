@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"testing"
@@ -76,22 +75,20 @@ func TestADelayedLinkCarriesEverythingAndTakesItsTime(t *testing.T) {
 
 func TestBulkCountsWhatArrivesAfterItsStart(t *testing.T) {
 	dial, listener := delayedLink(t, time.Millisecond)
-	server := &http.Server{Handler: http.HandlerFunc(serveBulk)}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	go func() { _ = serveBulks(t.Context(), listener) }()
 	for _, upload := range []bool{false, true} {
 		var a arrived
 		long := 100 * time.Millisecond
 		for ; (a.Counted == 0 || a.All == a.Counted) && long < 10*time.Second; long *= 2 { // a busy machine may take a while to begin
 			var err error
-			a, err = bulk{connections: 3, upload: upload, settle: long, duration: long}.run(t.Context(), dial, "http://"+listener.Addr().String())
+			a, err = bulk{connections: 3, upload: upload, settle: long, duration: long}.run(t.Context(), dial, listener.Addr().String())
 			require.NoError(t, err)
 			assert.GreaterOrEqual(t, a.Seconds, long.Seconds())
 		}
 		assert.Positive(t, a.Counted)
 		assert.Greater(t, a.All, a.Counted)
 	}
-	_, err := bulk{connections: 2, upload: true, duration: time.Second}.run(t.Context(), dial, "http://192.0.2.2:81")
+	_, err := bulk{connections: 2, upload: true, duration: time.Second}.run(t.Context(), dial, "192.0.2.2:81")
 	assert.Error(t, err, "nobody listens there")
 }
 
@@ -100,11 +97,9 @@ func BenchmarkDelayedLink(b *testing.B) {
 		for _, connections := range []int{1, 8} {
 			b.Run(fmt.Sprintf("%s/%d", roundTrip, connections), func(b *testing.B) {
 				dial, listener := delayedLink(b, roundTrip/2)
-				server := &http.Server{Handler: http.HandlerFunc(serveBulk)}
-				go func() { _ = server.Serve(listener) }()
-				b.Cleanup(func() { _ = server.Close() })
+				go func() { _ = serveBulks(b.Context(), listener) }()
 				for b.Loop() {
-					a, err := bulk{connections: connections, settle: time.Second, duration: time.Second}.run(b.Context(), dial, "http://"+listener.Addr().String())
+					a, err := bulk{connections: connections, settle: time.Second, duration: time.Second}.run(b.Context(), dial, listener.Addr().String())
 					require.NoError(b, err)
 					b.ReportMetric(a.sample().rate, "MB/s")
 				}

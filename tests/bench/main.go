@@ -44,7 +44,7 @@ func main() {
 	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
 	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
 	grpcRelay := flag.String("grpc-relay", "", "be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
-	bulkLoad := flag.String("bulk-load", "", "make bulk transfers: KIND=N,URL,SETTLE,DURATION (used by bench itself)")
+	bulkLoad := flag.String("bulk-load", "", "make bulk transfers: KIND=N,ADDRESS,SETTLE,DURATION (used by bench itself)")
 	bulkServer := flag.String("bulk-server", "", "be the other end of bulk transfers, at this address (used by bench itself)")
 	held := flag.String("hold", "", "hold connections open: N,ADDRESS (used by bench itself)")
 	flag.Parse()
