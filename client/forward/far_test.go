@@ -58,8 +58,9 @@ func travel(to, from net.Conn) {
 		sent  time.Time
 		bytes []byte
 	}
-	under := make(chan segment, window)
-	acknowledged := make(chan segment, window)
+	const segments = 4 * window / 1024
+	under := make(chan segment, segments)
+	acknowledged := make(chan segment, segments)
 	var inFlight atomic.Int64
 	room := make(chan struct{}, 1)
 	go func() {
