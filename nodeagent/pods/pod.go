@@ -58,7 +58,10 @@ func newPod(s *Set, want *agentpb.Pod) *pod {
 func (p *pod) want(want *agentpb.Pod) {
 	p.mu.Lock()
 	same := equal(p.desired, want)
-	p.desired = want
+	if !same {
+		p.status.change(p.desired, want)
+		p.desired = want
+	}
 	p.endVisits()
 	p.mu.Unlock()
 	if !same || want == nil {
@@ -220,8 +223,15 @@ func (p *pod) establish(want *agentpb.Pod) error {
 	}
 	p.mu.Lock()
 	p.status.keep(want, rejected)
+	altered := len(p.status.altered) > 0 && p.desired == want
+	if altered {
+		p.status.altered = nil
+	}
 	p.fresh = true
 	p.mu.Unlock()
+	if altered {
+		p.set.notify()
+	}
 	p.applied = want
 	return nil
 }

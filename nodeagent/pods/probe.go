@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
@@ -55,6 +57,7 @@ func spots(want *agentpb.Pod) []spot {
 
 // status is what is known about the ports and claims of a pod.
 type status struct {
+	altered  map[claim]bool   // rules that are not yet obeyed as they are now
 	rejected map[claim]string // rules that cannot be obeyed
 	results  map[claim]string // of the last probe, empty if it was good
 	pending  map[claim]bool   // probes on their way
@@ -91,9 +94,33 @@ func (s spot) claims() map[claim]*agentpb.Rule {
 	return cs
 }
 
+// change notes which rules are not what they were.
+func (s *status) change(from, to *agentpb.Pod) {
+	before := map[claim]*agentpb.Rule{}
+	for _, at := range spots(from) {
+		for _, r := range allRules(at.Target) {
+			before[at.claim(r)] = r
+		}
+	}
+	for _, at := range spots(to) {
+		for _, r := range allRules(at.Target) {
+			c := at.claim(r)
+			if b, ok := before[c]; ok && !proto.Equal(b, r) {
+				if s.altered == nil {
+					s.altered = map[claim]bool{}
+				}
+				s.altered[c] = true
+			}
+		}
+	}
+}
+
 // verdict says whether a rule works, or why not and whether that is likely to stay.
 func (s *status) verdict(at spot, r *agentpb.Rule) (steering, failed bool, message string) {
 	c := at.claim(r)
+	if s.altered[c] {
+		return false, false, "being set up"
+	}
 	if why, ok := s.rejected[c]; ok {
 		return false, true, why
 	}

@@ -269,6 +269,27 @@ func TestSameAssignmentChangesNothing(t *testing.T) {
 	k.locked(func() { assert.Equal(t, 1, k.loads) })
 }
 
+func TestARuleThatChangesIsNotReportedBeforeItIsObeyed(t *testing.T) {
+	k, s := newSet(t)
+	rules := func(revision uint64, wanted string) {
+		s.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{{
+			Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"},
+			Targets: []*agentpb.Target{{Port: 80, Rules: []*agentpb.Rule{{InterceptUid: "i", InterceptName: wanted}, {InterceptUid: "j"}}}},
+		}}})
+	}
+	rules(1, "before")
+	eventually(t, "both are steered", func() bool { return len(steering(s)) == 2 })
+	k.locked(func() { // so nothing can be done about the pod
+		rules(2, "after")
+		report := s.Report()
+		assert.EqualValues(t, 2, report.GetRevision())
+		for _, r := range report.GetTargets() {
+			assert.Equal(t, r.GetInterceptUid() == "j", r.GetSteering(), "intercept %s", r.GetInterceptUid())
+		}
+	})
+	eventually(t, "both are steered as they are now", func() bool { return len(steering(s)) == 2 })
+}
+
 func TestSteeringThatBreaksIsReportedAndMended(t *testing.T) {
 	k, s := newSet(t)
 	assign(s, 1, "a")
