@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"sync"
 	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/portforward"
@@ -87,11 +90,26 @@ func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 		return nil, err
 	}
 	if why != nil {
-		d.take(why)
-		return &Way{Conn: conn, Again: sure, By: fmt.Sprintf("port-forward (%v)", why), Failed: d.end}, nil
+		again := sure
+		if passing(why) {
+			again = func(ctx context.Context) (net.Conn, error) {
+				conn, _, err := race(ctx, quick, sure)
+				return conn, err
+			}
+		} else {
+			d.take(why)
+		}
+		return &Way{Conn: conn, Again: again, By: fmt.Sprintf("port-forward (%v)", why), Failed: d.end}, nil
 	}
 	silent := func() { d.take(errors.New("an upgraded request did not lead to the manager")) }
 	return &Way{Conn: conn, Again: quick, By: "upgraded request", Failed: silent}, nil
+}
+
+// passing says whether the quicker way may work in a moment: a manager that has just been started anew did not listen yet. Tunnels then go by it on the
+// further connections, whatever the first one has.
+func passing(why error) bool {
+	var answer apierrors.APIStatus
+	return errors.As(why, &answer) && answer.Status().Code >= http.StatusInternalServerError
 }
 
 // race gives the connection that is there first, the quicker way having a head start. why is nil if it is by the quicker way; the error is that of the sure one.

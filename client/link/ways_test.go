@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 // named is a connection that knows its way, and whether it was closed.
@@ -110,6 +113,25 @@ func TestTheQuickWayIsAvoidedForAWhile(t *testing.T) {
 		time.Sleep(avoidFor + time.Second)
 		assert.Equal(t, "upgraded request", by())
 	})
+}
+
+func TestFurtherConnectionsGoByTheQuickWayOnceTheManagerListens(t *testing.T) {
+	for _, passes := range []bool{true, false} {
+		why := error(apierrors.NewForbidden(corev1.Resource("pods/proxy"), "manager-0", errors.New("not for you")))
+		if passes {
+			why = fmt.Errorf("not upgraded: %w", apierrors.NewGenericServerResponse(503, "get", corev1.Resource("pods/proxy"), "", "connection refused", 0, false))
+		}
+		quick, sure := &fake{way: "quick", err: why}, &fake{way: "sure"}
+		d := &detour{}
+		way, err := d.either(t.Context(), quick.dial, sure.dial)
+		require.NoError(t, err)
+		assert.Equal(t, "sure", way.Conn.(*named).way)
+		assert.Equal(t, passes, d.reason() == nil, "%v", why)
+		quick.err = nil
+		further, err := way.Again(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, passes, further.(*named).way == "quick", "%v", why)
+	}
 }
 
 func TestAWayOnWhichTheManagerIsNotHeardIsNotTakenAgain(t *testing.T) {

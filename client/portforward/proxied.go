@@ -11,6 +11,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
@@ -115,6 +116,10 @@ func refusal(res *http.Response) error {
 	}
 	if object, _, err := scheme.Codecs.UniversalDeserializer().Decode(text, nil, nil); err == nil {
 		return fmt.Errorf("%w: %w", ErrNotUpgraded, apierrors.FromObject(object))
+	}
+	if res.StatusCode >= http.StatusInternalServerError {
+		answer := apierrors.NewGenericServerResponse(res.StatusCode, http.MethodGet, schema.GroupResource{Resource: "pods/proxy"}, "", "", 0, false)
+		return fmt.Errorf("%w: %w: %s", ErrNotUpgraded, answer, text)
 	}
 	return fmt.Errorf("%w: %s: %s", ErrNotUpgraded, res.Status, text)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -118,7 +119,10 @@ func TestARefusedUpgradeSaysWhy(t *testing.T) {
 			w.WriteHeader(http.StatusForbidden)
 			fmt.Fprint(w, forbidden)
 		}, "not for you", true},
-		"by an older manager":                               {http.NotFound, "404 Not Found", false},
+		"by an older manager": {http.NotFound, "404 Not Found", false},
+		"by a proxy before a manager that does not listen": {func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "connection refused", http.StatusServiceUnavailable)
+		}, "connection refused", true},
 		"by a server that takes it for an ordinary request": {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "welcome") }, "200 OK: welcome", false},
 	}
 	for name, test := range tests {
@@ -126,7 +130,8 @@ func TestARefusedUpgradeSaysWhy(t *testing.T) {
 			_, err := upgradeTo(t.Context(), overTLS(t, test.answer))
 			require.ErrorIs(t, err, portforward.ErrNotUpgraded)
 			assert.ErrorContains(t, err, test.says)
-			assert.Equal(t, test.api, apierrors.IsForbidden(err))
+			var answer apierrors.APIStatus
+			assert.Equal(t, test.api, errors.As(err, &answer))
 		})
 	}
 }
