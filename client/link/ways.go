@@ -80,17 +80,12 @@ type dialer func(context.Context) (net.Conn, error)
 func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 	var conn net.Conn
 	var err error
-	why := d.reason()
-	if why == nil {
-		conn, why, err = race(ctx, quick, sure)
-	} else if conn, err = sure(ctx); err != nil {
-		d.end()
-	}
-	if err != nil {
-		return nil, err
-	}
+	why, again := d.reason(), sure
 	if why != nil {
-		again := sure
+		if conn, err = sure(ctx); err != nil {
+			d.end()
+		}
+	} else if conn, why, err = race(ctx, quick, sure); err == nil && why != nil {
 		if passing(why) {
 			again = func(ctx context.Context) (net.Conn, error) {
 				conn, _, err := race(ctx, quick, sure)
@@ -99,6 +94,11 @@ func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 		} else {
 			d.take(why)
 		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if why != nil {
 		return &Way{Conn: conn, Again: again, By: fmt.Sprintf("port-forward (%v)", why), Failed: d.end}, nil
 	}
 	silent := func() { d.take(errors.New("an upgraded request did not lead to the manager")) }
