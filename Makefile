@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The two commands that matter: `make demo` and `make test`. Both install what they need (Debian, root) and start from nothing.
 
 SHELL   := /bin/bash

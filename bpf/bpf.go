@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package bpf holds the programs that run in the kernel, compiled, and what user space needs in order to load them. What is
 // attached where, and for how long, is decided elsewhere.
 package bpf

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package docs holds no code: its test keeps what the documents say about tests true.
 package docs
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package manager is the program that runs in the cluster and knows all: it resolves intercepts, tells node agents what to steer and passes
 // connections on to laptops.
 package manager

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package nodeagent is the node agent: it takes its node's assignment from the manager, steers the new connections of the
 // assigned pods' ports to itself, and serves them. It has no rights in the Kubernetes API.
 package nodeagent

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs the Debian packages that are missing. `run`: for tests and demo; `generate`: for regenerating code; `bench`: for benchmarks; `vm`: for virtual machines.
 set -eu
 case "${1:-}" in

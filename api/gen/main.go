@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command gen runs protoc on every .proto of the API, with the plugins that go.mod pins.
 package main
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package v1alpha1 holds the Kubernetes API of sidestep: the Intercept, which is the one record of who
 // receives which traffic of which workload.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cli is the command line: it turns words into calls to the user daemon, and the daemon's answers into what people
 // and programs read.
 package cli

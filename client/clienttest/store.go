@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package clienttest is a cluster for tests of the client: an API server over HTTP that keeps objects, tells watchers and forwards ports, and a
 // manager behind it that speaks the real protocol over real TLS.
 package clienttest

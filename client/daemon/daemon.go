@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package daemon is the user daemon: the process on the laptop that holds the session with a cluster, so that
 // intercepts live longer than the command that made them.
 package daemon

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package forward brings the connections that the manager has for this laptop to local ports.
 package forward
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package home says where the client keeps its files: the daemon's socket, the record of its session and its log.
 package home
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package intercept holds this client's intercepts: it makes, moves and deletes the objects, and keeps a true picture of them by watching the API.
 package intercept
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package kube is the laptop's way to a Kubernetes API server: which one, as whom, and what to tell people when it does not work.
 package kube
 

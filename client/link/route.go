@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package link keeps the laptop connected to the manager: it finds the manager, connects through the API server, says hello, pings, and does it
 // all again when the connection dies.
 package link

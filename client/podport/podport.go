@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package podport gives ports of this laptop that lead to the same ports of intercepted pods.
 package podport
 

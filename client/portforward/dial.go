@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package portforward connects to a pod through the Kubernetes API server, without a local listener: by a port-forward to any of its ports, or by an
 // upgraded request to an HTTP server of it, which is much the quicker way where there is one.
 package portforward

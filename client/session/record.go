@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package session binds what one session with a cluster consists of: its record on disk, its link to the manager and its intercepts.
 package session
 

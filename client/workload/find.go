@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package workload knows the workloads of a cluster: which one is meant by a name, and which can be intercepted.
 package workload
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command sidestep-nodeagent steers the connections of intercepted pods on one Kubernetes node.
 package main
 

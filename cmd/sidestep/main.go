@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command sidestep sends one service's requests to a developer's laptop.
 package main
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command images packs the programs in bin/ into container images that hold nothing else.
 //
 //	go run ./deploy/images --out build/images --tag v1.2.3 [--apps] [--push registry.example]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package match decides whether an HTTP request belongs to an intercept, and whether two intercepts would take each other's requests.
 //
 // A rule is a list of conditions that must all hold: on header fields, by exact value or by regular expression, and on the path.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package rollout reads Rollouts of Argo Rollouts, which take the place of Deployments: their pods belong to ReplicaSets, and those to them. Neither
 // their types nor their controller are needed for it.
 package rollout

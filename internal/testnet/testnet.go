@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package testnet makes nodes and pods out of network namespaces, for tests that need a real kernel.
 package testnet
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package tlsbatch is TLS that sends what is written at once as one piece. crypto/tls cuts it into records of 16 KiB and writes each by itself; each
 // would pass through the kernel, and wake whoever reads, by itself.
 package tlsbatch

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package tunnel carries TCP connections over gRPC streams, one stream a connection: opening with an answer, raw bytes, half-close, reset and
 // back-pressure. Data is never copied between the socket's buffer and the transport.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package agents is the gRPC service that node agents talk to: it checks who they are, sends each its node's assignment, takes in their
 // reports and hands their tunnels to the relay.
 package agents

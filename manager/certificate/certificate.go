@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package certificate serves a TLS certificate from a directory in which it is renewed now and then, as Kubernetes does with a mounted Secret.
 package certificate
 

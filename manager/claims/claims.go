@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package claims decides which intercepts may have what they ask for. An intercept claims a port of some pods; where two claims could want
 // the same connection or request, the one that already had it keeps it, and otherwise the older one gets it.
 package claims

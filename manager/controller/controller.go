@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package controller keeps every Intercept resolved, decided and placed, and its status true. It is driven by events alone: from the
 // cluster, from node agents and from laptops.
 package controller

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package environment gives laptops the environment of the containers that they intercept: it asks the container's node agent, for those who
 // may have it.
 package environment

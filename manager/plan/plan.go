@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package plan holds what each node is to steer, and what the node agents have said about it. The controller writes it intercept by
 // intercept; each node agent's stream takes its node's share whenever that changes.
 package plan

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package relay joins a node agent's tunnel to a stream of the laptop that may have it.
 package relay
 

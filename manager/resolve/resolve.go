@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package resolve finds what an Intercept means in the cluster at this moment: from the workload that it names to the service, the service
 // port, the container port and the pods. It reads, and decides nothing else.
 package resolve

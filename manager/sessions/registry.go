@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package sessions knows which laptops are connected, and keeps the streams on which they wait for connections.
 package sessions
 

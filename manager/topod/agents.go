@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package topod carries connections from laptops to ports of the pods that they intercept. A node agent cannot be dialled, so it parks streams here, and
 // each connection takes one.
 package topod

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cgroup finds the control groups of pods, so that programs can be attached to them.
 //
 // A container seldom sees more of the node's control groups than its own. So a Tree looks as the node's first process does: it takes

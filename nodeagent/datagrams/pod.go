@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package datagrams gives the datagrams that are steered away from an app to the laptop of the intercept that has their port, and the laptop's
 // answers to the clients, from the address that they had asked.
 //

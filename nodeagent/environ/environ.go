@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package environ reads the environment of a container: what its first process was started with, whatever the pod's specification, the image, the
 // container runtime and an entrypoint that ends in exec have made of it.
 package environ

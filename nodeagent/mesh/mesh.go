@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package mesh makes the connections of a service mesh's proxy to the app known to the steering, where the proxy runs in the pod
 // and connects like anybody else in it: from the pod's address to the pod's address, or on loopback. So do Linkerd, Consul, and Istio where a
 // Sidecar's defaultEndpoint is 127.0.0.1. Programs at the pod's control group bind the proxy's sockets to another address before they connect; they are

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package peername lets apps see their clients: the connections by which the node agent passes on what is not for a laptop come from the
 // pod's own address, and yet accept and getpeername give the app the address and port of the client. Nothing is added to what is
 // sent. Programs at the pod's control group answer these calls; they are not pinned, and so gone with the process.

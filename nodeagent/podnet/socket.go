@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in the namespace that it was
 // made in, so only its creation needs a visit.
 package podnet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package pods keeps the pods of an assignment steered: it opens listeners in each pod's network namespace, attaches the
 // steering program, serves what arrives, proves by probes that all of it works, and lets go again without losing a connection.
 //

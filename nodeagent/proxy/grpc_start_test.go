@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //lint:file-ignore SA1019 No other server takes Upgrade: h2c.
 
 package proxy

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package proxy serves the connections that were steered away from an app: it reads the head of each request, gives what
 // an intercept claims to the laptop that holds it, and everything else, byte for byte, to the app.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package sockdiag lists the TCP connections of a network namespace, and ends single ones, through the kernel's socket monitoring
 // interface (sock_diag(7)). What it does happens in the namespace of the calling thread.
 package sockdiag

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package steer attaches the steering program to the network namespaces of pods, and lets go of them again.
 //
 // Every agent process loads a program and maps of its own for each pod; it never uses those of another process, whatever their

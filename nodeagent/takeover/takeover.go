@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package takeover deals with connections that are older than the intercept of their port. The kernel leaves them with the app, whatever
 // new connections are steered to.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package tcpstats counts the TCP connections to intercepted ports, in the kernel: how many, how many bytes, how long a round trip takes, what
 // was sent again. A program at the control group of the node agent sees the connections that are steered, one at those of the pods those that
 // their apps accept. They run when a connection is established and when it ends, add to counters that lie ready, and tell nobody: user

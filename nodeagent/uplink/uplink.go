@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package uplink is the node agent's connection to the manager: one gRPC connection, kept up with short pauses, with the Attach
 // stream for assignments and reports, and a stream for each tunnel.
 package uplink

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command bench measures what an intercept costs those whose requests it does not match, and how quick it is to make. Each figure is taken on the
 // same pod with and without the intercept, and through the proxies that others put before the same app, in one run and turn about, so that a machine
 // whose speed drifts does not matter: believe the ratios.

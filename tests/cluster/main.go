@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command cluster runs a real, strict, two-node Kubernetes on one Linux machine, for sidestep's tests and demo.
 package main
 

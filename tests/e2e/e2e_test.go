@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build e2e
 
 // Package e2e drives the real command line against a real Kubernetes: $KUBECONFIG, or the local one of tests/cluster, with the real

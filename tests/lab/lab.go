@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package lab is the test bed that the demo and the end-to-end tests share: a real Kubernetes (the one of $KUBECONFIG, or the local one of
 // tests/cluster), the shop of tests/apps on it, sidestep's images where its nodes find them, and developers at their laptops.
 package lab

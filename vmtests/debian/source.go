@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package debian gets kernels from Debian's archives, without root and without a change to the machine's own package lists.
 package debian
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package guest runs test binaries one after the other and marks in their output where each begins and ends. A virtual machine's
 // init does so, and so does a run without a machine: the output is the same.
 package guest

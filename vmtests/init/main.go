@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command init is the first process of a virtual machine that tests a kernel: it mounts what tests need, loads the modules and
 // runs the test binaries that its file system holds, and powers the machine off.
 package main

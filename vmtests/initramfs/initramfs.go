@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package initramfs writes the archive from which a kernel makes its first file system: "newc" of cpio, as the kernel's
 // Documentation/driver-api/early-userspace/buffer-format.rst has it.
 package initramfs

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package machine boots kernels in QEMU, and finds out whether this computer can do so with its processor's help.
 package machine
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package module reads kernel modules, and finds the order in which they can be loaded, without the tools or indexes of a
 // system that runs them.
 package module

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package report collects what tests have said on several kernels.
 package report
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package envfile writes environments in the syntaxes of the programs that read them, so that these get every value byte for byte.
 package envfile
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package install puts the traffic manager and the node agents into a cluster, with the Helm chart that the program carries, and
 // takes them out again.
 package install

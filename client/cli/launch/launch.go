@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package launch starts the user daemon in the background and waits until it listens.
 package launch
 

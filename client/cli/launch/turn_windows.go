@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package launch
 
 // takeTurn lets all start a daemon at once, of which one comes to serve.

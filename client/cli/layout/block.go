@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package layout writes what people read (the block of an intercept, the list, the status) and the records that programs read
 // in its place (JSON, YAML).
 package layout

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package progress shows what is being waited for, in one line of a terminal that is wiped when the wait is over.
 package progress
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package reason holds the errors of the daemon that programs tell apart. They cross the socket as google.rpc.ErrorInfo details of the gRPC
 // status, whose message is for people.
 package reason

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package socket is how the command line reaches the daemon, and what it knows of the daemon's files.
 package socket
 

@@ -1,3 +1,4 @@
+{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
 {{/* Labels that select the pods of a component. Called with a dict of root and component. */}}
 {{- define "sidestep.selectorLabels" -}}
 app.kubernetes.io/name: sidestep

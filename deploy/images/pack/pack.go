@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package pack makes container images out of static binaries and plain files, without a container engine and without a
 // base image, and saves them as a tarball for a local node or pushes them to a registry.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package http1 finds where HTTP/1 messages begin and end (RFC 9112), in bytes that it never changes or copies.
 //
 // It is made to sit in front of a server whose parser it does not know, so it is not lenient: it accepts the messages that every

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package http1
 
 // Response is the head of a response. It is used over and over: Reset, then Parse as bytes arrive.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package http2 takes a client's HTTP/2 connection stream by stream: streams whose request an intercept claims go through a tunnel to
 // a laptop, all others to the app.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package router takes one client connection that speaks HTTP/1 request by request: those that an intercept claims go through a tunnel
 // to a laptop, all others to the app, and the client sees the responses in the order of its requests.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stream
 
 // Worth is how many bytes CopyN pays for. Fewer are better read and written.

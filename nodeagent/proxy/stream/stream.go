@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package stream is the proxy's view of connections: two streams of bytes each, whose buffers exist only while there are bytes in them.
 // An idle connection holds none.
 package stream

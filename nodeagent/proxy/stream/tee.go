@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package stream
 
 // Copier gets a copy of what is written. It never makes anybody wait.

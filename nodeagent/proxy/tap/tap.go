@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package tap brings laptops copies of what apps get.
 //
 // Whoever has something to be copied never waits. A Copy keeps the bytes until a line, which is a tunnel to the laptop with goroutines of its own, has sent

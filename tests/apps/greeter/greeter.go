@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package greeter is a gRPC service with the calls of gRPC's own interoperability tests: unary, streaming in either direction and
 // both. It adds who answered to each of them.
 package greeter

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package lines is a TCP service that answers each line with its own name and the line: "echo: hello". It can speak first, as
 // mail and database servers do.
 package lines

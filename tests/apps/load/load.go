@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package load asks a service many times, with requests of two kinds mixed: those that an intercept matches and those that it
 // does not. It records who answered, what failed and how long it took.
 package load

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package manifests renders the Kubernetes objects of the sample workloads. All of them meet the restricted Pod Security level, which
 // their namespace enforces.
 package manifests

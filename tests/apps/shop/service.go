@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package shop is an HTTP service that tells all about the request it received, and calls the next service of a chain with the
 // headers that applications propagate.
 package shop

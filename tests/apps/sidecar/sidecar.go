@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package sidecar holds the two proxies that injected sidecars commonly are, as plain as Go's libraries make them. Benchmarks run them beside an
 // app, to have something to compare with.
 package sidecar

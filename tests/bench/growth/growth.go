@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package growth measures how the manager bears ever more intercepts and node agents: a real manager, a real API server, and node agents and
 // laptops that speak as real ones do but steer nothing.
 package growth

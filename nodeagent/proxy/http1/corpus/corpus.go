@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package corpus holds messages for tests of whatever frames HTTP/1: the tricks of request smuggling, and everything else that two readers have been seen
 // to understand differently.
 package corpus

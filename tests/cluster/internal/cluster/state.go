@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cluster brings a whole cluster up and down and tells how it is.
 package cluster
 

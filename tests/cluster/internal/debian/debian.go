@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package debian installs what a node needs of the distribution: the container runtime, the CNI plugins and the tools
 // that kubelet and kube-proxy call.
 package debian

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package fabric lays the network between machines: one network namespace for each, a bridge between the control plane
 // and the nodes, and point-to-point links from the control plane to those who may reach the API server and nothing else.
 // Nothing leads out of it.

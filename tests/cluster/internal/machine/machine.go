@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package machine makes machines out of Linux namespaces.
 //
 // A machine is a process tree with its own network, mounts, process ids, host name and, if it has one, cgroup root. Its

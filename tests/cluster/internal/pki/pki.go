@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package pki is the cluster's certificate authority: it keeps its key in a directory, and signs certificates for the
 // cluster's parts and for the people who use it.
 package pki

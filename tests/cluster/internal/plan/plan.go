@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package plan decides what a cluster consists of and which names and addresses its parts have.
 //
 // IPv4 addresses come from 198.18.0.0/15, which is set aside for tests of this kind and routed nowhere, IPv6 addresses

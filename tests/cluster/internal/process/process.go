@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package process remembers processes across runs of the tool, and never mistakes another process for one of them: a
 // process is its id together with the time it started.
 package process

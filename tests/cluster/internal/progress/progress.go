@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package progress tells a person what is being done and how long each step took.
 package progress
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package render writes the configuration of the programs that a cluster consists of. Paths in it are as the machines see
 // them: each has a /var and /run of its own.
 package render

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package upstream builds the programs that a cluster runs from their Go modules, once for each version, and keeps them
 // in a cache.
 package upstream

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build ignore
 
 // Command coredns is CoreDNS with the plugins that a Kubernetes without a way out needs. It is built in a module of its

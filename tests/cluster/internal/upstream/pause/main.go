@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build ignore
 
 // Command pause holds a pod's namespaces open, and reaps orphans where a pod shares its process namespace.
