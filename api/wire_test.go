@@ -20,11 +20,13 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
-var update = flag.Bool("update", false, "add what is new on the wire to testdata/wire.txt; what was there stays")
+var update = flag.Bool("update", false,
+	"add what is new on the wire to testdata/wire.txt; what was there stays")
 
 const frozen = "testdata/wire.txt"
 
-// wire lists what is on the wire, one fact a line: the number of a field first, so that lines about one number look alike whatever became of it.
+// wire lists what is on the wire, one fact a line: the number of a field first, so that lines about
+// one number look alike whatever became of it.
 func wire(files ...protoreflect.FileDescriptor) []string {
 	var lines []string
 	for _, f := range files {
@@ -32,7 +34,8 @@ func wire(files ...protoreflect.FileDescriptor) []string {
 			s := f.Services().Get(i)
 			for j := range s.Methods().Len() {
 				m := s.Methods().Get(j)
-				lines = append(lines, fmt.Sprintf("rpc /%s/%s: %s -> %s", s.FullName(), m.Name(), side(m.IsStreamingClient(), m.Input()), side(m.IsStreamingServer(), m.Output())))
+				lines = append(lines, fmt.Sprintf("rpc /%s/%s: %s -> %s", s.FullName(), m.Name(),
+					side(m.IsStreamingClient(), m.Input()), side(m.IsStreamingServer(), m.Output())))
 			}
 		}
 		lines = append(lines, enums(f.Enums())...)
@@ -78,7 +81,8 @@ func messages(all protoreflect.MessageDescriptors) []string {
 			if o := f.ContainingOneof(); o != nil {
 				oneof = " of " + string(o.Name())
 			}
-			lines = append(lines, fmt.Sprintf("field %s %d: %s %s %s%s", m.FullName(), f.Number(), f.Cardinality(), kind, f.Name(), oneof))
+			lines = append(lines, fmt.Sprintf("field %s %d: %s %s %s%s", m.FullName(), f.Number(),
+				f.Cardinality(), kind, f.Name(), oneof))
 		}
 	}
 	return lines
@@ -89,10 +93,12 @@ func missing(was, is []string) []string {
 	return slices.DeleteFunc(slices.Clone(was), func(line string) bool { return slices.Contains(is, line) })
 }
 
-// TestWhatWasOnceOnTheWireStays compares the protocols with all that was ever in them: a program of another version may send or expect it. A field is
-// never taken away, and its number never given to another; what nobody needs any more stays, and is not looked at.
+// TestWhatWasOnceOnTheWireStays compares the protocols with all that was ever in them: a program of
+// another version may send or expect it. A field is never taken away, and its number never given to
+// another; what nobody needs any more stays, and is not looked at.
 func TestWhatWasOnceOnTheWireStays(t *testing.T) {
-	is := wire(agentpb.File_api_agentpb_agent_proto, clientpb.File_api_clientpb_client_proto, daemonpb.File_api_daemonpb_daemon_proto, tunnelpb.File_api_tunnelpb_tunnel_proto)
+	is := wire(agentpb.File_api_agentpb_agent_proto, clientpb.File_api_clientpb_client_proto,
+		daemonpb.File_api_daemonpb_daemon_proto, tunnelpb.File_api_tunnelpb_tunnel_proto)
 	content, err := os.ReadFile(frozen)
 	if *update {
 		all := append(strings.Split(strings.TrimSpace(string(content)), "\n"), is...)

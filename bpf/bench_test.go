@@ -54,7 +54,10 @@ func newWorld(b *testing.B, load func(*ebpf.Map) (*bpf.Steer, error)) *world {
 	raw, err := l.SyscallConn()
 	require.NoError(b, err)
 	var put error
-	require.NoError(b, raw.Control(func(fd uintptr) { put = w.steer.Listeners.Put(uint32(bpf.Listener4), uint64(fd)) }))
+	require.NoError(b, raw.Control(func(fd uintptr) {
+		put = w.steer.Listeners.Put(uint32(bpf.Listener4),
+			uint64(fd))
+	}))
 	require.NoError(b, put)
 	return w
 }
@@ -96,7 +99,8 @@ func BenchmarkPacket(b *testing.B) {
 		name  string
 		build func(w *world) []byte
 	}{
-		{"of a connection to an intercepted port", func(w *world) []byte { return packet(w.client, w.server, ack) }},
+		{"of a connection to an intercepted port",
+			func(w *world) []byte { return packet(w.client, w.server, ack) }},
 		{"of a connection to another port", func(w *world) []byte {
 			return packet(w.client, netip.AddrPortFrom(w.server.Addr(), 9999), ack)
 		}},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bpf holds the programs that run in the kernel, compiled, and what user space needs in order to load them. What is
-// attached where, and for how long, is decided elsewhere.
+// Package bpf holds the programs that run in the kernel, compiled, and what user space needs in
+// order to load them. What is attached where, and for how long, is decided elsewhere.
 package bpf
 
 import (
@@ -31,7 +31,8 @@ type Steer struct {
 // Close closes the program and the maps, which live on where the program is attached.
 func (s *Steer) Close() error { return s.objects.Close() }
 
-// Outcome says why a connection to a target was, or was not, steered: the index into Steer.Outcomes.
+// Outcome says why a connection to a target was, or was not, steered: the index into
+// Steer.Outcomes.
 type Outcome = steerOutcome
 
 // All outcomes.
@@ -69,7 +70,8 @@ func DatagramTarget(a netip.AddrPort) (steerTargetKey, steerTargetValue) {
 	return target(a, unix.IPPROTO_UDP, Datagrams4, Datagrams6)
 }
 
-func target(a netip.AddrPort, protocol uint16, slot4, slot6 steerListenerSlot) (steerTargetKey, steerTargetValue) {
+func target(a netip.AddrPort, protocol uint16, slot4, slot6 steerListenerSlot) (steerTargetKey,
+	steerTargetValue) {
 	key := steerTargetKey{Port: a.Port(), Protocol: protocol}
 	ip := a.Addr().Unmap()
 	wire := ip.As16()
@@ -82,7 +84,8 @@ func target(a netip.AddrPort, protocol uint16, slot4, slot6 steerListenerSlot) (
 	return key, steerTargetValue{Slot: slot6}
 }
 
-// NewHeartbeat makes the map that all programs of an agent look into before they steer anything to it.
+// NewHeartbeat makes the map that all programs of an agent look into before they steer anything to
+// it.
 func NewHeartbeat() (*ebpf.Map, error) {
 	spec, err := loadSteer()
 	if err != nil {
@@ -95,13 +98,15 @@ func NewHeartbeat() (*ebpf.Map, error) {
 	return m, nil
 }
 
-// LoadSteer loads a program for the socket lookup of a network namespace, with maps of its own, except for the heartbeat.
+// LoadSteer loads a program for the socket lookup of a network namespace, with maps of its own,
+// except for the heartbeat.
 func LoadSteer(heartbeat *ebpf.Map) (*Steer, error) {
 	var o steerObjects
 	if err := loadSteerObjects(&o, withHeartbeat(heartbeat)); err != nil {
 		return nil, fmt.Errorf("load the steering program: %w", explain(err))
 	}
-	return &Steer{Program: o.Steer, Targets: o.Targets, Listeners: o.Listeners, Outcomes: o.Outcomes, objects: &o}, nil
+	return &Steer{Program: o.Steer, Targets: o.Targets, Listeners: o.Listeners, Outcomes: o.Outcomes,
+		objects: &o}, nil
 }
 
 // LoadSteerTC loads the same for the ingress of network devices.
@@ -110,7 +115,8 @@ func LoadSteerTC(heartbeat *ebpf.Map) (*Steer, error) {
 	if err := loadSteerTCObjects(&o, withHeartbeat(heartbeat)); err != nil {
 		return nil, fmt.Errorf("load the steering program for TC: %w", explain(err))
 	}
-	return &Steer{Program: o.SteerTc, Targets: o.Targets, Listeners: o.Listeners, Outcomes: o.Outcomes, objects: &o}, nil
+	return &Steer{Program: o.SteerTc, Targets: o.Targets, Listeners: o.Listeners, Outcomes: o.Outcomes,
+		objects: &o}, nil
 }
 
 func withHeartbeat(m *ebpf.Map) *ebpf.CollectionOptions {
@@ -126,23 +132,28 @@ type need struct {
 // Supported says whether this kernel can steer at the socket lookup, and if not, what it lacks.
 func Supported() error {
 	return ask(
-		need{func() error { return features.HaveProgramType(ebpf.SkLookup) }, "steering by sk_lookup needs Linux 5.9 (sk_lookup programs)"},
-		need{func() error { return features.HaveProgramHelper(ebpf.SkLookup, asm.FnKtimeGetNs) }, "steering by sk_lookup needs Linux 5.9 (sk_lookup with a clock)"},
+		need{func() error { return features.HaveProgramType(ebpf.SkLookup) },
+			"steering by sk_lookup needs Linux 5.9 (sk_lookup programs)"},
+		need{func() error { return features.HaveProgramHelper(ebpf.SkLookup, asm.FnKtimeGetNs) },
+			"steering by sk_lookup needs Linux 5.9 (sk_lookup with a clock)"},
 		sockmap,
 	)
 }
 
-// SupportedTC says whether this kernel can steer at the ingress of devices, and if not, what it lacks. How the program is attached there
-// is another question.
+// SupportedTC says whether this kernel can steer at the ingress of devices, and if not, what it
+// lacks. How the program is attached there is another question.
 func SupportedTC() error {
 	return ask(
-		need{func() error { return features.HaveProgramType(ebpf.SchedCLS) }, "steering by TC needs a Linux built with CONFIG_NET_CLS_ACT"},
-		need{func() error { return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnSkAssign) }, "steering by TC needs Linux 5.8 (bpf_sk_assign, 5.7, and lookups in a sockmap)"},
+		need{func() error { return features.HaveProgramType(ebpf.SchedCLS) },
+			"steering by TC needs a Linux built with CONFIG_NET_CLS_ACT"},
+		need{func() error { return features.HaveProgramHelper(ebpf.SchedCLS, asm.FnSkAssign) },
+			"steering by TC needs Linux 5.8 (bpf_sk_assign, 5.7, and lookups in a sockmap)"},
 		sockmap,
 	)
 }
 
-var sockmap = need{func() error { return features.HaveMapType(ebpf.SockMap) }, "steering needs a Linux built with CONFIG_BPF_STREAM_PARSER (sockmap)"}
+var sockmap = need{func() error { return features.HaveMapType(ebpf.SockMap) },
+	"steering needs a Linux built with CONFIG_BPF_STREAM_PARSER (sockmap)"}
 
 func ask(needs ...need) error {
 	for _, n := range needs {

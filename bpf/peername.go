@@ -15,7 +15,8 @@ import (
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel -type client peername peername.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
 
-// Peername is the programs that tell apps who their clients are, with the notes that they read, loaded and not yet attached.
+// Peername is the programs that tell apps who their clients are, with the notes that they read,
+// loaded and not yet attached.
 type Peername = peernameObjects
 
 // Client is the note on a socket of the node agent: whom its connection is for.
@@ -31,7 +32,8 @@ func Client(a netip.AddrPort) peernameClient {
 
 // LoadPeername loads the programs.
 func LoadPeername() (*Peername, error) {
-	if err := features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkStorageGet); errors.Is(err, ebpf.ErrNotSupported) {
+	if err := features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkStorageGet); errors.Is(err,
+		ebpf.ErrNotSupported) {
 		return nil, fmt.Errorf("showing apps their clients' addresses needs Linux 5.8, built with CONFIG_CGROUP_BPF: %w", err)
 	}
 	var objs Peername

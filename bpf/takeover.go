@@ -15,7 +15,8 @@ import (
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel -type entry -type state -type phase -type flag -type event_kind -type outcome -type flow_key -type flow -type automaton -type event takeover takeover.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
 
-// Takeover is the program that watches connections older than an intercept, with its maps, loaded and not yet attached.
+// Takeover is the program that watches connections older than an intercept, with its maps, loaded
+// and not yet attached.
 type Takeover = takeoverObjects
 
 // What its maps hold.
@@ -50,8 +51,9 @@ const (
 // TakeoverOutcome is the index into Takeover.Counts.
 type TakeoverOutcome = takeoverOutcome
 
-// All outcomes: packets that were held back, that were dropped again when they were repeated, that passed since the agent had not
-// decided in time, and that passed since there was no room to tell the agent.
+// All outcomes: packets that were held back, that were dropped again when they were repeated, that
+// passed since the agent had not decided in time, and that passed since there was no room to tell
+// the agent.
 const (
 	HeldBack     = takeoverOutcomeHELD_BACK
 	DroppedAgain = takeoverOutcomeDROPPED_AGAIN
@@ -70,7 +72,8 @@ func NewFlowKey(remote, local netip.AddrPort) FlowKey {
 	return k
 }
 
-// TakeoverHold is for how long a packet is to be held back at least, unless the agent says otherwise or is silent.
+// TakeoverHold is for how long a packet is to be held back at least, unless the agent says
+// otherwise or is silent.
 const TakeoverHold = 300 * time.Millisecond
 
 // LoadTakeover loads a program for one port, with maps of its own. No rules are in force yet.

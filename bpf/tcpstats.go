@@ -15,10 +15,12 @@ import (
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel -type port_key -type way -type tally -type tallies -type note tcpstats tcpstats.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
 
-// TCPStats is the program that counts the connections to intercepted ports, with its maps, loaded and not yet attached.
+// TCPStats is the program that counts the connections to intercepted ports, with its maps, loaded
+// and not yet attached.
 type TCPStats = tcpstatsObjects
 
-// Tally is what TCPStats has counted on one CPU for the connections that one way has brought to one port; Tallies is that of all ways.
+// Tally is what TCPStats has counted on one CPU for the connections that one way has brought to one
+// port; Tallies is that of all ways.
 type (
 	Tally   = tcpstatsTally
 	Tallies = tcpstatsTallies
@@ -34,10 +36,12 @@ const (
 	WayLocal   = tcpstatsWayWAY_LOCAL
 )
 
-// ListenerNote is the note on a listener of the node agent, by which the connections that it accepts are known.
+// ListenerNote is the note on a listener of the node agent, by which the connections that it
+// accepts are known.
 var ListenerNote = tcpstatsNote{Way: WaySteered}
 
-// Port is the key of an address and port in TCPStats.Ports. netns is the cookie of the network namespace, or 0 if NetnsInSockOps says so.
+// Port is the key of an address and port in TCPStats.Ports. netns is the cookie of the network
+// namespace, or 0 if NetnsInSockOps says so.
 func Port(netns uint64, a netip.AddrPort) tcpstatsPortKey {
 	key := tcpstatsPortKey{Netns: netns, Port: uint32(a.Port())}
 	wire := a.Addr().As16()
@@ -49,7 +53,8 @@ func Port(netns uint64, a netip.AddrPort) tcpstatsPortKey {
 
 // LoadTCPStats loads the program.
 func LoadTCPStats() (*TCPStats, error) {
-	if err := features.HaveProgramHelper(ebpf.SockOps, asm.FnSkStorageGet); errors.Is(err, ebpf.ErrNotSupported) {
+	if err := features.HaveProgramHelper(ebpf.SockOps, asm.FnSkStorageGet); errors.Is(err,
+		ebpf.ErrNotSupported) {
 		return nil, fmt.Errorf("counting connections needs Linux 5.4, built with CONFIG_CGROUP_BPF: %w", err)
 	}
 	spec, err := loadTcpstats()
@@ -68,7 +73,8 @@ func LoadTCPStats() (*TCPStats, error) {
 	return &objs, nil
 }
 
-// NetnsInSockOps says whether programs at sockets' events can tell network namespaces apart, as they can from Linux 5.15 on.
+// NetnsInSockOps says whether programs at sockets' events can tell network namespaces apart, as
+// they can from Linux 5.15 on.
 func NetnsInSockOps() bool {
 	return features.HaveProgramHelper(ebpf.SockOps, asm.FnGetNetnsCookie) == nil
 }

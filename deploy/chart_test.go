@@ -46,8 +46,8 @@ func load(t *testing.T) *chart.Chart {
 // objects are the rendered objects by "Kind/name".
 type objects map[string]runtime.Object
 
-// render does what "helm template sidestep chart --namespace sidestep" does. Every object is decoded strictly: a field that
-// Kubernetes does not know is an error.
+// render does what "helm template sidestep chart --namespace sidestep" does. Every object is
+// decoded strictly: a field that Kubernetes does not know is an error.
 func render(t *testing.T, set values) (objects, error) {
 	t.Helper()
 	install := action.NewInstall(&action.Configuration{})
@@ -128,7 +128,8 @@ func TestNoContainerIsPrivileged(t *testing.T) {
 			assert.NotNil(t, container.LivenessProbe, key)
 			assert.NotNil(t, container.ReadinessProbe, key)
 		}
-		assert.Equal(t, corev1.SeccompProfileTypeRuntimeDefault, pod.Spec.SecurityContext.SeccompProfile.Type, key)
+		assert.Equal(t, corev1.SeccompProfileTypeRuntimeDefault,
+			pod.Spec.SecurityContext.SeccompProfile.Type, key)
 		assert.False(t, pod.Spec.HostNetwork, key)
 	}
 }
@@ -145,9 +146,11 @@ func TestTheManagerNeedsNothingOfItsNode(t *testing.T) {
 
 func TestTheNodeAgentHasTheCapabilitiesThatItCannotDoWithout(t *testing.T) {
 	pod := get[*appsv1.DaemonSet](t, mustRender(t, values{}), "DaemonSet/sidestep-nodeagent").Spec.Template.Spec
-	assert.Equal(t, []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE"}, pod.Containers[0].SecurityContext.Capabilities.Add)
+	assert.Equal(t, []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE"},
+		pod.Containers[0].SecurityContext.Capabilities.Add)
 	old := mustRender(t, values{"nodeagent": values{"beforeLinux511": true}})
-	assert.Contains(t, get[*appsv1.DaemonSet](t, old, "DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add,
+	assert.Contains(t, get[*appsv1.DaemonSet](t, old,
+		"DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add,
 		corev1.Capability("SYS_RESOURCE"))
 	for _, volume := range pod.Volumes {
 		if volume.HostPath != nil {
@@ -157,11 +160,14 @@ func TestTheNodeAgentHasTheCapabilitiesThatItCannotDoWithout(t *testing.T) {
 }
 
 func TestPodsOnTheNodesNetworkAreLeftAloneUnlessTheValuesSayOtherwise(t *testing.T) {
-	for allowed, set := range map[bool]values{false: {}, true: {"nodeagent": values{"allowHostNetwork": true}}} {
+	for allowed, set := range map[bool]values{false: {},
+		true: {"nodeagent": values{"allowHostNetwork": true}}} {
 		rendered := mustRender(t, set)
-		args := get[*appsv1.DaemonSet](t, rendered, "DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].Args
+		args := get[*appsv1.DaemonSet](t, rendered,
+			"DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].Args
 		assert.Equal(t, allowed, slices.Contains(args, "--allow-host-network"), "what node agents do")
-		assert.Equal(t, allowed, get[*corev1.ConfigMap](t, rendered, "ConfigMap/sidestep-ca").Data["host-network"] == "allowed", "what laptops are told")
+		assert.Equal(t, allowed, get[*corev1.ConfigMap](t, rendered,
+			"ConfigMap/sidestep-ca").Data["host-network"] == "allowed", "what laptops are told")
 	}
 }
 
@@ -247,16 +253,21 @@ func TestDevelopersGetTheirRolesOnlyWhenNamed(t *testing.T) {
 func TestDevelopersMayReadEnvironmentsUnlessTheValuesSayOtherwise(t *testing.T) {
 	reads := func(role *rbacv1.ClusterRole) bool {
 		return slices.ContainsFunc(role.Rules, func(r rbacv1.PolicyRule) bool {
-			return slices.Equal(r.APIGroups, []string{"sidestep.dev"}) && slices.Equal(r.Resources, []string{"intercepts/environment"}) && slices.Equal(r.Verbs, []string{"get"})
+			return slices.Equal(r.APIGroups, []string{"sidestep.dev"}) &&
+				slices.Equal(r.Resources, []string{"intercepts/environment"}) &&
+				slices.Equal(r.Verbs, []string{"get"})
 		})
 	}
 	for allowed, set := range map[bool]values{true: {}, false: {"rbac": values{"environment": false}}} {
 		rendered := mustRender(t, set)
 		assert.Equal(t, allowed, reads(get[*rbacv1.ClusterRole](t, rendered, "ClusterRole/sidestep-user")))
-		assert.True(t, reads(get[*rbacv1.ClusterRole](t, rendered, "ClusterRole/sidestep-environment")), "to be bound where the other does not have it")
-		policy := get[*admissionv1.ValidatingAdmissionPolicy](t, rendered, "ValidatingAdmissionPolicy/sidestep-environment")
+		assert.True(t, reads(get[*rbacv1.ClusterRole](t, rendered, "ClusterRole/sidestep-environment")),
+			"to be bound where the other does not have it")
+		policy := get[*admissionv1.ValidatingAdmissionPolicy](t, rendered,
+			"ValidatingAdmissionPolicy/sidestep-environment")
 		assert.Equal(t, admissionv1.Fail, *policy.Spec.FailurePolicy)
-		binding := get[*admissionv1.ValidatingAdmissionPolicyBinding](t, rendered, "ValidatingAdmissionPolicyBinding/sidestep-environment")
+		binding := get[*admissionv1.ValidatingAdmissionPolicyBinding](t, rendered,
+			"ValidatingAdmissionPolicyBinding/sidestep-environment")
 		assert.Equal(t, policy.Name, binding.Spec.PolicyName)
 		assert.Equal(t, []admissionv1.ValidationAction{admissionv1.Deny}, binding.Spec.ValidationActions)
 	}
@@ -264,11 +275,13 @@ func TestDevelopersMayReadEnvironmentsUnlessTheValuesSayOtherwise(t *testing.T) 
 
 func TestValuesArriveWhereTheyBelong(t *testing.T) {
 	defaults := mustRender(t, values{}).pods()
-	assert.Equal(t, "docker.io/sidestep/manager:v0.0.0-dev", defaults["Deployment/sidestep-manager"].Spec.Containers[0].Image)
+	assert.Equal(t, "docker.io/sidestep/manager:v0.0.0-dev",
+		defaults["Deployment/sidestep-manager"].Spec.Containers[0].Image)
 	assert.Equal(t, "system-node-critical", defaults["DaemonSet/sidestep-nodeagent"].Spec.PriorityClassName)
 
 	pods := mustRender(t, values{
-		"image":        values{"registry": "registry.example:5000", "repository": "", "tag": "v1", "pullPolicy": "Never", "pullSecrets": []any{"pull"}},
+		"image": values{"registry": "registry.example:5000", "repository": "", "tag": "v1",
+			"pullPolicy": "Never", "pullSecrets": []any{"pull"}},
 		"sessionGrace": "1h30m",
 		"logLevel":     "debug",
 		"nodeagent": values{
@@ -318,14 +331,15 @@ func TestOnlyNodeAgentsReachTheManagersTunnelPort(t *testing.T) {
 
 func TestValuesThatTheChartDoesNotKnowAreRefused(t *testing.T) {
 	for name, set := range map[string]values{
-		"a misspelt value":                  {"loglevel": "debug"},
-		"a misspelt value further down":     {"nodeagent": values{"resource": values{}}},
-		"a level that does not exist":       {"logLevel": "verbose"},
-		"a datapath that does not exist":    {"nodeagent": values{"datapath": "iptables"}},
-		"a grace period without a unit":     {"sessionGrace": "15"},
-		"an unquoted number for a tag":      {"image": values{"tag": 1.2}},
-		"a developer without a name":        {"developers": []any{values{"kind": "User"}}},
-		"a service account without a home":  {"developers": []any{values{"kind": "ServiceAccount", "name": "ci"}}},
+		"a misspelt value":               {"loglevel": "debug"},
+		"a misspelt value further down":  {"nodeagent": values{"resource": values{}}},
+		"a level that does not exist":    {"logLevel": "verbose"},
+		"a datapath that does not exist": {"nodeagent": values{"datapath": "iptables"}},
+		"a grace period without a unit":  {"sessionGrace": "15"},
+		"an unquoted number for a tag":   {"image": values{"tag": 1.2}},
+		"a developer without a name":     {"developers": []any{values{"kind": "User"}}},
+		"a service account without a home": {"developers": []any{values{"kind": "ServiceAccount",
+			"name": "ci"}}},
 		"an authority without certificates": {"tls": values{"caCertificate": "PEM"}},
 	} {
 		t.Run(name, func(t *testing.T) {

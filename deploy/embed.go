@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package deploy holds the Helm chart, so that the command line can install the cluster's side by itself.
+// Package deploy holds the Helm chart, so that the command line can install the cluster's side by
+// itself.
 package deploy
 
 import "embed"

@@ -36,7 +36,8 @@ func TestTheManagersCertificateVerifiesForTheNameThatIsDialled(t *testing.T) {
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM([]byte(ca.Data["ca.crt"])))
 	certificate := parse(t, secret.Data["tls.crt"])
-	for _, name := range []string{"sidestep-manager", "sidestep-manager.sidestep", "sidestep-manager.sidestep.svc"} {
+	for _, name := range []string{"sidestep-manager", "sidestep-manager.sidestep",
+		"sidestep-manager.sidestep.svc"} {
 		_, err := certificate.Verify(x509.VerifyOptions{DNSName: name, Roots: roots})
 		assert.NoError(t, err, name)
 	}
@@ -52,8 +53,10 @@ func TestACertificateOfOnesOwnIsUsedAsItIs(t *testing.T) {
 	volumes := alone.pods()["Deployment/sidestep-manager"].Spec.Volumes
 	assert.Equal(t, "mine", volumes[0].Secret.SecretName)
 
-	with := mustRender(t, values{"tls": values{"existingSecret": "mine", "caCertificate": "-----BEGIN CERTIFICATE-----\n"}})
-	assert.Equal(t, "-----BEGIN CERTIFICATE-----", get[*corev1.ConfigMap](t, with, "ConfigMap/sidestep-ca").Data["ca.crt"])
+	with := mustRender(t, values{"tls": values{"existingSecret": "mine",
+		"caCertificate": "-----BEGIN CERTIFICATE-----\n"}})
+	assert.Equal(t, "-----BEGIN CERTIFICATE-----",
+		get[*corev1.ConfigMap](t, with, "ConfigMap/sidestep-ca").Data["ca.crt"])
 }
 
 // cluster answers the chart's lookups.
@@ -61,14 +64,16 @@ type cluster struct{ dynamic.Interface }
 
 func (c cluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
 	resource := strings.ToLower(kind) + "s"
-	return c.Resource(schema.FromAPIVersionAndKind(apiVersion, kind).GroupVersion().WithResource(resource)), true, nil
+	return c.Resource(schema.FromAPIVersionAndKind(apiVersion,
+		kind).GroupVersion().WithResource(resource)), true, nil
 }
 
 // renderTLS renders for an upgrade of an installation of which in is what the cluster has.
 func renderTLS(t *testing.T, in cluster, set values) (files map[string]string, secret corev1.Secret) {
 	t.Helper()
 	loaded := load(t)
-	all, err := chartutil.ToRenderValues(loaded, set, chartutil.ReleaseOptions{Name: "sidestep", Namespace: "sidestep"}, nil)
+	all, err := chartutil.ToRenderValues(loaded, set,
+		chartutil.ReleaseOptions{Name: "sidestep", Namespace: "sidestep"}, nil)
 	require.NoError(t, err)
 	files, err = engine.RenderWithClientProvider(loaded, all, in)
 	require.NoError(t, err)

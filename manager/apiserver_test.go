@@ -26,12 +26,14 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// apiServer starts an API server of its own, with the chart's CRDs and rights, and gives the configuration of an administrator and that of the
-// manager's service account. It needs the programs that `make cluster-up` builds, or KUBEBUILDER_ASSETS.
+// apiServer starts an API server of its own, with the chart's CRDs and rights, and gives the
+// configuration of an administrator and that of the manager's service account. It needs the
+// programs that `make cluster-up` builds, or KUBEBUILDER_ASSETS.
 func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	t.Helper()
 	env := &envtest.Environment{
-		CRDDirectoryPaths: []string{"../deploy/chart/crds"}, ErrorIfCRDPathMissing: true, BinaryAssetsDirectory: assets(t),
+		CRDDirectoryPaths: []string{"../deploy/chart/crds"}, ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: assets(t),
 	}
 	admin, err := env.Start()
 	require.NoError(t, err)
@@ -49,18 +51,24 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	require.NoError(t, yaml.Unmarshal([]byte("rules:\n"+rules), role))
 	account := metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager"}
 	for _, o := range []client.Object{
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}},
-		&corev1.ServiceAccount{ObjectMeta: account}, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-nodeagent"}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}},
+		&corev1.ServiceAccount{ObjectMeta: account},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep",
+			Name: "sidestep-nodeagent"}},
 		role, &rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
-			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace, Name: account.Name}},
+			ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace,
+				Name: account.Name}},
 		},
 	} {
 		require.NoError(t, c.Create(t.Context(), o))
 	}
 	manager = rest.CopyConfig(admin)
 	manager.Impersonate = rest.ImpersonationConfig{
-		UserName: "system:serviceaccount:sidestep:sidestep-manager", Groups: []string{"system:serviceaccounts", "system:authenticated"},
+		UserName: "system:serviceaccount:sidestep:sidestep-manager",
+		Groups:   []string{"system:serviceaccounts", "system:authenticated"},
 	}
 	return admin, manager
 }
@@ -95,7 +103,8 @@ func TestWithARealAPIServer(t *testing.T) {
 
 	c, err := NewClient(rights)
 	require.NoError(t, err)
-	t.Run("only those who may read environments may ask for them", func(t *testing.T) { guards(t, k, admin, c) })
+	t.Run("only those who may read environments may ask for them",
+		func(t *testing.T) { guards(t, k, admin, c) })
 	m := startWith(t, c, func(o *Options) { o.SessionGrace = 2 * time.Second })
 	m.ready(t)
 	rs := k.shop(t)
@@ -109,9 +118,11 @@ func TestWithARealAPIServer(t *testing.T) {
 		k.until(t, "alice", v1alpha1.StateActive)
 		p2 := k.pod(t, rs, "p2", "node-1")
 		k.run(t, p2)
-		require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" }, patient, often)
+		require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" },
+			patient, often)
 		require.NoError(t, k.Delete(t.Context(), p2, client.GracePeriodSeconds(0)))
-		require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "1/1" }, patient, often)
+		require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "1/1" },
+			patient, often)
 		a.has(t, "p1:8080=alice")
 	})
 	t.Run("an intercept ends some time after its laptop went", func(t *testing.T) {
@@ -130,7 +141,8 @@ func TestWithARealAPIServer(t *testing.T) {
 func (k *kube) run(t *testing.T, p *corev1.Pod) {
 	t.Helper()
 	p.Status = corev1.PodStatus{
-		Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}, HostIP: "192.0.2.1", HostIPs: []corev1.HostIP{{IP: "192.0.2.1"}},
+		Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}},
+		HostIP: "192.0.2.1", HostIPs: []corev1.HostIP{{IP: "192.0.2.1"}},
 		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
 	}
 	require.NoError(t, k.Status().Update(t.Context(), p))
@@ -144,12 +156,14 @@ func (k *kube) token(t *testing.T, account, node string, audiences ...string) st
 	}
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}
 	require.NoError(t, client.IgnoreAlreadyExists(k.Create(t.Context(), n)))
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", GenerateName: "agent-"}, Spec: corev1.PodSpec{
-		NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "c", Image: "i"}},
-	}}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", GenerateName: "agent-"},
+		Spec: corev1.PodSpec{
+			NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "c", Image: "i"}},
+		}}
 	require.NoError(t, k.Create(t.Context(), p))
 	request := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{
-		Audiences: audiences, BoundObjectRef: &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name, UID: p.UID},
+		Audiences: audiences, BoundObjectRef: &authv1.BoundObjectReference{Kind: "Pod",
+			APIVersion: "v1", Name: p.Name, UID: p.UID},
 	}}
 	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: account}}
 	require.NoError(t, k.SubResource("token").Create(t.Context(), sa, request))
@@ -203,22 +217,38 @@ func refuses(t *testing.T, k *kube) {
 		change func(*v1alpha1.InterceptSpec)
 		says   string
 	}{
-		{"a tcp intercept with conditions", func(s *v1alpha1.InterceptSpec) { s.Mechanism = v1alpha1.MechanismTCP },
+		{"a tcp intercept with conditions",
+			func(s *v1alpha1.InterceptSpec) { s.Mechanism = v1alpha1.MechanismTCP },
 			"spec.http needs mechanism http: a tcp intercept takes every connection"},
-		{"an unknown mechanism", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = "udp", nil }, `Unsupported value: "udp": supported values: "tcp", "http"`},
-		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Job" }, `supported values: "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Pod", "Rollout"`},
-		{"no workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "" }, "spec.workload.name in body should be at least 1 chars long"},
-		{"a key where its hash belongs", func(s *v1alpha1.InterceptSpec) { s.Client.KeyHash = "secret" }, "spec.client.keyHash in body should match"},
-		{"a session that is no UUID", func(s *v1alpha1.InterceptSpec) { s.Client.Session = "mine" }, "spec.client.session in body should match"},
-		{"a header by value and expression", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Regex = text(".*") }, "give either value or regex, and not both"},
-		{"a header by nothing", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Value = nil }, "give either value or regex, and not both"},
-		{"a header name with a space", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Name = "x dev" }, "spec.http.headers[0].name in body should match"},
+		{"an unknown mechanism", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = "udp", nil },
+			`Unsupported value: "udp": supported values: "tcp", "http"`},
+		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Job" },
+			`supported values: "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Pod", "Rollout"`},
+		{"no workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "" },
+			"spec.workload.name in body should be at least 1 chars long"},
+		{"a key where its hash belongs",
+			func(s *v1alpha1.InterceptSpec) { s.Client.KeyHash = "secret" },
+			"spec.client.keyHash in body should match"},
+		{"a session that is no UUID", func(s *v1alpha1.InterceptSpec) { s.Client.Session = "mine" },
+			"spec.client.session in body should match"},
+		{"a header by value and expression",
+			func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Regex = text(".*") },
+			"give either value or regex, and not both"},
+		{"a header by nothing", func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Value = nil },
+			"give either value or regex, and not both"},
+		{"a header name with a space",
+			func(s *v1alpha1.InterceptSpec) { s.HTTP.Headers[0].Name = "x dev" },
+			"spec.http.headers[0].name in body should match"},
 		{"a path in two ways", func(s *v1alpha1.InterceptSpec) {
 			s.HTTP.Path = &v1alpha1.PathMatch{Equal: text("/a"), Prefix: text("/")}
 		}, "give exactly one of equal, prefix and regex"},
-		{"a path in no way", func(s *v1alpha1.InterceptSpec) { s.HTTP.Path = &v1alpha1.PathMatch{} }, "give exactly one of equal, prefix and regex"},
-		{"a port that cannot be", func(s *v1alpha1.InterceptSpec) { s.Destination.Port = 70000 }, "spec.destination.port"},
-		{"an unknown way with open connections", func(s *v1alpha1.InterceptSpec) { s.Existing = "kill" }, `supported values: "auto", "idle", "all", "none"`},
+		{"a path in no way", func(s *v1alpha1.InterceptSpec) { s.HTTP.Path = &v1alpha1.PathMatch{} },
+			"give exactly one of equal, prefix and regex"},
+		{"a port that cannot be", func(s *v1alpha1.InterceptSpec) { s.Destination.Port = 70000 },
+			"spec.destination.port"},
+		{"an unknown way with open connections",
+			func(s *v1alpha1.InterceptSpec) { s.Existing = "kill" },
+			`supported values: "auto", "idle", "all", "none"`},
 	} {
 		ic := asks("alice", "http", "alice")
 		tc.change(&ic.Spec)
@@ -237,11 +267,13 @@ func refuses(t *testing.T, k *kube) {
 	} {
 		changed := ic.DeepCopy()
 		change(&changed.Spec)
-		assert.ErrorContains(t, k.Update(t.Context(), changed), "of an intercept cannot change: delete it and create another")
+		assert.ErrorContains(t, k.Update(t.Context(), changed),
+			"of an intercept cannot change: delete it and create another")
 	}
 	changed := ic.DeepCopy()
 	changed.Spec.Wiretap = true
-	assert.ErrorContains(t, k.Update(t.Context(), changed), "an intercept cannot become a wiretap, nor a wiretap an intercept")
+	assert.ErrorContains(t, k.Update(t.Context(), changed),
+		"an intercept cannot become a wiretap, nor a wiretap an intercept")
 	ic.Spec.Port, ic.Spec.Service, ic.Spec.Container = "grpc", "orders", "app"
 	assert.NoError(t, k.Update(t.Context(), ic), "an intercept may move")
 	require.NoError(t, k.Delete(t.Context(), ic))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package manager is the program that runs in the cluster and knows all: it resolves intercepts, tells node agents what to steer and passes
-// connections on to laptops.
+// Package manager is the program that runs in the cluster and knows all: it resolves intercepts,
+// tells node agents what to steer and passes connections on to laptops.
 package manager
 
 import (
@@ -84,10 +84,13 @@ func NewCommand(env Env) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.GRPCAddress, "grpc-address", ":8443", "where node agents and laptops connect, over TLS")
 	f.StringVar(&o.HTTPAddress, "http-address", ":8080", "where /healthz, /readyz and /metrics are served")
-	f.StringVar(&o.TLSDir, "tls-dir", "/etc/sidestep/tls", "directory of tls.crt and tls.key; they are read again when they change")
+	f.StringVar(&o.TLSDir, "tls-dir", "/etc/sidestep/tls",
+		"directory of tls.crt and tls.key; they are read again when they change")
 	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace of the installation")
-	f.DurationVar(&o.SessionGrace, "session-grace", 15*time.Minute, "how long intercepts outlive a laptop that is away")
-	f.StringVar(&o.AgentServiceAccount, "agent-service-account", "sidestep-nodeagent", "service account of the node agents")
+	f.DurationVar(&o.SessionGrace, "session-grace", 15*time.Minute,
+		"how long intercepts outlive a laptop that is away")
+	f.StringVar(&o.AgentServiceAccount, "agent-service-account", "sidestep-nodeagent",
+		"service account of the node agents")
 	f.StringVar(&o.TokenAudience, "token-audience", "sidestep-manager", "audience of the node agents' tokens")
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside of a cluster")

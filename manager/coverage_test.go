@@ -24,8 +24,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// field is a cluster of three nodes and Deployment orders, where the test plays kubelets, controllers and node agents, and an intercept whose every
-// status is looked at.
+// field is a cluster of three nodes and Deployment orders, where the test plays kubelets,
+// controllers and node agents, and an intercept whose every status is looked at.
 type field struct {
 	*kube
 	t       *testing.T // the whole test: node agents outlive its parts
@@ -47,7 +47,8 @@ var fieldNodes = []string{"node-1", "node-2", "node-3"}
 
 func newField(t *testing.T) (*field, *appsv1.ReplicaSet) {
 	k, m, rights := real(t)
-	f := &field{t: t, kube: k, m: m, agents: map[string]*nodeAgent{}, watched: make(chan struct{}, 1), names: map[string]string{},
+	f := &field{t: t, kube: k, m: m, agents: map[string]*nodeAgent{}, watched: make(chan struct{}, 1),
+		names:   map[string]string{},
 		steered: map[string]bool{}, ready: map[string]time.Time{}, covered: map[string]time.Time{}}
 	for _, node := range fieldNodes {
 		f.attach(node)
@@ -126,14 +127,16 @@ func (f *field) look(st *v1alpha1.InterceptStatus, now time.Time) {
 	}
 }
 
-// pods runs pods on the nodes in turn, as a ReplicaSet, a scheduler and kubelets do, and returns when they are ready.
+// pods runs pods on the nodes in turn, as a ReplicaSet, a scheduler and kubelets do, and returns
+// when they are ready.
 func (f *field) runPods(t *testing.T, rs *appsv1.ReplicaSet, nodes []string, names ...string) {
 	t.Helper()
 	var g errgroup.Group
 	g.SetLimit(20)
 	for i, name := range names {
 		p := &corev1.Pod{ObjectMeta: objectMeta(name), Spec: template().Spec}
-		p.Labels, p.OwnerReferences, p.Spec.NodeName = template().Labels, ownedBy("ReplicaSet", rs), nodes[i%len(nodes)]
+		p.Labels, p.OwnerReferences, p.Spec.NodeName = template().Labels, ownedBy("ReplicaSet", rs),
+			nodes[i%len(nodes)]
 		g.Go(func() error {
 			if err := f.Create(t.Context(), p); err != nil {
 				return err
@@ -156,7 +159,8 @@ func (f *field) runPods(t *testing.T, rs *appsv1.ReplicaSet, nodes []string, nam
 func readyStatus(i int) corev1.PodStatus {
 	ip := fmt.Sprintf("10.0.%d.%d", i/250, i%250+1)
 	return corev1.PodStatus{
-		Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}, HostIP: "192.0.2.1", HostIPs: []corev1.HostIP{{IP: "192.0.2.1"}},
+		Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}, HostIP: "192.0.2.1",
+		HostIPs:    []corev1.HostIP{{IP: "192.0.2.1"}},
 		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
 	}
 }
@@ -178,8 +182,10 @@ func (f *field) end(t *testing.T, names ...string) {
 	require.NoError(t, g.Wait())
 }
 
-// says waits until the last status is of a state and covers exactly these pods, all of them ready, and gives it.
-func (f *field) says(t *testing.T, state v1alpha1.State, coverage string, pods ...string) v1alpha1.InterceptStatus {
+// says waits until the last status is of a state and covers exactly these pods, all of them ready,
+// and gives it.
+func (f *field) says(t *testing.T, state v1alpha1.State, coverage string,
+	pods ...string) v1alpha1.InterceptStatus {
 	t.Helper()
 	slices.Sort(pods)
 	var last v1alpha1.InterceptStatus
@@ -202,12 +208,14 @@ func (f *field) says(t *testing.T, state v1alpha1.State, coverage string, pods .
 		select {
 		case <-f.watched:
 		case <-ctx.Done():
-			require.Fail(t, "the status does not come", "wanted %s %s of %d pods, have %s %s of %d: %s", state, coverage, len(pods), last.State, last.Coverage, len(names), last.Message)
+			require.Fail(t, "the status does not come", "wanted %s %s of %d pods, have %s %s of %d: %s",
+				state, coverage, len(pods), last.State, last.Coverage, len(names), last.Message)
 		}
 	}
 }
 
-// truth says how it went since the last call: whether a status lied, and how long pods were ready before a status said that they are covered.
+// truth says how it went since the last call: whether a status lied, and how long pods were ready
+// before a status said that they are covered.
 func (f *field) truth(t *testing.T, states ...v1alpha1.State) {
 	t.Helper()
 	f.mu.Lock()
@@ -296,7 +304,8 @@ func TestCoverageFollowsPods(t *testing.T) {
 	})
 }
 
-// slowAgent is about a pod that is ready before it is steered, as pods without a readiness probe are.
+// slowAgent is about a pod that is ready before it is steered, as pods without a readiness probe
+// are.
 func slowAgent(t *testing.T, f *field, rs *appsv1.ReplicaSet) {
 	f.mu.Lock()
 	f.slow = true
@@ -316,7 +325,8 @@ func slowAgent(t *testing.T, f *field, rs *appsv1.ReplicaSet) {
 	f.mu.Lock()
 	f.slow = false
 	f.mu.Unlock()
-	f.runPods(t, rs, fieldNodes[1:], "new-e") // its assignment makes one node agent report; the other is still at it
+	// its assignment makes one node agent report; the other is still at it
+	f.runPods(t, rs, fieldNodes[1:], "new-e")
 	f.says(t, v1alpha1.StatePending, "3/4", "moved", "new-e", "new-f", "slow")
 	f.truth(t, v1alpha1.StatePending)
 	require.NoError(t, f.agents["node-1"].report())
@@ -335,19 +345,22 @@ func lostNode(t *testing.T, f *field) {
 	require.NotEmpty(t, lost)
 	f.agents["node-2"].cancel()
 	st := f.says(t, v1alpha1.StatePending, fmt.Sprintf("%d/4", 4-len(lost)), "moved", "new-e", "new-f", "slow")
-	assert.Equal(t, fmt.Sprintf("pod %s: no node agent on node node-2", lost[0]), strings.TrimSuffix(st.Message, fmt.Sprintf(" (and %d more)", len(lost)-1)))
+	assert.Equal(t, fmt.Sprintf("pod %s: no node agent on node node-2", lost[0]),
+		strings.TrimSuffix(st.Message, fmt.Sprintf(" (and %d more)", len(lost)-1)))
 
 	// After a while Kubernetes gives up on the node's pods.
 	set := func(ready corev1.ConditionStatus) {
 		for _, name := range lost {
 			p := &corev1.Pod{}
 			require.NoError(t, f.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: name}, p))
-			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready, LastTransitionTime: metav1.Now()}}
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready,
+				LastTransitionTime: metav1.Now()}}
 			require.NoError(t, f.Status().Update(t.Context(), p))
 		}
 	}
 	set(corev1.ConditionFalse)
-	left := slices.DeleteFunc([]string{"moved", "new-e", "new-f", "slow"}, func(name string) bool { return slices.Contains(lost, name) })
+	left := slices.DeleteFunc([]string{"moved", "new-e", "new-f", "slow"},
+		func(name string) bool { return slices.Contains(lost, name) })
 	f.says(t, v1alpha1.StateActive, fmt.Sprintf("%d/%d", len(left), len(left)), left...)
 	// The node comes back, and its pods before its node agent.
 	set(corev1.ConditionTrue)

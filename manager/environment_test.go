@@ -49,7 +49,8 @@ func guard(t *testing.T) []client.Object {
 }
 
 // environments answers the manager's questions as a node agent does.
-func (a *nodeAgent) environments(t *testing.T, answer func(*agentpb.EnvironmentQuestion) *agentpb.EnvironmentAnswer) context.CancelFunc {
+func (a *nodeAgent) environments(t *testing.T,
+	answer func(*agentpb.EnvironmentQuestion) *agentpb.EnvironmentAnswer) context.CancelFunc {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	stream, err := agentpb.NewAgentsClient(a.conn).Environments(ctx)
@@ -74,7 +75,8 @@ func (a *nodeAgent) environments(t *testing.T, answer func(*agentpb.EnvironmentQ
 
 // shows answers with a variable that tells which container was asked for.
 func shows(q *agentpb.EnvironmentQuestion) *agentpb.EnvironmentAnswer {
-	return &agentpb.EnvironmentAnswer{Variables: [][]byte{[]byte("OF=" + q.GetPodUid() + "/" + q.GetContainerId()), []byte("BYTES=\xff\n")}}
+	return &agentpb.EnvironmentAnswer{Variables: [][]byte{[]byte("OF=" + q.GetPodUid() + "/" +
+		q.GetContainerId()), []byte("BYTES=\xff\n")}}
 }
 
 // runs says that the pod's containers run, as a kubelet does, and that the pod is of an age.
@@ -82,7 +84,8 @@ func (k *kube) runs(t *testing.T, p *corev1.Pod, age time.Duration) *corev1.Pod 
 	t.Helper()
 	for _, c := range p.Spec.Containers {
 		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{
-			Name: c.Name, ContainerID: "containerd://" + c.Name + "-of-" + p.Name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+			Name: c.Name, ContainerID: "containerd://" + c.Name + "-of-" + p.Name,
+			State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
 		})
 	}
 	require.NoError(t, k.Status().Update(t.Context(), p))
@@ -101,7 +104,8 @@ func asking(holder, port, header string) *v1alpha1.Intercept {
 func (l *laptop) environment(t *testing.T, ic *v1alpha1.Intercept) (*clientpb.EnvironmentReply, error) {
 	t.Helper()
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key", l.key)
-	return clientpb.NewClientsClient(l.conn).Environment(ctx, &clientpb.EnvironmentRequest{Namespace: ic.Namespace, Name: ic.Name, InterceptUid: string(ic.UID)})
+	return clientpb.NewClientsClient(l.conn).Environment(ctx,
+		&clientpb.EnvironmentRequest{Namespace: ic.Namespace, Name: ic.Name, InterceptUid: string(ic.UID)})
 }
 
 func TestEnvironmentOfTheOldestReadyPodIsGivenToTheHolder(t *testing.T) {
@@ -122,12 +126,14 @@ func TestEnvironmentOfTheOldestReadyPodIsGivenToTheHolder(t *testing.T) {
 	l := m.laptop(t, "alice", 0)
 	k.create(t, asking("alice", "http", "tcp"))
 	ic := k.until(t, "alice", v1alpha1.StateActive)
-	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" },
+		patient, often)
 
 	reply, err := l.environment(t, ic)
 	require.NoError(t, err)
 	assert.Equal(t, "p2", reply.GetPod())
-	assert.Equal(t, [][]byte{[]byte("OF=" + string(old.UID) + "/app-of-p2"), []byte("BYTES=\xff\n")}, reply.GetVariables())
+	assert.Equal(t, [][]byte{[]byte("OF=" + string(old.UID) + "/app-of-p2"), []byte("BYTES=\xff\n")},
+		reply.GetVariables())
 	assert.Equal(t, "app", reply.GetContainer())
 	assert.Equal(t, []string{"SECRET"}, reply.GetDeclared())
 
@@ -150,7 +156,11 @@ func TestEnvironmentIsGivenToNobodyElse(t *testing.T) {
 	k.runs(t, k.pod(t, k.shop(t), "p1", "node-1"), time.Minute)
 	a := m.agent(t, "node-1")
 	asked := atomic.Int32{}
-	a.environments(t, func(q *agentpb.EnvironmentQuestion) *agentpb.EnvironmentAnswer { asked.Add(1); return shows(q) })
+	a.environments(t, func(q *agentpb.EnvironmentQuestion) *agentpb.EnvironmentAnswer {
+		asked.Add(
+			1)
+		return shows(q)
+	})
 	alice, mallory := m.laptop(t, "alice", 0), m.laptop(t, "mallory", 0)
 	k.create(t, asking("alice", "http", "alice"))
 	ic := k.until(t, "alice", v1alpha1.StateActive)
@@ -174,12 +184,14 @@ func TestEnvironmentIsGivenToNobodyElse(t *testing.T) {
 	})
 	t.Run("an intercept that does not ask", func(t *testing.T) {
 		k.create(t, asks("mallory", "http", "mallory"))
-		refused(t, mallory, k.until(t, "mallory", v1alpha1.StateActive), codes.PermissionDenied, "does not ask for the environment")
+		refused(t, mallory, k.until(t, "mallory", v1alpha1.StateActive), codes.PermissionDenied,
+			"does not ask for the environment")
 	})
 	t.Run("an intercept that is refused", func(t *testing.T) {
 		bob := m.laptop(t, "bob", 0)
 		k.create(t, asking("bob", "http", ""))
-		refused(t, bob, k.until(t, "bob", v1alpha1.StateConflict), codes.FailedPrecondition, "is not in force: port http of Deployment orders is intercepted by")
+		refused(t, bob, k.until(t, "bob", v1alpha1.StateConflict), codes.FailedPrecondition,
+			"is not in force: port http of Deployment orders is intercepted by")
 	})
 	t.Run("a session that is not connected", func(t *testing.T) {
 		alice.cancel()
@@ -189,18 +201,23 @@ func TestEnvironmentIsGivenToNobodyElse(t *testing.T) {
 }
 
 func TestEnvironmentIsGivenToNobodyWhileTheAPIServerDoesNotCheckWhoMayHaveIt(t *testing.T) {
-	for name, change := range map[string]func(policy *admissionv1.ValidatingAdmissionPolicy, binding *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object{
-		"without the policy": func(_ *admissionv1.ValidatingAdmissionPolicy, b *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
+	for name, change := range map[string]func(policy *admissionv1.ValidatingAdmissionPolicy,
+		binding *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object{
+		"without the policy": func(_ *admissionv1.ValidatingAdmissionPolicy,
+			b *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
 			return []client.Object{b}
 		},
-		"without its binding": func(p *admissionv1.ValidatingAdmissionPolicy, _ *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
+		"without its binding": func(p *admissionv1.ValidatingAdmissionPolicy,
+			_ *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
 			return []client.Object{p}
 		},
-		"when it only warns": func(p *admissionv1.ValidatingAdmissionPolicy, b *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
+		"when it only warns": func(p *admissionv1.ValidatingAdmissionPolicy,
+			b *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
 			b.Spec.ValidationActions = []admissionv1.ValidationAction{admissionv1.Warn}
 			return []client.Object{p, b}
 		},
-		"when its failures are ignored": func(p *admissionv1.ValidatingAdmissionPolicy, b *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
+		"when its failures are ignored": func(p *admissionv1.ValidatingAdmissionPolicy,
+			b *admissionv1.ValidatingAdmissionPolicyBinding) []client.Object {
 			ignore := admissionv1.Ignore
 			p.Spec.FailurePolicy = &ignore
 			return []client.Object{p, b}
@@ -208,7 +225,8 @@ func TestEnvironmentIsGivenToNobodyWhileTheAPIServerDoesNotCheckWhoMayHaveIt(t *
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := guard(t)
-			k := newKube(change(g[0].(*admissionv1.ValidatingAdmissionPolicy), g[1].(*admissionv1.ValidatingAdmissionPolicyBinding))...)
+			k := newKube(change(g[0].(*admissionv1.ValidatingAdmissionPolicy),
+				g[1].(*admissionv1.ValidatingAdmissionPolicyBinding))...)
 			m := start(t, k)
 			k.runs(t, k.pod(t, k.shop(t), "p1", "node-1"), time.Minute)
 			m.agent(t, "node-1")
@@ -228,13 +246,15 @@ func TestEnvironmentThatCannotBeHad(t *testing.T) {
 	l := m.laptop(t, "alice", 0)
 	k.create(t, asking("alice", "http", "tcp"))
 	_, err := l.environment(t, k.until(t, "alice", v1alpha1.StateNoPods))
-	assert.ErrorContains(t, err, "no pod of Deployment orders is ready, and an environment is that of a running process")
+	assert.ErrorContains(t, err,
+		"no pod of Deployment orders is ready, and an environment is that of a running process")
 
 	k.runs(t, k.pod(t, rs, "p1", "node-1"), time.Minute)
 	a := m.agent(t, "node-1")
 	ic := k.until(t, "alice", v1alpha1.StateActive)
 	_, err = l.environment(t, ic)
-	assert.ErrorContains(t, err, "pod p1: container app: no node agent on node node-1 answers: it is not connected, or older than the traffic manager")
+	assert.ErrorContains(t, err,
+		"pod p1: container app: no node agent on node node-1 answers: it is not connected, or older than the traffic manager")
 
 	// An agent that dies while it is asked is followed by the one that is there already.
 	a.environments(t, shows)
@@ -253,20 +273,25 @@ func TestEnvironmentThatCannotBeHad(t *testing.T) {
 	}, patient, often)
 }
 
-// guards checks what the API server says to those who ask for environments. c has the manager's rights.
+// guards checks what the API server says to those who ask for environments. c has the manager's
+// rights.
 func guards(t *testing.T, k *kube, admin *rest.Config, c client.Client) {
 	k.create(t, guard(t)...)
 	rbacClient, err := client.New(admin, client.Options{Scheme: withRBAC(t)})
 	require.NoError(t, err)
 	as := map[string]client.Client{}
 	for user, rules := range map[string][]rbacv1.PolicyRule{
-		"dev":    {{APIGroups: []string{"sidestep.dev"}, Resources: []string{"intercepts"}, Verbs: []string{"*"}}},
-		"reader": {{APIGroups: []string{"sidestep.dev"}, Resources: []string{"intercepts"}, Verbs: []string{"*"}}, {APIGroups: []string{"sidestep.dev"}, Resources: []string{"intercepts/environment"}, Verbs: []string{"get"}}},
+		"dev": {{APIGroups: []string{"sidestep.dev"}, Resources: []string{"intercepts"},
+			Verbs: []string{"*"}}},
+		"reader": {{APIGroups: []string{"sidestep.dev"}, Resources: []string{"intercepts"},
+			Verbs: []string{"*"}}, {APIGroups: []string{"sidestep.dev"},
+			Resources: []string{"intercepts/environment"}, Verbs: []string{"get"}}},
 	} {
 		meta := objectMeta(user)
 		require.NoError(t, rbacClient.Create(t.Context(), &rbacv1.Role{ObjectMeta: meta, Rules: rules}))
 		require.NoError(t, rbacClient.Create(t.Context(), &rbacv1.RoleBinding{
-			ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: user}, Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: user}},
+			ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role",
+				Name: user}, Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: user}},
 		}))
 		config := rest.CopyConfig(admin)
 		config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:authenticated"}}
@@ -295,10 +320,12 @@ func guards(t *testing.T, k *kube, admin *rest.Config, c client.Client) {
 	require.NoError(t, as["dev"].Update(t.Context(), ic), "a label is everybody's")
 	other := ic.DeepCopy()
 	other.Spec.Container = "proxy"
-	assert.ErrorContains(t, as["dev"].Update(t.Context(), other), says, "another container is another environment")
+	assert.ErrorContains(t, as["dev"].Update(t.Context(), other), says,
+		"another container is another environment")
 	require.NoError(t, as["reader"].Update(t.Context(), other))
 	other.Status = v1alpha1.InterceptStatus{State: v1alpha1.StatePending}
-	assert.NoError(t, c.Status().Update(t.Context(), other), "the manager may write the status, and read the policy")
+	assert.NoError(t, c.Status().Update(t.Context(), other),
+		"the manager may write the status, and read the policy")
 	for _, o := range guard(t) {
 		assert.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(o), o))
 	}

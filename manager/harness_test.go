@@ -68,9 +68,11 @@ func (k *kube) IsWatchListSemanticsUnSupported() bool { return true }
 
 func newKube(objects ...client.Object) *kube {
 	k := &kube{release: make(chan struct{})}
-	k.WithWatch = fake.NewClientBuilder().WithScheme(Scheme()).WithStatusSubresource(&v1alpha1.Intercept{}).WithObjects(objects...).
+	k.WithWatch = fake.NewClientBuilder().WithScheme(Scheme()).WithStatusSubresource(
+		&v1alpha1.Intercept{}).WithObjects(objects...).
 		WithInterceptorFuncs(interceptor.Funcs{
-			Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			Create: func(ctx context.Context, c client.WithWatch, obj client.Object,
+				opts ...client.CreateOption) error {
 				if review, ok := obj.(*authv1.TokenReview); ok {
 					k.reviews.Add(1)
 					k.review(review)
@@ -78,7 +80,8 @@ func newKube(objects ...client.Object) *kube {
 				}
 				return c.Create(ctx, obj, opts...)
 			},
-			List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			List: func(ctx context.Context, c client.WithWatch, list client.ObjectList,
+				opts ...client.ListOption) error {
 				if _, ok := list.(*corev1.PodList); ok {
 					if k.blocked.Load() {
 						<-k.release
@@ -86,7 +89,8 @@ func newKube(objects ...client.Object) *kube {
 				}
 				return c.List(ctx, list, opts...)
 			},
-			Watch: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) (watch.Interface, error) {
+			Watch: func(ctx context.Context, c client.WithWatch, list client.ObjectList,
+				opts ...client.ListOption) (watch.Interface, error) {
 				w, err := c.Watch(ctx, list, opts...)
 				k.watches.Add(1)
 				return w, err
@@ -168,7 +172,8 @@ func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *runn
 	t.Helper()
 	dir := t.TempDir()
 	pool := writeCertificate(t, dir)
-	o := Options{TLSDir: dir, Namespace: "sidestep", SessionGrace: time.Hour, AgentServiceAccount: "sidestep-nodeagent", TokenAudience: "sidestep-manager"}
+	o := Options{TLSDir: dir, Namespace: "sidestep", SessionGrace: time.Hour,
+		AgentServiceAccount: "sidestep-nodeagent", TokenAudience: "sidestep-manager"}
 	for _, f := range change {
 		f(&o)
 	}
@@ -201,7 +206,11 @@ func (r *running) end() {
 
 func (r *running) ready(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool { code, _ := get(t, r.http+"/readyz"); return code == http.StatusOK }, patient, often)
+	require.Eventually(t, func() bool {
+		code,
+			_ := get(t, r.http+"/readyz")
+		return code == http.StatusOK
+	}, patient, often)
 }
 
 func get(t *testing.T, url string) (int, string) {
@@ -231,7 +240,8 @@ func (r *running) dial(t *testing.T, pairs ...string) *grpc.ClientConn {
 	with := func(ctx context.Context) context.Context { return metadata.AppendToOutgoingContext(ctx, pairs...) }
 	conn, err := grpc.NewClient(r.grpc, append(tunnel.DialOptions(),
 		grpc.WithTransportCredentials(credentials.NewTLS(r.tls)),
-		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn,
+			method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			return streamer(with(ctx), desc, cc, method, opts...)
 		}))...)
 	require.NoError(t, err)
@@ -246,15 +256,19 @@ func writeCertificate(t *testing.T, dir string) *x509.CertPool {
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<60))
 	require.NoError(t, err)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "sidestep-manager"}, DNSNames: []string{"sidestep-manager"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}, &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "sidestep-manager"}}, key.Public(), key)
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "sidestep-manager"},
+		DNSNames:  []string{"sidestep-manager"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
+	}, &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "sidestep-manager"}},
+		key.Public(), key)
 	require.NoError(t, err)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	require.NoError(t, err)
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "tls.crt"), certPEM, 0o600))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "tls.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "tls.key"),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
 	pool := x509.NewCertPool()
 	require.True(t, pool.AppendCertsFromPEM(certPEM))
 	return pool
@@ -266,14 +280,16 @@ func objectMeta(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namesp
 
 func ownedBy(kind string, owner client.Object) []metav1.OwnerReference {
 	yes := true
-	return []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: owner.GetName(), UID: owner.GetUID(), Controller: &yes}}
+	return []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: owner.GetName(),
+		UID: owner.GetUID(), Controller: &yes}}
 }
 
 func template() corev1.PodTemplateSpec {
 	return corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "orders"}}, Spec: corev1.PodSpec{
-		Containers: []corev1.Container{{Name: "app", Image: "orders", Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}, Ports: []corev1.ContainerPort{
-			{Name: "web", ContainerPort: 8080}, {Name: "rpc", ContainerPort: 9000},
-		}}},
+		Containers: []corev1.Container{{Name: "app", Image: "orders",
+			Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}, Ports: []corev1.ContainerPort{
+				{Name: "web", ContainerPort: 8080}, {Name: "rpc", ContainerPort: 9000},
+			}}},
 	}}
 }
 
@@ -281,13 +297,16 @@ func template() corev1.PodTemplateSpec {
 func (k *kube) shop(t *testing.T) *appsv1.ReplicaSet {
 	t.Helper()
 	selector := &metav1.LabelSelector{MatchLabels: map[string]string{"app": "orders"}}
-	d := &appsv1.Deployment{ObjectMeta: objectMeta("orders"), Spec: appsv1.DeploymentSpec{Selector: selector, Template: template()}}
+	d := &appsv1.Deployment{ObjectMeta: objectMeta("orders"),
+		Spec: appsv1.DeploymentSpec{Selector: selector, Template: template()}}
 	k.create(t, d)
-	rs := &appsv1.ReplicaSet{ObjectMeta: objectMeta("orders-1"), Spec: appsv1.ReplicaSetSpec{Selector: selector, Template: template()}}
+	rs := &appsv1.ReplicaSet{ObjectMeta: objectMeta("orders-1"),
+		Spec: appsv1.ReplicaSetSpec{Selector: selector, Template: template()}}
 	rs.OwnerReferences = ownedBy("Deployment", d)
 	k.create(t, rs, &corev1.Service{ObjectMeta: objectMeta("orders"), Spec: corev1.ServiceSpec{
 		Selector: selector.MatchLabels, Ports: []corev1.ServicePort{
-			{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}, {Name: "grpc", Port: 9090, TargetPort: intstr.FromInt32(9000)},
+			{Name: "http", Port: 80, TargetPort: intstr.FromString("web")},
+			{Name: "grpc", Port: 9090, TargetPort: intstr.FromInt32(9000)},
 		},
 	}})
 	return rs
@@ -311,7 +330,8 @@ func sessionKey(of string) []byte {
 	return sum[:]
 }
 
-// asks makes an intercept of Deployment orders; header "tcp" takes every connection, and "" every request.
+// asks makes an intercept of Deployment orders; header "tcp" takes every connection, and "" every
+// request.
 func asks(holder, port, header string) *v1alpha1.Intercept {
 	sum := sha256.Sum256(sessionKey(holder))
 	ic := &v1alpha1.Intercept{ObjectMeta: objectMeta(holder)}
@@ -321,7 +341,8 @@ func asks(holder, port, header string) *v1alpha1.Intercept {
 	ic.Spec = v1alpha1.InterceptSpec{
 		Name: "orders", Workload: v1alpha1.WorkloadReference{Kind: "Deployment", Name: "orders"}, Port: port,
 		Mechanism: v1alpha1.MechanismHTTP, Existing: "auto",
-		Client: v1alpha1.ClientReference{Session: "0b7a3f5e-9d0c-4b5e-8a52-6f2d1c0e9a11", Holder: holder + "@laptop", KeyHash: hex.EncodeToString(sum[:])},
+		Client: v1alpha1.ClientReference{Session: "0b7a3f5e-9d0c-4b5e-8a52-6f2d1c0e9a11",
+			Holder: holder + "@laptop", KeyHash: hex.EncodeToString(sum[:])},
 	}
 	switch header {
 	case "tcp":

@@ -24,13 +24,15 @@ import (
 // Scheme knows the kinds that the manager works with.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, authv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
+		authv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
 		utilruntime.Must(add(s)) // fails only if two packages claim one kind
 	}
 	return s
 }
 
-// NewClient makes a client of the API server. It knows where the kinds are, so that it needs no discovery, and works as soon as they exist.
+// NewClient makes a client of the API server. It knows where the kinds are, so that it needs no
+// discovery, and works as soon as they exist.
 func NewClient(config *rest.Config) (client.WithWatch, error) {
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // the API server shares itself out; a queue here would only delay people
@@ -46,7 +48,8 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 			mapper.Add(gv.WithKind(kind), meta.RESTScopeNamespace)
 		}
 	}
-	mapper.Add(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}, meta.RESTScopeRoot)
+	mapper.Add(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1",
+		Kind: "CustomResourceDefinition"}, meta.RESTScopeRoot)
 	mapper.Add(authv1.SchemeGroupVersion.WithKind("TokenReview"), meta.RESTScopeRoot)
 	for _, kind := range []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} {
 		mapper.Add(admissionv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeRoot)

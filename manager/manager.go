@@ -40,7 +40,8 @@ import (
 const (
 	// drain is how long tunnels may go on after the manager has been told to stop.
 	drain = 5 * time.Second
-	// maxReport is the size in bytes of the largest message that is taken in: the report of a node with very many intercepts.
+	// maxReport is the size in bytes of the largest message that is taken in: the report of a node
+	// with very many intercepts.
 	maxReport = 8 << 20
 	// handshakeTimeout bounds TLS's, once a request has been upgraded.
 	handshakeTimeout = 20 * time.Second
@@ -83,22 +84,28 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	environments := environment.NewAgents(m.closing)
 	keeper := &environment.Keeper{Client: c, Pod: m.controller.Pod, Ask: environments.Ask, Log: log}
 	podStreams := topod.NewAgents(m.closing)
-	toPod := topod.New(topod.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod, Log: log, Metrics: m.metrics})
+	toPod := topod.New(topod.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod,
+		Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
-	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.Creds(tlsbatch.Credentials(files.ServerConfig()))))
+	secure := slices.Clip(append(tunnel.ServerOptions(),
+		grpc.Creds(tlsbatch.Credentials(files.ServerConfig()))))
 	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
-		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics), Environments: environments, ToPod: podStreams, Log: log, Closing: m.closing,
+		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics),
+		Environments: environments, ToPod: podStreams, Log: log, Closing: m.closing,
 	}))
 	clients := sessions.Config{
-		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing, Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
+		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing,
+		Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
 		ToPod: toPod.Serve,
 	}
 	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(clients))
-	// The HTTP port is open to whoever may read metrics, unlike that for gRPC: nobody gets to the node agents' service there, nor uses up all sessions.
+	// The HTTP port is open to whoever may read metrics, unlike that for gRPC: nobody gets to the
+	// node agents' service there, nor uses up all sessions.
 	clients.Limit = sessions.MaxSessions / 2
-	m.laptops, m.upgrades = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...), newUpgrades()
+	m.laptops, m.upgrades = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...),
+		newUpgrades()
 	clientpb.RegisterClientsServer(m.laptops, sessions.NewService(clients))
 	return m, nil
 }
@@ -119,7 +126,8 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.Listener) error {
-	m.log.Info("starting", "version", version.Version, "grpc", grpcListener.Addr().String(), "http", httpListener.Addr().String())
+	m.log.Info("starting", "version", version.Version, "grpc", grpcListener.Addr().String(), "http",
+		httpListener.Addr().String())
 	web := &http.Server{Handler: m.web(), ReadHeaderTimeout: 5 * time.Second}
 	group, ctx := errgroup.WithContext(ctx)
 	decided := make(chan struct{})
@@ -150,7 +158,8 @@ func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.List
 		<-ctx.Done()
 		m.log.Info("stopping")
 		m.listening.Store(false)
-		// The controller goes first: that this manager lets go of laptops and node agents is no news about them.
+		// The controller goes first: that this manager lets go of laptops and node agents is no
+		// news about them.
 		<-decided
 		m.stop()
 		return web.Close()
@@ -158,7 +167,8 @@ func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.List
 	return group.Wait()
 }
 
-// stop ends every call: sessions, assignments and parked streams at once, tunnels when they are done or their time is up.
+// stop ends every call: sessions, assignments and parked streams at once, tunnels when they are
+// done or their time is up.
 func (m *Manager) stop() {
 	close(m.closing)
 	var both sync.WaitGroup
@@ -185,10 +195,12 @@ func (p places) Places(interceptUID string) (keyHash string, all []topod.Place) 
 
 func newMetrics() *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
 
 func gauge(name, help string, value func() int) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(value()) })
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+		func() float64 { return float64(value()) })
 }

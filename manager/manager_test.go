@@ -32,7 +32,11 @@ func TestInterceptBecomesActiveAndFollowsItsPods(t *testing.T) {
 
 	k.create(t, asks("alice", "http", "alice"))
 	st := k.until(t, "alice", v1alpha1.StatePending).Status
-	require.Eventually(t, func() bool { st = k.intercept(t, "alice").Status; return st.Coverage == "1/2" }, patient, often)
+	require.Eventually(t, func() bool {
+		st = k.intercept(t,
+			"alice").Status
+		return st.Coverage == "1/2"
+	}, patient, often)
 	assert.Equal(t, "pod p2: no node agent on node node-2", st.Message)
 	one.has(t, "p1:8080=alice")
 
@@ -40,7 +44,8 @@ func TestInterceptBecomesActiveAndFollowsItsPods(t *testing.T) {
 	two.has(t, "p2:8080=alice")
 	st = k.until(t, "alice", v1alpha1.StateActive).Status
 	assert.Equal(t, v1alpha1.InterceptStatus{
-		ObservedGeneration: 1, State: v1alpha1.StateActive, Service: "orders", Port: "http", ServicePort: 80, Container: "app",
+		ObservedGeneration: 1, State: v1alpha1.StateActive, Service: "orders", Port: "http",
+		ServicePort: 80, Container: "app",
 		Intercepting: `HTTP requests that match header("x-dev") ~= regexp("alice")`, Coverage: "2/2",
 		Pods: []v1alpha1.PodStatus{
 			{Name: "p1", Node: "node-1", Port: 8080, Steering: true},
@@ -48,16 +53,19 @@ func TestInterceptBecomesActiveAndFollowsItsPods(t *testing.T) {
 		},
 		Conditions: st.Conditions,
 	}, st)
-	for _, kind := range []string{v1alpha1.ConditionResolved, v1alpha1.ConditionAccepted, v1alpha1.ConditionConnected, v1alpha1.ConditionReady} {
+	for _, kind := range []string{v1alpha1.ConditionResolved, v1alpha1.ConditionAccepted,
+		v1alpha1.ConditionConnected, v1alpha1.ConditionReady} {
 		assert.True(t, apimeta.IsStatusConditionTrue(st.Conditions, kind), kind)
 	}
 
 	k.pod(t, rs, "p3", "node-1")
 	one.has(t, "p1:8080=alice", "p3:8080=alice")
-	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "3/3" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "3/3" },
+		patient, often)
 	require.NoError(t, k.Delete(t.Context(), p2))
 	two.has(t)
-	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" },
+		patient, often)
 
 	one.cancel()
 	st = k.until(t, "alice", v1alpha1.StatePending).Status
@@ -82,7 +90,8 @@ func TestStatusSaysWhyAPodCannotBeSteered(t *testing.T) {
 	st := k.until(t, "alice", v1alpha1.StateFailed).Status
 	assert.Equal(t, "pod p1 on node node-1: the pod uses the host's network", st.Message)
 	assert.Equal(t, "all TCP connections", st.Intercepting)
-	assert.Equal(t, []v1alpha1.PodStatus{{Name: "p1", Node: "node-1", Port: 8080, Message: "the pod uses the host's network"}}, st.Pods)
+	assert.Equal(t, []v1alpha1.PodStatus{{Name: "p1", Node: "node-1", Port: 8080,
+		Message: "the pod uses the host's network"}}, st.Pods)
 	ready := apimeta.FindStatusCondition(st.Conditions, v1alpha1.ConditionReady)
 	assert.Equal(t, "PodFailed", ready.Reason)
 
@@ -93,7 +102,8 @@ func TestStatusSaysWhyAPodCannotBeSteered(t *testing.T) {
 		require.NoError(t, a.report())
 	}
 	say(func(r *agentpb.TargetReport) { r.Steering, r.Message = false, "the probe has not come back yet" })
-	assert.Equal(t, "pod p1: the probe has not come back yet", k.until(t, "alice", v1alpha1.StatePending).Status.Message)
+	assert.Equal(t, "pod p1: the probe has not come back yet",
+		k.until(t, "alice", v1alpha1.StatePending).Status.Message)
 	say(func(*agentpb.TargetReport) {})
 	k.until(t, "alice", v1alpha1.StateActive)
 }
@@ -136,7 +146,8 @@ func TestLaptopThatGoesAwayLeavesItsRequestsToTheApp(t *testing.T) {
 	st := k.until(t, "alice", v1alpha1.StateDisconnected).Status
 	assert.Equal(t, "the laptop of alice@laptop is not connected; its requests go to the app", st.Message)
 	assert.True(t, apimeta.IsStatusConditionFalse(st.Conditions, v1alpha1.ConditionConnected))
-	assert.True(t, apimeta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionAccepted), "it keeps its place")
+	assert.True(t, apimeta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionAccepted),
+		"it keeps its place")
 
 	m.laptop(t, "alice", 0)
 	a.has(t, "p1:8080=alice")
@@ -151,7 +162,8 @@ func TestInterceptEndsWhenItsLaptopHasBeenAwayForTheGracePeriod(t *testing.T) {
 	k.create(t, asks("alice", "http", "alice"), asks("bob", "http", "bob"))
 	gone := func(name string) func() bool {
 		return func() bool {
-			return apierrors.IsNotFound(k.Get(t.Context(), types.NamespacedName{Namespace: ns, Name: name}, &v1alpha1.Intercept{}))
+			return apierrors.IsNotFound(k.Get(t.Context(),
+				types.NamespacedName{Namespace: ns, Name: name}, &v1alpha1.Intercept{}))
 		}
 	}
 	require.Eventually(t, gone("bob"), patient, often)
@@ -159,8 +171,12 @@ func TestInterceptEndsWhenItsLaptopHasBeenAwayForTheGracePeriod(t *testing.T) {
 	l.cancel()
 	require.Eventually(t, gone("alice"), patient, often)
 	events := &corev1.EventList{}
-	require.Eventually(t, func() bool { return k.List(t.Context(), events) == nil && len(events.Items) == 2 }, patient, often)
-	assert.Equal(t, "Ended: the laptop of bob@laptop has not been connected for 300ms", events.Items[indexOf(events, "bob")].Message)
+	require.Eventually(t, func() bool {
+		return k.List(t.Context(), events) == nil &&
+			len(events.Items) == 2
+	}, patient, often)
+	assert.Equal(t, "Ended: the laptop of bob@laptop has not been connected for 300ms",
+		events.Items[indexOf(events, "bob")].Message)
 }
 
 func indexOf(events *corev1.EventList, name string) int {
@@ -202,7 +218,8 @@ func TestConflictByWayOfAnotherWorkloadNamesIt(t *testing.T) {
 	rs := asks("alice", "http", "tcp")
 	rs.Spec.Workload = v1alpha1.WorkloadReference{Kind: "ReplicaSet", Name: "orders-1"}
 	k.create(t, rs)
-	assert.Equal(t, "no pod of ReplicaSet orders-1 is ready", k.until(t, "alice", v1alpha1.StateNoPods).Status.Message)
+	assert.Equal(t, "no pod of ReplicaSet orders-1 is ready",
+		k.until(t, "alice", v1alpha1.StateNoPods).Status.Message)
 	k.create(t, asks("bob", "http", "tcp"))
 	assert.Equal(t, `port http of Deployment orders is intercepted by alice@laptop (intercept "orders") by way of ReplicaSet orders-1`,
 		k.until(t, "bob", v1alpha1.StateConflict).Status.Message)
@@ -217,7 +234,8 @@ func TestInvalidInterceptSaysWhyAndRecovers(t *testing.T) {
 	expr := "("
 	bad.Spec.HTTP = &v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Regex: &expr}}}
 	k.create(t, asks("alice", "", "alice"), bad)
-	assert.Equal(t, `there is no Deployment "orders" in namespace shop`, k.until(t, "alice", v1alpha1.StateInvalid).Status.Message)
+	assert.Equal(t, `there is no Deployment "orders" in namespace shop`,
+		k.until(t, "alice", v1alpha1.StateInvalid).Status.Message)
 	assert.Contains(t, k.until(t, "bob", v1alpha1.StateInvalid).Status.Message, "x-dev")
 
 	rs := k.shop(t)
@@ -237,13 +255,15 @@ func TestInvalidInterceptSaysWhyAndRecovers(t *testing.T) {
 	svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: "admin", Port: 81})
 	require.NoError(t, k.Update(t.Context(), svc))
 	p2 := k.pod(t, rs, "p2", "node-1")
-	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" },
+		patient, often)
 	assert.Equal(t, v1alpha1.StateActive, k.intercept(t, "alice").Status.State)
 
 	// A pod that is no longer ready is steered on, and not counted.
 	p2.Status.Conditions[0].Status = corev1.ConditionFalse
 	require.NoError(t, k.Status().Update(t.Context(), p2))
-	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "1/1" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "1/1" },
+		patient, often)
 }
 
 func TestRestartedManagerLetsGoOfNothing(t *testing.T) {
@@ -260,7 +280,8 @@ func TestRestartedManagerLetsGoOfNothing(t *testing.T) {
 	k.create(t, old)
 	k.until(t, "alice", v1alpha1.StateConflict)
 	m.end()
-	assert.Equal(t, v1alpha1.StateActive, k.intercept(t, "bob").Status.State, "a manager that stops says nothing about others")
+	assert.Equal(t, v1alpha1.StateActive, k.intercept(t, "bob").Status.State,
+		"a manager that stops says nothing about others")
 
 	k.blocked.Store(true) // pods cannot be read for now
 	m = start(t, k)
@@ -294,7 +315,8 @@ func TestAnotherNodeAgentOfTheNodeTakesOver(t *testing.T) {
 	first := m.agent(t, "node-1")
 	k.create(t, asks("alice", "http", ""))
 	k.until(t, "alice", v1alpha1.StateActive)
-	second := m.agent(t, "node-1", func(r *agentpb.TargetReport) { r.Steering, r.Failed, r.Message = false, true, "new" })
+	second := m.agent(t, "node-1",
+		func(r *agentpb.TargetReport) { r.Steering, r.Failed, r.Message = false, true, "new" })
 	second.has(t, "p1:8080=alice")
 	assert.ErrorContains(t, <-first.ended, "another node agent of this node has connected")
 	k.until(t, "alice", v1alpha1.StateFailed)
@@ -351,7 +373,10 @@ func TestHealthAndMetrics(t *testing.T) {
 	k.until(t, "alice", v1alpha1.StateInvalid)
 	code, _ := get(t, m.http+"/healthz")
 	assert.Equal(t, 200, code)
-	m.measures(t, `sidestep_manager_intercepts{state="INVALID"} 1`, `sidestep_manager_intercepts{state="ACTIVE"} 0`, "sidestep_manager_agents 1",
-		"sidestep_manager_sessions 1", "sidestep_manager_tunnels_open 0", "sidestep_manager_reconcile_duration_seconds_count 1",
-		`sidestep_manager_status_writes_total{result="written"} 1`, `sidestep_manager_status_writes_total{result="failed"} 0`)
+	m.measures(t, `sidestep_manager_intercepts{state="INVALID"} 1`,
+		`sidestep_manager_intercepts{state="ACTIVE"} 0`, "sidestep_manager_agents 1",
+		"sidestep_manager_sessions 1", "sidestep_manager_tunnels_open 0",
+		"sidestep_manager_reconcile_duration_seconds_count 1",
+		`sidestep_manager_status_writes_total{result="written"} 1`,
+		`sidestep_manager_status_writes_total{result="failed"} 0`)
 }

@@ -25,7 +25,8 @@ func (k *kube) ask(t *testing.T, name, port string) int64 {
 }
 
 // answers waits for the word about a generation.
-func (k *kube) answers(t *testing.T, name string, generation int64, state v1alpha1.State, port string) v1alpha1.InterceptStatus {
+func (k *kube) answers(t *testing.T, name string, generation int64, state v1alpha1.State,
+	port string) v1alpha1.InterceptStatus {
 	t.Helper()
 	var st v1alpha1.InterceptStatus
 	require.Eventually(t, func() bool {
@@ -101,9 +102,11 @@ func TestMoveThatFailsChangesNothing(t *testing.T) {
 	assert.Equal(t, `port grpc of Deployment orders is intercepted by bob@laptop (intercept "orders"); port http stays intercepted`, st.Message)
 	k.answers(t, "alice", k.ask(t, "alice", "http"), v1alpha1.StateActive, "http")
 	assert.Empty(t, a.told(before), "the node agent has heard of nothing")
-	assert.Equal(t, v1alpha1.StateConflict, k.intercept(t, "carol").Status.State, "nobody else got the port meanwhile")
+	assert.Equal(t, v1alpha1.StateConflict, k.intercept(t, "carol").Status.State,
+		"nobody else got the port meanwhile")
 
-	// A move that waits for somebody takes place when they have gone, and then the next has what was left.
+	// A move that waits for somebody takes place when they have gone, and then the next has what
+	// was left.
 	generation := k.ask(t, "alice", "grpc")
 	k.answers(t, "alice", generation, v1alpha1.StateConflict, "grpc")
 	require.NoError(t, k.Delete(t.Context(), k.intercept(t, "bob")))

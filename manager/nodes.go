@@ -19,7 +19,8 @@ func (n nodes) list() []*clientpb.NodeAgent {
 	var all []*clientpb.NodeAgent
 	for _, a := range n.Agents() {
 		all = append(all, &clientpb.NodeAgent{
-			Node: a.Node, Attached: a.Attached, Version: a.Version, Kernel: a.Kernel, Datapath: a.Datapath, Reason: a.Reason,
+			Node: a.Node, Attached: a.Attached, Version: a.Version, Kernel: a.Kernel,
+			Datapath: a.Datapath, Reason: a.Reason,
 		})
 	}
 	return all
@@ -58,6 +59,7 @@ func (n nodes) Collect(metrics chan<- prometheus.Metric) {
 		if a.Datapath == "" {
 			a.Datapath = "none"
 		}
-		metrics <- prometheus.MustNewConstMetric(agentDesc, prometheus.GaugeValue, 1, a.Node, a.Version, a.Kernel, a.Datapath, a.Reason)
+		metrics <- prometheus.MustNewConstMetric(agentDesc, prometheus.GaugeValue, 1, a.Node, a.Version,
+			a.Kernel, a.Datapath, a.Reason)
 	}
 }

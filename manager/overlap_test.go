@@ -28,7 +28,8 @@ func (k *kube) overlapPolicy(t *testing.T) {
 	t.Helper()
 	chart, err := loader.Load("../deploy/chart")
 	require.NoError(t, err)
-	values, err := chartutil.ToRenderValues(chart, nil, chartutil.ReleaseOptions{Name: "sidestep", Namespace: "sidestep"}, chartutil.DefaultCapabilities)
+	values, err := chartutil.ToRenderValues(chart, nil,
+		chartutil.ReleaseOptions{Name: "sidestep", Namespace: "sidestep"}, chartutil.DefaultCapabilities)
 	require.NoError(t, err)
 	rendered, err := engine.Render(chart, values)
 	require.NoError(t, err)
@@ -42,15 +43,18 @@ func (k *kube) overlapPolicy(t *testing.T) {
 // held makes an intercept that has been accepted.
 func (k *kube) held(t *testing.T, ic *v1alpha1.Intercept, service, port string, number int32) {
 	t.Helper()
-	status := v1alpha1.InterceptStatus{State: v1alpha1.StateActive, Service: service, Port: port, ServicePort: number, Conditions: []metav1.Condition{
-		{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: "Accepted", LastTransitionTime: metav1.Now()},
-	}}
+	status := v1alpha1.InterceptStatus{State: v1alpha1.StateActive, Service: service, Port: port,
+		ServicePort: number, Conditions: []metav1.Condition{
+			{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: "Accepted",
+				LastTransitionTime: metav1.Now()},
+		}}
 	k.create(t, ic)
 	ic.Status = status
 	require.NoError(t, k.Status().Update(t.Context(), ic))
 }
 
-// rule makes conditions of words such as "x-dev=alice", "x-dev~al.*" and "/api" (equal), "/api*" (prefix), "~/a.*" (path by expression).
+// rule makes conditions of words such as "x-dev=alice", "x-dev~al.*" and "/api" (equal), "/api*"
+// (prefix), "~/a.*" (path by expression).
 func rule(words string) *v1alpha1.HTTPMatch {
 	m := &v1alpha1.HTTPMatch{}
 	for word := range strings.FieldsSeq(words) {
@@ -97,7 +101,8 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 	t.Run("with the holder's name", func(t *testing.T) {
 		err := refused(like(none))
 		assert.True(t, apierrors.IsInvalid(err), "%v", err)
-		assert.ErrorContains(t, err, `port http of Deployment orders is intercepted by alice@laptop (intercept "orders")`)
+		assert.ErrorContains(t, err,
+			`port http of Deployment orders is intercepted by alice@laptop (intercept "orders")`)
 	})
 	t.Run("by workload, service and port", func(t *testing.T) {
 		for _, c := range []struct {
@@ -108,7 +113,10 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 			{"the port by name", func(s *v1alpha1.InterceptSpec) { s.Port = "http" }, true},
 			{"the port by number", func(s *v1alpha1.InterceptSpec) { s.Port = "80" }, true},
 			{"the service", func(s *v1alpha1.InterceptSpec) { s.Service = "orders" }, true},
-			{"every connection", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = v1alpha1.MechanismTCP, nil }, true},
+			{"every connection", func(s *v1alpha1.InterceptSpec) {
+				s.Mechanism,
+					s.HTTP = v1alpha1.MechanismTCP, nil
+			}, true},
 			{"a wiretap", func(s *v1alpha1.InterceptSpec) { s.Wiretap = true }, false},
 			{"a wiretap of every connection", func(s *v1alpha1.InterceptSpec) {
 				s.Wiretap, s.Mechanism, s.HTTP = true, v1alpha1.MechanismTCP, nil
@@ -142,8 +150,10 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 			mechanism      v1alpha1.Mechanism
 			refused        string
 		}{
-			{"the port by name", "dns", "", "tcp", `port dns/UDP of Deployment orders is intercepted by carol@laptop (intercept "orders")`},
-			{"the number of UDP", "53", "UDP", "tcp", `port dns/UDP of Deployment orders is intercepted by carol@laptop (intercept "orders")`},
+			{"the port by name", "dns", "", "tcp",
+				`port dns/UDP of Deployment orders is intercepted by carol@laptop (intercept "orders")`},
+			{"the number of UDP", "53", "UDP", "tcp",
+				`port dns/UDP of Deployment orders is intercepted by carol@laptop (intercept "orders")`},
 			{"the number of TCP", "53", "TCP", "tcp", ""},
 			{"requests at the number", "53", "", "http", ""},
 			{"the number of the other's TCP port", "80", "UDP", "tcp", ""},
@@ -151,7 +161,8 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 			// What the policy goes by may be older than the status.
 			assert.Eventually(t, func() bool {
 				err := refused(like(func(s *v1alpha1.InterceptSpec) {
-					s.Port, s.Protocol, s.Mechanism, s.HTTP = c.port, v1alpha1.Protocol(c.protocol), c.mechanism, nil
+					s.Port, s.Protocol, s.Mechanism, s.HTTP = c.port, v1alpha1.Protocol(c.protocol),
+						c.mechanism, nil
 				}))
 				if c.refused == "" {
 					return err == nil
@@ -162,7 +173,10 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 		require.NoError(t, k.Delete(t.Context(), datagrams))
 	})
 	t.Run("and a spec makes sense", func(t *testing.T) {
-		err := refused(like(func(s *v1alpha1.InterceptSpec) { s.Port, s.Protocol = "dns", v1alpha1.ProtocolUDP }))
+		err := refused(like(func(s *v1alpha1.InterceptSpec) {
+			s.Port, s.Protocol = "dns",
+				v1alpha1.ProtocolUDP
+		}))
 		assert.ErrorContains(t, err, "there are no HTTP requests in them")
 	})
 	t.Run("when it moves, but not when it is labelled", func(t *testing.T) {
@@ -180,12 +194,15 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 	t.Run("by rules, as the manager compares them", func(t *testing.T) { compareRules(t, k, like, refused) })
 }
 
-// compareRules has each rule meet each. What is refused must overlap by the manager's word too, and what overlaps is refused but where expressions for paths
-// are not the same.
-func compareRules(t *testing.T, k *kube, like func(func(*v1alpha1.InterceptSpec)) *v1alpha1.Intercept, refused func(*v1alpha1.Intercept) error) {
+// compareRules has each rule meet each. What is refused must overlap by the manager's word too, and
+// what overlaps is refused but where expressions for paths are not the same.
+func compareRules(t *testing.T, k *kube, like func(func(*v1alpha1.InterceptSpec)) *v1alpha1.Intercept,
+	refused func(*v1alpha1.Intercept) error) {
 	rules := []string{
-		"", "x-dev=alice", "X-Dev=alice", "x-dev=bob", "x-dev~al.*", "x-dev~b.*", "x-dev=alice y=1", "y=1", "x-dev=a|b", "x-dev~a|b", "x-dev=xa",
-		"/api", "/api*", "/api/v1*", "/other*", "~/api/.*", "~/ap.*", "/api/v1", "x-dev=alice /api*", "x-dev=bob /api*", "x-dev=alice /other",
+		"", "x-dev=alice", "X-Dev=alice", "x-dev=bob", "x-dev~al.*", "x-dev~b.*", "x-dev=alice y=1",
+		"y=1", "x-dev=a|b", "x-dev~a|b", "x-dev=xa",
+		"/api", "/api*", "/api/v1*", "/other*", "~/api/.*", "~/ap.*", "/api/v1", "x-dev=alice /api*",
+		"x-dev=bob /api*", "x-dev=alice /other",
 	}
 	for i, held := range rules {
 		ic := asks("carol", "", "")
@@ -193,17 +210,25 @@ func compareRules(t *testing.T, k *kube, like func(func(*v1alpha1.InterceptSpec)
 		k.held(t, ic, "orders", "http", 80)
 		// The API server learns of it a moment later.
 		require.Eventually(t, func() bool {
-			return refused(like(func(s *v1alpha1.InterceptSpec) { s.Workload.Name, s.HTTP = ic.Spec.Workload.Name, rule(held) })) != nil
+			return refused(like(func(s *v1alpha1.InterceptSpec) {
+				s.Workload.Name,
+					s.HTTP = ic.Spec.Workload.Name, rule(held)
+			})) != nil
 		}, patient, often)
 		mine, err := match.FromSpec(ic.Spec.HTTP)
 		require.NoError(t, err)
 		for _, asked := range rules {
-			next := like(func(s *v1alpha1.InterceptSpec) { s.Workload.Name, s.HTTP = ic.Spec.Workload.Name, rule(asked) })
+			next := like(func(s *v1alpha1.InterceptSpec) {
+				s.Workload.Name,
+					s.HTTP = ic.Spec.Workload.Name, rule(asked)
+			})
 			theirs, err := match.FromSpec(next.Spec.HTTP)
 			require.NoError(t, err)
 			is, expected := refused(next) != nil, mine.Overlaps(theirs)
-			if strings.Contains(held, "~/") && asked != held && strings.Contains(asked, "/") || strings.Contains(asked, "~/") && asked != held && strings.Contains(held, "/") {
-				assert.False(t, is && !expected, "%q is refused where %q is held, and does not overlap", asked, held)
+			if strings.Contains(held, "~/") && asked != held && strings.Contains(asked, "/") ||
+				strings.Contains(asked, "~/") && asked != held && strings.Contains(held, "/") {
+				assert.False(t, is && !expected, "%q is refused where %q is held, and does not overlap",
+					asked, held)
 				continue
 			}
 			assert.Equal(t, expected, is, "%q where %q is held", asked, held)

@@ -47,20 +47,24 @@ func (r *running) agentWith(t *testing.T, node, token string, steer ...func(*age
 // agentBorn is an agent that says when it started.
 func (r *running) agentBorn(t *testing.T, node string, epoch uint64) *nodeAgent {
 	t.Helper()
-	return r.agentSaying(t, &agentpb.Hello{Node: node, Protocol: 1, Epoch: epoch, Boot: "this boot"}, "node/"+node)
+	return r.agentSaying(t, &agentpb.Hello{Node: node, Protocol: 1, Epoch: epoch, Boot: "this boot"},
+		"node/"+node)
 }
 
-func (r *running) agentSaying(t *testing.T, hello *agentpb.Hello, token string, steer ...func(*agentpb.TargetReport)) *nodeAgent {
+func (r *running) agentSaying(t *testing.T, hello *agentpb.Hello, token string,
+	steer ...func(*agentpb.TargetReport)) *nodeAgent {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	a := &nodeAgent{conn: r.dial(t, "authorization", "Bearer "+token), cancel: cancel, ended: make(chan error, 1), steer: func(*agentpb.TargetReport) {}}
+	a := &nodeAgent{conn: r.dial(t, "authorization", "Bearer "+token), cancel: cancel,
+		ended: make(chan error, 1), steer: func(*agentpb.TargetReport) {}}
 	if len(steer) > 0 {
 		a.steer = steer[0]
 	}
 	var err error
 	a.stream, err = agentpb.NewAgentsClient(a.conn).Attach(ctx)
 	require.NoError(t, err)
-	if err := a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: hello}}); err != io.EOF { // which is to say: refused already
+	// which is to say: refused already
+	if err := a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: hello}}); err != io.EOF {
 		require.NoError(t, err)
 	}
 	go func() { a.ended <- a.serve() }()
@@ -90,7 +94,8 @@ func (a *nodeAgent) report() error {
 	for _, p := range a.last.Pods {
 		for _, target := range slices.Concat(p.Targets, p.UdpTargets) {
 			for _, rule := range slices.Concat(target.Rules, target.Wiretaps) {
-				tr := &agentpb.TargetReport{PodUid: p.Uid, Port: target.Port, InterceptUid: rule.InterceptUid, Steering: true}
+				tr := &agentpb.TargetReport{PodUid: p.Uid, Port: target.Port,
+					InterceptUid: rule.InterceptUid, Steering: true}
 				a.steer(tr)
 				report.Targets = append(report.Targets, tr)
 			}
@@ -99,7 +104,8 @@ func (a *nodeAgent) report() error {
 	return a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Report{Report: report}})
 }
 
-// targets lists "pod:port=intercept", and "pod:port<wiretap", of the last assignment, with "!" for a laptop that is away; nil before the first.
+// targets lists "pod:port=intercept", and "pod:port<wiretap", of the last assignment, with "!" for
+// a laptop that is away; nil before the first.
 func (a *nodeAgent) targets() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -172,7 +178,8 @@ func opened(t *testing.T, c *tunnel.Conn) *tunnelpb.Opened {
 	return answer
 }
 
-// laptop plays a client. It parks as many streams as it is told to, and hands out those that are taken.
+// laptop plays a client. It parks as many streams as it is told to, and hands out those that are
+// taken.
 type laptop struct {
 	conn    *grpc.ClientConn
 	key     string
@@ -194,15 +201,18 @@ func (r *running) laptop(t *testing.T, name string, parked int) *laptop {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &laptop{
-		conn: r.dial(t, "sidestep-session-key", hex.EncodeToString(sessionKey(name))), key: hex.EncodeToString(sessionKey(name)), cancel: cancel,
-		mute: make(chan struct{}), ended: make(chan error, 1), opens: make(chan accepted, 100), more: parked >= 0,
+		conn: r.dial(t, "sidestep-session-key", hex.EncodeToString(sessionKey(name))),
+		key:  hex.EncodeToString(sessionKey(name)), cancel: cancel,
+		mute: make(chan struct{}), ended: make(chan error, 1), opens: make(chan accepted, 100),
+		more: parked >= 0,
 	}
 	var err error
 	l.session, err = clientpb.NewClientsClient(l.conn).Session(ctx)
 	require.NoError(t, err)
-	require.NoError(t, l.session.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{
-		Session: "0b7a3f5e-9d0c-4b5e-8a52-6f2d1c0e9a11", Holder: name + "@laptop", Protocol: 1,
-	}}}))
+	require.NoError(t, l.session.Send(
+		&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{
+			Session: "0b7a3f5e-9d0c-4b5e-8a52-6f2d1c0e9a11", Holder: name + "@laptop", Protocol: 1,
+		}}}))
 	first, err := l.session.Recv()
 	require.NoError(t, err)
 	l.hello = first.GetHello()
@@ -226,7 +236,8 @@ func (l *laptop) serve(ctx context.Context) error {
 		default:
 		}
 		if p := m.GetPing(); p != nil {
-			if err := l.session.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Pong{Pong: p}}); err != nil {
+			if err := l.session.Send(
+				&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Pong{Pong: p}}); err != nil {
 				return err
 			}
 		}

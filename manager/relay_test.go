@@ -74,7 +74,9 @@ func TestManyTunnelsAtOnce(t *testing.T) {
 	for range cap(done) {
 		require.NoError(t, <-done)
 	}
-	m.measures(t, "sidestep_manager_tunnels_open 0", `sidestep_manager_relayed_bytes_total{to="laptop"} 1000`, `sidestep_manager_tunnels_total{result="RELAYED"} 200`)
+	m.measures(t, "sidestep_manager_tunnels_open 0",
+		`sidestep_manager_relayed_bytes_total{to="laptop"} 1000`,
+		`sidestep_manager_tunnels_total{result="RELAYED"} 200`)
 }
 
 func TestOpenTellsTheLaptopWhichConnectionItIs(t *testing.T) {
@@ -137,12 +139,15 @@ func TestDeathOnOneSideResetsTheOther(t *testing.T) {
 		kill  func(a *nodeAgent, l *laptop, cancel context.CancelFunc, taken accepted)
 		agent bool // it is the node agent's side that is left
 	}{
-		{"the laptop's connection breaks", func(_ *nodeAgent, l *laptop, _ context.CancelFunc, _ accepted) { _ = l.conn.Close() }, true},
+		{"the laptop's connection breaks",
+			func(_ *nodeAgent, l *laptop, _ context.CancelFunc, _ accepted) { _ = l.conn.Close() }, true},
 		{"the laptop resets", func(_ *nodeAgent, _ *laptop, _ context.CancelFunc, taken accepted) {
 			taken.conn.Reset("refused by the app")
 		}, true},
-		{"the node agent's connection breaks", func(a *nodeAgent, _ *laptop, _ context.CancelFunc, _ accepted) { _ = a.conn.Close() }, false},
-		{"the node agent's call is cancelled", func(_ *nodeAgent, _ *laptop, cancel context.CancelFunc, _ accepted) { cancel() }, false},
+		{"the node agent's connection breaks",
+			func(a *nodeAgent, _ *laptop, _ context.CancelFunc, _ accepted) { _ = a.conn.Close() }, false},
+		{"the node agent's call is cancelled",
+			func(_ *nodeAgent, _ *laptop, cancel context.CancelFunc, _ accepted) { cancel() }, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m, a, l, uid := intercepted(t, 1)
@@ -231,7 +236,8 @@ func TestWhoMayCall(t *testing.T) {
 	assert.Equal(t, codes.Unauthenticated, status.Code(attach("", good)))
 	assert.Equal(t, codes.Unauthenticated, status.Code(attach("forged", good)))
 	assert.Equal(t, codes.PermissionDenied, status.Code(attach("node/node-2", good)), "a token of another node")
-	assert.ErrorContains(t, attach("node/node-1", &agentpb.Hello{Node: "node-1", Protocol: 2}), "install the same version of both")
+	assert.ErrorContains(t, attach("node/node-1", &agentpb.Hello{Node: "node-1", Protocol: 2}),
+		"install the same version of both")
 	assert.NoError(t, attach("node/node-1", good))
 	before := k.reviews.Load()
 	assert.NoError(t, attach("node/node-1", good))
@@ -250,5 +256,6 @@ func TestWhoMayCall(t *testing.T) {
 		return err
 	}
 	assert.Equal(t, codes.Unauthenticated, status.Code(session("abcd")), "too short a key")
-	assert.ErrorContains(t, session("00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"), "not a UUID")
+	assert.ErrorContains(t, session("00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"),
+		"not a UUID")
 }

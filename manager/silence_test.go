@@ -15,7 +15,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// wire is a network between node agents and the manager that can swallow everything, as when a node loses its power.
+// wire is a network between node agents and the manager that can swallow everything, as when a node
+// loses its power.
 type wire struct {
 	net.Listener
 	cut chan struct{}
@@ -85,7 +86,11 @@ func TestNodeThatFallsSilentIsNoticed(t *testing.T) {
 	began := time.Now()
 	close(w.cut)
 	var st v1alpha1.InterceptStatus
-	require.Eventually(t, func() bool { st = k.intercept(t, "alice").Status; return st.State == v1alpha1.StatePending }, 6*patient, often)
+	require.Eventually(t, func() bool {
+		st = k.intercept(t,
+			"alice").Status
+		return st.State == v1alpha1.StatePending
+	}, 6*patient, often)
 	t.Logf("noticed after %s", time.Since(began))
 	assert.Equal(t, "1/2", st.Coverage)
 	assert.Equal(t, "pod p2: no node agent on node node-2", st.Message)

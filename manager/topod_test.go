@@ -57,7 +57,8 @@ func (l *laptop) toPod(t *testing.T, ic *v1alpha1.Intercept, port uint32) *tunne
 	stream, err := clientpb.NewClientsClient(l.conn).ToPod(ctx)
 	require.NoError(t, err)
 	c, err := tunnel.Open(stream, &tunnelpb.Open{
-		InterceptUid: string(ic.UID), InterceptNamespace: ic.Namespace, InterceptName: ic.Name, ToPort: port, PodUid: "of my choice",
+		InterceptUid: string(ic.UID), InterceptNamespace: ic.Namespace, InterceptName: ic.Name,
+		ToPort: port, PodUid: "of my choice",
 	}, tunnel.OnClose(cancel))
 	require.NoError(t, err)
 	return c
@@ -90,7 +91,8 @@ func TestALaptopReachesAPortOfThePodThatItIntercepts(t *testing.T) {
 	k := newKube()
 	m := start(t, k)
 	rs := k.shop(t)
-	young, old := k.runs(t, k.pod(t, rs, "p1", "node-1"), time.Minute), k.runs(t, k.pod(t, rs, "p2", "node-2"), time.Hour)
+	young, old := k.runs(t, k.pod(t, rs, "p1", "node-1"), time.Minute),
+		k.runs(t, k.pod(t, rs, "p2", "node-2"), time.Hour)
 	one, two := m.agent(t, "node-1"), m.agent(t, "node-2")
 	ones, _ := one.parks(t)
 	twos, stop := two.parks(t)
@@ -98,7 +100,8 @@ func TestALaptopReachesAPortOfThePodThatItIntercepts(t *testing.T) {
 	k.create(t, reaching("alice"))
 	ic := k.until(t, "alice", v1alpha1.StateActive)
 	require.Eventually(t, func() bool {
-		return k.intercept(t, "alice").Status.Coverage == "2/2" && m.controller.Pod(ns, "p2").CreationTimestamp.Before(&young.CreationTimestamp)
+		return k.intercept(t, "alice").Status.Coverage == "2/2" &&
+			m.controller.Pod(ns, "p2").CreationTimestamp.Before(&young.CreationTimestamp)
 	}, patient, often)
 
 	c := l.toPod(t, ic, 8081)
@@ -177,7 +180,8 @@ func TestNobodyReachesPodsThatAreNotHisToReach(t *testing.T) {
 	k.until(t, "bob", v1alpha1.StateConflict)
 	refused(bob.toPod(t, k.intercept(t, "bob"), 8081), "no such intercept")
 
-	stranger, err := clientpb.NewClientsClient(m.dial(t, "sidestep-session-key", hex.EncodeToString(sessionKey("stranger")))).ToPod(t.Context())
+	stranger, err := clientpb.NewClientsClient(m.dial(t, "sidestep-session-key",
+		hex.EncodeToString(sessionKey("stranger")))).ToPod(t.Context())
 	require.NoError(t, err)
 	_, err = stranger.Recv()
 	assert.Equal(t, codes.FailedPrecondition, status.Code(err))

@@ -15,13 +15,15 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// dns gives service orders a port 53 of TCP and one of UDP, both of which lead to port 5353 of the pods.
+// dns gives service orders a port 53 of TCP and one of UDP, both of which lead to port 5353 of the
+// pods.
 func (k *kube) dns(t *testing.T) {
 	t.Helper()
 	svc := &corev1.Service{}
 	require.NoError(t, k.Get(t.Context(), types.NamespacedName{Namespace: ns, Name: "orders"}, svc))
 	svc.Spec.Ports = append(svc.Spec.Ports,
-		corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP, TargetPort: intstr.FromInt32(5353)},
+		corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP,
+			TargetPort: intstr.FromInt32(5353)},
 		corev1.ServicePort{Name: "dns-tcp", Port: 53, TargetPort: intstr.FromInt32(5353)})
 	require.NoError(t, k.Update(t.Context(), svc))
 }
@@ -83,7 +85,8 @@ func TestPortThatIsAddedChangesNoProtocol(t *testing.T) {
 	k.pod(t, rs, "p1", "node-1")
 	svc := &corev1.Service{}
 	require.NoError(t, k.Get(t.Context(), types.NamespacedName{Namespace: ns, Name: "orders"}, svc))
-	svc.Spec.Ports = []corev1.ServicePort{{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP, TargetPort: intstr.FromInt32(5353)}}
+	svc.Spec.Ports = []corev1.ServicePort{{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP,
+		TargetPort: intstr.FromInt32(5353)}}
 	require.NoError(t, k.Update(t.Context(), svc))
 	a := m.agentSaying(t, &agentpb.Hello{Node: "node-1", Protocol: 1, Udp: true}, "node/node-1")
 	m.laptop(t, "alice", 0)
@@ -92,7 +95,8 @@ func TestPortThatIsAddedChangesNoProtocol(t *testing.T) {
 	svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: "http", Port: 80})
 	require.NoError(t, k.Update(t.Context(), svc))
 	k.pod(t, rs, "p2", "node-1") // after which the change has been seen
-	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" },
+		patient, often)
 	tcp, udp := a.ports()
 	assert.Empty(t, tcp)
 	assert.Equal(t, []uint32{5353, 5353}, udp)
@@ -109,7 +113,8 @@ func TestNodeAgentThatKnowsNothingOfUDPIsNotTold(t *testing.T) {
 	m.laptop(t, "bob", 0)
 	k.create(t, asks("bob", "http", "tcp"), asks("alice", "dns", "tcp"))
 	assert.Equal(t, "pod p1 on node node-1: the node agent is older than the traffic manager and cannot intercept UDP: "+
-		"whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)", k.until(t, "alice", v1alpha1.StateFailed).Status.Message)
+		"whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)",
+		k.until(t, "alice", v1alpha1.StateFailed).Status.Message)
 	k.until(t, "bob", v1alpha1.StateActive)
 	tcp, udp := a.ports()
 	assert.Equal(t, []uint32{8080}, tcp)

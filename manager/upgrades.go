@@ -12,8 +12,9 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// upgrades is a listener for the connections of HTTP requests that are upgraded to tunnel.UpgradeProtocol. They come through the API server's
-// proxy to pods, which dials the manager itself: a port-forward would pass the kubelet and the container runtime besides.
+// upgrades is a listener for the connections of HTTP requests that are upgraded to
+// tunnel.UpgradeProtocol. They come through the API server's proxy to pods, which dials the manager
+// itself: a port-forward would pass the kubelet and the container runtime besides.
 type upgrades struct {
 	conns chan net.Conn
 	over  chan struct{}
@@ -50,7 +51,8 @@ func (u *upgrades) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), tunnel.UpgradeProtocol) {
 		w.Header().Set("Connection", "Upgrade")
 		w.Header().Set("Upgrade", tunnel.UpgradeProtocol)
-		http.Error(w, "this is where laptops connect: ask for an upgrade to "+tunnel.UpgradeProtocol, http.StatusUpgradeRequired)
+		http.Error(w, "this is where laptops connect: ask for an upgrade to "+tunnel.UpgradeProtocol,
+			http.StatusUpgradeRequired)
 		return
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
@@ -62,7 +64,9 @@ func (u *upgrades) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = conn.Close()
 		return
 	}
-	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", tunnel.UpgradeProtocol)
+	_, err = fmt.Fprintf(conn,
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
+		tunnel.UpgradeProtocol)
 	if err != nil {
 		_ = conn.Close()
 		return

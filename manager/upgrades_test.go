@@ -37,7 +37,8 @@ func (r *running) upgrade(protocol string) (net.Conn, *http.Response, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: manager\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", tunnel.UpgradePath, protocol)
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: manager\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
+		tunnel.UpgradePath, protocol)
 	res, err := http.ReadResponse(bufio.NewReaderSize(conn, 16), nil)
 	if err != nil {
 		_ = conn.Close()
@@ -71,14 +72,17 @@ func TestLaptopsConnectByAnUpgradedRequest(t *testing.T) {
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key", hex.EncodeToString(key))
 	session, err := clientpb.NewClientsClient(conn).Session(ctx)
 	require.NoError(t, err)
-	hello := &clientpb.ClientHello{Session: uuid.NewString(), Holder: "me@laptop", Version: "v1", Protocol: version.Protocol}
-	require.NoError(t, session.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: hello}}))
+	hello := &clientpb.ClientHello{Session: uuid.NewString(), Holder: "me@laptop", Version: "v1",
+		Protocol: version.Protocol}
+	require.NoError(t, session.Send(
+		&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: hello}}))
 	answer, err := session.Recv()
 	require.NoError(t, err)
 	assert.Equal(t, version.Version, answer.GetHello().GetVersion())
 	r.measures(t, "sidestep_manager_sessions 1")
 
-	agents, err := agentpb.NewAgentsClient(conn).Tunnel(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer node/n1"))
+	agents, err := agentpb.NewAgentsClient(conn).Tunnel(metadata.AppendToOutgoingContext(t.Context(),
+		"authorization", "Bearer node/n1"))
 	require.NoError(t, err)
 	_, err = agents.Recv()
 	assert.Equal(t, codes.Unimplemented, status.Code(err), "node agents have nothing to look for here")

@@ -18,7 +18,8 @@ import (
 
 // fromTheFuture gives a message a field that nobody here knows.
 func fromTheFuture[M proto.Message](m M) M {
-	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000, protowire.BytesType), "of the future"))
+	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000,
+		protowire.BytesType), "of the future"))
 	return m
 }
 
@@ -30,10 +31,13 @@ func TestNodeAgentsOfOtherVersions(t *testing.T) {
 	k.pod(t, rs, "p2", "node-2")
 	m.laptop(t, "alice", 0)
 
-	older := m.agentSaying(t, &agentpb.Hello{Node: "node-1", Protocol: 1, Version: "v0.0.1"}, "node/node-1") // knows nothing of epochs, boots and what came since
-	newer := m.agentSaying(t, fromTheFuture(&agentpb.Hello{Node: "node-2", Protocol: 1, Version: "v99.0.0"}), "node/node-2",
+	// knows nothing of epochs, boots and what came since
+	older := m.agentSaying(t, &agentpb.Hello{Node: "node-1", Protocol: 1, Version: "v0.0.1"}, "node/node-1")
+	newer := m.agentSaying(t,
+		fromTheFuture(&agentpb.Hello{Node: "node-2", Protocol: 1, Version: "v99.0.0"}), "node/node-2",
 		func(r *agentpb.TargetReport) { fromTheFuture(r) })
-	require.NoError(t, newer.stream.Send(fromTheFuture(&agentpb.AgentMessage{})), "a kind of message that the manager does not know")
+	require.NoError(t, newer.stream.Send(fromTheFuture(&agentpb.AgentMessage{})),
+		"a kind of message that the manager does not know")
 	k.create(t, asks("alice", "http", "tcp"))
 	assert.Equal(t, "2/2", k.until(t, "alice", v1alpha1.StateActive).Status.Coverage)
 	older.has(t, "p1:8080=alice")

@@ -28,9 +28,10 @@ func listens(holder, name, port, header string) *v1alpha1.Intercept {
 // tappingAgent is a node agent that knows wiretaps.
 func (r *running) tappingAgent(t *testing.T, node string) *nodeAgent {
 	t.Helper()
-	return r.agentSaying(t, &agentpb.Hello{Node: node, Protocol: 1, Wiretaps: true}, "node/"+node, func(tr *agentpb.TargetReport) {
-		tr.Copies = &agentpb.Copies{Copied: 10, Cut: 2, Dropped: 3}
-	})
+	return r.agentSaying(t, &agentpb.Hello{Node: node, Protocol: 1, Wiretaps: true}, "node/"+node,
+		func(tr *agentpb.TargetReport) {
+			tr.Copies = &agentpb.Copies{Copied: 10, Cut: 2, Dropped: 3}
+		})
 }
 
 func TestWiretapsAreInNobodysWay(t *testing.T) {
@@ -71,12 +72,15 @@ func TestWiretapsFollowTheirLaptop(t *testing.T) {
 	go l.echo()
 	c, _ := a.open(t, uid)
 	assert.Equal(t, tunnelpb.Opened_OK, opened(t, c).GetResult())
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key", hex.EncodeToString(sessionKey("alice")))
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key",
+		hex.EncodeToString(sessionKey("alice")))
 	require.Eventually(t, func() bool {
 		reply, err := clientpb.NewClientsClient(l.conn).Nodes(ctx, &clientpb.NodesRequest{})
 		require.NoError(t, err)
 		all := reply.GetTraffic()
-		return len(all) == 1 && all[0].GetInterceptUid() == uid && all[0].GetCopies().GetCopied() == 10 && all[0].GetCopies().GetCut() == 2 && all[0].GetCopies().GetDropped() == 3
+		return len(all) == 1 && all[0].GetInterceptUid() == uid &&
+			all[0].GetCopies().GetCopied() == 10 && all[0].GetCopies().GetCut() == 2 &&
+			all[0].GetCopies().GetDropped() == 3
 	}, patient, often)
 
 	l.cancel()
@@ -98,7 +102,8 @@ func TestNobodyTakesAWiretapForAnIntercept(t *testing.T) {
 		m.laptop(t, "bob", 0)
 		k.create(t, listens("alice", "tap", "http", ""))
 		st := k.until(t, "tap", v1alpha1.StateFailed).Status
-		assert.Contains(t, st.Message, "pod p1 on node node-1: the node agent is older than the traffic manager and knows no wiretaps")
+		assert.Contains(t, st.Message,
+			"pod p1 on node node-1: the node agent is older than the traffic manager and knows no wiretaps")
 		k.create(t, asks("bob", "http", ""))
 		k.until(t, "bob", v1alpha1.StateActive)
 		old.has(t, "p1:8080=bob")
@@ -109,16 +114,17 @@ func TestNobodyTakesAWiretapForAnIntercept(t *testing.T) {
 		k.until(t, "tap", v1alpha1.StateActive)
 		young.has(t, "p1:8080<tap")
 	})
-	t.Run("where the definition of Intercepts is too old to keep the word, the laptop counts as away", func(t *testing.T) {
-		k := newKube()
-		m := start(t, k)
-		k.pod(t, k.shop(t), "p1", "node-1")
-		a := m.tappingAgent(t, "node-1")
-		m.laptop(t, "alice", 0)
-		pruned := listens("alice", "tap", "http", "")
-		pruned.Spec.Wiretap = false
-		k.create(t, pruned)
-		k.until(t, "tap", v1alpha1.StateDisconnected)
-		a.has(t, "p1:8080=tap!")
-	})
+	t.Run("where the definition of Intercepts is too old to keep the word, the laptop counts as away",
+		func(t *testing.T) {
+			k := newKube()
+			m := start(t, k)
+			k.pod(t, k.shop(t), "p1", "node-1")
+			a := m.tappingAgent(t, "node-1")
+			m.laptop(t, "alice", 0)
+			pruned := listens("alice", "tap", "http", "")
+			pruned.Spec.Wiretap = false
+			k.create(t, pruned)
+			k.until(t, "tap", v1alpha1.StateDisconnected)
+			a.has(t, "p1:8080=tap!")
+		})
 }

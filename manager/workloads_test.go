@@ -56,8 +56,10 @@ func (r *running) realAgent(t *testing.T, k *kube, node string) *nodeAgent {
 	return r.agentWith(t, node, k.token(t, "sidestep-nodeagent", node))
 }
 
-// podOf makes a pod as the controller of its owner does, which runs nowhere yet; owner "" is nobody.
-func (k *kube) podOf(t *testing.T, kind string, owner client.Object, name, node string, labels map[string]string) *corev1.Pod {
+// podOf makes a pod as the controller of its owner does, which runs nowhere yet; owner "" is
+// nobody.
+func (k *kube) podOf(t *testing.T, kind string, owner client.Object, name, node string,
+	labels map[string]string) *corev1.Pod {
 	t.Helper()
 	p := &corev1.Pod{ObjectMeta: objectMeta(name), Spec: template().Spec}
 	p.Labels, p.Spec.NodeName = labels, node
@@ -80,7 +82,8 @@ func asksFor(kind, name string) *v1alpha1.Intercept {
 func (k *kube) service(t *testing.T, name string, labels map[string]string) *corev1.Service {
 	t.Helper()
 	s := &corev1.Service{ObjectMeta: objectMeta(name), Spec: corev1.ServiceSpec{
-		Selector: labels, Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}},
+		Selector: labels, Ports: []corev1.ServicePort{{Name: "http", Port: 80,
+			TargetPort: intstr.FromString("web")}},
 	}}
 	require.NoError(t, k.Create(t.Context(), s))
 	return s
@@ -99,23 +102,28 @@ func TestWorkloadsOfEveryKind(t *testing.T) {
 
 	t.Run("a DaemonSet", func(t *testing.T) {
 		labels := map[string]string{"app": "log"}
-		ds := &appsv1.DaemonSet{ObjectMeta: objectMeta("log"), Spec: appsv1.DaemonSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: labelled(labels)}}
+		ds := &appsv1.DaemonSet{ObjectMeta: objectMeta("log"),
+			Spec: appsv1.DaemonSetSpec{Selector: &metav1.LabelSelector{MatchLabels: labels},
+				Template: labelled(labels)}}
 		require.NoError(t, k.Create(t.Context(), ds))
 		k.service(t, "log", labels)
 		k.create(t, asksFor("DaemonSet", "log"))
-		assert.Equal(t, "no pod of DaemonSet log is ready", k.until(t, "log", v1alpha1.StateNoPods).Status.Message)
+		assert.Equal(t, "no pod of DaemonSet log is ready",
+			k.until(t, "log", v1alpha1.StateNoPods).Status.Message)
 		k.run(t, k.podOf(t, "DaemonSet", ds, "log-x", "node-1", labels))
 		assert.Equal(t, "log", k.until(t, "log", v1alpha1.StateActive).Status.Service)
 		a.has(t, "log-x:8080=log")
 		require.NoError(t, k.Delete(t.Context(), ds))
-		assert.Equal(t, `there is no DaemonSet "log" in namespace shop`, k.until(t, "log", v1alpha1.StateInvalid).Status.Message)
+		assert.Equal(t, `there is no DaemonSet "log" in namespace shop`,
+			k.until(t, "log", v1alpha1.StateInvalid).Status.Message)
 		a.has(t)
 	})
 	t.Run("a Pod that nobody owns, by its container port, and its successor", func(t *testing.T) {
 		ic := asksFor("Pod", "alone")
 		ic.Spec.Port = "web"
 		k.create(t, ic)
-		assert.Equal(t, `there is no Pod "alone" in namespace shop`, k.until(t, "alone", v1alpha1.StateInvalid).Status.Message)
+		assert.Equal(t, `there is no Pod "alone" in namespace shop`,
+			k.until(t, "alone", v1alpha1.StateInvalid).Status.Message)
 		for range 2 {
 			p := k.podOf(t, "", nil, "alone", "node-1", nil)
 			assert.Equal(t, "Pod alone is not ready", k.until(t, "alone", v1alpha1.StateNoPods).Status.Message)
@@ -131,7 +139,8 @@ func TestWorkloadsOfEveryKind(t *testing.T) {
 		p := k.podOf(t, "", nil, "lone", "node-1", nil)
 		k.run(t, p)
 		k.create(t, asksFor("Pod", "lone"))
-		assert.Contains(t, k.until(t, "lone", v1alpha1.StateInvalid).Status.Message, "Pod lone, which has no service, has no port http")
+		assert.Contains(t, k.until(t, "lone", v1alpha1.StateInvalid).Status.Message,
+			"Pod lone, which has no service, has no port http")
 		p.Labels = map[string]string{"app": "lone"}
 		require.NoError(t, k.Update(t.Context(), p))
 		assert.Equal(t, "lone", k.until(t, "lone", v1alpha1.StateActive).Status.Service)
@@ -191,7 +200,8 @@ func (k *kube) echo(t *testing.T, revision string) *unstructured.Unstructured {
 
 func rollouts(t *testing.T, k *kube, m *running, a *nodeAgent, rights *rest.Config) {
 	k.create(t, asksFor(rollout.Kind, "echo"))
-	assert.Equal(t, `there is no Rollout "echo" in namespace shop`, k.until(t, "echo", v1alpha1.StateInvalid).Status.Message)
+	assert.Equal(t, `there is no Rollout "echo" in namespace shop`,
+		k.until(t, "echo", v1alpha1.StateInvalid).Status.Message)
 	canary := k.service(t, "echo-canary", map[string]string{"app": "echo", "rollouts-pod-template-hash": "1"})
 	k.service(t, "echo-stable", map[string]string{"app": "echo", "rollouts-pod-template-hash": "1"})
 
@@ -210,9 +220,11 @@ func rollouts(t *testing.T, k *kube, m *running, a *nodeAgent, rights *rest.Conf
 	assert.Equal(t, "echo-stable", k.until(t, "echo", v1alpha1.StateActive).Status.Service)
 	a.has(t, "echo-1-a:8080=echo")
 
-	// The next revision, and the canary service led to it: each revision by name has its service by itself.
+	// The next revision, and the canary service led to it: each revision by name has its service by
+	// itself.
 	k.echo(t, "2")
-	require.Eventually(t, func() bool { return k.intercept(t, "echo").Status.Coverage == "2/2" }, patient, often)
+	require.Eventually(t, func() bool { return k.intercept(t, "echo").Status.Coverage == "2/2" },
+		patient, often)
 	canary.Spec.Selector["rollouts-pod-template-hash"] = "2"
 	require.NoError(t, k.Update(t.Context(), canary))
 	one := asksFor("ReplicaSet", "echo-2")
@@ -236,7 +248,8 @@ func rollouts(t *testing.T, k *kube, m *running, a *nodeAgent, rights *rest.Conf
 	k.until(t, "echo", v1alpha1.StateActive)
 
 	require.NoError(t, k.Delete(t.Context(), crd))
-	assert.Equal(t, `there is no Rollout "echo" in namespace shop`, k.until(t, "echo", v1alpha1.StateInvalid).Status.Message)
+	assert.Equal(t, `there is no Rollout "echo" in namespace shop`,
+		k.until(t, "echo", v1alpha1.StateInvalid).Status.Message)
 	next.has(t)
 	require.Eventually(t, func() bool { return k.Create(t.Context(), definition(t)) == nil }, patient, often)
 	require.Eventually(t, func() bool { return k.List(t.Context(), rollout.ListOf()) == nil }, patient, often)

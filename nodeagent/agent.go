@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodeagent is the node agent: it takes its node's assignment from the manager, steers the new connections of the
-// assigned pods' ports to itself, and serves them. It has no rights in the Kubernetes API.
+// Package nodeagent is the node agent: it takes its node's assignment from the manager, steers the
+// new connections of the assigned pods' ports to itself, and serves them. It has no rights in the
+// Kubernetes API.
 package nodeagent
 
 import (
@@ -56,7 +57,8 @@ type Config struct {
 	Datapath steer.Datapath
 	// AllowHostNetwork lets pods on the node's network be intercepted.
 	AllowHostNetwork bool
-	// Linger is how long listeners are kept after their pod was let go, 0 for the default: see pods.Config.
+	// Linger is how long listeners are kept after their pod was let go, 0 for the default: see
+	// pods.Config.
 	Linger time.Duration
 	// Drain is how long connections may go on once the agent was told to end.
 	Drain time.Duration
@@ -79,8 +81,9 @@ type agent struct {
 	looked atomic.Int64
 }
 
-// Run is a node agent's life. It gives everything back when ctx ends and returns when the connections that were open have ended,
-// or when Config.Drain is over. If a younger agent has taken over by then, it leaves to that one what it has taken.
+// Run is a node agent's life. It gives everything back when ctx ends and returns when the
+// connections that were open have ended, or when Config.Drain is over. If a younger agent has taken
+// over by then, it leaves to that one what it has taken.
 func Run(ctx context.Context, cfg Config) error {
 	a, err := newAgent(cfg)
 	if err != nil {
@@ -89,7 +92,8 @@ func Run(ctx context.Context, cfg Config) error {
 	defer a.uplink.Close()
 	defer a.steering.Close()
 	if err := a.steering.Open(); err != nil {
-		// Without steering the agent still says to those who ask for an intercept why there is none.
+		// Without steering the agent still says to those who ask for an intercept why there is
+		// none.
 		cfg.Log.Error("this node cannot steer", "error", err)
 	} else {
 		datapath, why := a.steering.Datapath()
@@ -106,7 +110,8 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	a.work(ctx)
 	cfg.Log.Info("giving connections back to the apps", "drain", cfg.Drain)
-	drain, cancel := context.WithTimeoutCause(life, cfg.Drain, fmt.Errorf("the %s for draining are over", cfg.Drain))
+	drain, cancel := context.WithTimeoutCause(life, cfg.Drain,
+		fmt.Errorf("the %s for draining are over", cfg.Drain))
 	defer cancel()
 	if err := a.pods.Close(drain); err != nil {
 		cfg.Log.Warn("not all connections have ended by themselves", "error", err)
@@ -128,13 +133,15 @@ func newAgent(cfg Config) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath), steer.WithProc(cfg.Proc))
+	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath),
+		steer.WithProc(cfg.Proc))
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
 	processes := podnet.NewFinder(cfg.Proc)
 	connections := &older{log: cfg.Log, steering: a.steering.Beating}
 	a.pods = pods.New(pods.Config{
 		Datagrams: datagrams.NewMetrics(a.metrics),
-		Finder:    finder{processes}, Steering: steering{a.steering}, Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
+		Finder:    finder{processes}, Steering: steering{a.steering},
+		Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
 		Counting: counting{tcpstats.New(cfg.Proc), processes},
 		Tunnels:  a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
 		AllowHostNetwork: cfg.AllowHostNetwork,
@@ -162,7 +169,8 @@ func (a *agent) work(ctx context.Context) {
 	}
 }
 
-// follow does what the manager says until a younger agent has taken over, be it the manager or the kernel that tells.
+// follow does what the manager says until a younger agent has taken over, be it the manager or the
+// kernel that tells.
 func (a *agent) follow(ctx context.Context) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -177,8 +185,9 @@ func (a *agent) follow(ctx context.Context) {
 	_ = a.uplink.Run(ctx, reports{a.pods, a.steering})
 }
 
-// standBy waits until the manager has no younger agent any more, and makes this one the youngest then. It may lose that race
-// against one that was merely cut off, which then stands by in its turn: it is ready meanwhile, so that an upgrade goes on.
+// standBy waits until the manager has no younger agent any more, and makes this one the youngest
+// then. It may lose that race against one that was merely cut off, which then stands by in its
+// turn: it is ready meanwhile, so that an upgrade goes on.
 func (a *agent) standBy(ctx context.Context) {
 	for {
 		select {
@@ -314,7 +323,8 @@ func (r reports) Report() *agentpb.Report {
 	return report
 }
 
-// ready says whether the agent has made its node as the manager wants it. One that stands by is: the younger one does.
+// ready says whether the agent has made its node as the manager wants it. One that stands by is:
+// the younger one does.
 func (a *agent) ready() error {
 	if err := a.able(); err != nil {
 		return err

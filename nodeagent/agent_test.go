@@ -48,7 +48,8 @@ type world struct {
 	linger time.Duration
 	drain  time.Duration // of agents that are processes
 	env    []string      // of these, too
-	// What their logs tell: how often they have closed the listeners of a pod, and taken over a connection that was open before.
+	// What their logs tell: how often they have closed the listeners of a pod, and taken over a
+	// connection that was open before.
 	letGo, takenOver atomic.Int64
 	// datapath is what they are told to use, and http where they serve metrics.
 	datapath steer.Datapath
@@ -66,16 +67,19 @@ func (w *world) Write(lines []byte) (int, error) {
 
 func newWorld(t *testing.T) *world {
 	node := testnet.NewNode(t)
-	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t), out: t.Output(), linger: 500 * time.Millisecond, drain: 8 * time.Second}
+	w := &world{manager: newManager(t), node: node, pod: node.NewPod(t), bpffs: testnet.BPFFS(t),
+		out: t.Output(), linger: 500 * time.Millisecond, drain: 8 * time.Second}
 	w.app = serve(t, w.pod)
 	return w
 }
 
-// serve starts an app that says who its client is when asked for /client, and "app" otherwise. Close ends it together with its connections.
+// serve starts an app that says who its client is when asked for /client, and "app" otherwise.
+// Close ends it together with its connections.
 func serve(t *testing.T, p *testnet.Pod) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("/", word("app"))
-	mux.HandleFunc("/client", func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, r.RemoteAddr) })
+	mux.HandleFunc("/client",
+		func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, r.RemoteAddr) })
 	app := &http.Server{Handler: mux}
 	l := testnet.Listen(t, p.Namespace, fmt.Sprintf(":%d", appPort))
 	go func() { _ = app.Serve(l) }()
@@ -92,8 +96,10 @@ func (w *world) run(t *testing.T) (stop func()) {
 	w.http = "http://" + l.Addr().String()
 	go func() {
 		done <- nodeagent.Run(ctx, nodeagent.Config{
-			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1", BPFFS: w.bpffs, Proc: w.node.Proc(), Datapath: w.datapath, HTTP: l,
-			Drain: 10 * time.Second, Linger: w.linger, AllowHostNetwork: w.allowHostNetwork, Log: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			Manager: w.address, Security: uplink.Files(w.caFile, w.tokenFile), Node: "node-1",
+			BPFFS: w.bpffs, Proc: w.node.Proc(), Datapath: w.datapath, HTTP: l,
+			Drain: 10 * time.Second, Linger: w.linger, AllowHostNetwork: w.allowHostNetwork,
+			Log: slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
 	}()
 	stop = sync.OnceFunc(func() {
@@ -201,7 +207,10 @@ func TestInterceptComesAndGoes(t *testing.T) {
 	assert.GreaterOrEqual(t, r.GetTargets()[0].GetConnections(), uint64(6))
 	assert.Equal(t, w.pod.UID, r.GetTargets()[0].GetPodUid())
 	last := w.assign()
-	w.await(t, "empty", func(r *agentpb.Report) bool { return r.GetRevision() == last && len(r.GetTargets()) == 0 })
+	w.await(t, "empty", func(r *agentpb.Report) bool {
+		return r.GetRevision() == last &&
+			len(r.GetTargets()) == 0
+	})
 	w.eventually(t, "me", "app")
 	w.nothingLeft(t)
 }
@@ -217,8 +226,10 @@ func TestPodsThatCannotBeSteered(t *testing.T) {
 		{"on the host's network", func(p *agentpb.Pod) { p.HostNetwork = true }, "hostNetwork"},
 		{"in a gVisor sandbox", func(p *agentpb.Pod) { p.RuntimeClass = "gvisor" }, "sandbox"},
 		{"in a Kata virtual machine", func(p *agentpb.Pod) { p.RuntimeClass = "kata-qemu" }, "sandbox"},
-		{"not on this node", func(p *agentpb.Pod) { p.Uid = "ffffffff-1111-2222-3333-444444444444" }, "no process of the pod"},
-		{"with another pod's address", func(p *agentpb.Pod) { p.Ips = []string{"198.18.200.2"} }, "none of the pod's addresses"},
+		{"not on this node", func(p *agentpb.Pod) { p.Uid = "ffffffff-1111-2222-3333-444444444444" },
+			"no process of the pod"},
+		{"with another pod's address", func(p *agentpb.Pod) { p.Ips = []string{"198.18.200.2"} },
+			"none of the pod's addresses"},
 		{"with an expression that does not compile", func(p *agentpb.Pod) {
 			p.Targets[0].Rules[0].Http.Headers[0].Match = &agentpb.HeaderMatch_Regex{Regex: "("}
 		}, "missing closing"},
@@ -228,7 +239,8 @@ func TestPodsThatCannotBeSteered(t *testing.T) {
 			tc.change(pod)
 			revision := w.assign(pod)
 			r := w.await(t, tc.want, func(r *agentpb.Report) bool {
-				return r.GetRevision() == revision && len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), tc.want)
+				return r.GetRevision() == revision && len(r.GetTargets()) == 1 &&
+					strings.Contains(r.GetTargets()[0].GetMessage(), tc.want)
 			})
 			assert.False(t, r.GetTargets()[0].GetSteering())
 			w.expect(t, "me", "app")
@@ -330,7 +342,8 @@ func TestAppCanRestartUnderAnIntercept(t *testing.T) {
 		require.NoError(t, err)
 		defer open.Close()
 	}
-	w.await(t, "open connections", func(r *agentpb.Report) bool { return r.GetTargets()[0].GetConnections() >= 2 })
+	w.await(t, "open connections",
+		func(r *agentpb.Report) bool { return r.GetTargets()[0].GetConnections() >= 2 })
 	require.NoError(t, w.app.Close())
 	serve(t, w.pod)
 	w.expect(t, "", "app")
@@ -368,7 +381,10 @@ func TestOlderAgentDoesNotSteerWhatTheYoungerHasLetGo(t *testing.T) {
 	stopYoung := w.run(t)
 	w.steering(t, 1)
 	last := w.assign()
-	w.await(t, "nothing", func(r *agentpb.Report) bool { return r.GetRevision() == last && len(r.GetTargets()) == 0 })
+	w.await(t, "nothing", func(r *agentpb.Report) bool {
+		return r.GetRevision() == last &&
+			len(r.GetTargets()) == 0
+	})
 	w.eventually(t, "me", "app")
 	time.Sleep(1500 * time.Millisecond) // the older one looks after its pods once a second
 	w.expect(t, "me", "app")
@@ -418,7 +434,8 @@ type load struct {
 	first                           atomic.Value
 }
 
-// newLoad starts n clients without header, who must always reach the app, and as many with it, who must reach somebody.
+// newLoad starts n clients without header, who must always reach the app, and as many with it, who
+// must reach somebody.
 func newLoad(t *testing.T, w *world, n int) *load {
 	l := &load{world: w, quit: make(chan struct{})}
 	for i := range 2 * n {
@@ -437,7 +454,8 @@ func newLoad(t *testing.T, w *world, n int) *load {
 				default:
 				}
 				got, err := w.get(ip, who)
-				for who != "" && errors.Is(err, syscall.ECONNRESET) { // a connection that is older than the intercept: see stop
+				// a connection that is older than the intercept: see stop
+				for who != "" && errors.Is(err, syscall.ECONNRESET) {
 					l.resets.Add(1)
 					got, err = w.get(ip, who)
 				}
@@ -457,13 +475,15 @@ func newLoad(t *testing.T, w *world, n int) *load {
 // stop ends the load, once there was enough to tell anything.
 func (l *load) stop(t *testing.T) {
 	t.Helper()
-	require.Eventually(t, func() bool { return l.requests.Load() > 20 }, time.Minute, 10*time.Millisecond, "hardly any load, even for a slow virtual machine")
+	require.Eventually(t, func() bool { return l.requests.Load() > 20 }, time.Minute,
+		10*time.Millisecond, "hardly any load, even for a slow virtual machine")
 	close(l.quit)
 	l.done.Wait()
 	t.Logf("%d requests", l.requests.Load())
 	assert.Zero(t, l.faults.Load(), "failed requests of %d, the first: %v", l.requests.Load(), l.first.Load())
 	assert.Zero(t, l.wrong.Load(), "requests that reached the laptop and should not have")
-	assert.Eventually(t, func() bool { return l.resets.Load() <= l.world.takenOver.Load() }, 30*time.Second, 10*time.Millisecond,
+	assert.Eventually(t, func() bool { return l.resets.Load() <= l.world.takenOver.Load() },
+		30*time.Second, 10*time.Millisecond,
 		"%d resets of requests with the header, and %d connections that were open before were taken over", l.resets.Load(), l.world.takenOver.Load())
 }
 
@@ -492,7 +512,8 @@ func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
 				w.await(t, "gone", func(r *agentpb.Report) bool { return r.GetRevision() == gone })
 				w.eventually(t, "me", "app")
 				if tc.closed {
-					require.Eventually(t, func() bool { return w.letGo.Load() == int64(round+1) }, 30*time.Second, 10*time.Millisecond)
+					require.Eventually(t, func() bool { return w.letGo.Load() == int64(round+1) },
+						30*time.Second, 10*time.Millisecond)
 				}
 			}
 			l.stop(t)

@@ -51,10 +51,12 @@ func TestContainersRestartUnderAnIntercept(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, processes, 1)
 	// The sandbox's namespace stays. What runs in it is another process.
-	require.NoError(t, os.Rename(filepath.Join(w.node.Proc(), processes[0].Name()), filepath.Join(w.node.Proc(), "4242")))
+	require.NoError(t, os.Rename(filepath.Join(w.node.Proc(), processes[0].Name()),
+		filepath.Join(w.node.Proc(), "4242")))
 	require.NoError(t, w.app.Close())
 	w.app = serve(t, w.pod)
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // three looks at the pod
+	// three looks at the pod
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		w.expect(t, "me", "laptop")
 		w.expect(t, "", "app")
 	}
@@ -81,7 +83,8 @@ func TestAgentShortOfMemoryLeavesConnectionsToTheApp(t *testing.T) {
 			open = append(open, c)
 		}
 		// On a slow machine the app may also be given a request because the laptop answers late.
-		if code, why := fetch(t, "http://"+p.http+"/readyz"); code == http.StatusServiceUnavailable && strings.Contains(why, "memory") {
+		if code, why := fetch(t, "http://"+p.http+"/readyz"); code == http.StatusServiceUnavailable &&
+			strings.Contains(why, "memory") {
 			break
 		}
 	}
@@ -118,15 +121,18 @@ func TestAppThatTakesNoConnections(t *testing.T) {
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
-	for name, says := range map[string]string{"a client that has said nothing": "", "a request": "GET / HTTP/1.1\r\nHost: orders\r\n\r\n", "what is not HTTP": "\x01\x02\x03"} {
+	for name, says := range map[string]string{"a client that has said nothing": "",
+		"a request": "GET / HTTP/1.1\r\nHost: orders\r\n\r\n", "what is not HTTP": "\x01\x02\x03"} {
 		t.Run(name+" is not kept in mind when its client has gone", func(t *testing.T) {
 			c := dial()
 			_, err := c.Write([]byte(says))
 			require.NoError(t, err)
-			require.Eventually(t, func() bool { return p.sockets(t) >= idle+2 }, 30*time.Second, 10*time.Millisecond, "the app is being dialled")
+			require.Eventually(t, func() bool { return p.sockets(t) >= idle+2 }, 30*time.Second,
+				10*time.Millisecond, "the app is being dialled")
 			require.NoError(t, c.(*net.TCPConn).SetLinger(0))
 			require.NoError(t, c.Close())
-			assert.Eventually(t, func() bool { return p.sockets(t) <= idle }, 30*time.Second, 50*time.Millisecond, "the app is still being dialled")
+			assert.Eventually(t, func() bool { return p.sockets(t) <= idle }, 30*time.Second,
+				50*time.Millisecond, "the app is still being dialled")
 		})
 	}
 	t.Run("a client that waits is served when the app is back", func(t *testing.T) {

@@ -21,13 +21,17 @@ import (
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
-// introduced makes requests on one connection, and gives how the client sees itself and how the app sees it.
+// introduced makes requests on one connection, and gives how the client sees itself and how the app
+// sees it.
 func (w *world) introduced(t *testing.T, ip netip.Addr) (itself, seen string) {
 	t.Helper()
 	c, err := testnet.Dial(t.Context(), w.node.Namespace, netip.AddrPortFrom(ip, appPort))
 	require.NoError(t, err)
 	defer c.Close()
-	client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}}
+	client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string,
+		string) (net.Conn, error) {
+		return c, nil
+	}}}
 	defer client.CloseIdleConnections()
 	for range 2 {
 		resp, err := client.Get("http://orders/client")
@@ -48,13 +52,15 @@ func (w *world) expectIntroduction(t *testing.T) {
 	}
 }
 
-// attachedHere counts the programs at this test's control group that answer for the peers of IPv4 sockets.
+// attachedHere counts the programs at this test's control group that answer for the peers of IPv4
+// sockets.
 func attachedHere(t *testing.T) int {
 	t.Helper()
 	dir, err := os.Open(testnet.OwnCgroup(t))
 	require.NoError(t, err)
 	defer dir.Close()
-	got, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: ebpf.AttachCgroupInet4GetPeername})
+	got, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()),
+		Attach: ebpf.AttachCgroupInet4GetPeername})
 	require.NoError(t, err)
 	return len(got.Programs)
 }
@@ -72,13 +78,15 @@ func TestAppSeesItsClientsUnderAnIntercept(t *testing.T) {
 	assert.Contains(t, metrics, `sidestep_nodeagent_client_addresses_shown{pod="shop/orders-0"} 1`)
 
 	w.assign()
-	require.Eventually(t, func() bool { return attachedHere(t) == before }, 30*time.Second, 20*time.Millisecond, "when the pod is let go")
+	require.Eventually(t, func() bool { return attachedHere(t) == before }, 30*time.Second,
+		20*time.Millisecond, "when the pod is let go")
 	w.expectIntroduction(t)
 
 	w.steering(t, w.assign(w.wants()))
 	assert.Equal(t, before+1, attachedHere(t))
 	p.kill(t)
-	require.Eventually(t, func() bool { return attachedHere(t) == before }, 30*time.Second, 5*time.Millisecond, "nothing is left of a killed agent")
+	require.Eventually(t, func() bool { return attachedHere(t) == before }, 30*time.Second,
+		5*time.Millisecond, "nothing is left of a killed agent")
 	w.expectIntroduction(t)
 }
 

@@ -63,17 +63,24 @@ func NewCommand(env Env) *cobra.Command {
 	cmd.SetErr(env.Stderr)
 	f := cmd.Flags()
 	f.StringVar(&o.manager, "manager", "sidestep-manager.sidestep.svc:8443", "`address` of the manager")
-	f.StringVar(&o.caFile, "ca-file", "/etc/sidestep/ca/ca.crt", "`file` with the certificate authority of the manager")
-	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/sidestep/token", "`file` with the token that identifies this node agent")
+	f.StringVar(&o.caFile, "ca-file", "/etc/sidestep/ca/ca.crt",
+		"`file` with the certificate authority of the manager")
+	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/sidestep/token",
+		"`file` with the token that identifies this node agent")
 	f.StringVar(&o.node, "node", "", "`name` of the Kubernetes node (required)")
-	cmd.PersistentFlags().StringVar(&o.proc, "proc", "/proc", "`directory` where all processes of the node are seen")
-	f.StringVar(&o.datapath, "datapath", string(steer.Auto), "how connections are steered: auto, sk_lookup or tc")
-	f.StringVar(&o.httpAddress, "http-address", ":8080", "`address` of /healthz, /readyz and /metrics; empty for none")
-	f.DurationVar(&o.drain, "drain", 20*time.Second, "how long open connections may go on after the order to end")
+	cmd.PersistentFlags().StringVar(&o.proc, "proc", "/proc",
+		"`directory` where all processes of the node are seen")
+	f.StringVar(&o.datapath, "datapath", string(steer.Auto),
+		"how connections are steered: auto, sk_lookup or tc")
+	f.StringVar(&o.httpAddress, "http-address", ":8080",
+		"`address` of /healthz, /readyz and /metrics; empty for none")
+	f.DurationVar(&o.drain, "drain", 20*time.Second,
+		"how long open connections may go on after the order to end")
 	f.BoolVar(&o.allowHostNetwork, "allow-host-network", false,
 		"let pods that use the node's network be intercepted; whatever else listens on the same port of the node is intercepted with them")
 	f.BoolVar(&o.profile, "profile", false, "serve /debug/pprof/ on the HTTP address")
-	cmd.PersistentFlags().StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf", "`directory` where bpffs is, or is to be, mounted")
+	cmd.PersistentFlags().StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf",
+		"`directory` where bpffs is, or is to be, mounted")
 	cmd.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.AddCommand(newPurgeCommand(&o))
 	return cmd
@@ -107,7 +114,8 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 		}
 	}
 	cfg := Config{
-		Manager: o.manager, Security: uplink.Files(o.caFile, o.tokenFile), Node: o.node, BPFFS: o.bpffs, Proc: o.proc,
+		Manager: o.manager, Security: uplink.Files(o.caFile, o.tokenFile), Node: o.node, BPFFS: o.bpffs,
+		Proc:     o.proc,
 		Datapath: datapath, Drain: o.drain, Profile: o.profile, AllowHostNetwork: o.allowHostNetwork, Log: log,
 	}
 	if o.httpAddress != "" {

@@ -38,9 +38,11 @@ type scene struct {
 // fault is one row of the crash matrix.
 type fault struct {
 	name string
-	// strike lets it happen and removes its cause. It sets dead, if connections that were open may break, and over.
+	// strike lets it happen and removes its cause. It sets dead, if connections that were open may
+	// break, and over.
 	strike func(t *testing.T, s *scene)
-	// breaks says that users' connections that were open may break, at its beginning or, after an upgrade, at the end of the drain.
+	// breaks says that users' connections that were open may break, at its beginning or, after an
+	// upgrade, at the end of the drain.
 	breaks bool
 	// stall is how long users' new connections may have to wait.
 	stall time.Duration
@@ -63,7 +65,8 @@ var faults = []fault{
 	{name: "laptop: hangs for 4 s, nobody has noticed", strike: laptopHangs},
 	{name: "bpffs: all pins removed", strike: pinsRemoved},
 	{name: "bpffs: unmounted", strike: unmounted},
-	{name: "bpffs: pins removed, then node agent: kill -9, restarted after 1 s", strike: wipedAndKilled, breaks: true},
+	{name: "bpffs: pins removed, then node agent: kill -9, restarted after 1 s", strike: wipedAndKilled,
+		breaks: true},
 	{name: "another pod: deleted with its network namespace", strike: podGone},
 }
 
@@ -139,17 +142,21 @@ func (f fault) judge(t *testing.T, s *scene, c *crowd) {
 	}
 	assert.Zero(t, n, "matching requests that were begun after the fault have failed, the first %v", first)
 	assert.LessOrEqual(t, c.users[fresh].slowest, max(f.stall, 3*time.Second), "longest wait of users")
-	assert.LessOrEqual(t, c.matched[fresh].slowest, max(f.stall, 5*time.Second), "longest wait of the developer")
+	assert.LessOrEqual(t, c.matched[fresh].slowest, max(f.stall, 5*time.Second),
+		"longest wait of the developer")
 	assert.LessOrEqual(t, s.back(c), back, "matching requests were answered by the laptop late")
 }
 
-// back is when the app last answered a matching request on a new connection, after the cause was removed.
+// back is when the app last answered a matching request on a new connection, after the cause was
+// removed.
 func (s *scene) back(c *crowd) time.Duration { return max(0, c.matched[fresh].missed.Sub(s.over)) }
 
 // columns is the head of the table that row makes the rows of.
 var columns = []string{
-	"what happened", "users' new connections", "failed", "begun after it struck", "waited over 1 s", "longest wait",
-	"open connections broken (8 clients)", "streams broken (4 clients)", "longest wait in them", "matching requests: by laptop / by app / failed", "longest wait", "back after",
+	"what happened", "users' new connections", "failed", "begun after it struck", "waited over 1 s",
+	"longest wait",
+	"open connections broken (8 clients)", "streams broken (4 clients)", "longest wait in them",
+	"matching requests: by laptop / by app / failed", "longest wait", "back after",
 }
 
 func (f fault) row(s *scene, c *crowd) string {
@@ -162,7 +169,8 @@ func (f fault) row(s *scene, c *crowd) string {
 	}
 	ms := func(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
 	cells := []string{
-		f.name, fmt.Sprint(users.asked), fmt.Sprint(len(users.failed)), fmt.Sprint(late), fmt.Sprint(users.stalled), ms(users.slowest),
+		f.name, fmt.Sprint(users.asked), fmt.Sprint(len(users.failed)), fmt.Sprint(late),
+		fmt.Sprint(users.stalled), ms(users.slowest),
 		fmt.Sprint(c.users[busy].broken + c.users[idle].broken), fmt.Sprint(c.users[stream].broken),
 		ms(max(c.users[busy].slowest, c.users[idle].slowest, c.users[stream].slowest)),
 		fmt.Sprintf("%d / %d / %d", laptop, app, lost), ms(wait), ms(s.back(c)),
@@ -349,17 +357,20 @@ func podGone(t *testing.T, s *scene) {
 		require.NoError(t, err)
 		defer c.Close()
 		require.NoError(t, request(c, streamPath, "me"))
-		// While nobody has decided whose it is, the end of the app's connection is that of the client's.
+		// While nobody has decided whose it is, the end of the app's connection is that of the
+		// client's.
 		_ = c.SetReadDeadline(time.Now().Add(patience))
 		_, err = io.ReadFull(c, make([]byte, 1))
 		require.NoError(t, err)
 	}
 	gone := testnet.Watch(t, s.other)
 	require.NoError(t, s.server.Close())
-	require.Eventually(t, func() bool { return !closing(t, s.other) }, back, 5*time.Millisecond, "the app's connections do not end")
+	require.Eventually(t, func() bool { return !closing(t, s.other) }, back, 5*time.Millisecond,
+		"the app's connections do not end")
 	deleted := time.Now()
 	s.other.Delete()
-	require.Eventually(t, gone, back, 5*time.Millisecond, "something keeps the namespace of the deleted pod alive")
+	require.Eventually(t, gone, back, 5*time.Millisecond,
+		"something keeps the namespace of the deleted pod alive")
 	t.Logf("the namespace was gone after %s", time.Since(deleted).Round(time.Millisecond))
 	s.over = time.Now()
 	s.await(t, "the deleted pod is not steered", func(r *agentpb.Report) bool {

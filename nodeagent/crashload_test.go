@@ -33,7 +33,8 @@ const (
 )
 
 // pauses lie between a client's requests; fresh ones do not wait for the answer to the one before.
-var pauses = map[kind]time.Duration{fresh: 20 * time.Millisecond, busy: 10 * time.Millisecond, idle: 700 * time.Millisecond}
+var pauses = map[kind]time.Duration{fresh: 20 * time.Millisecond, busy: 10 * time.Millisecond,
+	idle: 700 * time.Millisecond}
 
 // stalled is a request that took longer than any that nothing has befallen.
 const stalled = time.Second
@@ -93,8 +94,9 @@ func (t *tally) since(moment time.Time) (n int, first error) {
 	return n, first
 }
 
-// straddled says whether the first failure of a connection that was begun later than a moment is what may befall the developer: it came
-// to the app before connections were steered again, and its request afterwards, which was taken over.
+// straddled says whether the first failure of a connection that was begun later than a moment is
+// what may befall the developer: it came to the app before connections were steered again, and its
+// request afterwards, which was taken over.
 func (t *tally) straddled(moment time.Time) bool {
 	for _, f := range t.failed {
 		if f.begun.After(moment) {
@@ -229,7 +231,8 @@ func exchange(conn net.Conn, answers *bufio.Reader, who string) (string, error) 
 	return string(body), err
 }
 
-// listen reads an endless answer. Each piece counts as an answer to a request that was made when the one before came.
+// listen reads an endless answer. Each piece counts as an answer to a request that was made when
+// the one before came.
 func (c *crowd) listen(conn net.Conn, who string, into *tally) error {
 	defer context.AfterFunc(c.quit, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	begun := time.Now()

@@ -98,7 +98,8 @@ func (r *road) carry(from net.Conn) {
 	<-ended
 }
 
-// confineMemory gives a process at most so many bytes more than it has, whatever the version of cgroups.
+// confineMemory gives a process at most so many bytes more than it has, whatever the version of
+// cgroups.
 func confineMemory(t *testing.T, pid int, limit int) {
 	t.Helper()
 	for _, way := range []struct{ parent, limit string }{
@@ -110,7 +111,8 @@ func confineMemory(t *testing.T, pid int, limit int) {
 			continue
 		}
 		t.Cleanup(func() {
-			_ = os.WriteFile(filepath.Join(way.parent, "cgroup.procs"), fmt.Append(nil, pid), 0) // if it still runs
+			// if it still runs
+			_ = os.WriteFile(filepath.Join(way.parent, "cgroup.procs"), fmt.Append(nil, pid), 0)
 			if err := unix.Rmdir(dir); err != nil {
 				t.Logf("remove %s: %v", dir, err)
 			}
@@ -127,8 +129,9 @@ func confineMemory(t *testing.T, pid int, limit int) {
 	require.Fail(t, "this machine has no cgroup in which memory can be limited")
 }
 
-// closing says whether some connection in the pod waits for an acknowledgement of its end, or for its owner to end it. Should the pod's addresses go
-// now, the kernel would keep the connection, and the namespace with it, for two minutes.
+// closing says whether some connection in the pod waits for an acknowledgement of its end, or for
+// its owner to end it. Should the pod's addresses go now, the kernel would keep the connection, and
+// the namespace with it, for two minutes.
 func closing(t *testing.T, p *testnet.Pod) bool {
 	t.Helper()
 	var table []byte

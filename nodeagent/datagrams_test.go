@@ -46,7 +46,8 @@ func echoDatagrams(c *tunnel.Conn) error {
 	}
 }
 
-// serveDatagrams starts an app that answers each datagram with "app " and the same, as most do: on a socket of all addresses.
+// serveDatagrams starts an app that answers each datagram with "app " and the same, as most do: on
+// a socket of all addresses.
 func serveDatagrams(t *testing.T, ns *netns.Namespace, network string) *net.UDPConn {
 	t.Helper()
 	var c *net.UDPConn
@@ -97,7 +98,8 @@ func askUDP(c net.Conn, question string) (string, error) {
 	return "", err
 }
 
-// askLaptop asks until the laptop answers: on a machine that is so slow that a heartbeat or a tunnel is late, the app does meanwhile.
+// askLaptop asks until the laptop answers: on a machine that is so slow that a heartbeat or a
+// tunnel is late, the app does meanwhile.
 func askLaptop(t *testing.T, c net.Conn, question string) {
 	t.Helper()
 	var got string
@@ -111,7 +113,8 @@ func askLaptop(t *testing.T, c net.Conn, question string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	assert.True(t, got == "laptop "+question, "%d bytes were answered with %d bytes, %.20q…", len(question), len(got), got)
+	assert.True(t, got == "laptop "+question, "%d bytes were answered with %d bytes, %.20q…",
+		len(question), len(got), got)
 }
 
 // wantsUDP is the pod with an intercept of its UDP port.
@@ -119,7 +122,8 @@ func (w *world) wantsUDP(connected bool) *agentpb.Pod {
 	pod := w.wants()
 	pod.Targets = nil
 	pod.UdpTargets = []*agentpb.Target{{Port: udpPort, Rules: []*agentpb.Rule{{
-		InterceptUid: "i-udp", InterceptNamespace: "shop", InterceptName: "dns", Tcp: true, Connected: connected,
+		InterceptUid: "i-udp", InterceptNamespace: "shop", InterceptName: "dns", Tcp: true,
+		Connected: connected,
 	}}}}
 	return pod
 }
@@ -146,18 +150,19 @@ func TestDatagramsGoToTheLaptop(t *testing.T) {
 	w.steering(t, w.assign(pod))
 	addresses := []netip.Addr{w.pod.IP4, w.pod.IP6}
 
-	t.Run("of a hundred clients, each of which gets its own answers from the address that it asked", func(t *testing.T) {
-		var clients sync.WaitGroup
-		for i := range 100 {
-			c := dialUDP(t, w.node.Namespace, netip.AddrPortFrom(addresses[i%2], udpPort))
-			clients.Go(func() {
-				for n := range 5 {
-					askLaptop(t, c, fmt.Sprintf("%d of client %d", n, i))
-				}
-			})
-		}
-		clients.Wait()
-	})
+	t.Run("of a hundred clients, each of which gets its own answers from the address that it asked",
+		func(t *testing.T) {
+			var clients sync.WaitGroup
+			for i := range 100 {
+				c := dialUDP(t, w.node.Namespace, netip.AddrPortFrom(addresses[i%2], udpPort))
+				clients.Go(func() {
+					for n := range 5 {
+						askLaptop(t, c, fmt.Sprintf("%d of client %d", n, i))
+					}
+				})
+			}
+			clients.Wait()
+		})
 	t.Run("of any size", func(t *testing.T) {
 		for _, ip := range addresses {
 			c := dialUDP(t, w.node.Namespace, netip.AddrPortFrom(ip, udpPort))
@@ -311,7 +316,8 @@ func TestDatagramsAreNotSteeredByTC(t *testing.T) {
 	pod := w.wantsUDP(true)
 	pod.Targets = w.wants().Targets
 	w.assign(pod)
-	r := w.await(t, "a refusal", func(r *agentpb.Report) bool { return len(r.GetTargets()) == 2 && r.GetTargets()[1].GetFailed() })
+	r := w.await(t, "a refusal",
+		func(r *agentpb.Report) bool { return len(r.GetTargets()) == 2 && r.GetTargets()[1].GetFailed() })
 	assert.Contains(t, r.GetTargets()[1].GetMessage(), "UDP is steered by sk_lookup alone")
 	w.await(t, "TCP is steered", func(r *agentpb.Report) bool { return r.GetTargets()[0].GetSteering() })
 	w.answers(t, "app")

@@ -27,7 +27,8 @@ func TestEveryDatapathServesAndIsReported(t *testing.T) {
 			assert.Equal(t, "chosen by --datapath="+name, r.GetDatapath().GetReason())
 			status, metrics := fetch(t, w.http+"/metrics")
 			assert.Equal(t, http.StatusOK, status)
-			assert.Contains(t, metrics, `sidestep_nodeagent_datapath_info{datapath="`+name+`",reason="chosen by --datapath=`+name+`"} 1`)
+			assert.Contains(t, metrics, `sidestep_nodeagent_datapath_info{datapath="`+name+
+				`",reason="chosen by --datapath=`+name+`"} 1`)
 			stop()
 			w.expect(t, "me", "app")
 			w.nothingLeft(t)
@@ -40,7 +41,8 @@ func TestNodeThatCannotSteerSaysWhy(t *testing.T) {
 	w.datapath = "xdp" // what no kernel can do stands for what this one cannot
 	w.run(t)
 	w.assign(w.wants())
-	r := w.await(t, "reason", func(r *agentpb.Report) bool { return r.GetDatapath().GetReason() != "" && len(r.GetTargets()) == 1 })
+	r := w.await(t, "reason",
+		func(r *agentpb.Report) bool { return r.GetDatapath().GetReason() != "" && len(r.GetTargets()) == 1 })
 	assert.Empty(t, r.GetDatapath().GetName())
 	assert.Contains(t, r.GetDatapath().GetReason(), `there is no datapath "xdp"`)
 	w.await(t, "reason of the pod", func(r *agentpb.Report) bool {

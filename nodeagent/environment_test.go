@@ -39,7 +39,8 @@ func TestTheManagerIsToldTheEnvironmentOfAContainer(t *testing.T) {
 	app := exec.Command("/bin/sleep", "600")
 	app.Env = []string{"A=1", "B=\xff\n", "C="}
 	w.pod.Start(t, w.pod.Cgroup(t), app)
-	// The node's /proc is one of the test's own, which shows this process too. The one that it has shown for the pod so far has no memory.
+	// The node's /proc is one of the test's own, which shows this process too. The one that it has
+	// shown for the pod so far has no memory.
 	stands, err := filepath.Glob(filepath.Join(w.node.Proc(), "1[0-9]*", "stat"))
 	require.NoError(t, err)
 	for _, path := range stands {
@@ -47,12 +48,15 @@ func TestTheManagerIsToldTheEnvironmentOfAContainer(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(path, bytes.Replace(stat, []byte(") S "), []byte(") Z "), 1), 0o644))
 	}
-	require.NoError(t, os.Symlink(fmt.Sprintf("/proc/%d", app.Process.Pid), filepath.Join(w.node.Proc(), fmt.Sprint(app.Process.Pid))))
+	require.NoError(t, os.Symlink(fmt.Sprintf("/proc/%d", app.Process.Pid),
+		filepath.Join(w.node.Proc(), fmt.Sprint(app.Process.Pid))))
 	w.run(t)
 	w.assign()
-	ask := func(stream agentpb.Agents_EnvironmentsServer, id uint64, container string) *agentpb.EnvironmentAnswer {
+	ask := func(stream agentpb.Agents_EnvironmentsServer, id uint64,
+		container string) *agentpb.EnvironmentAnswer {
 		t.Helper()
-		require.NoError(t, stream.Send(&agentpb.EnvironmentQuestion{Id: id, PodUid: w.pod.UID, ContainerId: container}))
+		require.NoError(t, stream.Send(&agentpb.EnvironmentQuestion{Id: id, PodUid: w.pod.UID,
+			ContainerId: container}))
 		answer, err := stream.Recv()
 		require.NoError(t, err)
 		assert.Equal(t, id, answer.GetId())

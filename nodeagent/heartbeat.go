@@ -19,11 +19,14 @@ const (
 	beatEvery = 100 * time.Millisecond
 	// stuckMax is how long a beat may take before the agent counts as hung.
 	stuckMax = 5 * time.Second
-	// countEvery is how many beats there are from one look at what is left of file descriptors to the next.
+	// countEvery is how many beats there are from one look at what is left of file descriptors to
+	// the next.
 	countEvery = 5
-	// recovery is how long the agent does not beat after it was found unable to serve, so that it does not waver.
+	// recovery is how long the agent does not beat after it was found unable to serve, so that it
+	// does not waver.
 	recovery = 3 * time.Second
-	// spareFiles is how many file descriptors must be free for connections that come between two beats.
+	// spareFiles is how many file descriptors must be free for connections that come between two
+	// beats.
 	spareFiles = 256
 )
 
@@ -81,8 +84,8 @@ func (a *agent) able() error {
 	return cmp.Or(enoughMemory(), canOpen(spareFiles))
 }
 
-// alive says whether the agent is worth keeping. One that cannot take connections at the moment is, for the sake of those that it has:
-// killing it would reset them.
+// alive says whether the agent is worth keeping. One that cannot take connections at the moment is,
+// for the sake of those that it has: killing it would reset them.
 func (a *agent) alive() error {
 	if away := time.Since(time.Unix(0, a.looked.Load())); away > stuckMax {
 		return fmt.Errorf("the node agent has not looked after itself for %s", away.Round(time.Second))

@@ -60,7 +60,9 @@ func TestPodOnTheNodesNetworkIsInterceptedWhereThatIsAllowed(t *testing.T) {
 	w.pod.Inhabit(t, second.GetUid())
 	both := w.assign(wanted, second)
 	w.await(t, "refusal of the second", func(r *agentpb.Report) bool {
-		return r.GetRevision() == both && len(r.GetTargets()) == 2 && strings.Contains(r.GetTargets()[1].GetMessage(), "shop/orders-0, which uses the network of this node as well")
+		return r.GetRevision() == both && len(r.GetTargets()) == 2 &&
+			strings.Contains(r.GetTargets()[1].GetMessage(),
+				"shop/orders-0, which uses the network of this node as well")
 	})
 	w.expect(t, "me", "laptop")
 	w.assign(second)
@@ -87,7 +89,8 @@ func TestPodOnTheNodesNetworkIsRefusedWhereTCSteers(t *testing.T) {
 			wanted.HostIps = wanted.Ips
 			w.assign(wanted)
 			w.await(t, "reason", func(r *agentpb.Report) bool {
-				return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetFailed() && strings.Contains(r.GetTargets()[0].GetMessage(), "steers by TC")
+				return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetFailed() &&
+					strings.Contains(r.GetTargets()[0].GetMessage(), "steers by TC")
 			})
 			w.expect(t, "me", "app")
 			w.nothingLeft(t)
@@ -95,7 +98,8 @@ func TestPodOnTheNodesNetworkIsRefusedWhereTCSteers(t *testing.T) {
 	}
 }
 
-// Whoever finds the node agent's listener, such as a port scan in the pod, is not passed on to that listener again and again.
+// Whoever finds the node agent's listener, such as a port scan in the pod, is not passed on to that
+// listener again and again.
 func TestListenerIsOfNoUseToThoseInThePod(t *testing.T) {
 	w := newWorld(t)
 	p := w.spawn(t)
@@ -110,7 +114,8 @@ func TestListenerIsOfNoUseToThoseInThePod(t *testing.T) {
 	port, err := strconv.ParseUint(string(listener[1]), 16, 16)
 	require.NoError(t, err)
 	before := p.sockets(t)
-	c, err := testnet.Dial(t.Context(), w.pod.Namespace, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port)))
+	c, err := testnet.Dial(t.Context(), w.pod.Namespace,
+		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port)))
 	require.NoError(t, err)
 	defer c.Close()
 	require.NoError(t, c.SetDeadline(time.Now().Add(30*time.Second)))

@@ -35,7 +35,8 @@ import (
 
 const bearer = "the-token"
 
-// manager is the manager's side of the wire, with a laptop behind it that answers every request with "laptop".
+// manager is the manager's side of the wire, with a laptop behind it that answers every request
+// with "laptop".
 type manager struct {
 	agentpb.UnimplementedAgentsServer
 	address, caFile, tokenFile string
@@ -54,7 +55,8 @@ type manager struct {
 	away       bool                    // the laptop answers nothing but that it is not there
 	mute       bool                    // the laptop answers nothing at all
 	tunnels    map[*tunnel.Conn]struct{}
-	// asking gets the streams on which agents answer questions for environments; nil: a manager that has none.
+	// asking gets the streams on which agents answer questions for environments; nil: a manager
+	// that has none.
 	asking chan agentpb.Agents_EnvironmentsServer
 	// parking gets the streams on which agents wait for laptops' connections to pods.
 	parking chan agentpb.Agents_AcceptToPodServer
@@ -80,14 +82,18 @@ func (m *manager) certify(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"sidestep-manager"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
+		DNSNames:  []string{"sidestep-manager"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
 	m.cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	require.NoError(t, os.WriteFile(m.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	require.NoError(t, os.WriteFile(m.caFile,
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 }
 
 func (m *manager) start(t *testing.T, address string) {
@@ -95,7 +101,8 @@ func (m *manager) start(t *testing.T, address string) {
 	l, err := net.Listen("tcp", address)
 	require.NoError(t, err)
 	m.address = l.Addr().String()
-	m.server = grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&m.cert)))...)
+	m.server = grpc.NewServer(append(tunnel.ServerOptions(),
+		grpc.Creds(credentials.NewServerTLSFromCert(&m.cert)))...)
 	agentpb.RegisterAgentsServer(m.server, m)
 	go func() { _ = m.server.Serve(l) }()
 }
@@ -175,7 +182,8 @@ func (m *manager) Attach(stream agentpb.Agents_AttachServer) error {
 var errYounger = status.Error(codes.AlreadyExists, "a newer node agent of this node is attached")
 
 // admit lets the youngest agent in, and the older one go.
-func (m *manager) admit(ctx context.Context, hello *agentpb.Hello) (_ context.Context, leave func(), err error) {
+func (m *manager) admit(ctx context.Context, hello *agentpb.Hello) (_ context.Context, leave func(),
+	err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.present != nil {
@@ -322,7 +330,8 @@ func word(text string) http.Handler {
 
 const streamPath = "/stream"
 
-// streamPause is the time between two words of a stream. Hundreds of fast ones are too much for a virtual machine.
+// streamPause is the time between two words of a stream. Hundreds of fast ones are too much for a
+// virtual machine.
 func streamPause() time.Duration {
 	if testing.Short() {
 		return time.Second

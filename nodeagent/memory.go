@@ -12,10 +12,12 @@ import (
 )
 
 const (
-	// goShare is the part of GOMEMLIMIT, the container's limit, that Go may use: the kernel charges the container for its sockets, too.
+	// goShare is the part of GOMEMLIMIT, the container's limit, that Go may use: the kernel charges
+	// the container for its sockets, too.
 	goShare = 0.8
-	// liveShare is the part of Go's own limit from which on no connections are taken. Above it, ever more time goes into collecting
-	// garbage, and then the kernel kills the process, with all connections.
+	// liveShare is the part of Go's own limit from which on no connections are taken. Above it,
+	// ever more time goes into collecting garbage, and then the kernel kills the process, with all
+	// connections.
 	liveShare = 0.7
 )
 
@@ -48,7 +50,8 @@ func enoughMemory() error {
 
 // inUse sums up what cannot be given back, with the heap as the metric counts it. In bytes.
 func inUse(heap string) (sum uint64) {
-	used := []metrics.Sample{{Name: heap}, {Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/memory/classes/metadata/other:bytes"}}
+	used := []metrics.Sample{{Name: heap}, {Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/memory/classes/metadata/other:bytes"}}
 	metrics.Read(used)
 	for _, s := range used {
 		sum += s.Value.Uint64()

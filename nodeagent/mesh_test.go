@@ -52,7 +52,8 @@ const linkerdRules = `
 -t nat -A OUTPUT -m owner --uid-owner 2102 -j RETURN
 -t nat -A OUTPUT -o lo -j RETURN`
 
-// ztunnel's, both kinds that there were: by NAT and by TPROXY. Both go on with a connection to the app by its mark.
+// ztunnel's, both kinds that there were: by NAT and by TPROXY. Both go on with a connection to the
+// app by its mark.
 const ambientRules = `
 -t mangle -A PREROUTING -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
 -t mangle -A OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark
@@ -112,7 +113,8 @@ func (k *meshKind) install(t *testing.T, w *world) {
 			run(words...)
 		}
 	}
-	to6 := strings.NewReplacer("127.0.0.1/32", "::1/128", "127.0.0.6/32", "::6/128", "169.254.7.127/32", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128")
+	to6 := strings.NewReplacer("127.0.0.1/32", "::1/128", "127.0.0.6/32", "::6/128", "169.254.7.127/32",
+		"fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128")
 	for line := range strings.Lines(k.rules) {
 		if words := strings.Fields(line); len(words) > 0 {
 			run(append([]string{"iptables", "-w"}, words...)...)
@@ -152,7 +154,8 @@ func (w *world) meshed(ip netip.Addr, who, path string) (string, error) {
 }
 
 // ask makes one request on a connection of its own, from an address if that is given.
-func ask(from *testnet.Node, source string, ip netip.Addr, secure bool, who, path, userAgent string) (string, error) {
+func ask(from *testnet.Node, source string, ip netip.Addr, secure bool, who, path,
+	userAgent string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	scheme := "http"
@@ -255,7 +258,8 @@ func TestMeshsProxyThatStartsLaterIsKnown(t *testing.T) {
 	require.Eventually(t, laptop, time.Minute, 100*time.Millisecond)
 }
 
-// What a proxy had open before, with the requests of many clients on it, is left alone; but that is said.
+// What a proxy had open before, with the requests of many clients on it, is left alone; but that is
+// said.
 func TestOlderConnectionsOfAMeshsProxyAreReported(t *testing.T) {
 	for _, k := range []meshKind{meshKinds[0], meshKinds[2]} {
 		t.Run(k.name, func(t *testing.T) {
@@ -280,7 +284,8 @@ func TestOlderConnectionsOfAMeshsProxyAreReported(t *testing.T) {
 			w.run(t)
 			w.steering(t, w.assign(w.wants()))
 			says := func(r *agentpb.Report, text string) bool {
-				return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetSteering() && strings.Contains(r.GetTargets()[0].GetMessage(), text)
+				return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetSteering() &&
+					strings.Contains(r.GetTargets()[0].GetMessage(), text)
 			}
 			w.await(t, "message", func(r *agentpb.Report) bool { return says(r, "stay with the app") })
 			assert.Equal(t, "app", get("me"))
@@ -290,7 +295,8 @@ func TestOlderConnectionsOfAMeshsProxyAreReported(t *testing.T) {
 	}
 }
 
-// From ::1 to ::1 a proxy connects like anybody in the pod. That is said, and nothing of the pod's own is taken for it.
+// From ::1 to ::1 a proxy connects like anybody in the pod. That is said, and nothing of the pod's
+// own is taken for it.
 func TestMeshsProxyThatCannotBeToldFromTheAppIsReported(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -301,14 +307,17 @@ func TestMeshsProxyThatCannotBeToldFromTheAppIsReported(t *testing.T) {
 	got, err := w.meshed(w.pod.IP6, "me", "/")
 	require.NoError(t, err)
 	assert.Equal(t, "app", got)
-	r := w.await(t, "reason", func(r *agentpb.Report) bool { return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetFailed() })
-	assert.Contains(t, r.GetTargets()[0].GetMessage(), "Linkerd's proxy in the pod connects to the app at [::1]:8080 in a way that cannot be told from the pod's own traffic")
+	r := w.await(t, "reason",
+		func(r *agentpb.Report) bool { return len(r.GetTargets()) == 1 && r.GetTargets()[0].GetFailed() })
+	assert.Contains(t, r.GetTargets()[0].GetMessage(),
+		"Linkerd's proxy in the pod connects to the app at [::1]:8080 in a way that cannot be told from the pod's own traffic")
 	got, err = w.meshed(w.pod.IP4, "me", "/")
 	require.NoError(t, err)
 	assert.Equal(t, "laptop", got)
 }
 
-// Istio's sidecar asks the app for its health in the kubelet's stead; in ambient mode the kubelet has an address of its own.
+// Istio's sidecar asks the app for its health in the kubelet's stead; in ambient mode the kubelet
+// has an address of its own.
 func TestProbesOfMeshesReachTheAppUnderATCPIntercept(t *testing.T) {
 	w := newWorld(t)
 	link, err := linkByName(w.node, "lo")

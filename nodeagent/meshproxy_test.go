@@ -26,10 +26,12 @@ import (
 // envSidecar turns the test's program into the proxy of a mesh that it describes (JSON).
 const envSidecar = "SIDESTEP_TEST_SIDECAR"
 
-// sidecar is a mesh's proxy in a pod: it ends TLS of connections that iptables redirect to it, and connects to the app.
+// sidecar is a mesh's proxy in a pod: it ends TLS of connections that iptables redirect to it, and
+// connects to the app.
 type sidecar struct {
 	Port uint16 // where it listens
-	// From is the address that it binds before it connects to the app. Client: that of the client, with Mark, as ztunnel does.
+	// From is the address that it binds before it connects to the app. Client: that of the client,
+	// with Mark, as ztunnel does.
 	From, From6 string
 	Client      bool
 	Mark        int
@@ -44,7 +46,8 @@ func (s *sidecar) run() error {
 		return err
 	}
 	ends := &tls.Config{Certificates: []tls.Certificate{cert}}
-	l, err := (&net.ListenConfig{Control: s.transparent}).Listen(context.Background(), "tcp", fmt.Sprintf(":%d", s.Port))
+	l, err := (&net.ListenConfig{Control: s.transparent}).Listen(context.Background(), "tcp",
+		fmt.Sprintf(":%d", s.Port))
 	if err != nil {
 		return err
 	}
@@ -62,7 +65,10 @@ func (s *sidecar) transparent(_, _ string, c syscall.RawConn) error {
 	if !s.Client {
 		return nil
 	}
-	return join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1) }), &err)
+	return join(c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_IP,
+			unix.IP_TRANSPARENT, 1)
+	}), &err)
 }
 
 func (s *sidecar) serve(c *net.TCPConn, ends *tls.Config) {
@@ -114,7 +120,8 @@ func (s *sidecar) dial(client netip.Addr, to netip.AddrPort) (net.Conn, error) {
 		var err error
 		return join(c.Control(func(fd uintptr) {
 			if from != "" && !s.Client {
-				err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) // as Envoy does
+				// as Envoy does
+				err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 			}
 			if s.Client {
 				err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1)
@@ -137,7 +144,8 @@ func join(control error, inner *error) error {
 	return *inner
 }
 
-// originalDestination is where the client wanted to go. What TPROXY brings has it for its local address.
+// originalDestination is where the client wanted to go. What TPROXY brings has it for its local
+// address.
 func originalDestination(c *net.TCPConn) (netip.AddrPort, error) {
 	local := addrPortOf(c.LocalAddr())
 	raw, err := c.SyscallConn()
@@ -148,7 +156,8 @@ func originalDestination(c *net.TCPConn) (netip.AddrPort, error) {
 	to := local
 	err = raw.Control(func(fd uintptr) {
 		if local.Addr().Is4() {
-			if a, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, soOriginalDst); err == nil { // 16 bytes: a struct sockaddr_in
+			// 16 bytes: a struct sockaddr_in
+			if a, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, soOriginalDst); err == nil {
 				m := a.Multiaddr
 				to = netip.AddrPortFrom(netip.AddrFrom4([4]byte(m[4:8])), uint16(m[2])<<8|uint16(m[3]))
 			}

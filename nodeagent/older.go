@@ -21,13 +21,15 @@ type older struct {
 	counters takeover.Counters
 }
 
-func (o *older) Open(ns pods.Namespace, pod string, port uint16, claims func(match.Head) string) (pods.Older, error) {
+func (o *older) Open(ns pods.Namespace, pod string, port uint16,
+	claims func(match.Head) string) (pods.Older, error) {
 	enterable, ok := ns.(takeover.Namespace)
 	if !ok {
 		return nil, fmt.Errorf("the namespace of pod %s cannot be entered", pod)
 	}
 	p, err := takeover.Open(takeover.Config{
-		Namespace: enterable, Port: port, Claims: claims, Steering: o.steering, Counters: &o.counters, Log: o.log.With("pod", pod),
+		Namespace: enterable, Port: port, Claims: claims, Steering: o.steering, Counters: &o.counters,
+		Log: o.log.With("pod", pod),
 	})
 	if err != nil {
 		return nil, err
@@ -47,14 +49,17 @@ func (o *older) register(r prometheus.Registerer) {
 	const ended = "Connections from before an intercept that were ended: for a request of its own, or because they were idle or all were to be."
 	count("connections_total", ended, "request", &c.TakenOver)
 	count("connections_total", ended, "existing", &c.Ended)
-	count("held_packets_total", "Packets on connections from before an intercept that were held back.", "", &c.Held)
-	count("released_packets_total", "Packets that were held back and let go, since they were no intercept's.", "", &c.Released)
+	count("held_packets_total", "Packets on connections from before an intercept that were held back.",
+		"", &c.Held)
+	count("released_packets_total",
+		"Packets that were held back and let go, since they were no intercept's.", "", &c.Released)
 	const left = "Requests on connections from before an intercept that may have been its own, and went to the app: the node agent had not decided in time, " +
 		"there were too many to ask it, or the kernel did not end the connection."
 	count("left_requests_total", left, "late", &c.LeftLate)
 	count("left_requests_total", left, "no_room", &c.LeftUntold)
 	count("left_requests_total", left, "not_ended", &c.LeftUndestroyed)
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "sidestep_nodeagent_takeover_watched_connections", Help: "Connections from before an intercept that are open and being watched.",
+		Name: "sidestep_nodeagent_takeover_watched_connections",
+		Help: "Connections from before an intercept that are open and being watched.",
 	}, func() float64 { return float64(c.Watched.Load()) }))
 }

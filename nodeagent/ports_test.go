@@ -22,14 +22,15 @@ import (
 )
 
 const (
-	// envConnections is how many connections TestMoreConnectionsThanPorts makes, on as many ports as a pod has by default. Without it there are
-	// few of both.
+	// envConnections is how many connections TestMoreConnectionsThanPorts makes, on as many ports
+	// as a pod has by default. Without it there are few of both.
 	envConnections = "SIDESTEP_TEST_CONNECTIONS"
 	fewConnections = 3000
 	fewPorts       = "40000 40299"
 )
 
-// Each connection that is passed on leaves a port of the pod's address behind for a minute, at the node agent's end or at the app's.
+// Each connection that is passed on leaves a port of the pod's address behind for a minute, at the
+// node agent's end or at the app's.
 func TestMoreConnectionsThanPorts(t *testing.T) {
 	for name, closes := range map[string]string{"the app closes": "close", "the client closes": "keep-alive"} {
 		t.Run(name, func(t *testing.T) {
@@ -64,7 +65,9 @@ func TestMoreConnectionsThanPorts(t *testing.T) {
 				})
 			}
 			all.Wait()
-			t.Logf("%d connections in %s, the slowest took %s", most, time.Since(began).Round(time.Millisecond), time.Duration(slowest.Load()).Round(time.Millisecond))
+			t.Logf("%d connections in %s, the slowest took %s", most,
+				time.Since(began).Round(time.Millisecond),
+				time.Duration(slowest.Load()).Round(time.Millisecond))
 			assert.Zero(t, failed.Load(), "failed connections")
 			w.expect(t, "me", "laptop")
 		})
@@ -86,7 +89,8 @@ func (w *world) clientAddresses(t *testing.T, n int) (all []netip.Addr) {
 	return all
 }
 
-// oneConnection makes one request on a connection of its own, which is closed by the app if that is asked to.
+// oneConnection makes one request on a connection of its own, which is closed by the app if that is
+// asked to.
 func oneConnection(w *world, from netip.Addr, closes string) error {
 	var c net.Conn
 	err := w.node.Do(func() (err error) {
@@ -100,7 +104,8 @@ func oneConnection(w *world, from netip.Addr, closes string) error {
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
-	if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: orders\r\nConnection: %s\r\n\r\n", closes); err != nil {
+	if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: orders\r\nConnection: %s\r\n\r\n",
+		closes); err != nil {
 		return err
 	}
 	r := bufio.NewReader(c)

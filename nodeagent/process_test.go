@@ -27,8 +27,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent"
 )
 
-// capabilities is all that the chart gives to the node agent. Steering needs CAP_NET_ADMIN before Linux 6.9 only, ending open connections always
-// does; CAP_NET_RAW gives packets back that were held.
+// capabilities is all that the chart gives to the node agent. Steering needs CAP_NET_ADMIN before
+// Linux 6.9 only, ending open connections always does; CAP_NET_RAW gives packets back that were
+// held.
 var capabilities = []int{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE}
 
 // Set in the environment, these turn the test's program into the node agent.
@@ -57,7 +58,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// lockable is how much memory the node agent may lock, in bytes. Containers may often lock no more than 64 KiB.
+// lockable is how much memory the node agent may lock, in bytes. Containers may often lock no more
+// than 64 KiB.
 const lockable = 16 << 10
 
 // confine starts this program again as root with few capabilities, as a container runtime does.
@@ -89,15 +91,18 @@ type process struct {
 	end  func() error // waits for the end
 }
 
-// spawn starts a node agent as a process of its own, with the capabilities that it has in a cluster without some of them.
+// spawn starts a node agent as a process of its own, with the capabilities that it has in a cluster
+// without some of them.
 func (w *world) spawn(t *testing.T, without ...int) *process {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	p := &process{http: l.Addr().String()}
 	require.NoError(t, l.Close())
-	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile, "--token-file", w.tokenFile,
-		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http, "--drain", w.drain.String(), "--log-level", "debug")
+	p.Cmd = exec.Command("/proc/self/exe", "--manager", w.address, "--ca-file", w.caFile,
+		"--token-file", w.tokenFile,
+		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http,
+		"--drain", w.drain.String(), "--log-level", "debug")
 	gives := slices.Clone(capabilities)
 	if !testnet.KernelAtLeast(t, 5, 11) {
 		gives = append(gives, unix.CAP_SYS_RESOURCE) // as the chart does where it is told so
@@ -125,7 +130,8 @@ func TestMissingCapabilitiesAreNamed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.assign(w.wants())
-	for name, capability := range map[string]int{"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE} {
+	for name, capability := range map[string]int{"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN,
+		"CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE} {
 		p := w.spawn(t, capability)
 		w.await(t, name, func(r *agentpb.Report) bool {
 			return len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), name)
@@ -147,16 +153,20 @@ func TestAgentThatCannotEndConnectionsSteersAndSaysSo(t *testing.T) {
 	w.expect(t, "me", "laptop")
 	_, metrics := fetch(t, "http://"+p.http+"/metrics")
 	for _, line := range []string{
-		`takeover_connections_total{reason="request"} 0`, `takeover_connections_total{reason="existing"} 0`, `takeover_watched_connections 0`,
+		`takeover_connections_total{reason="request"} 0`,
+		`takeover_connections_total{reason="existing"} 0`, `takeover_watched_connections 0`,
 		`takeover_held_packets_total 0`, `takeover_released_packets_total 0`,
-		`takeover_left_requests_total{reason="late"} 0`, `takeover_left_requests_total{reason="no_room"} 0`, `takeover_left_requests_total{reason="not_ended"} 0`,
+		`takeover_left_requests_total{reason="late"} 0`,
+		`takeover_left_requests_total{reason="no_room"} 0`,
+		`takeover_left_requests_total{reason="not_ended"} 0`,
 	} {
 		assert.Contains(t, metrics, "\nsidestep_nodeagent_"+line+"\n")
 	}
 	w.await(t, "the reason", func(r *agentpb.Report) bool {
 		t := r.GetTargets()
 		return len(t) == 1 && t[0].GetSteering() &&
-			strings.Contains(t[0].GetMessage(), "that are open already stay with the app") && strings.Contains(t[0].GetMessage(), "CAP_NET_ADMIN")
+			strings.Contains(t[0].GetMessage(), "that are open already stay with the app") &&
+			strings.Contains(t[0].GetMessage(), "CAP_NET_ADMIN")
 	})
 }
 
@@ -167,7 +177,8 @@ func TestLimitOnLockedMemory(t *testing.T) {
 	limited := w.spawn(t, unix.CAP_SYS_RESOURCE)
 	if !testnet.KernelAtLeast(t, 5, 11) {
 		w.await(t, "what to do", func(r *agentpb.Report) bool {
-			return len(r.GetTargets()) == 1 && strings.Contains(r.GetTargets()[0].GetMessage(), "nodeagent.beforeLinux511=true")
+			return len(r.GetTargets()) == 1 &&
+				strings.Contains(r.GetTargets()[0].GetMessage(), "nodeagent.beforeLinux511=true")
 		})
 		w.expect(t, "me", "app")
 		limited.kill(t)
@@ -273,7 +284,8 @@ func TestPurgeCommand(t *testing.T) {
 	w.steering(t, w.assign(w.wants()))
 	p.kill(t)
 	var out strings.Builder
-	require.Zero(t, nodeagent.Main(nodeagent.Env{Args: []string{"purge", "--bpffs", w.bpffs}, Stdout: &out, Stderr: &out}), out.String())
+	require.Zero(t, nodeagent.Main(nodeagent.Env{Args: []string{"purge", "--bpffs", w.bpffs},
+		Stdout: &out, Stderr: &out}), out.String())
 	w.nothingLeft(t)
 }
 
@@ -281,12 +293,14 @@ func TestHealthReadinessAndMetrics(t *testing.T) {
 	w := newWorld(t)
 	p := w.spawn(t)
 	get := func(path string) (int, string) { return fetch(t, "http://"+p.http+path) }
-	require.Eventually(t, func() bool { code, _ := get("/healthz"); return code == 200 }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { code, _ := get("/healthz"); return code == 200 },
+		30*time.Second, 20*time.Millisecond)
 	code, why := get("/readyz")
 	assert.Equal(t, 503, code)
 	assert.Contains(t, why, "no assignment")
 	w.steering(t, w.assign(w.wants()))
-	require.Eventually(t, func() bool { code, _ := get("/readyz"); return code == 200 }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { code, _ := get("/readyz"); return code == 200 }, 30*time.Second,
+		20*time.Millisecond)
 	w.expect(t, "me", "laptop")
 	_, metrics := get("/metrics")
 	for _, line := range []string{
@@ -314,7 +328,8 @@ func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
 	gone := testnet.Watch(t, w.pod)
 	inode := w.pod.Inode()
 	w.pod.Delete()
-	if !assert.Eventually(t, gone, time.Minute, 20*time.Millisecond, "something keeps the namespace of the deleted pod alive") {
+	if !assert.Eventually(t, gone, time.Minute, 20*time.Millisecond,
+		"something keeps the namespace of the deleted pod alive") {
 		t.Fatal("it is held by", holders(t, inode))
 	}
 	got, err := get(w.node, other.IP4, "me")
@@ -322,7 +337,8 @@ func TestDeletedPodIsLetGoAtOnce(t *testing.T) {
 	assert.Equal(t, "laptop", got, "the other pod is still steered")
 }
 
-// holders are the files and threads of processes that keep a network namespace alive. Sockets cannot be told by their namespace.
+// holders are the files and threads of processes that keep a network namespace alive. Sockets
+// cannot be told by their namespace.
 func holders(t *testing.T, inode uint64) (all []string) {
 	t.Helper()
 	for _, pattern := range []string{"/proc/[0-9]*/fd/*", "/proc/[0-9]*/task/*/ns/net"} {
@@ -350,7 +366,8 @@ func TestConnectionsOfADeletedPodAreClosed(t *testing.T) {
 		require.NoError(t, err)
 		defer open.Close()
 	}
-	require.Eventually(t, func() bool { return p.sockets(t) >= before+2+5 }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return p.sockets(t) >= before+2+5 }, 30*time.Second,
+		20*time.Millisecond)
 	w.pod.Delete()
 	require.Eventually(t, func() bool { return p.sockets(t) == before }, 30*time.Second, 20*time.Millisecond)
 }

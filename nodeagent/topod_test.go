@@ -82,7 +82,8 @@ func TestALaptopReachesPortsOfThePodThatTheAssignmentNames(t *testing.T) {
 	rule.ToPod = []uint32{loopback, own, six, 1, appPort}
 	w.steering(t, w.assign(want))
 	to := func(port uint32) *tunnelpb.Open {
-		return &tunnelpb.Open{InterceptUid: rule.GetInterceptUid(), PodUid: w.pod.UID, Pod: "orders-0", ToPort: port}
+		return &tunnelpb.Open{InterceptUid: rule.GetInterceptUid(), PodUid: w.pod.UID, Pod: "orders-0",
+			ToPort: port}
 	}
 	for port, greeting := range map[uint32]string{loopback: "helper", own: "app", six: "helper6"} {
 		c, answer := w.toPod(t, to(port))
@@ -110,12 +111,15 @@ func TestALaptopReachesPortsOfThePodThatTheAssignmentNames(t *testing.T) {
 		assert.Equal(t, says, answer.GetMessage())
 	}
 	refused(to(1), tunnelpb.Opened_REFUSED, "port 1 of pod orders-0: nothing listens on it")
-	refused(to(2), tunnelpb.Opened_UNKNOWN, "port 2 of pod orders-0: the intercept, or this port of it, has ended")
+	refused(to(2), tunnelpb.Opened_UNKNOWN,
+		"port 2 of pod orders-0: the intercept, or this port of it, has ended")
 	port := strconv.Itoa(int(loopback))
 	elsewhere, others := to(loopback), to(loopback)
 	elsewhere.PodUid, others.InterceptUid = "elsewhere", "others"
-	refused(elsewhere, tunnelpb.Opened_UNKNOWN, "port "+port+" of pod orders-0: it is not among those that are intercepted on this node")
-	refused(others, tunnelpb.Opened_UNKNOWN, "port "+port+" of pod orders-0: the intercept, or this port of it, has ended")
+	refused(elsewhere, tunnelpb.Opened_UNKNOWN, "port "+port+
+		" of pod orders-0: it is not among those that are intercepted on this node")
+	refused(others, tunnelpb.Opened_UNKNOWN, "port "+port+
+		" of pod orders-0: the intercept, or this port of it, has ended")
 
 	t.Run("a connection ends with what allows it, and only then", func(t *testing.T) {
 		ends, stays := to(loopback), to(own)

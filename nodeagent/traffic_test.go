@@ -23,7 +23,8 @@ func (w *world) visit(t *testing.T, ip netip.Addr, who string) (in, out uint64) 
 	require.NoError(t, err)
 	defer c.Close()
 	require.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
-	n, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n%s: %s\r\n\r\n", header, who)
+	n, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n%s: %s\r\n\r\n",
+		header, who)
 	require.NoError(t, err)
 	answer, err := io.ReadAll(c)
 	require.NoError(t, err)
@@ -67,6 +68,7 @@ func TestConnectionsOfClientsAreCountedAndReported(t *testing.T) {
 	} {
 		assert.Contains(t, metrics, line+"\n")
 	}
-	assert.NotContains(t, metrics, `sidestep_nodeagent_tcp_connections_total{pod="shop/orders-0",port="8080",way="local"} 0`,
+	assert.NotContains(t, metrics,
+		`sidestep_nodeagent_tcp_connections_total{pod="shop/orders-0",port="8080",way="local"} 0`,
 		"what is passed on comes from the pod itself")
 }

@@ -24,7 +24,8 @@ import (
 // native is the kernel of this computer.
 const native = "native"
 
-// everything is the kernels of a complete run: the oldest that is supported, those of Debian 12, what will be in Debian next.
+// everything is the kernels of a complete run: the oldest that is supported, those of Debian 12,
+// what will be in Debian next.
 const everything = "5.10,6.1,6.12," + debian.Newest + "," + native
 
 type options struct {
@@ -41,15 +42,20 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	}
 	f := flag.NewFlagSet("vmtests", flag.ContinueOnError)
 	f.SetOutput(out)
-	f.StringVar(&o.kernels, "kernels", everything, "`versions` of Debian's kernels, comma-separated; newest, native")
+	f.StringVar(&o.kernels, "kernels", everything,
+		"`versions` of Debian's kernels, comma-separated; newest, native")
 	f.StringVar(&o.pattern, "run", "", "run only tests that match this `pattern`, as in go test")
-	f.StringVar(&o.packages, "packages", "", "test these packages, in the `patterns` of go list, comma-separated; default is all that face the kernel")
-	f.StringVar(&o.docs, "docs", "", "write the table of this run and those of the last day into this Markdown `file`, if nothing has failed")
+	f.StringVar(&o.packages, "packages", "",
+		"test these packages, in the `patterns` of go list, comma-separated; default is all that face the kernel")
+	f.StringVar(&o.docs, "docs", "",
+		"write the table of this run and those of the last day into this Markdown `file`, if nothing has failed")
 	f.StringVar(&o.cache, "cache", filepath.Join(home, "sidestep-vmtests"), "`directory` for kernels")
-	f.StringVar(&o.accelerator, "accel", os.Getenv("VMTESTS_ACCEL"), "kvm or tcg; default is KVM where it proves to work ($VMTESTS_ACCEL)")
+	f.StringVar(&o.accelerator, "accel", os.Getenv("VMTESTS_ACCEL"),
+		"kvm or tcg; default is KVM where it proves to work ($VMTESTS_ACCEL)")
 	f.IntVar(&o.memory, "memory", 2048, "`MiB` of a machine")
 	f.IntVar(&o.cpus, "cpus", 2, "processors of a machine")
-	f.IntVar(&o.machines, "machines", 2, "how many run at the same time; without KVM, each keeps one processor busy")
+	f.IntVar(&o.machines, "machines", 2,
+		"how many run at the same time; without KVM, each keeps one processor busy")
 	f.DurationVar(&o.limit, "timeout", 30*time.Minute, "how long the tests may take on one kernel")
 	f.BoolVar(&o.verbose, "v", false, "print all that the tests write")
 	if err := f.Parse(args); err != nil {
@@ -86,7 +92,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := lab.build(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "built the tests of %d packages in %s\n", len(lab.tests), time.Since(begin).Round(time.Second))
+	fmt.Fprintf(out, "built the tests of %d packages in %s\n", len(lab.tests),
+		time.Since(begin).Round(time.Second))
 	kernels, err := lab.all(ctx)
 	if err != nil {
 		return err
@@ -95,7 +102,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return lab.conclude(ctx, kernels)
 }
 
-// all runs everything on all kernels: in machines first, as many at a time as there may be, then natively with nothing beside it.
+// all runs everything on all kernels: in machines first, as many at a time as there may be, then
+// natively with nothing beside it.
 func (l *lab) all(ctx context.Context) ([]*report.Kernel, error) {
 	names := strings.Split(l.kernels, ",")
 	kernels, errs := make([]*report.Kernel, len(names)), make([]error, len(names))
@@ -179,7 +187,8 @@ func indent(text string) string {
 	const most = 60
 	lines := slices.Collect(strings.Lines(text))
 	if len(lines) > most {
-		lines = append([]string{fmt.Sprintf("(%d lines before)\n", len(lines)-most)}, lines[len(lines)-most:]...)
+		lines = append([]string{fmt.Sprintf("(%d lines before)\n", len(lines)-most)},
+			lines[len(lines)-most:]...)
 	}
 	for i, line := range lines {
 		lines[i] = "    " + strings.TrimPrefix(strings.TrimRight(line, "\n"), "\x16") + "\n"

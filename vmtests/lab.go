@@ -26,9 +26,11 @@ import (
 	"sidestep.dev/sidestep/vmtests/report"
 )
 
-// modules are those that Debian's kernels have not built in and that the tests, or the datapath, use.
+// modules are those that Debian's kernels have not built in and that the tests, or the datapath,
+// use.
 var modules = []string{
-	"veth", "dummy", "bridge", "macvlan", "ipvlan", "sch_ingress", "cls_bpf", "act_bpf", "inet_diag", "tcp_diag", "tls", "tun",
+	"veth", "dummy", "bridge", "macvlan", "ipvlan", "sch_ingress", "cls_bpf", "act_bpf", "inet_diag",
+	"tcp_diag", "tls", "tun",
 }
 
 // lab is what runs on all kernels.
@@ -58,7 +60,8 @@ func (l *lab) build(ctx context.Context) error {
 	}
 	l.convert = strings.TrimSpace(tool)
 	l.init = filepath.Join(l.work, "init")
-	if _, err := command(ctx, "go", "build", "-ldflags=-s -w", "-o", l.init, "sidestep.dev/sidestep/vmtests/init"); err != nil {
+	if _, err := command(ctx, "go", "build", "-ldflags=-s -w", "-o", l.init,
+		"sidestep.dev/sidestep/vmtests/init"); err != nil {
 		return err
 	}
 	packages, err := discover(ctx, l.packages)
@@ -67,7 +70,8 @@ func (l *lab) build(ctx context.Context) error {
 	}
 	for _, p := range packages {
 		b := built{p, filepath.Join(l.work, strings.ReplaceAll(p.ImportPath, "/", "-")+".test")}
-		if _, err := command(ctx, "go", "test", "-c", "-ldflags=-s -w", "-o", b.binary, p.ImportPath); err != nil {
+		if _, err := command(ctx, "go", "test", "-c", "-ldflags=-s -w", "-o", b.binary,
+			p.ImportPath); err != nil {
 			return err
 		}
 		l.tests = append(l.tests, b)
@@ -86,7 +90,8 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	cmd.Stderr = &failed
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(failed.String()))
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err,
+			strings.TrimSpace(failed.String()))
 	}
 	return string(out), nil
 }
@@ -164,7 +169,8 @@ func (l *lab) native(ctx context.Context, k *report.Kernel, out io.Writer) (stri
 	guest.Say(out, guest.Release, strings.TrimSpace(string(release)))
 	var tests []guest.Test
 	for _, b := range l.tests {
-		tests = append(tests, guest.Test{Package: b.ImportPath, Binary: b.binary, Dir: b.Dir, Args: l.arguments()})
+		tests = append(tests, guest.Test{Package: b.ImportPath, Binary: b.binary, Dir: b.Dir,
+			Args: l.arguments()})
 	}
 	return "", guest.Run(ctx, out, tests)
 }
@@ -237,9 +243,11 @@ func (l *lab) pack(to string, tree fs.FS, tests []built) (err error) {
 	}
 	for _, b := range tests {
 		dir := path.Join("/src", b.ImportPath)
-		t := guest.Test{Package: b.ImportPath, Binary: path.Join("/tests", filepath.Base(b.binary)), Dir: dir, Args: l.arguments()}
+		t := guest.Test{Package: b.ImportPath, Binary: path.Join("/tests", filepath.Base(b.binary)),
+			Dir: dir, Args: l.arguments()}
 		w.Dir(dir)
-		if err := errors.Join(w.Copy(t.Binary, b.binary), copyTree(w, path.Join(dir, "testdata"), filepath.Join(b.Dir, "testdata"))); err != nil {
+		if err := errors.Join(w.Copy(t.Binary, b.binary),
+			copyTree(w, path.Join(dir, "testdata"), filepath.Join(b.Dir, "testdata"))); err != nil {
 			return fmt.Errorf("pack the tests of %s: %w", b.ImportPath, err)
 		}
 		plan.Tests = append(plan.Tests, t)

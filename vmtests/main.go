@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command vmtests runs the datapath's tests on other kernels: Debian's, in virtual machines, and on the one of this computer.
-// The test binaries are the same everywhere.
+// Command vmtests runs the datapath's tests on other kernels: Debian's, in virtual machines, and on
+// the one of this computer. The test binaries are the same everywhere.
 package main
 
 import (

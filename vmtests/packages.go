@@ -21,7 +21,8 @@ type pkg struct {
 
 const project = "sidestep.dev/sidestep/"
 
-// discover gives the packages whose tests are to run on other kernels: those that patterns name, or all that face the kernel.
+// discover gives the packages whose tests are to run on other kernels: those that patterns name, or
+// all that face the kernel.
 func discover(ctx context.Context, patterns string) (all []pkg, err error) {
 	args := []string{"list", "-json=ImportPath,Dir,Imports,TestImports,XTestImports,TestGoFiles,XTestGoFiles"}
 	if patterns == "" {
@@ -49,13 +50,17 @@ func discover(ctx context.Context, patterns string) (all []pkg, err error) {
 	}
 }
 
-// facesKernel says whether the package speaks with the kernel itself, so that another kernel could answer differently: it, or its
-// tests, use BPF, netlink or network namespaces, or it is below nodeagent and makes system calls of Linux.
+// facesKernel says whether the package speaks with the kernel itself, so that another kernel could
+// answer differently: it, or its tests, use BPF, netlink or network namespaces, or it is below
+// nodeagent and makes system calls of Linux.
 func (p pkg) facesKernel() bool {
-	own := strings.HasPrefix(p.ImportPath, project+"nodeagent") && slices.Contains(p.Imports, "golang.org/x/sys/unix")
-	return own || slices.ContainsFunc(slices.Concat(p.Imports, p.TestImports, p.XTestImports), func(path string) bool {
-		return slices.ContainsFunc([]string{"github.com/cilium/ebpf", "github.com/vishvananda/netlink", project + "internal/testnet"}, func(has string) bool {
-			return path == has || strings.HasPrefix(path, has+"/")
+	own := strings.HasPrefix(p.ImportPath, project+"nodeagent") &&
+		slices.Contains(p.Imports, "golang.org/x/sys/unix")
+	return own || slices.ContainsFunc(slices.Concat(p.Imports, p.TestImports, p.XTestImports),
+		func(path string) bool {
+			return slices.ContainsFunc([]string{"github.com/cilium/ebpf", "github.com/vishvananda/netlink",
+				project + "internal/testnet"}, func(has string) bool {
+				return path == has || strings.HasPrefix(path, has+"/")
+			})
 		})
-	})
 }

@@ -19,7 +19,8 @@ import (
 // freshness is how long results may stand in the table beside newer ones.
 const freshness = 24 * time.Hour
 
-// stored is what a package's tests have said on a kernel, so that a run of a part completes what others have found.
+// stored is what a package's tests have said on a kernel, so that a run of a part completes what
+// others have found.
 type stored struct {
 	When  time.Time
 	Tests []report.Test
@@ -53,7 +54,8 @@ func (l *lab) recall(name string) (known, error) {
 
 func (l *lab) storeOf(name string) string { return filepath.Join(l.cache.Dir, "results", name+".json") }
 
-// remember stores the results of whole packages. Those of another version of the kernel are forgotten.
+// remember stores the results of whole packages. Those of another version of the kernel are
+// forgotten.
 func (l *lab) remember(k *report.Kernel) error {
 	if l.pattern != "" || !k.Done {
 		return nil
@@ -80,7 +82,8 @@ func (l *lab) remember(k *report.Kernel) error {
 	return os.WriteFile(l.storeOf(k.Name), text, 0o644)
 }
 
-// everywhere gives what is known of all kernels that a complete run has, from this run and from earlier ones.
+// everywhere gives what is known of all kernels that a complete run has, from this run and from
+// earlier ones.
 func (l *lab) everywhere(ctx context.Context) (all []*report.Kernel, err error) {
 	packages, err := discover(ctx, "")
 	if err != nil {

@@ -57,10 +57,16 @@ func TestPackagesThatFaceTheKernel(t *testing.T) {
 		want bool
 	}{
 		{"uses BPF", pkg{ImportPath: project + "bpf", Imports: []string{"github.com/cilium/ebpf/link"}}, true},
-		{"is tested in network namespaces", pkg{ImportPath: project + "x", XTestImports: []string{project + "internal/testnet"}}, true},
-		{"makes system calls for the node agent", pkg{ImportPath: project + "nodeagent/proxy/stream", Imports: []string{"golang.org/x/sys/unix"}}, true},
-		{"makes system calls on the laptop", pkg{ImportPath: project + "client/daemon", Imports: []string{"golang.org/x/sys/unix"}}, false},
-		{"makes system calls in tests alone", pkg{ImportPath: project + "nodeagent/proxy", TestImports: []string{"golang.org/x/sys/unix"}}, false},
+		{"is tested in network namespaces",
+			pkg{ImportPath: project + "x", XTestImports: []string{project + "internal/testnet"}}, true},
+		{"makes system calls for the node agent",
+			pkg{ImportPath: project + "nodeagent/proxy/stream",
+				Imports: []string{"golang.org/x/sys/unix"}}, true},
+		{"makes system calls on the laptop",
+			pkg{ImportPath: project + "client/daemon", Imports: []string{"golang.org/x/sys/unix"}}, false},
+		{"makes system calls in tests alone",
+			pkg{ImportPath: project + "nodeagent/proxy",
+				TestImports: []string{"golang.org/x/sys/unix"}}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) { assert.Equal(t, tc.want, tc.pkg.facesKernel()) })
 	}

@@ -35,7 +35,8 @@ func run() error {
 		}
 		args = append(args, "--plugin="+plugin+"="+strings.TrimSpace(string(path)))
 	}
-	args = append(args, "--go_out=.", "--go_opt=paths=source_relative", "--go-grpc_out=.", "--go-grpc_opt=paths=source_relative")
+	args = append(args, "--go_out=.", "--go_opt=paths=source_relative", "--go-grpc_out=.",
+		"--go-grpc_opt=paths=source_relative")
 	protoc := exec.Command("protoc", append(args, protos...)...)
 	protoc.Stdout, protoc.Stderr = os.Stdout, os.Stderr
 	if err := protoc.Run(); err != nil {
@@ -46,8 +47,9 @@ func run() error {
 
 var protocVersion = regexp.MustCompile(`(?m)^// [-\t ]*protoc +v.*\n`)
 
-// dropProtocVersion removes protoc's own version from the headers of the generated files: it does not shape the code (the pinned plugins
-// do), and would make a file look stale on a distribution with another protoc.
+// dropProtocVersion removes protoc's own version from the headers of the generated files: it does
+// not shape the code (the pinned plugins do), and would make a file look stale on a distribution
+// with another protoc.
 func dropProtocVersion() error {
 	generated, err := filepath.Glob("api/*/*.pb.go")
 	if err != nil {

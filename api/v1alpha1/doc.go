@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package v1alpha1 holds the Kubernetes API of sidestep: the Intercept, which is the one record of who
-// receives which traffic of which workload.
+// Package v1alpha1 holds the Kubernetes API of sidestep: the Intercept, which is the one record of
+// who receives which traffic of which workload.
 //
 // +kubebuilder:object:generate=true
 // +groupName=sidestep.dev

@@ -6,9 +6,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Intercept asks that traffic of one port of one workload goes to the laptop of one developer: every
-// connection or, of a UDP port, every datagram (mechanism tcp), or the HTTP requests that match (mechanism http). It is created, and deleted, by
-// the developer's own account, so RBAC decides who may intercept what; the manager only writes its status.
+// Intercept asks that traffic of one port of one workload goes to the laptop of one developer:
+// every connection or, of a UDP port, every datagram (mechanism tcp), or the HTTP requests that
+// match (mechanism http). It is created, and deleted, by the developer's own account, so RBAC
+// decides who may intercept what; the manager only writes its status.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -61,12 +62,13 @@ const (
 	ProtocolUDP Protocol = "UDP"
 )
 
-// KnowsUDP is an annotation, "true" on intercepts whose holder knows what to do with datagrams. Without it, and without spec.protocol, the port is one of
-// TCP.
+// KnowsUDP is an annotation, "true" on intercepts whose holder knows what to do with datagrams.
+// Without it, and without spec.protocol, the port is one of TCP.
 const KnowsUDP = "sidestep.dev/knows-udp"
 
-// InterceptSpec is what the developer asks for. Nothing in it can change after creation except the service, the
-// port, the container, plaintext, environment, toPod and the destination: that is how an intercept moves to another port without a gap.
+// InterceptSpec is what the developer asks for. Nothing in it can change after creation except the
+// service, the port, the container, plaintext, environment, toPod and the destination: that is how
+// an intercept moves to another port without a gap.
 //
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'tcp' || !has(self.protocol) || self.protocol == 'TCP'",message="spec.protocol UDP needs mechanism tcp, which takes every datagram: there are no HTTP requests in them"
@@ -88,18 +90,19 @@ type InterceptSpec struct {
 	// +kubebuilder:validation:MaxLength=63
 	Service string `json:"service,omitempty"`
 
-	// Port is a service port by name or number, or a container port where the workload has no service. It may be
-	// left out when there is just one.
+	// Port is a service port by name or number, or a container port where the workload has no
+	// service. It may be left out when there is just one.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	Port string `json:"port,omitempty"`
 
-	// Protocol chooses between a TCP and a UDP port of the same number. Without it the port may be either if the annotation
-	// sidestep.dev/knows-udp is "true", and is one of TCP otherwise.
+	// Protocol chooses between a TCP and a UDP port of the same number. Without it the port may be
+	// either if the annotation sidestep.dev/knows-udp is "true", and is one of TCP otherwise.
 	// +optional
 	Protocol Protocol `json:"protocol,omitempty"`
 
-	// Container names the container whose environment and ports are meant, when it cannot be told from the port.
+	// Container names the container whose environment and ports are meant, when it cannot be told
+	// from the port.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	Container string `json:"container,omitempty"`
@@ -111,23 +114,26 @@ type InterceptSpec struct {
 	// +optional
 	HTTP *HTTPMatch `json:"http,omitempty"`
 
-	// Wiretap leaves the traffic with the app, and gives a copy of it to the laptop. Copies are bounded: those for which there is no room are
-	// dropped. A wiretap overlaps with nothing. Its client.keyHash is WiretapKeyHash of the session's.
+	// Wiretap leaves the traffic with the app, and gives a copy of it to the laptop. Copies are
+	// bounded: those for which there is no room are dropped. A wiretap overlaps with nothing. Its
+	// client.keyHash is WiretapKeyHash of the session's.
 	// +optional
 	Wiretap bool `json:"wiretap,omitempty"`
 
-	// Plaintext says that the app behind the port speaks plaintext, although the port's name or appProtocol says TLS. Without
-	// it, mechanism http is refused on such a port.
+	// Plaintext says that the app behind the port speaks plaintext, although the port's name or
+	// appProtocol says TLS. Without it, mechanism http is refused on such a port.
 	// +optional
 	Plaintext bool `json:"plaintext,omitempty"`
 
-	// Environment lets the holder read the environment of the container's process. The ValidatingAdmissionPolicy sidestep-environment admits it
-	// only from those who may get intercepts/environment in the namespace.
+	// Environment lets the holder read the environment of the container's process. The
+	// ValidatingAdmissionPolicy sidestep-environment admits it only from those who may get
+	// intercepts/environment in the namespace.
 	// +optional
 	Environment bool `json:"environment,omitempty"`
 
-	// ToPod are ports of the intercepted pods that the holder's laptop may connect to, on a loopback address of the pod or the pod's own. Pods on
-	// their node's network are left out: their loopback is the node's.
+	// ToPod are ports of the intercepted pods that the holder's laptop may connect to, on a
+	// loopback address of the pod or the pod's own. Pods on their node's network are left out:
+	// their loopback is the node's.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=16
@@ -149,12 +155,14 @@ type InterceptSpec struct {
 	Destination Destination `json:"destination,omitempty"`
 }
 
-// WorkloadKinds are the kinds of workloads that can be intercepted, in the order in which a name is looked for.
+// WorkloadKinds are the kinds of workloads that can be intercepted, in the order in which a name is
+// looked for.
 var WorkloadKinds = []string{"Deployment", "StatefulSet", "DaemonSet", "Rollout", "ReplicaSet", "Pod"}
 
 // WorkloadReference names a workload in the Intercept's own namespace.
 type WorkloadReference struct {
-	// Kind is one of those of Kubernetes, where a Pod is one that no other workload owns, or a Rollout of Argo Rollouts (argoproj.io).
+	// Kind is one of those of Kubernetes, where a Pod is one that no other workload owns, or a
+	// Rollout of Argo Rollouts (argoproj.io).
 	// +kubebuilder:validation:Enum=Deployment;ReplicaSet;StatefulSet;DaemonSet;Pod;Rollout
 	Kind string `json:"kind"`
 	// +kubebuilder:validation:MinLength=1
@@ -164,7 +172,8 @@ type WorkloadReference struct {
 
 // HTTPMatch lists conditions that must all hold for a request to match.
 type HTTPMatch struct {
-	// Headers must all be matched; a header that a request carries several times matches by any of its values.
+	// Headers must all be matched; a header that a request carries several times matches by any of
+	// its values.
 	// +optional
 	// +kubebuilder:validation:MaxItems=16
 	Headers []HeaderMatch `json:"headers,omitempty"`
@@ -216,8 +225,8 @@ type ClientReference struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=320
 	Holder string `json:"holder"`
-	// KeyHash is the hex SHA-256 of the session key. Only a client that shows the key to the manager receives the
-	// traffic.
+	// KeyHash is the hex SHA-256 of the session key. Only a client that shows the key to the
+	// manager receives the traffic.
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{64}$`
 	KeyHash string `json:"keyHash"`
 }
@@ -271,7 +280,8 @@ type InterceptStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// +optional
 	State State `json:"state,omitempty"`
-	// Message says in one sentence why State is not ACTIVE, or what keeps an ACTIVE intercept from receiving anything.
+	// Message says in one sentence why State is not ACTIVE, or what keeps an ACTIVE intercept from
+	// receiving anything.
 	// +optional
 	Message string `json:"message,omitempty"`
 	// Service is the service that was resolved; empty when the workload has none.

@@ -7,8 +7,9 @@ import (
 	"encoding/hex"
 )
 
-// WiretapKeyHash is what stands for a session's key hash in its wiretaps. No laptop ever connects with a key of this hash: a manager that does not know
-// wiretaps, and holds one for an intercept, holds it for one whose laptop is away, and leaves the traffic with the app.
+// WiretapKeyHash is what stands for a session's key hash in its wiretaps. No laptop ever connects
+// with a key of this hash: a manager that does not know wiretaps, and holds one for an intercept,
+// holds it for one whose laptop is away, and leaves the traffic with the app.
 func WiretapKeyHash(keyHash string) string {
 	sum := sha256.Sum256([]byte("wiretap of " + keyHash))
 	return hex.EncodeToString(sum[:])

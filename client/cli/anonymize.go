@@ -31,13 +31,15 @@ const (
 func newPseudonyms(managerNamespace string) *pseudonyms {
 	return &pseudonyms{
 		names: map[string]string{}, counts: map[string]int{},
-		kept: []string{"default", "kube-system", "kube-public", "kube-node-lease", defaultManagerNamespace, managerNamespace},
+		kept: []string{"default", "kube-system", "kube-public", "kube-node-lease",
+			defaultManagerNamespace, managerNamespace},
 	}
 }
 
 // learn takes in a name. What is known already keeps its pseudonym.
 func (p *pseudonyms) learn(kind, name string) {
-	if name == "" || p.names[name] != "" || slices.Contains(p.kept, name) || strings.HasPrefix(name, "sidestep-") {
+	if name == "" || p.names[name] != "" || slices.Contains(p.kept, name) ||
+		strings.HasPrefix(name, "sidestep-") {
 		return
 	}
 	p.counts[kind]++
@@ -50,9 +52,11 @@ func (p *pseudonyms) learn(kind, name string) {
 }
 
 var (
-	// As the logs of node agents and daemons have names, and as those of the manager and records have them.
+	// As the logs of node agents and daemons have names, and as those of the manager and records
+	// have them.
 	inText = regexp.MustCompile(`\b(pod|intercept|namespace|node|workload|holder)=("[^"\s]*"|[^"\s]+)`)
-	inJSON = regexp.MustCompile(`"(pod|intercept|namespace|node|workload|holder|client|name)"\s*:\s*"([^"\s]*)"`)
+	inJSON = regexp.MustCompile(
+		`"(pod|intercept|namespace|node|workload|holder|client|name)"\s*:\s*"([^"\s]*)"`)
 )
 
 // collect learns the names that a text has in places that are meant for them.

@@ -21,7 +21,8 @@ const completionPatience = 2 * time.Second
 
 type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
 
-// completeWith offers the names that find returns, and nothing when it fails: an error message would spoil the prompt.
+// completeWith offers the names that find returns, and nothing when it fails: an error message
+// would spoil the prompt.
 func completeWith(find func(context.Context, *cobra.Command) ([]string, error)) completion {
 	return func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
@@ -47,13 +48,15 @@ func first(complete completion) completion {
 
 func completeInterceptable(e *env, g *global) completion { return first(completeWorkloads(e, g)) }
 
-// completeWorkloads asks the daemon if it has a session, and the cluster otherwise. Nothing is started for it.
+// completeWorkloads asks the daemon if it has a session, and the cluster otherwise. Nothing is
+// started for it.
 func completeWorkloads(e *env, g *global) completion {
 	return completeWith(func(ctx context.Context, _ *cobra.Command) ([]string, error) {
 		if s, err := e.reach(ctx, g); err == nil {
 			defer s.Close()
 			if holdsSession(ctx, s) && !choosesCluster(setFlags(g.kube)) {
-				reply, err := s.List(ctx, &daemonpb.ListRequest{Namespace: g.namespace, Filter: "interceptable"})
+				reply, err := s.List(ctx,
+					&daemonpb.ListRequest{Namespace: g.namespace, Filter: "interceptable"})
 				if err != nil {
 					return nil, err
 				}
@@ -109,10 +112,13 @@ func completeInterceptFlags(e *env, g *global, cmd *cobra.Command) {
 	for _, name := range []string{"http-header", "http-match"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, words(headerAuto, headerAll))
 	}
-	_ = cmd.RegisterFlagCompletionFunc("service", completeParts(e, g, func(_ string, p install.Parts) []string { return p.Services }))
-	_ = cmd.RegisterFlagCompletionFunc("container", completeParts(e, g, func(_ string, p install.Parts) []string { return p.Containers }))
+	_ = cmd.RegisterFlagCompletionFunc("service",
+		completeParts(e, g, func(_ string, p install.Parts) []string { return p.Services }))
+	_ = cmd.RegisterFlagCompletionFunc("container",
+		completeParts(e, g, func(_ string, p install.Parts) []string { return p.Containers }))
 	_ = cmd.RegisterFlagCompletionFunc("port", completePort(e, g))
-	for _, name := range []string{"address", "http-path-equal", "http-path-prefix", "http-path-regex", "timeout"} {
+	for _, name := range []string{"address", "http-path-equal", "http-path-prefix", "http-path-regex",
+		"timeout"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
 }
@@ -195,24 +201,26 @@ func completeGlobals(e *env, root *cobra.Command, g *global) {
 	})
 	_ = root.RegisterFlagCompletionFunc("namespace", namespaces)
 	_ = root.RegisterFlagCompletionFunc("manager-namespace", namespaces)
-	_ = root.RegisterFlagCompletionFunc("context", completeWith(func(context.Context, *cobra.Command) ([]string, error) {
-		raw, err := e.kubeconfig(g).RawConfig()
-		if err != nil {
-			return nil, err
-		}
-		return sortedKeys(raw.Contexts), nil
-	}))
-	for _, name := range []string{"cluster", "user"} {
-		_ = root.RegisterFlagCompletionFunc(name, completeWith(func(context.Context, *cobra.Command) ([]string, error) {
+	_ = root.RegisterFlagCompletionFunc("context",
+		completeWith(func(context.Context, *cobra.Command) ([]string, error) {
 			raw, err := e.kubeconfig(g).RawConfig()
 			if err != nil {
 				return nil, err
 			}
-			if name == "cluster" {
-				return sortedKeys(raw.Clusters), nil
-			}
-			return sortedKeys(raw.AuthInfos), nil
+			return sortedKeys(raw.Contexts), nil
 		}))
+	for _, name := range []string{"cluster", "user"} {
+		_ = root.RegisterFlagCompletionFunc(name,
+			completeWith(func(context.Context, *cobra.Command) ([]string, error) {
+				raw, err := e.kubeconfig(g).RawConfig()
+				if err != nil {
+					return nil, err
+				}
+				if name == "cluster" {
+					return sortedKeys(raw.Clusters), nil
+				}
+				return sortedKeys(raw.AuthInfos), nil
+			}))
 	}
 }
 

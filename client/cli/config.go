@@ -92,7 +92,8 @@ func (e *env) config(ctx context.Context, g *global) (configRecord, error) {
 		return record, err
 	}
 	record.Client = clientConfig{
-		DaemonRunning: true, LogLevel: c.GetLogLevel(), Socket: c.GetSocket(), LogFile: c.GetLogFile(), SessionFile: c.GetSessionFile(),
+		DaemonRunning: true, LogLevel: c.GetLogLevel(), Socket: c.GetSocket(), LogFile: c.GetLogFile(),
+		SessionFile: c.GetSessionFile(),
 	}
 	if ms := c.GetLogLevelRevertsMs(); ms > 0 {
 		record.Client.LogLevelReverts = (time.Duration(ms) * time.Millisecond).Round(time.Second).String()
@@ -112,7 +113,8 @@ func (e *env) config(ctx context.Context, g *global) (configRecord, error) {
 }
 
 // levels are the words for log levels, those of Telepresence too.
-var levels = map[string]string{"error": "error", "warning": "warn", "warn": "warn", "info": "info", "debug": "debug", "trace": "debug"}
+var levels = map[string]string{"error": "error", "warning": "warn", "warn": "warn", "info": "info",
+	"debug": "debug", "trace": "debug"}
 
 func newLogLevelCmd(e *env, g *global) *cobra.Command {
 	var duration time.Duration
@@ -143,7 +145,8 @@ agents log is the chart's value logLevel, which whoever installs it sets.`,
 			case remote && local:
 				return usagef("--local-only and --remote-only contradict each other — leave one out")
 			case remote:
-				return unavailable("--remote-only is", fmt.Sprintf("use `%s helm upgrade --reuse-values --set logLevel=%s`", e.name, level))
+				return unavailable("--remote-only is",
+					fmt.Sprintf("use `%s helm upgrade --reuse-values --set logLevel=%s`", e.name, level))
 			}
 			s, err := e.started(cmd.Context(), g)
 			if err != nil {
@@ -153,7 +156,8 @@ agents log is the chart's value logLevel, which whoever installs it sets.`,
 			if err := e.otherVersion(s); err != nil {
 				return err
 			}
-			if _, err := s.SetLogLevel(cmd.Context(), &daemonpb.LogLevelRequest{Level: level, DurationMs: duration.Milliseconds()}); err != nil {
+			if _, err := s.SetLogLevel(cmd.Context(),
+				&daemonpb.LogLevelRequest{Level: level, DurationMs: duration.Milliseconds()}); err != nil {
 				return err
 			}
 			until := "until it ends"

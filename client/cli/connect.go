@@ -14,7 +14,8 @@ import (
 	"sidestep.dev/sidestep/client/daemon/reason"
 )
 
-// afterwards is how long may be spent on undoing what a command did, after the command or its user has had enough.
+// afterwards is how long may be spent on undoing what a command did, after the command or its user
+// has had enough.
 const afterwards = 15 * time.Second
 
 func newConnectCmd(e *env, g *global) *cobra.Command {
@@ -152,7 +153,8 @@ func (e *env) runQuit(ctx context.Context, g *global, stop bool) error {
 	return nil
 }
 
-// warnLeft makes a warning of the error that says that the session has ended and the cluster could not be told.
+// warnLeft makes a warning of the error that says that the session has ended and the cluster could
+// not be told.
 func (e *env) warnLeft(g *global, err error) error {
 	if reason.Of(err) != reason.InterceptsLeft {
 		return err
@@ -161,7 +163,8 @@ func (e *env) warnLeft(g *global, err error) error {
 	return nil
 }
 
-// stopDaemon ends the daemon and returns when its socket is gone, so that the next command does not meet a dying one.
+// stopDaemon ends the daemon and returns when its socket is gone, so that the next command does not
+// meet a dying one.
 func (e *env) stopDaemon(ctx context.Context, g *global, s *session) error {
 	_, err := s.Quit(ctx, &daemonpb.Empty{})
 	if err := e.warnLeft(g, err); err != nil {

@@ -18,7 +18,8 @@ func TestConnectAndQuit(t *testing.T) {
 	w := newWorld(t)
 	text := ""
 	for _, args := range [][]string{
-		{"quit"}, {"connect", "-n", "shop"}, {"connect"}, {"connect", "--quiet"}, {"connect", "--output", "json"}, {"quit"}, {"quit"}, {"quit", "-s"}, {"quit", "-s"},
+		{"quit"}, {"connect", "-n", "shop"}, {"connect"}, {"connect", "--quiet"},
+		{"connect", "--output", "json"}, {"quit"}, {"quit"}, {"quit", "-s"}, {"quit", "-s"},
 		{"connect", "now"}, {"quit", "now"},
 	} {
 		text += w.transcript(args...) + "\n"
@@ -48,7 +49,8 @@ func TestConnectForTheLengthOfACommand(t *testing.T) {
 func TestQuitWarnsOfInterceptsThatCouldNotBeDeleted(t *testing.T) {
 	for _, args := range [][]string{{"quit"}, {"quit", "-s"}} {
 		w := newWorld(t).connected(true)
-		w.daemon.quitErr = reason.New(codes.Unavailable, reason.InterceptsLeft, "the cluster cannot be reached; intercept orders ends within 15m")
+		w.daemon.quitErr = reason.New(codes.Unavailable, reason.InterceptsLeft,
+			"the cluster cannot be reached; intercept orders ends within 15m")
 		golden(t, "quit with intercepts left "+args[len(args)-1], w.transcript(args...))
 	}
 }
@@ -73,7 +75,8 @@ func TestCommandsThatDoNotExist(t *testing.T) {
 	w := newWorld(t)
 	text := ""
 	for _, args := range [][]string{
-		{"intercpt", "orders"}, {"frobnicate"}, {"login"}, {"login", "--apikey", "x"}, {"logout"}, {"dashboard"}, {"preview", "create", "orders"},
+		{"intercpt", "orders"}, {"frobnicate"}, {"login"}, {"login", "--apikey", "x"}, {"logout"},
+		{"dashboard"}, {"preview", "create", "orders"},
 		{"replace", "orders"}, {"helm", "frob"}, {"--frob"}, {"--frob", "list"},
 	} {
 		text += w.transcript(args...) + "\n"

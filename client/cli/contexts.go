@@ -24,7 +24,8 @@ func newListContextsCmd(e *env, g *global) *cobra.Command {
 		GroupID: groupOther,
 		Long: `List the contexts of the kubeconfig, each with the namespace that is used when none is given. A star marks the current
 one, which is used without --context.`,
-		Example:           fmt.Sprintf("  %[1]s list-contexts\n\n  # Then use one of them\n  %[1]s connect --context staging", e.name),
+		Example: fmt.Sprintf(
+			"  %[1]s list-contexts\n\n  # Then use one of them\n  %[1]s connect --context staging", e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -62,7 +63,8 @@ func (e *env) contexts(g *global) ([]contextRecord, error) {
 	records := make([]contextRecord, 0, len(raw.Contexts))
 	for _, name := range sortedKeys(raw.Contexts) {
 		c := raw.Contexts[name]
-		r := contextRecord{Name: name, Namespace: orElse(c.Namespace, "default"), Cluster: c.Cluster, Current: name == current}
+		r := contextRecord{Name: name, Namespace: orElse(c.Namespace, "default"), Cluster: c.Cluster,
+			Current: name == current}
 		if cluster := raw.Clusters[c.Cluster]; cluster != nil {
 			r.Server = cluster.Server
 		}

@@ -36,9 +36,12 @@ func (f *dockerFlags) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.run, "docker-run", false,
 		"Run a container with docker or podman, as its run command does with what is after --. The --port is then LOCAL:CONTAINER[:ID]")
 	flags.StringVar(&f.build, "docker-build", "",
-		"Build an image from this `CONTEXT`, a directory or URL, and run it as --docker-run does; "+placeholder+" stands for it among what is after --, if there is anything")
-	flags.StringVar(&f.debug, "docker-debug", "", "Same as --docker-build `CONTEXT`, in a container in which a debugger can work (SYS_PTRACE, no AppArmor)")
-	flags.StringArrayVar(&f.options, "docker-build-opt", nil, "`OPTION` of docker build, as in tag=orders:dev; can be repeated")
+		"Build an image from this `CONTEXT`, a directory or URL, and run it as --docker-run does; "+
+			placeholder+" stands for it among what is after --, if there is anything")
+	flags.StringVar(&f.debug, "docker-debug", "",
+		"Same as --docker-build `CONTEXT`, in a container in which a debugger can work (SYS_PTRACE, no AppArmor)")
+	flags.StringArrayVar(&f.options, "docker-build-opt", nil,
+		"`OPTION` of docker build, as in tag=orders:dev; can be repeated")
 }
 
 // wanted: a container is to be run.
@@ -95,7 +98,8 @@ func (e *env) image(ctx context.Context, tool string, f dockerFlags, args []stri
 	if image := strings.TrimSpace(string(id)); err == nil && image != "" {
 		return f.with(image, args), nil
 	}
-	return nil, fmt.Errorf("build the image from %s: %w — nothing is intercepted", f.context(), cmp.Or(err, errors.New("it has no ID")))
+	return nil, fmt.Errorf("build the image from %s: %w — nothing is intercepted", f.context(),
+		cmp.Or(err, errors.New("it has no ID")))
 }
 
 // with puts the image where its placeholder is.
@@ -119,7 +123,8 @@ func checkContainer(args []string) error {
 	return checkDetached(args)
 }
 
-// checkDetached refuses a container that would outlive its intercept. What is behind the image's placeholder is the container's own.
+// checkDetached refuses a container that would outlive its intercept. What is behind the image's
+// placeholder is the container's own.
 func checkDetached(args []string) error {
 	if at := slices.Index(args, placeholder); at >= 0 {
 		args = args[:at]
@@ -150,8 +155,10 @@ type container struct {
 	args []string
 }
 
-// inContainer is the program that runs a container to which the intercept's requests go. done removes what it needs on the disk.
-func (e *env) inContainer(g *global, c container, i *daemonpb.InterceptInfo, environment *daemonpb.Environment) (p program, done func(), err error) {
+// inContainer is the program that runs a container to which the intercept's requests go. done
+// removes what it needs on the disk.
+func (e *env) inContainer(g *global, c container, i *daemonpb.InterceptInfo,
+	environment *daemonpb.Environment) (p program, done func(), err error) {
 	address, local, err := net.SplitHostPort(i.GetDestination())
 	if err != nil {
 		return program{}, nil, fmt.Errorf("publish %s of the container: %w", i.GetDestination(), err)
@@ -173,7 +180,9 @@ func (e *env) inContainer(g *global, c container, i *daemonpb.InterceptInfo, env
 		of = environment.GetContainer()
 		var flags []string
 		var left []envfile.Left
-		flags, p.vars, left, done, err = containerEnvironment(envfile.Elsewhere(envfile.Parse(environment.GetVariables()), environment.GetDeclared()))
+		flags, p.vars, left, done,
+			err = containerEnvironment(envfile.Elsewhere(envfile.Parse(environment.GetVariables()),
+			environment.GetDeclared()))
 		if err != nil {
 			return program{}, nil, err
 		}

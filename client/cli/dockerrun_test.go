@@ -23,25 +23,28 @@ func TestDockerRun(t *testing.T) {
 		return w.do(append([]string{"intercept", "orders", "--docker-run"}, args...)...)
 	}
 	id := "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"
-	t.Run("publishes the container's port where the intercept delivers, and leaves it afterwards", func(t *testing.T) {
-		w := withOrders(t)
-		w.tools = []string{"podman", "docker"}
-		w.programCode = 4
-		assert.Equal(t, 4, run(w, "-p", "9000:8080", "--", "-v", "/data:/data", "orders:dev", "--verbose"))
-		assert.Equal(t, [][]string{{
-			"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p", "127.0.0.1:9000:8080", "-e", id,
-			"-v", "/data:/data", "orders:dev", "--verbose",
-		}}, w.programs)
-		r := request[*daemonpb.InterceptRequest](t, w)
-		assert.Equal(t, int32(9000), r.GetLocalPort())
-		assert.Empty(t, r.GetPortIdentifier())
-		assert.Equal(t, []string{"orders"}, w.left())
-	})
+	t.Run("publishes the container's port where the intercept delivers, and leaves it afterwards",
+		func(t *testing.T) {
+			w := withOrders(t)
+			w.tools = []string{"podman", "docker"}
+			w.programCode = 4
+			assert.Equal(t, 4, run(w, "-p", "9000:8080", "--", "-v", "/data:/data", "orders:dev", "--verbose"))
+			assert.Equal(t, [][]string{{
+				"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p",
+				"127.0.0.1:9000:8080", "-e", id,
+				"-v", "/data:/data", "orders:dev", "--verbose",
+			}}, w.programs)
+			r := request[*daemonpb.InterceptRequest](t, w)
+			assert.Equal(t, int32(9000), r.GetLocalPort())
+			assert.Empty(t, r.GetPortIdentifier())
+			assert.Equal(t, []string{"orders"}, w.left())
+		})
 	t.Run("uses podman without docker, and keeps the name that is given", func(t *testing.T) {
 		w := withOrders(t)
 		w.tools = []string{"podman"}
 		assert.Zero(t, run(w, "-p", "9000:8080:http", "--address", "::1", "--", "--name", "mine", "orders:dev"))
-		assert.Equal(t, []string{"/usr/bin/podman", "run", "--rm", "-p", "[::1]:9000:8080", "-e", id, "--name", "mine", "orders:dev"}, w.programs[0])
+		assert.Equal(t, []string{"/usr/bin/podman", "run", "--rm", "-p", "[::1]:9000:8080", "-e", id,
+			"--name", "mine", "orders:dev"}, w.programs[0])
 		assert.Equal(t, "http", request[*daemonpb.InterceptRequest](t, w).GetPortIdentifier())
 	})
 	t.Run("without either nothing is intercepted", func(t *testing.T) {
@@ -54,7 +57,8 @@ func TestDockerRun(t *testing.T) {
 
 func TestAnImageIsBuiltAndRun(t *testing.T) {
 	id := "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"
-	runs := []string{"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p", "127.0.0.1:9000:8080", "-e", id}
+	runs := []string{"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p",
+		"127.0.0.1:9000:8080", "-e", id}
 	// builder is a docker whose builds end with a code; its image is called sha256:1.
 	builder := func(t *testing.T, code int) *world {
 		w := withOrders(t)
@@ -75,15 +79,20 @@ func TestAnImageIsBuiltAndRun(t *testing.T) {
 	for name, c := range map[string]struct{ args, build, run []string }{
 		"by itself": {[]string{"--docker-build", "."}, []string{"."}, []string{"sha256:1"}},
 		"with options and arguments": {
-			[]string{"--docker-build=./orders", "--docker-build-opt", "tag=orders:dev", "--docker-build-opt", "no-cache", "--", "-v", "/data:/data", "IMAGE", "--verbose", "-d"},
-			[]string{"--tag=orders:dev", "--no-cache", "./orders"}, []string{"-v", "/data:/data", "sha256:1", "--verbose", "-d"},
+			[]string{"--docker-build=./orders", "--docker-build-opt", "tag=orders:dev",
+				"--docker-build-opt", "no-cache", "--", "-v", "/data:/data", "IMAGE", "--verbose", "-d"},
+			[]string{"--tag=orders:dev", "--no-cache", "./orders"},
+			[]string{"-v", "/data:/data", "sha256:1", "--verbose", "-d"},
 		},
-		"for a debugger": {[]string{"--docker-debug", "."}, []string{"."}, []string{"--security-opt", "apparmor=unconfined", "--cap-add", "SYS_PTRACE", "sha256:1"}},
+		"for a debugger": {[]string{"--docker-debug", "."}, []string{"."},
+			[]string{"--security-opt", "apparmor=unconfined", "--cap-add", "SYS_PTRACE", "sha256:1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := builder(t, 0)
-			assert.Zero(t, w.do(append([]string{"intercept", "orders", "-p", "9000:8080"}, c.args...)...), w.stderr.String())
-			assert.Equal(t, [][]string{append([]string{"build"}, c.build...), slices.Concat(runs, c.run)}, w.programs)
+			assert.Zero(t, w.do(append([]string{"intercept", "orders", "-p", "9000:8080"},
+				c.args...)...), w.stderr.String())
+			assert.Equal(t, [][]string{append([]string{"build"}, c.build...),
+				slices.Concat(runs, c.run)}, w.programs)
 			assert.Equal(t, []string{"orders"}, w.left())
 		})
 	}
@@ -107,7 +116,8 @@ func TestTheCommandKnowsItsIntercept(t *testing.T) {
 	w := withOrders(t)
 	w.awaitsHold(1)
 	require.Zero(t, w.do("intercept", "orders", "--container", "app", "--", "./orders"))
-	assert.Equal(t, []string{"TELEPRESENCE_CONTAINER=app", "TELEPRESENCE_INTERCEPT_ID=" + testSession + ":orders"}, w.programVars)
+	assert.Equal(t, []string{"TELEPRESENCE_CONTAINER=app", "TELEPRESENCE_INTERCEPT_ID=" + testSession +
+		":orders"}, w.programVars)
 	assert.Equal(t, []string{"orders"}, w.heldNow())
 
 	w = newWorld(t).connected(false)
@@ -120,8 +130,8 @@ func TestTheCommandKnowsItsIntercept(t *testing.T) {
 	assert.Equal(t, []string{""}, w.heldNow(), "a session that was there before is not")
 }
 
-// awaitsHold makes programs end only once the daemon has been asked to hold something n times: on a slow machine the command runs them
-// sooner.
+// awaitsHold makes programs end only once the daemon has been asked to hold something n times: on a
+// slow machine the command runs them sooner.
 func (w *world) awaitsHold(n int) {
 	run := w.run
 	w.run = func(ctx context.Context, p program) (int, error) {
@@ -139,7 +149,8 @@ func (w *world) heldNow() []string {
 func TestACommandIsEndedWhenItsInterceptIsLeft(t *testing.T) {
 	w := withDaemon(t)
 	out, errs := &buffer{}, &buffer{}
-	cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo told; exit 6' TERM; echo ready; while :; do sleep 0.05; done`)
+	cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c",
+		`trap 'echo told; exit 6' TERM; echo ready; while :; do sleep 0.05; done`)
 	cmd.Stdout, cmd.Stderr = out, errs
 	require.NoError(t, cmd.Start())
 	out.await(t, "ready")
@@ -159,9 +170,11 @@ func TestTheDaemonIsToldThatACommandWasKilled(t *testing.T) {
 	defer stdin.Close()
 	require.NoError(t, cmd.Start())
 	out.await(t, "ready")
-	require.Eventually(t, func() bool { return w.holds(1, 0) }, 10*time.Second, 5*time.Millisecond, "the intercept is held")
+	require.Eventually(t, func() bool { return w.holds(1, 0) }, 10*time.Second, 5*time.Millisecond,
+		"the intercept is held")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGKILL))
-	require.Eventually(t, func() bool { return w.holds(1, 1) }, 10*time.Second, 5*time.Millisecond, "the call breaks off")
+	require.Eventually(t, func() bool { return w.holds(1, 1) }, 10*time.Second, 5*time.Millisecond,
+		"the call breaks off")
 	assert.Empty(t, w.left(), "and it is the daemon that leaves")
 	_ = stdin.Close()
 	_ = cmd.Wait()
@@ -210,7 +223,8 @@ func TestACommandOutlivesTheDaemon(t *testing.T) {
 	w.run = func(context.Context, program) (int, error) {
 		require.Eventually(t, func() bool { return w.holds(1, 0) }, 10*time.Second, 5*time.Millisecond)
 		w.serving.Stop() // as if it had been killed
-		require.Eventually(t, func() bool { return w.holds(2, 1) }, 10*time.Second, 5*time.Millisecond, "the next daemon holds the intercept")
+		require.Eventually(t, func() bool { return w.holds(2, 1) }, 10*time.Second, 5*time.Millisecond,
+			"the next daemon holds the intercept")
 		return 0, nil
 	}
 	assert.Zero(t, w.do("intercept", "orders", "--", "./orders"), w.stderr.String())

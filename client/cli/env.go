@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cli is the command line: it turns words into calls to the user daemon, and the daemon's answers into what people
-// and programs read.
+// Package cli is the command line: it turns words into calls to the user daemon, and the daemon's
+// answers into what people and programs read.
 package cli
 
 import (
@@ -42,7 +42,8 @@ type env struct {
 	now            func() time.Time
 	// logFile is where the daemon of this user logs.
 	logFile func() string
-	// isTerminal tells whether a stream, one of the three above, is a terminal, and how many columns it has.
+	// isTerminal tells whether a stream, one of the three above, is a terminal, and how many
+	// columns it has.
 	isTerminal func(stream any) (columns int, ok bool)
 	workingDir func() (string, error)
 
@@ -61,7 +62,8 @@ type env struct {
 	foreground func(context.Context) error
 
 	chart fs.FS // the chart's files, Chart.yaml at its root
-	// cluster reaches the cluster past the daemon, for what is done before there is a traffic manager and after there was one.
+	// cluster reaches the cluster past the daemon, for what is done before there is a traffic
+	// manager and after there was one.
 	cluster func(install.Options) (cluster, error)
 	// run runs a program on this terminal until it ends and returns its exit code.
 	run func(context.Context, program) (int, error)
@@ -87,8 +89,8 @@ func Main() int {
 	return processEnv().main(untilSignal(context.Background()), os.Args[1:])
 }
 
-// untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP ends. A second one kills the process as it would have
-// without this.
+// untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP ends. A second one kills
+// the process as it would have without this.
 func untilSignal(ctx context.Context) context.Context {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 1)
@@ -188,5 +190,6 @@ func runDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return daemon.Run(ctx, daemon.Options{Socket: path, CacheDir: cache, LogFile: home.Log(cache), LogLevel: os.Getenv("SIDESTEP_LOG_LEVEL")})
+	return daemon.Run(ctx, daemon.Options{Socket: path, CacheDir: cache, LogFile: home.Log(cache),
+		LogLevel: os.Getenv("SIDESTEP_LOG_LEVEL")})
 }

@@ -24,8 +24,10 @@ const standardOutput = "-"
 type environmentFlags struct{ file, json, syntax string }
 
 func (f *environmentFlags) add(flags *pflag.FlagSet) {
-	flags.StringVarP(&f.file, "env-file", "e", "", "Write the environment of the intercepted container to this `FILE`, for its owner's eyes only; - is the standard output")
-	flags.StringVar(&f.syntax, "env-syntax", string(envfile.Docker), "`SYNTAX` of --env-file: "+strings.Join(envfile.Syntaxes, ", "))
+	flags.StringVarP(&f.file, "env-file", "e", "",
+		"Write the environment of the intercepted container to this `FILE`, for its owner's eyes only; - is the standard output")
+	flags.StringVar(&f.syntax, "env-syntax", string(envfile.Docker), "`SYNTAX` of --env-file: "+
+		strings.Join(envfile.Syntaxes, ", "))
 	flags.StringVarP(&f.json, "env-json", "j", "", "The same as JSON, to this `FILE`")
 }
 
@@ -33,7 +35,8 @@ func (f *environmentFlags) check(flags *pflag.FlagSet) error {
 	output := flags.Lookup("output").Changed || flags.Lookup("format").Changed
 	switch {
 	case !slices.Contains(envfile.Syntaxes, f.syntax):
-		return usagef("--env-syntax %s: unknown — use one of %s", f.syntax, strings.Join(envfile.Syntaxes, ", "))
+		return usagef("--env-syntax %s: unknown — use one of %s", f.syntax,
+			strings.Join(envfile.Syntaxes, ", "))
 	case flags.Changed("env-syntax") && f.file == "":
 		return usagef("--env-syntax is of the file that --env-file writes, and there is none")
 	case flags.Changed("env-file") && f.file == "", flags.Changed("env-json") && f.json == "":
@@ -71,7 +74,8 @@ type environmentFile struct {
 
 // open makes sure that the files can be written, before anything is intercepted.
 func (f *environmentFlags) open() (files []*environmentFile, err error) {
-	for _, to := range []*environmentFile{{name: f.file, syntax: envfile.Syntax(f.syntax)}, {name: f.json, syntax: envfile.JSON}} {
+	for _, to := range []*environmentFile{{name: f.file, syntax: envfile.Syntax(f.syntax)},
+		{name: f.json, syntax: envfile.JSON}} {
 		if to.name == "" {
 			continue
 		}
@@ -129,12 +133,14 @@ func (e *env) tellLeft(g *global, where string, left []envfile.Left) {
 		names[l.Why] = append(names[l.Why], name)
 	}
 	for _, why := range reasons {
-		e.warn(g, fmt.Sprintf("%snot in %s, because %s: %s", warning, where, why, strings.Join(names[why], ", ")))
+		e.warn(g, fmt.Sprintf("%snot in %s, because %s: %s", warning, where, why,
+			strings.Join(names[why], ", ")))
 	}
 }
 
-// variables are what a program that is run for an intercept finds in its environment, besides that of this process: what is known of the intercept, and
-// the environment of the container, if it could be had.
+// variables are what a program that is run for an intercept finds in its environment, besides that
+// of this process: what is known of the intercept, and the environment of the container, if it
+// could be had.
 func variables(i *daemonpb.InterceptInfo, environment *daemonpb.Environment) []envfile.Variable {
 	var all []envfile.Variable
 	container := i.GetContainer()
@@ -176,9 +182,11 @@ func (s *session) unmake(ctx context.Context, name string, before bool, cause er
 	return fmt.Errorf("%w — nothing is intercepted", cause)
 }
 
-// containerEnvironment gives the flags by which docker or podman run takes an environment, and what of it is to be in the tool's own: what a file
-// cannot hold, as values of several lines. The file is removed by done.
-func containerEnvironment(all []envfile.Variable) (flags, vars []string, left []envfile.Left, done func(), err error) {
+// containerEnvironment gives the flags by which docker or podman run takes an environment, and what
+// of it is to be in the tool's own: what a file cannot hold, as values of several lines. The file
+// is removed by done.
+func containerEnvironment(all []envfile.Variable) (flags, vars []string, left []envfile.Left,
+	done func(), err error) {
 	text, left := envfile.Format(envfile.Docker, all)
 	file, err := os.CreateTemp("", "sidestep-env-*") // 0600
 	if err != nil {

@@ -23,7 +23,8 @@ import (
 // imported is the environment of a container.
 func imported(entries ...string) *daemonpb.Environment {
 	e := &daemonpb.Environment{Container: "app", Pod: "orders-0", Declared: []string{"TMPDIR", "DB"}}
-	for _, v := range append(entries, "DB=postgres://u:$p@h", "PATH=/app/bin", "HOME=/root", "HOSTNAME=orders-0", "TMPDIR=/scratch", "JAVA_VERSION=21", "JAVA_HOME=/opt/java") {
+	for _, v := range append(entries, "DB=postgres://u:$p@h", "PATH=/app/bin", "HOME=/root",
+		"HOSTNAME=orders-0", "TMPDIR=/scratch", "JAVA_VERSION=21", "JAVA_HOME=/opt/java") {
 		e.Variables = append(e.Variables, []byte(v))
 	}
 	return e
@@ -49,9 +50,12 @@ func TestTheEnvironmentOfTheContainerIsWritten(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("as it was"), 0o644))
 	require.NoError(t, os.Symlink(file, filepath.Join(dir, "link")))
 
-	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "-e", filepath.Join(dir, "link"), "-j", object), w.stderr.String())
-	assert.Equal(t, daemonpb.InterceptRequest_REQUIRED, request[*daemonpb.InterceptRequest](t, w).GetEnvironment())
-	assert.Equal(t, "DB=postgres://u:$p@h\nJAVA_VERSION=21\nTELEPRESENCE_CONTAINER=app\n"+interceptID+"TMPDIR=/scratch\nmy.key=a b\n", read(t, file))
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "-e", filepath.Join(dir, "link"), "-j",
+		object), w.stderr.String())
+	assert.Equal(t, daemonpb.InterceptRequest_REQUIRED,
+		request[*daemonpb.InterceptRequest](t, w).GetEnvironment())
+	assert.Equal(t, "DB=postgres://u:$p@h\nJAVA_VERSION=21\nTELEPRESENCE_CONTAINER=app\n"+interceptID+
+		"TMPDIR=/scratch\nmy.key=a b\n", read(t, file))
 	assert.JSONEq(t, `{"DB": "postgres://u:$p@h", "JAVA_VERSION": "21", "KEY": "-----BEGIN-----\nx\n", "TELEPRESENCE_CONTAINER": "app",
 		"TELEPRESENCE_INTERCEPT_ID": "`+testSession+`:orders", "TMPDIR": "/scratch", "my.key": "a b"}`, read(t, object))
 	says := strings.ReplaceAll(w.stderr.String(), dir, "")
@@ -63,7 +67,8 @@ func TestTheEnvironmentOfTheContainerIsWritten(t *testing.T) {
 	assert.Len(t, entries, 3, "no other file is left")
 	assert.NotContains(t, w.stdout.String(), "postgres", "nor on the screen")
 
-	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "--env-file", file, "--env-syntax", "sh:export"), w.stderr.String())
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "--env-file", file, "--env-syntax",
+		"sh:export"), w.stderr.String())
 	assert.Contains(t, read(t, file), "export KEY='-----BEGIN-----\nx\n'\n")
 	assert.Contains(t, w.stderr.String(), "because the syntax does not allow the name: my.key\n")
 }
@@ -89,10 +94,11 @@ func TestTheEnvironmentCanBePrinted(t *testing.T) {
 func TestWithoutItsEnvironmentThereIsNoIntercept(t *testing.T) {
 	dir := t.TempDir()
 	for name, args := range map[string][]string{
-		"a directory":             {"--env-file", dir},
-		"a directory in a file":   {"--env-file", "/dev/null/x"},
-		"no directory":            {"--env-json", filepath.Join(dir, "none", "x")},
-		"the second of two files": {"--env-file", filepath.Join(dir, "first"), "--env-json", filepath.Join(dir, "none", "x")},
+		"a directory":           {"--env-file", dir},
+		"a directory in a file": {"--env-file", "/dev/null/x"},
+		"no directory":          {"--env-json", filepath.Join(dir, "none", "x")},
+		"the second of two files": {"--env-file", filepath.Join(dir, "first"), "--env-json",
+			filepath.Join(dir, "none", "x")},
 	} {
 		t.Run(name+" cannot be written", func(t *testing.T) {
 			w := withOrders(t)
@@ -103,8 +109,10 @@ func TestWithoutItsEnvironmentThereIsNoIntercept(t *testing.T) {
 	}
 	t.Run("the daemon says why", func(t *testing.T) {
 		w := withOrders(t)
-		w.daemon.intercept = func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
-			return nil, reason.New(codes.PermissionDenied, reason.Forbidden, "ann may not get intercepts/environment.sidestep.dev in namespace shop — ask")
+		w.daemon.intercept = func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo,
+			error) {
+			return nil, reason.New(codes.PermissionDenied, reason.Forbidden,
+				"ann may not get intercepts/environment.sidestep.dev in namespace shop — ask")
 		}
 		file := filepath.Join(dir, "kept")
 		require.NoError(t, os.WriteFile(file, []byte("as it was"), 0o600))
@@ -116,7 +124,8 @@ func TestWithoutItsEnvironmentThereIsNoIntercept(t *testing.T) {
 		const full = "sidestep intercept: error: write the environment to /dev/full: write /dev/full: no space left on device"
 		w := newWorld(t).connected(true)
 		w.daemon.environment = imported()
-		w.daemon.intercept = func(_ context.Context, r *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
+		w.daemon.intercept = func(_ context.Context,
+			r *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
 			w.daemon.mu.Lock()
 			defer w.daemon.mu.Unlock()
 			w.daemon.status = statusOf(made(r))
@@ -137,7 +146,8 @@ func TestWithoutItsEnvironmentThereIsNoIntercept(t *testing.T) {
 func TestFlagsOfTheEnvironmentThatCannotBeMeant(t *testing.T) {
 	var all strings.Builder
 	for _, args := range [][]string{
-		{"--env-file", "x", "--env-syntax", "fish"}, {"--env-syntax", "sh"}, {"--env-file", ""}, {"--env-file", "x", "--env-json", "x"},
+		{"--env-file", "x", "--env-syntax", "fish"}, {"--env-syntax", "sh"}, {"--env-file", ""},
+		{"--env-file", "x", "--env-json", "x"},
 		{"--env-file", "-", "--output", "json"},
 	} {
 		w := withOrders(t)
@@ -151,12 +161,15 @@ func TestTheCommandHasTheEnvironmentOfTheContainer(t *testing.T) {
 	w := withOrders(t)
 	w.daemon.environment = imported("KEY=a\nb", "BYTES=\xff", "my.key=x")
 	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "--", "./orders"))
-	assert.Equal(t, daemonpb.InterceptRequest_IF_ALLOWED, request[*daemonpb.InterceptRequest](t, w).GetEnvironment())
+	assert.Equal(t, daemonpb.InterceptRequest_IF_ALLOWED,
+		request[*daemonpb.InterceptRequest](t, w).GetEnvironment())
 	assert.Equal(t, []string{
-		"BYTES=\xff", "DB=postgres://u:$p@h", "JAVA_VERSION=21", "KEY=a\nb", "TELEPRESENCE_CONTAINER=app", strings.TrimSpace(interceptID), "TMPDIR=/scratch", "my.key=x",
+		"BYTES=\xff", "DB=postgres://u:$p@h", "JAVA_VERSION=21", "KEY=a\nb",
+		"TELEPRESENCE_CONTAINER=app", strings.TrimSpace(interceptID), "TMPDIR=/scratch", "my.key=x",
 	}, w.programVars, "and its own PATH and HOME")
 	require.Zero(t, w.do("intercept", "orders", "-p", "9000"))
-	assert.Equal(t, daemonpb.InterceptRequest_NOT_WANTED, request[*daemonpb.InterceptRequest](t, w).GetEnvironment(), "nobody needs it")
+	assert.Equal(t, daemonpb.InterceptRequest_NOT_WANTED,
+		request[*daemonpb.InterceptRequest](t, w).GetEnvironment(), "nobody needs it")
 }
 
 func TestAContainerHasTheEnvironmentOfTheContainer(t *testing.T) {
@@ -175,13 +188,17 @@ func TestAContainerHasTheEnvironmentOfTheContainer(t *testing.T) {
 		}
 		return 0, nil
 	}
-	require.Zero(t, w.do("intercept", "orders", "-p", "9000:8080", "--docker-run", "--", "-e", "DB=mine", "orders:dev"), w.stderr.String())
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000:8080", "--docker-run", "--", "-e",
+		"DB=mine", "orders:dev"), w.stderr.String())
 	assert.Equal(t, []string{
-		"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p", "127.0.0.1:9000:8080", "--env-file", "FILE", "-e", "KEY",
+		"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p",
+		"127.0.0.1:9000:8080", "--env-file", "FILE", "-e", "KEY",
 		"-e", strings.TrimSpace(interceptID), "-e", "TELEPRESENCE_CONTAINER=app", "-e", "DB=mine", "orders:dev",
 	}, w.programs[0])
 	assert.Equal(t, "DB=postgres://u:$p@h\nJAVA_VERSION=21\nTMPDIR=/scratch\nmy.key=x\n", text)
-	assert.Equal(t, []string{"KEY=a\nb"}, w.programVars, "what the file cannot hold is in the environment of docker, and on no command line")
-	assert.Contains(t, w.stderr.String(), "warning: not in the container's environment, because the syntax wants UTF-8: BYTES\n")
+	assert.Equal(t, []string{"KEY=a\nb"}, w.programVars,
+		"what the file cannot hold is in the environment of docker, and on no command line")
+	assert.Contains(t, w.stderr.String(),
+		"warning: not in the container's environment, because the syntax wants UTF-8: BYTES\n")
 	assert.NoFileExists(t, file)
 }

@@ -84,7 +84,8 @@ type envelope struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// failure is the record of an error. Whoever asks with --format, as newer generations do, gets it without the envelope.
+// failure is the record of an error. Whoever asks with --format, as newer generations do, gets it
+// without the envelope.
 func failure(cmd *cobra.Command, text, why string) any {
 	if f := cmd.Flags().Lookup("output"); f == nil || !f.Changed {
 		if f := cmd.Flags().Lookup("format"); f != nil && f.Changed {
@@ -131,7 +132,8 @@ const (
 	formatText = "default"
 	formatJSON = "json"
 	formatYAML = "yaml"
-	// formatStream is JSON with each record on a line of its own. A command that follows something writes a record whenever that changes.
+	// formatStream is JSON with each record on a line of its own. A command that follows something
+	// writes a record whenever that changes.
 	formatStream = "json-stream"
 )
 

@@ -60,10 +60,12 @@ intercepts, stay. Keys, tokens and environments of containers are in none of it.
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.gatherLogs(cmd, g, f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&f.output, "output-file", "o", "", "Zip `FILE` to write (default: a new one in this directory)")
+	flags.StringVarP(&f.output, "output-file", "o", "",
+		"Zip `FILE` to write (default: a new one in this directory)")
 	flags.StringVar(&f.daemons, "daemons", wordAll, `Which daemons' logs: "all", "user" or "none"`)
 	flags.BoolVar(&f.manager, "traffic-manager", true, "Whether the traffic manager's logs are wanted")
-	flags.StringVar(&f.agents, "traffic-agents", wordAll, `Which node agents' logs: "all", "none", or those with this text in the pod's name`)
+	flags.StringVar(&f.agents, "traffic-agents", wordAll,
+		`Which node agents' logs: "all", "none", or those with this text in the pod's name`)
 	flags.BoolVarP(&f.yaml, "get-pod-yaml", "y", false, "Add the pods as YAML")
 	flags.BoolVarP(&f.anonymize, "anonymize", "a", false,
 		"Replace the names of namespaces, workloads, pods, nodes, intercepts, users and hosts, each by the same word everywhere")
@@ -127,7 +129,8 @@ func (e *env) fill(ctx context.Context, g *global, b *bundle, f gatherFlags, dae
 	line := e.line(g)
 	defer line.Close()
 	line.Set("gathering the daemon's logs")
-	b.record("version.json", map[string]string{"program": e.name, "version": e.version, "os": runtime.GOOS, "arch": runtime.GOARCH})
+	b.record("version.json", map[string]string{"program": e.name, "version": e.version,
+		"os": runtime.GOOS, "arch": runtime.GOARCH})
 	if config, err := e.config(ctx, g); err != nil {
 		b.problem("ask the daemon for its configuration", err)
 	} else {
@@ -157,7 +160,8 @@ func (e *env) fill(ctx context.Context, g *global, b *bundle, f gatherFlags, dae
 		PodYAML:  f.yaml,
 		Progress: line.Set,
 		Wanted: func(component, pod string) bool {
-			return slices.Contains(components, component) && (component == "manager" || agents == wordAll || strings.Contains(pod, f.agents))
+			return slices.Contains(components, component) &&
+				(component == "manager" || agents == wordAll || strings.Contains(pod, f.agents))
 		},
 		Write:   b.write,
 		Problem: b.problem,

@@ -13,7 +13,8 @@ import (
 	"sidestep.dev/sidestep/client/cli/install"
 )
 
-// installTimeout is how long pods may take to get ready, which includes pulling two images on each node.
+// installTimeout is how long pods may take to get ready, which includes pulling two images on each
+// node.
 const installTimeout = 5 * time.Minute
 
 func newHelmCmd(e *env, g *global) *cobra.Command {
@@ -60,7 +61,8 @@ cluster, it removes what it has made.`,
 	}
 	flags := cmd.Flags()
 	addChartFlags(flags, &s)
-	flags.BoolVar(&s.CreateNamespace, "create-namespace", true, "Create the traffic manager's namespace if it is missing")
+	flags.BoolVar(&s.CreateNamespace, "create-namespace", true,
+		"Create the traffic manager's namespace if it is missing")
 	flags.BoolVarP(&upgrade, "upgrade", "u", false, "Same as helm upgrade")
 	_ = flags.MarkHidden("upgrade")
 	return cmd
@@ -83,7 +85,8 @@ and wait until they are ready. Intercepts stay. Without any values, those of the
 			if s.ResetValues && s.ReuseValues {
 				return usagef("--reset-values and --reuse-values contradict each other — leave one out")
 			}
-			return e.withCluster(cmd, g, func(ctx context.Context, c cluster) error { return e.upgrade(ctx, g, c, s) })
+			return e.withCluster(cmd, g,
+				func(ctx context.Context, c cluster) error { return e.upgrade(ctx, g, c, s) })
 		},
 	}
 	flags := cmd.Flags()
@@ -101,7 +104,8 @@ func newHelmUninstallCmd(e *env, g *global) *cobra.Command {
 		Long: fmt.Sprintf(`Uninstall the traffic manager and the node agents, and wait until their pods are gone. All traffic reaches the pods
 of the applications then. The intercepts stay defined, for the next installation; '%s uninstall --everything' removes
 them too.`, e.name),
-		Example:           fmt.Sprintf("  %[1]s helm uninstall\n\n  # An installation in another namespace than the usual one\n  %[1]s helm uninstall --manager-namespace tools", e.name),
+		Example: fmt.Sprintf(
+			"  %[1]s helm uninstall\n\n  # An installation in another namespace than the usual one\n  %[1]s helm uninstall --manager-namespace tools", e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -125,9 +129,12 @@ them too.`, e.name),
 }
 
 func addChartFlags(flags *pflag.FlagSet, s *install.Settings) {
-	flags.StringArrayVarP(&s.Values.ValueFiles, "values", "f", nil, "Values from a YAML `FILE` or URL; can be repeated")
-	flags.StringArrayVar(&s.Values.Values, "set", nil, "Value as `KEY=VALUE`; can be repeated, or separated with commas")
-	flags.StringArrayVar(&s.Values.StringValues, "set-string", nil, "Value as `KEY=VALUE`, as a string whatever it looks like")
+	flags.StringArrayVarP(&s.Values.ValueFiles, "values", "f", nil,
+		"Values from a YAML `FILE` or URL; can be repeated")
+	flags.StringArrayVar(&s.Values.Values, "set", nil,
+		"Value as `KEY=VALUE`; can be repeated, or separated with commas")
+	flags.StringArrayVar(&s.Values.StringValues, "set-string", nil,
+		"Value as `KEY=VALUE`, as a string whatever it looks like")
 	flags.StringArrayVar(&s.Values.FileValues, "set-file", nil, "Value from a file: `KEY=PATH`")
 	flags.StringArrayVar(&s.Values.JSONValues, "set-json", nil, "Value in JSON: `KEY=JSON`")
 	flags.BoolVar(&s.NoHooks, "no-hooks", false, "Run no hooks of the chart")
@@ -144,8 +151,8 @@ func (e *env) withCluster(cmd *cobra.Command, g *global, do func(context.Context
 	return do(cmd.Context(), c)
 }
 
-// installOptions take --namespace for the traffic manager's, unless --manager-namespace names it: commands that need this are not about
-// any workload's.
+// installOptions take --namespace for the traffic manager's, unless --manager-namespace names it:
+// commands that need this are not about any workload's.
 func (e *env) installOptions(cmd *cobra.Command, g *global) install.Options {
 	o := e.clusterOptions(g)
 	if g.namespace != "" && !cmd.Flags().Changed("manager-namespace") {
@@ -155,7 +162,8 @@ func (e *env) installOptions(cmd *cobra.Command, g *global) install.Options {
 }
 
 func (e *env) clusterOptions(g *global) install.Options {
-	return install.Options{KubeFlags: g.kube, Namespace: g.managerNamespace, Chart: e.chart, Version: e.version, Program: e.name}
+	return install.Options{KubeFlags: g.kube, Namespace: g.managerNamespace, Chart: e.chart,
+		Version: e.version, Program: e.name}
 }
 
 func (e *env) install(ctx context.Context, g *global, c cluster, s install.Settings) error {

@@ -27,8 +27,8 @@ func (e *env) helpColumns() (width int, narrow bool) {
 	return max(columns, narrowestWidth), true
 }
 
-// help prints the help of cmd. cobra's template would print all inherited flags in one heap, and kubectl's would bury ours; they are
-// listed by the root and by connect.
+// help prints the help of cmd. cobra's template would print all inherited flags in one heap, and
+// kubectl's would bury ours; they are listed by the root and by connect.
 func (e *env) help(cmd *cobra.Command, _ []string) {
 	cmd.InitDefaultHelpFlag()
 	out := cmd.OutOrStdout()
@@ -51,7 +51,9 @@ func (e *env) help(cmd *cobra.Command, _ []string) {
 	helpCommands(out, cmd, width)
 	helpFlags(out, cmd, width)
 	if cmd.HasAvailableSubCommands() {
-		fmt.Fprintf(out, "\n%s\n", fill(fmt.Sprintf("Use \"%s COMMAND --help\" to read about a command.", cmd.CommandPath()), width, ""))
+		fmt.Fprintf(out, "\n%s\n",
+			fill(fmt.Sprintf("Use \"%s COMMAND --help\" to read about a command.", cmd.CommandPath()),
+				width, ""))
 	}
 }
 
@@ -124,7 +126,8 @@ func helpSection(out io.Writer, title string, flags *pflag.FlagSet, columns int)
 	}
 }
 
-// fill breaks a line between words where it would be wider than width. What follows begins with indent.
+// fill breaks a line between words where it would be wider than width. What follows begins with
+// indent.
 func fill(line string, width int, indent string) string {
 	if utf8.RuneCountInString(line) <= width {
 		return line

@@ -12,8 +12,10 @@ import (
 
 func TestHelp(t *testing.T) {
 	for _, command := range []string{
-		"", "connect", "quit", "status", "list", "intercept", "wiretap", "leave", "helm", "helm install", "helm upgrade", "helm uninstall",
-		"uninstall", "version", "completion", "config view", "loglevel", "gather-logs", "list-contexts", "list-namespaces",
+		"", "connect", "quit", "status", "list", "intercept", "wiretap", "leave", "helm",
+		"helm install", "helm upgrade", "helm uninstall",
+		"uninstall", "version", "completion", "config view", "loglevel", "gather-logs", "list-contexts",
+		"list-namespaces",
 	} {
 		t.Run("help of "+command, func(t *testing.T) {
 			text := newWorld(t).transcript(append(strings.Fields(command), "--help")...)
@@ -26,17 +28,21 @@ func TestHelp(t *testing.T) {
 }
 
 func TestHelpFitsTheTerminal(t *testing.T) {
-	for _, command := range []string{"", "connect", "list", "intercept", "wiretap", "leave", "helm install", "uninstall", "gather-logs", "completion"} {
+	for _, command := range []string{"", "connect", "list", "intercept", "wiretap", "leave",
+		"helm install", "uninstall", "gather-logs", "completion"} {
 		for _, columns := range []int{40, 60, 80, 100, 200} {
 			w := newWorld(t)
 			w.isTerminal = func(any) (int, bool) { return columns, true }
 			require.Zero(t, w.do(append(strings.Fields(command), "--help")...))
 			for line := range strings.Lines(w.stdout.String()) {
 				line = strings.TrimRight(line, "\n")
-				if strings.HasPrefix(line, "  sidestep ") || strings.HasPrefix(line, "  source ") || strings.HasPrefix(line, "    --set ") || strings.Count(line, " ") == len(line)-len(strings.TrimLeft(line, " ")) {
+				if strings.HasPrefix(line, "  sidestep ") || strings.HasPrefix(line, "  source ") ||
+					strings.HasPrefix(line, "    --set ") ||
+					strings.Count(line, " ") == len(line)-len(strings.TrimLeft(line, " ")) {
 					continue // a command line to be copied, or one long word
 				}
-				assert.LessOrEqual(t, len([]rune(line)), max(columns, 40), "%s in %d columns: %s", command, columns, line)
+				assert.LessOrEqual(t, len([]rune(line)), max(columns, 40), "%s in %d columns: %s",
+					command, columns, line)
 			}
 			assert.Contains(t, w.stdout.String(), "\nExamples:\n", command)
 			// Nothing is lost by breaking lines.
@@ -60,9 +66,12 @@ func TestTheNameOfTheProgramIsTheOneItWasCalledBy(t *testing.T) {
 	assert.Equal(t, exitUsage, w.do("intercept"))
 	assert.Contains(t, w.stderr.String(), "telepresence intercept: error: ")
 	assert.NotContains(t, w.stderr.String(), "sidestep")
-	for _, command := range []string{"intercept", "wiretap", "list", "leave", "connect", "quit", "helm install", "helm upgrade", "helm uninstall", "version", "completion bash", "config view", "loglevel", "gather-logs"} {
+	for _, command := range []string{"intercept", "wiretap", "list", "leave", "connect", "quit",
+		"helm install", "helm upgrade", "helm uninstall", "version", "completion bash", "config view",
+		"loglevel", "gather-logs"} {
 		assert.Zero(t, w.do(append(strings.Fields(command), "--help")...))
-		assert.NotContains(t, strings.ReplaceAll(w.stdout.String(), `(default "sidestep")`, ""), "sidestep", command)
+		assert.NotContains(t, strings.ReplaceAll(w.stdout.String(), `(default "sidestep")`, ""),
+			"sidestep", command)
 	}
 }
 

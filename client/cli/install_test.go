@@ -15,13 +15,16 @@ func TestHelmCommands(t *testing.T) {
 	w := newWorld(t)
 	text := ""
 	for _, args := range [][]string{
-		{"helm", "install"}, {"helm", "upgrade"}, {"helm", "uninstall"}, {"helm", "install", "--quiet"}, {"helm", "install", "--progress", "plain"}, {"helm", "install", "-u"},
+		{"helm", "install"}, {"helm", "upgrade"}, {"helm", "uninstall"}, {"helm", "install", "--quiet"},
+		{"helm", "install", "--progress", "plain"}, {"helm", "install", "-u"},
 		{"helm", "upgrade", "--reset-values", "--reuse-values"}, {"helm", "install", "x"},
 	} {
 		text += w.transcript(args...) + "\n"
 	}
-	assert.Equal(t, []string{"install", "upgrade", "uninstall", "install", "install", "upgrade"}, w.cluster.calls)
-	w.cluster.err = errors.New("the traffic manager v1.2.3 is already installed in namespace sidestep — use 'helm upgrade' to change it")
+	assert.Equal(t, []string{"install", "upgrade", "uninstall", "install", "install", "upgrade"},
+		w.cluster.calls)
+	w.cluster.err = errors.New(
+		"the traffic manager v1.2.3 is already installed in namespace sidestep — use 'helm upgrade' to change it")
 	text += w.transcript("helm", "install")
 	golden(t, "helm", text)
 	assert.Zero(t, w.launches)
@@ -29,8 +32,10 @@ func TestHelmCommands(t *testing.T) {
 
 func TestHelmFlags(t *testing.T) {
 	w := newWorld(t)
-	require.Zero(t, w.do("helm", "install", "--set", "a=1,b=2", "--set", "c=3", "--set-string", "d=4", "-f", "v.yaml", "--set-file", "e=f", "--set-json", `g={}`,
-		"--create-namespace=false", "--no-hooks", "--wait=false", "--timeout", "1m", "--context", "staging"), w.stderr.String())
+	require.Zero(t, w.do("helm", "install", "--set", "a=1,b=2", "--set", "c=3", "--set-string", "d=4",
+		"-f", "v.yaml", "--set-file", "e=f", "--set-json", `g={}`,
+		"--create-namespace=false", "--no-hooks", "--wait=false", "--timeout", "1m", "--context",
+		"staging"), w.stderr.String())
 	s := w.cluster.settings
 	assert.Equal(t, []string{"a=1,b=2", "c=3"}, s.Values.Values)
 	assert.Equal(t, []string{"d=4"}, s.Values.StringValues)
@@ -76,11 +81,13 @@ func TestUninstallEverything(t *testing.T) {
 	text += "\n" + w.transcript("uninstall", "-e")
 	assert.Equal(t, 2, w.cleaned, "and without a daemon too")
 	for _, args := range [][]string{
-		{"uninstall"}, {"uninstall", "orders"}, {"uninstall", "--agent", "orders"}, {"uninstall", "--all-agents"}, {"uninstall", "--all-agents", "--everything"},
+		{"uninstall"}, {"uninstall", "orders"}, {"uninstall", "--agent", "orders"},
+		{"uninstall", "--all-agents"}, {"uninstall", "--all-agents", "--everything"},
 	} {
 		text += "\n" + w.transcript(args...)
 	}
-	w.cluster.err = errors.New("the cluster at https://10.0.0.1:6443 does not answer — check --context and your network")
+	w.cluster.err = errors.New(
+		"the cluster at https://10.0.0.1:6443 does not answer — check --context and your network")
 	text += "\n" + w.transcript("uninstall", "--everything")
 	assert.Equal(t, 2, w.cleaned, "what is on the laptop stays to try again")
 	golden(t, "uninstall", text)

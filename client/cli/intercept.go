@@ -116,7 +116,8 @@ func interceptArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req *daemonpb.InterceptRequest, args []string) error {
+func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags,
+	req *daemonpb.InterceptRequest, args []string) error {
 	ctx := cmd.Context()
 	tool := ""
 	if err := f.docker.check(args); err != nil {
@@ -178,7 +179,8 @@ func (e *env) runIntercept(cmd *cobra.Command, g *global, f *interceptFlags, req
 	})
 }
 
-// show says which intercept was made; on the standard error if the standard output is for something else.
+// show says which intercept was made; on the standard error if the standard output is for something
+// else.
 func (e *env) show(cmd *cobra.Command, made *daemonpb.InterceptInfo, taken bool) error {
 	if format := outputOf(cmd); format != formatText {
 		return e.write(format, layout.InterceptRecord(made))
@@ -196,8 +198,10 @@ const maxEvent = 16 << 20
 // warning begins a line of the daemon's progress that is to stay on the screen.
 const warning = "warning: "
 
-// intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon undoes it.
-func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, *daemonpb.Environment, error) {
+// intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon
+// undoes it.
+func (s *session) intercept(ctx context.Context,
+	req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, *daemonpb.Environment, error) {
 	doing := "intercepting "
 	if req.GetWiretap() {
 		doing = "wiretapping "
@@ -228,11 +232,12 @@ func (s *session) intercept(ctx context.Context, req *daemonpb.InterceptRequest)
 // holds tells whether this laptop has an intercept of that name.
 func (s *session) holds(ctx context.Context, name string) bool {
 	st, err := s.Status(ctx, &daemonpb.Empty{})
-	return err == nil && slices.ContainsFunc(st.GetIntercepts(), func(i *daemonpb.InterceptInfo) bool { return i.GetName() == name })
+	return err == nil && slices.ContainsFunc(st.GetIntercepts(),
+		func(i *daemonpb.InterceptInfo) bool { return i.GetName() == name })
 }
 
-// awaitUndo waits for a moment until the daemon has undone an intercept that was interrupted, so that whoever looks next does
-// not see it.
+// awaitUndo waits for a moment until the daemon has undone an intercept that was interrupted, so
+// that whoever looks next does not see it.
 func (s *session) awaitUndo(ctx context.Context, name string, before bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()

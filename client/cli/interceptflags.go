@@ -48,27 +48,35 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 		"Local port, as `LOCAL[:ID]` with the service port's name or number if there are several, and /UDP or /TCP after it if both have the number "+
 			"(default: the container's port)")
 	flags.StringVar(&f.address, "address", "127.0.0.1", "Local `IP` address to which the requests are sent")
-	flags.StringVarP(&f.workload, "workload", "w", "", "Workload, as `[KIND/]NAME`, if the intercept is to have another name")
+	flags.StringVarP(&f.workload, "workload", "w", "",
+		"Workload, as `[KIND/]NAME`, if the intercept is to have another name")
 	flags.StringVarP(&f.deployment, "deployment", "d", "", "Same as --workload, also as `[KIND/]NAME`")
-	flags.StringVar(&f.service, "service", "", "`NAME` of the service that is meant, when several select the workload")
-	flags.StringVar(&f.container, "container", "", "`NAME` of the container whose environment is meant (default: the one with the port), and whose port, when there is no service")
-	flags.StringVar(&f.mechanism, "mechanism", "", "`MECHANISM`: tcp takes all connections, http the requests that match (default tcp, or http with --http flags)")
+	flags.StringVar(&f.service, "service", "",
+		"`NAME` of the service that is meant, when several select the workload")
+	flags.StringVar(&f.container, "container", "",
+		"`NAME` of the container whose environment is meant (default: the one with the port), and whose port, when there is no service")
+	flags.StringVar(&f.mechanism, "mechanism", "",
+		"`MECHANISM`: tcp takes all connections, http the requests that match (default tcp, or http with --http flags)")
 	flags.StringArrayVar(&f.headers, "http-header", nil,
 		"Take requests with this `HEADER`, NAME=VALUE or 'NAME: VALUE'; can be repeated. A VALUE with regexp characters is an RE2 expression "+
 			"for the whole value. \"auto\" is a header of your own, and the default with any other --http flag; \"all\" takes every request")
 	flags.StringArrayVar(&f.matches, "http-match", nil, "Same as --http-header, with a `HEADER`")
 	flags.StringArrayVar(&f.oldMatches, "match", nil, "Same as --http-header")
 	flags.Var(&once{value: &f.pathEqual}, "http-path-equal", "Take requests for this `PATH`")
-	flags.Var(&once{value: &f.pathPrefix}, "http-path-prefix", "Take requests whose path begins with this `PREFIX`")
-	flags.Var(&once{value: &f.pathRegexp}, "http-path-regex", "Take requests whose whole path matches this RE2 `EXPRESSION`")
-	flags.BoolVar(&f.plaintext, "plaintext", false, "With --http flags: the app behind the port speaks plaintext, although the port's name or appProtocol says TLS")
+	flags.Var(&once{value: &f.pathPrefix}, "http-path-prefix",
+		"Take requests whose path begins with this `PREFIX`")
+	flags.Var(&once{value: &f.pathRegexp}, "http-path-regex",
+		"Take requests whose whole path matches this RE2 `EXPRESSION`")
+	flags.BoolVar(&f.plaintext, "plaintext", false,
+		"With --http flags: the app behind the port speaks plaintext, although the port's name or appProtocol says TLS")
 	flags.BoolVar(&f.plaintext, "http-plaintext", false, "Same as --plaintext")
 	if f.existing = "none"; !f.wiretap {
 		flags.StringVar(&f.existing, "existing", "auto",
 			"What becomes of `CONNECTIONS` that are already open: idle ends those without traffic, all ends all of them, none leaves them with the pods. "+
 				"auto is idle for tcp; for http it ends only the connection that carries a matching request, before the pod has seen that")
 	}
-	flags.DurationVar(&f.timeout, "timeout", 0, "How long to wait until all pods send their traffic here (default 30s)")
+	flags.DurationVar(&f.timeout, "timeout", 0,
+		"How long to wait until all pods send their traffic here (default 30s)")
 	f.docker.add(flags)
 	flags.StringSliceVar(&f.toPod, "to-pod", nil,
 		"Make this `PORT` of an intercepted pod reachable at localhost:PORT while the intercept lives, as of a helper that listens on the pod's localhost; can be repeated, or a list")
@@ -81,8 +89,10 @@ func (f *interceptFlags) add(flags *pflag.FlagSet) {
 // intercept names as the API server takes them.
 var interceptName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 
-// request is what the flags ask for. It is checked here as far as that can be done without a cluster, before anything is started.
-func (f *interceptFlags) request(name, namespace string, flags *pflag.FlagSet) (*daemonpb.InterceptRequest, error) {
+// request is what the flags ask for. It is checked here as far as that can be done without a
+// cluster, before anything is started.
+func (f *interceptFlags) request(name, namespace string,
+	flags *pflag.FlagSet) (*daemonpb.InterceptRequest, error) {
 	r := &daemonpb.InterceptRequest{
 		Name: name, Namespace: namespace, Service: f.service, Container: f.container,
 		Wiretap: f.wiretap, Plaintext: f.plaintext, Existing: f.existing, TimeoutMs: f.timeout.Milliseconds(),
@@ -101,7 +111,8 @@ func (f *interceptFlags) setWorkload(r *daemonpb.InterceptRequest, _ *pflag.Flag
 	given := f.workload
 	if f.deployment != "" {
 		if given != "" && given != f.deployment {
-			return usagef("--workload %s and --deployment %s name two workloads — leave one out", given, f.deployment)
+			return usagef("--workload %s and --deployment %s name two workloads — leave one out", given,
+				f.deployment)
 		}
 		given = f.deployment
 	}

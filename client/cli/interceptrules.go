@@ -96,9 +96,12 @@ func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.Flag
 		value     string
 		condition *daemonpb.PathCondition
 	}{
-		{"http-path-equal", f.pathEqual, &daemonpb.PathCondition{Match: &daemonpb.PathCondition_Equal{Equal: f.pathEqual}}},
-		{"http-path-prefix", f.pathPrefix, &daemonpb.PathCondition{Match: &daemonpb.PathCondition_Prefix{Prefix: f.pathPrefix}}},
-		{"http-path-regex", f.pathRegexp, &daemonpb.PathCondition{Match: &daemonpb.PathCondition_Regex{Regex: f.pathRegexp}}},
+		{"http-path-equal", f.pathEqual,
+			&daemonpb.PathCondition{Match: &daemonpb.PathCondition_Equal{Equal: f.pathEqual}}},
+		{"http-path-prefix", f.pathPrefix,
+			&daemonpb.PathCondition{Match: &daemonpb.PathCondition_Prefix{Prefix: f.pathPrefix}}},
+		{"http-path-regex", f.pathRegexp,
+			&daemonpb.PathCondition{Match: &daemonpb.PathCondition_Regex{Regex: f.pathRegexp}}},
 	} {
 		if !flags.Changed(p.flag) {
 			continue
@@ -118,9 +121,11 @@ func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.Flag
 			return badRegexp("--http-path-regex", f.pathRegexp, err)
 		}
 	case f.pathEqual != "" && !strings.HasPrefix(f.pathEqual, "/"):
-		return usagef("--http-path-equal %s: a path begins with / — did you mean /%s?", f.pathEqual, f.pathEqual)
+		return usagef("--http-path-equal %s: a path begins with / — did you mean /%s?", f.pathEqual,
+			f.pathEqual)
 	case f.pathPrefix != "" && !strings.HasPrefix(f.pathPrefix, "/"):
-		return usagef("--http-path-prefix %s: a path begins with / — did you mean /%s?", f.pathPrefix, f.pathPrefix)
+		return usagef("--http-path-prefix %s: a path begins with / — did you mean /%s?", f.pathPrefix,
+			f.pathPrefix)
 	}
 	return nil
 }

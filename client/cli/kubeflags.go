@@ -9,8 +9,9 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 )
 
-// newKubeFlags are kubectl's flags that say which cluster is meant and as whom. --namespace is left out, which has a meaning of
-// its own, and so are the one-letter forms, which the commands use themselves.
+// newKubeFlags are kubectl's flags that say which cluster is meant and as whom. --namespace is left
+// out, which has a meaning of its own, and so are the one-letter forms, which the commands use
+// themselves.
 func newKubeFlags() *pflag.FlagSet {
 	all := pflag.NewFlagSet("kubernetes", pflag.ContinueOnError)
 	genericclioptions.NewConfigFlags(true).AddFlags(all)
@@ -45,7 +46,8 @@ func setFlags(flags *pflag.FlagSet) map[string]string {
 	return set
 }
 
-// choosesCluster tells whether the flags say another cluster or user than the kubeconfig does by itself.
+// choosesCluster tells whether the flags say another cluster or user than the kubeconfig does by
+// itself.
 func choosesCluster(flags map[string]string) bool {
 	for name := range flags {
 		switch name {

@@ -49,7 +49,8 @@ answered to their end. A wiretap's copies end.`,
 			if left.GetWiretap() {
 				kind = "wiretap"
 			}
-			e.say(g, "Left %s %s of %s %s in namespace %s", kind, left.GetName(), left.GetWorkloadKind(), left.GetWorkload(), left.GetNamespace())
+			e.say(g, "Left %s %s of %s %s in namespace %s", kind, left.GetName(),
+				left.GetWorkloadKind(), left.GetWorkload(), left.GetNamespace())
 			return nil
 		},
 	}

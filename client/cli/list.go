@@ -48,10 +48,12 @@ be and why. Connects if need be, and installs the traffic manager if the cluster
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "List the workloads of all namespaces")
 	flags.BoolVarP(&f.intercepted, "intercepts", "i", false, "List only what this laptop intercepts")
-	flags.BoolVarP(&f.wiretapped, "wiretaps", "t", false, "List only what this laptop wiretaps; with --intercepts, both")
+	flags.BoolVarP(&f.wiretapped, "wiretaps", "t", false,
+		"List only what this laptop wiretaps; with --intercepts, both")
 	flags.BoolVarP(&f.interceptable, "only-interceptable", "o", false, "List only what can be intercepted")
 	flags.BoolVarP(&f.yes, "yes", "y", false, "Install the traffic manager without asking")
-	flags.BoolP("agents", "a", false, "There are no agents in workloads: all that can be intercepted are listed")
+	flags.BoolP("agents", "a", false,
+		"There are no agents in workloads: all that can be intercepted are listed")
 	flags.Bool("debug", false, "Accepted")
 	flags.BoolP("json", "j", false, "Same as --output json")
 	for _, name := range []string{"agents", "debug", "json"} {
@@ -130,7 +132,8 @@ func (e *env) followList(ctx context.Context, s *session, req *daemonpb.ListRequ
 		case err != nil:
 			return err
 		}
-		if now := layout.WorkloadRecords(reply.GetWorkloads()); before == nil || !reflect.DeepEqual(before, now) {
+		if now := layout.WorkloadRecords(reply.GetWorkloads()); before == nil ||
+			!reflect.DeepEqual(before, now) {
 			if err := e.write(formatStream, now); err != nil {
 				return err
 			}
@@ -144,7 +147,8 @@ func (e *env) followList(ctx context.Context, s *session, req *daemonpb.ListRequ
 	}
 }
 
-// offerInstall installs the traffic manager if the user, asked, wants it. missing is the error that said that there is none.
+// offerInstall installs the traffic manager if the user, asked, wants it. missing is the error that
+// said that there is none.
 func (e *env) offerInstall(ctx context.Context, g *global, yes bool, missing error) error {
 	if !yes {
 		_, in := e.isTerminal(e.stdin)

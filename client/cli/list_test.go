@@ -19,13 +19,16 @@ import (
 )
 
 func someWorkloads() []*daemonpb.WorkloadInfo {
-	bob := &daemonpb.InterceptInfo{Name: "orders", Holder: "bob@desk", Mechanism: "http", Conditions: []string{`header("coder") == "bob"`}, State: "ACTIVE"}
+	bob := &daemonpb.InterceptInfo{Name: "orders", Holder: "bob@desk", Mechanism: "http",
+		Conditions: []string{`header("coder") == "bob"`}, State: "ACTIVE"}
 	ann := &daemonpb.InterceptInfo{Name: "stock", Holder: "ann@desk", Mechanism: "tcp", State: "ACTIVE"}
 	return []*daemonpb.WorkloadInfo{
 		{Kind: "StatefulSet", Name: "stock", Namespace: "shop", Others: []*daemonpb.InterceptInfo{ann}},
-		{Kind: "Deployment", Name: "orders", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{anIntercept()}, Others: []*daemonpb.InterceptInfo{bob}},
+		{Kind: "Deployment", Name: "orders", Namespace: "shop",
+			Intercepts: []*daemonpb.InterceptInfo{anIntercept()}, Others: []*daemonpb.InterceptInfo{bob}},
 		{Kind: "Deployment", Name: "frontend", Namespace: "shop"},
-		{Kind: "ReplicaSet", Name: "legacy", Namespace: "shop", NotInterceptable: "it runs on the host's network"},
+		{Kind: "ReplicaSet", Name: "legacy", Namespace: "shop",
+			NotInterceptable: "it runs on the host's network"},
 	}
 }
 
@@ -35,11 +38,14 @@ func TestList(t *testing.T) {
 		"one namespace": func(w *world) { w.daemon.workloads = someWorkloads() },
 		"several":       func(w *world) { w.daemon.workloads = append(someWorkloads(), elsewhere) },
 		"a TLS port": func(w *world) {
-			w.daemon.workloads = []*daemonpb.WorkloadInfo{{Kind: "Deployment", Name: "orders", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{aDeafIntercept()}}}
+			w.daemon.workloads = []*daemonpb.WorkloadInfo{{Kind: "Deployment", Name: "orders",
+				Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{aDeafIntercept()}}}
 		},
 		"kinds that share a name": func(w *world) {
-			w.daemon.workloads = append(someWorkloads(), &daemonpb.WorkloadInfo{Kind: "DaemonSet", Name: "frontend", Namespace: "shop"},
-				&daemonpb.WorkloadInfo{Kind: "Pod", Name: "debug", Namespace: "shop", NotInterceptable: "no service and no container port"})
+			w.daemon.workloads = append(someWorkloads(),
+				&daemonpb.WorkloadInfo{Kind: "DaemonSet", Name: "frontend", Namespace: "shop"},
+				&daemonpb.WorkloadInfo{Kind: "Pod", Name: "debug", Namespace: "shop",
+					NotInterceptable: "no service and no container port"})
 		},
 		"nothing":          func(*world) {},
 		"colours":          func(w *world) { w.terminal = true; w.daemon.workloads = someWorkloads() },
@@ -100,7 +106,8 @@ func TestListAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 }
 
 func missingManager() error {
-	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled, "there is no traffic manager in namespace sidestep of https://10.0.0.1:6443")
+	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
+		"there is no traffic manager in namespace sidestep of https://10.0.0.1:6443")
 }
 
 func TestListInstallsTheTrafficManagerThatIsMissing(t *testing.T) {
@@ -200,7 +207,8 @@ func TestAListThatIsFollowed(t *testing.T) {
 }
 
 func TestARecordIsOneLineOfAStream(t *testing.T) {
-	for _, args := range [][]string{{"status"}, {"version"}, {"intercept", "orders", "--port", "9000"}, {"list-contexts"}, {"quit"}} {
+	for _, args := range [][]string{{"status"}, {"version"}, {"intercept", "orders", "--port", "9000"},
+		{"list-contexts"}, {"quit"}} {
 		w := newWorld(t).connected(true)
 		assert.Zero(t, w.do(append(args, "--output=json-stream")...), args)
 		assert.Equal(t, 1, strings.Count(w.stdout.String(), "\n"), "%s: %s", args, w.stdout.String())

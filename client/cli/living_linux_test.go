@@ -34,7 +34,8 @@ func TestADaemonThatHangsIsToldWithHowToEndIt(t *testing.T) {
 	}, 20*time.Second, 10*time.Millisecond)
 	require.NoError(t, daemon.Process.Signal(syscall.SIGSTOP))
 	want := fmt.Sprintf("error: the daemon does not answer — end it with `kill -9 %d`, and run the command again: the next one goes on with its session\n", daemon.Process.Pid)
-	for _, args := range [][]string{{"status"}, {"list"}, {"intercept", "orders"}, {"leave", "orders"}, {"quit"}, {"quit", "-s"}, {"connect"}, {"version"}} {
+	for _, args := range [][]string{{"status"}, {"list"}, {"intercept", "orders"}, {"leave", "orders"},
+		{"quit"}, {"quit", "-s"}, {"connect"}, {"version"}} {
 		began := time.Now()
 		code := w.do(args...)
 		if args[0] == "version" { // what it is itself it can always say
@@ -51,7 +52,8 @@ func TestADaemonThatHangsIsToldWithHowToEndIt(t *testing.T) {
 }
 
 func TestADaemonOfAnotherVersionIsReplacedIfItHasNoSession(t *testing.T) {
-	for name, args := range map[string][]string{"connect": {"connect"}, "intercept": {"intercept", "orders"}, "list": {"list"}} {
+	for name, args := range map[string][]string{"connect": {"connect"},
+		"intercept": {"intercept", "orders"}, "list": {"list"}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			w.daemon.version = "v1.0.0"
@@ -64,7 +66,8 @@ func TestADaemonOfAnotherVersionIsReplacedIfItHasNoSession(t *testing.T) {
 			}
 			require.Equal(t, 0, w.do(args...), w.stderr.String())
 			assert.Equal(t, 1, w.launches)
-			assert.Contains(t, w.stderr.String(), "The running daemon is v1.0.0 and this is sidestep v1.2.3: it is replaced\n")
+			assert.Contains(t, w.stderr.String(),
+				"The running daemon is v1.0.0 and this is sidestep v1.2.3: it is replaced\n")
 		})
 	}
 	t.Run("and not if it has", func(t *testing.T) {
@@ -82,7 +85,8 @@ func TestWhatHasEndedIsToldByTheNextCommand(t *testing.T) {
 		Name: "stock", Namespace: "shop", WorkloadKind: "Deployment", Workload: "stock", At: 1767323045,
 		Reason: "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; it cannot be had again: port http of Deployment stock is intercepted by bob@desk",
 	}
-	want := "warning: intercept stock of Deployment stock in namespace shop has ended: " + ended.GetReason() + "\n"
+	want := "warning: intercept stock of Deployment stock in namespace shop has ended: " +
+		ended.GetReason() + "\n"
 	for _, args := range [][]string{{"list"}, {"connect"}, {"intercept", "orders"}, {"leave", "orders"}} {
 		w := newWorld(t)
 		w.daemon.status = statusOf(&daemonpb.InterceptInfo{Name: "orders"})
@@ -102,7 +106,8 @@ func TestWhatHasEndedIsToldByTheNextCommand(t *testing.T) {
 	w.daemon.status.Ended = []*daemonpb.EndedInfo{again, ended}
 	w.daemon.ended = []*daemonpb.EndedInfo{ended}
 	w.connected(true)
-	golden(t, "status with intercepts that have ended", w.transcript("status")+w.transcript("status", "--output", "json"))
+	golden(t, "status with intercepts that have ended", w.transcript("status")+
+		w.transcript("status", "--output", "json"))
 	w.do("list")
 	assert.NotContains(t, w.stderr.String(), "has ended", "status has told")
 }
@@ -127,7 +132,8 @@ func TestASocketInADirectoryOfAnotherUser(t *testing.T) {
 	cmd.Path = copied
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 12345, Gid: 12345}}
 	out, _ := cmd.CombinedOutput()
-	assert.Contains(t, string(out), "sidestep status: error: the daemon's socket "+w.socket+" is in a directory of another user — set SIDESTEP_DAEMON_SOCKET to a path of your own\n")
+	assert.Contains(t, string(out), "sidestep status: error: the daemon's socket "+w.socket+
+		" is in a directory of another user — set SIDESTEP_DAEMON_SOCKET to a path of your own\n")
 }
 
 func TestATrafficManagerOfAVersionThatIsNotTestedWithThisOneIsWarnedOf(t *testing.T) {

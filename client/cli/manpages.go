@@ -118,8 +118,8 @@ func manFlags(line func(string, ...any), title string, flags *pflag.FlagSet) {
 	})
 }
 
-// roff writes text so that man(7) prints it as it is: a backslash is not an escape, a hyphen stays one when it is copied, and no line
-// begins with a request.
+// roff writes text so that man(7) prints it as it is: a backslash is not an escape, a hyphen stays
+// one when it is copied, and no line begins with a request.
 func roff(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(text)
 	lines := strings.Split(text, "\n")

@@ -24,7 +24,8 @@ func TestConfigView(t *testing.T) {
 	require.Zero(t, w.do("loglevel", "trace", "-d", "90s"))
 	text += "\n" + w.transcript("config", "view")
 	require.Zero(t, w.do("connect"))
-	text += "\n" + w.transcript("config", "view") + "\n" + w.transcript("config", "view", "--client-only", "--output", "json")
+	text += "\n" + w.transcript("config", "view") + "\n" +
+		w.transcript("config", "view", "--client-only", "--output", "json")
 	golden(t, "config view", text)
 	assert.Zero(t, w.launches, "nothing is started for it")
 }
@@ -33,7 +34,8 @@ func TestLogLevel(t *testing.T) {
 	w := newWorld(t)
 	text := ""
 	for _, args := range [][]string{
-		{"debug"}, {"warning", "-d", "0s"}, {"info", "--quiet"}, {"debug", "--output", "json"}, {"loud"}, {}, {"debug", "-d", "-1s"}, {"debug", "-r"}, {"debug", "-r", "-l"},
+		{"debug"}, {"warning", "-d", "0s"}, {"info", "--quiet"}, {"debug", "--output", "json"},
+		{"loud"}, {}, {"debug", "-d", "-1s"}, {"debug", "-r"}, {"debug", "-r", "-l"},
 	} {
 		text += w.transcript(append([]string{"loglevel"}, args...)...) + "\n"
 	}
@@ -55,7 +57,8 @@ clusters:
 `), 0o600))
 	t.Setenv("KUBECONFIG", kubeconfig)
 	w := newWorld(t)
-	text := w.transcript("list-contexts") + "\n" + w.transcript("list-contexts", "--context", "production", "--output", "json") +
+	text := w.transcript("list-contexts") + "\n" +
+		w.transcript("list-contexts", "--context", "production", "--output", "json") +
 		"\n" + w.transcript("list-namespaces") + "\n" + w.transcript("list-namespaces", "--output", "yaml")
 	w.cluster.err = errors.New("forbidden")
 	text += "\n" + w.transcript("list-namespaces")
@@ -85,7 +88,8 @@ func TestGatherLogs(t *testing.T) {
 	withLogs := func(t *testing.T) *world {
 		w := newWorld(t).connected(true)
 		dir := t.TempDir()
-		for name, text := range map[string]string{"daemon.log": "new", "daemon.log.1": "old", "session.json": "secret"} {
+		for name, text := range map[string]string{"daemon.log": "new", "daemon.log.1": "old",
+			"session.json": "secret"} {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 		}
 		w.logFile = func() string { return filepath.Join(dir, "daemon.log") }
@@ -95,11 +99,13 @@ func TestGatherLogs(t *testing.T) {
 		w := withLogs(t)
 		t.Chdir(t.TempDir())
 		require.Zero(t, w.do("gather-logs"), w.stderr.String())
-		assert.Equal(t, "Logs have been exported to sidestep_logs_2026-01-02T03-04-05Z.zip\n", w.stdout.String())
+		assert.Equal(t, "Logs have been exported to sidestep_logs_2026-01-02T03-04-05Z.zip\n",
+			w.stdout.String())
 		files := unzip(t, "sidestep_logs_2026-01-02T03-04-05Z.zip")
 		names := sortedKeys(files)
 		assert.Equal(t, []string{
-			"cluster/sidestep-manager-1.log", "cluster/sidestep-nodeagent-1.log", "cluster/sidestep-nodeagent-2.log",
+			"cluster/sidestep-manager-1.log", "cluster/sidestep-nodeagent-1.log",
+			"cluster/sidestep-nodeagent-2.log",
 			"config.json", "daemon/daemon.log", "daemon/daemon.log.1", "status.json", "version.json",
 		}, names)
 		assert.Equal(t, "old", files["daemon/daemon.log.1"])
@@ -112,8 +118,10 @@ func TestGatherLogs(t *testing.T) {
 	t.Run("only what is asked for", func(t *testing.T) {
 		w := withLogs(t)
 		path := filepath.Join(t.TempDir(), "x.zip")
-		require.Zero(t, w.do("gather-logs", "-o", path, "--daemons", "none", "--traffic-manager=false", "--traffic-agents", "agent-2"), w.stderr.String())
-		assert.Equal(t, []string{"cluster/sidestep-nodeagent-2.log", "config.json", "status.json", "version.json"}, sortedKeys(unzip(t, path)))
+		require.Zero(t, w.do("gather-logs", "-o", path, "--daemons", "none", "--traffic-manager=false",
+			"--traffic-agents", "agent-2"), w.stderr.String())
+		assert.Equal(t, []string{"cluster/sidestep-nodeagent-2.log", "config.json", "status.json",
+			"version.json"}, sortedKeys(unzip(t, path)))
 	})
 	t.Run("without rights and without a daemon, what there is and why the rest is missing", func(t *testing.T) {
 		w := newWorld(t)
@@ -122,8 +130,10 @@ func TestGatherLogs(t *testing.T) {
 		require.Zero(t, w.do("gather-logs", "-o", path))
 		files := unzip(t, path)
 		assert.Equal(t, []string{"config.json", "errors.txt", "version.json"}, sortedKeys(files))
-		assert.Contains(t, files["errors.txt"], "could not read the log of pod sidestep-manager-1: jane may not get pods/log\n")
-		assert.Contains(t, w.stderr.String(), "warning: could not read /home/jane/.cache/sidestep/logs/daemon.log: it does not exist\n")
+		assert.Contains(t, files["errors.txt"],
+			"could not read the log of pod sidestep-manager-1: jane may not get pods/log\n")
+		assert.Contains(t, w.stderr.String(),
+			"warning: could not read /home/jane/.cache/sidestep/logs/daemon.log: it does not exist\n")
 		assert.Zero(t, w.launches)
 	})
 	t.Run("with names replaced, each by the same word everywhere", func(t *testing.T) {
@@ -146,7 +156,8 @@ level=INFO msg="pod is being steered" node=ip-10-0-0-1.example pod=shop/gone-7c5
 		}
 		golden(t, "gather-logs anonymized", text)
 		for name, text := range files {
-			for _, secret := range []string{"shop/", "in-shop", "jane", "laptop\"", "ip-10", "gone-", "try-7", "x2k4j"} {
+			for _, secret := range []string{"shop/", "in-shop", "jane", "laptop\"", "ip-10", "gone-",
+				"try-7", "x2k4j"} {
 				assert.NotContains(t, text, secret, name)
 			}
 		}
@@ -154,7 +165,8 @@ level=INFO msg="pod is being steered" node=ip-10-0-0-1.example pod=shop/gone-7c5
 	})
 	t.Run("wrong words and places", func(t *testing.T) {
 		w := newWorld(t)
-		golden(t, "gather-logs wrong usage", w.transcript("gather-logs", "-o", "logs.tar")+"\n"+w.transcript("gather-logs", "--daemons", "some")+"\n"+
+		golden(t, "gather-logs wrong usage", w.transcript("gather-logs", "-o", "logs.tar")+"\n"+
+			w.transcript("gather-logs", "--daemons", "some")+"\n"+
 			w.transcript("gather-logs", "-o", "/nonexistent/x.zip"))
 	})
 }
@@ -169,16 +181,20 @@ func TestManualPages(t *testing.T) {
 	for _, entry := range entries {
 		names = append(names, entry.Name())
 	}
-	for _, name := range []string{"sidestep.1", "sidestep-intercept.1", "sidestep-helm-install.1", "sidestep-gather-logs.1"} {
+	for _, name := range []string{"sidestep.1", "sidestep-intercept.1", "sidestep-helm-install.1",
+		"sidestep-gather-logs.1"} {
 		assert.Contains(t, names, name)
 	}
-	assert.False(t, slices.ContainsFunc(names, func(n string) bool { return strings.Contains(n, "foreground") }), "hidden commands have none: %v", names)
+	assert.False(t, slices.ContainsFunc(names,
+		func(n string) bool { return strings.Contains(n, "foreground") }),
+		"hidden commands have none: %v", names)
 	page, err := os.ReadFile(filepath.Join(dir, "sidestep-leave.1"))
 	require.NoError(t, err)
 	golden(t, "man leave", string(page))
 	if groff, err := exec.LookPath("groff"); err == nil {
 		for _, name := range names {
-			out, err := exec.Command(groff, "-man", "-Tutf8", "-ww", "-z", filepath.Join(dir, name)).CombinedOutput()
+			out, err := exec.Command(groff, "-man", "-Tutf8", "-ww", "-z",
+				filepath.Join(dir, name)).CombinedOutput()
 			assert.NoError(t, err)
 			assert.Empty(t, string(out), name)
 		}
@@ -187,9 +203,12 @@ func TestManualPages(t *testing.T) {
 
 func TestCommandsWithoutARecordAnswerInAnEnvelope(t *testing.T) {
 	w := newWorld(t).connected(true)
-	text := w.transcript("quit", "--output", "json") + "\n" + w.transcript("uninstall", "--everything", "--output", "json") +
-		"\n" + w.transcript("leave", "nothing", "--output", "json") + "\n" + w.transcript("leave", "nothing", "--output", "yaml") +
-		"\n" + w.transcript("leave", "nothing", "--format", "json") + "\n" + w.transcript("helm", "install", "--nonsense", "--output", "json")
+	text := w.transcript("quit", "--output", "json") + "\n" +
+		w.transcript("uninstall", "--everything", "--output", "json") +
+		"\n" + w.transcript("leave", "nothing", "--output", "json") + "\n" +
+		w.transcript("leave", "nothing", "--output", "yaml") +
+		"\n" + w.transcript("leave", "nothing", "--format", "json") + "\n" +
+		w.transcript("helm", "install", "--nonsense", "--output", "json")
 	golden(t, "envelopes", text)
 }
 

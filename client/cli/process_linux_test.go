@@ -25,7 +25,8 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// TestMain lets this program be the command line itself, for what only a process can show: signals, exit codes, a terminal.
+// TestMain lets this program be the command line itself, for what only a process can show: signals,
+// exit codes, a terminal.
 func TestMain(m *testing.M) {
 	if os.Getenv("SIDESTEP_TEST_AS_PROGRAM") != "" {
 		os.Exit(Main())
@@ -40,7 +41,8 @@ func asProcess(t *testing.T, w *world, args ...string) *exec.Cmd {
 	require.NoError(t, err)
 	cmd := exec.Command(self, args...)
 	home := t.TempDir()
-	cmd.Env = append(os.Environ(), "SIDESTEP_TEST_AS_PROGRAM=1", "SIDESTEP_DAEMON_SOCKET="+w.socket, "HOME="+home, "XDG_CACHE_HOME="+home, "NO_COLOR=1", "TERM=xterm")
+	cmd.Env = append(os.Environ(), "SIDESTEP_TEST_AS_PROGRAM=1", "SIDESTEP_DAEMON_SOCKET="+w.socket,
+		"HOME="+home, "XDG_CACHE_HOME="+home, "NO_COLOR=1", "TERM=xterm")
 	return cmd
 }
 
@@ -51,8 +53,10 @@ func withDaemon(t *testing.T) *world {
 	return w.connected(true)
 }
 
-// onIntercept makes the daemon hold no intercept yet, and answer with f after it has told its progress.
-func (w *world) onIntercept(f func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error), progress ...string) {
+// onIntercept makes the daemon hold no intercept yet, and answer with f after it has told its
+// progress.
+func (w *world) onIntercept(f func(context.Context,
+	*daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error), progress ...string) {
 	w.daemon.mu.Lock()
 	defer w.daemon.mu.Unlock()
 	w.daemon.status, w.daemon.intercept, w.daemon.progress = statusOf(), f, progress
@@ -95,7 +99,8 @@ func (b *buffer) String() string {
 
 func (b *buffer) await(t *testing.T, text string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(b.String(), text) }, 20*time.Second, 10*time.Millisecond, "%q in %q", text, b)
+	require.Eventually(t, func() bool { return strings.Contains(b.String(), text) }, 20*time.Second,
+		10*time.Millisecond, "%q in %q", text, b)
 }
 
 func TestTheExitCodeIsThatOfTheCommand(t *testing.T) {
@@ -113,7 +118,8 @@ func TestSignalsArePassedOnToTheCommandAndTheInterceptEndsWithIt(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			w := withDaemon(t)
 			out := &buffer{}
-			cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo got; kill $!; exit 9' TERM INT HUP; sleep 60 & echo ready; wait`)
+			cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c",
+				`trap 'echo got; kill $!; exit 9' TERM INT HUP; sleep 60 & echo ready; wait`)
 			cmd.Stdout = out
 			require.NoError(t, cmd.Start())
 			out.await(t, "ready")
@@ -170,7 +176,8 @@ func terminal(t *testing.T, cmd *exec.Cmd, columns uint16) (typed io.Writer, sho
 func TestCtrlCAtATerminal(t *testing.T) {
 	t.Run("reaches the command once, and its exit code counts", func(t *testing.T) {
 		w := withDaemon(t)
-		cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c", `trap 'echo got' INT; echo ready; until read line; do :; done; echo "read $line"; exit 5`)
+		cmd := asProcess(t, w, "intercept", "orders", "--", "sh", "-c",
+			`trap 'echo got' INT; echo ready; until read line; do :; done; echo "read $line"; exit 5`)
 		keys, screen := terminal(t, cmd, 80)
 		screen.await(t, "ready")
 		_, err := keys.Write([]byte{3})
@@ -205,7 +212,8 @@ func TestADaemonThatDoesNotStartIsAnErrorWithItsLog(t *testing.T) {
 	blocked := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(blocked, nil, 0o600))
 	cmd := asProcess(t, w, "connect")
-	cmd.Env = append(cmd.Env, "SIDESTEP_DAEMON_SOCKET="+filepath.Join(blocked, "daemon.sock"), "XDG_CACHE_HOME="+t.TempDir())
+	cmd.Env = append(cmd.Env, "SIDESTEP_DAEMON_SOCKET="+filepath.Join(blocked, "daemon.sock"),
+		"XDG_CACHE_HOME="+t.TempDir())
 	out, err := cmd.CombinedOutput()
 	require.Error(t, err)
 	assert.Equal(t, exitError, cmd.ProcessState.ExitCode())

@@ -34,12 +34,13 @@ type program struct {
 	stop <-chan struct{} // closed when it is to end; may be nil
 	// halt is a command line that ends it; without one it is sent SIGTERM.
 	halt []string
-	// aside: what it prints is not what the command line was asked for, and goes to the standard error.
+	// aside: what it prints is not what the command line was asked for, and goes to the standard
+	// error.
 	aside bool
 }
 
-// runProgram runs a program until it ends. What is typed at the terminal, Ctrl-C included, reaches the program from the terminal
-// itself; signals that were sent to this process are passed on.
+// runProgram runs a program until it ends. What is typed at the terminal, Ctrl-C included, reaches
+// the program from the terminal itself; signals that were sent to this process are passed on.
 func runProgram(_ context.Context, p program) (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
@@ -91,10 +92,12 @@ func exitCode(cmd *exec.Cmd, err error) (int, error) {
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-// runHeld runs a program for the length of which the daemon holds an intercept, or, when its name is empty, the session. When that is
-// left by somebody else the program is ended; when this process is killed the daemon leaves it; and when the program has ended undo is
-// called to leave it properly.
-func (e *env) runHeld(ctx context.Context, g *global, s *session, name string, p program, undo func(context.Context, *session) error) error {
+// runHeld runs a program for the length of which the daemon holds an intercept, or, when its name
+// is empty, the session. When that is left by somebody else the program is ended; when this process
+// is killed the daemon leaves it; and when the program has ended undo is called to leave it
+// properly.
+func (e *env) runHeld(ctx context.Context, g *global, s *session, name string, p program,
+	undo func(context.Context, *session) error) error {
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
 	var over atomic.Bool
@@ -148,7 +151,8 @@ func (e *env) runFree(ctx context.Context, args []string) error {
 }
 
 // undo leaves, with the next daemon if this one has died meanwhile.
-func (e *env) undo(ctx context.Context, g *global, s *session, undo func(context.Context, *session) error) error {
+func (e *env) undo(ctx context.Context, g *global, s *session,
+	undo func(context.Context, *session) error) error {
 	err := undo(ctx, s)
 	if status.Code(err) != codes.Unavailable {
 		return err
@@ -161,7 +165,8 @@ func (e *env) undo(ctx context.Context, g *global, s *session, undo func(context
 	return undo(ctx, next)
 }
 
-// hold calls holds when it is held. It returns true when what is held is gone, and false when ctx ends. A daemon that dies is replaced, and told again.
+// hold calls holds when it is held. It returns true when what is held is gone, and false when ctx
+// ends. A daemon that dies is replaced, and told again.
 func (e *env) hold(ctx context.Context, g *global, s *session, name string, holds func()) bool {
 	for {
 		err := s.hold(ctx, name, holds)

@@ -15,7 +15,8 @@ import (
 	"sidestep.dev/sidestep/client/cli/progress"
 )
 
-// defaultManagerNamespace is where the traffic manager is unless --manager-namespace says otherwise.
+// defaultManagerNamespace is where the traffic manager is unless --manager-namespace says
+// otherwise.
 const defaultManagerNamespace = "sidestep"
 
 // The groups of commands in the help of the root.
@@ -90,8 +91,10 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	addGlobalFlags(root, g)
 	root.AddGroup(
-		&cobra.Group{ID: groupSession, Title: "Session commands:"}, &cobra.Group{ID: groupTraffic, Title: "Traffic commands:"},
-		&cobra.Group{ID: groupInstall, Title: "Installation commands:"}, &cobra.Group{ID: groupOther, Title: "Other commands:"},
+		&cobra.Group{ID: groupSession, Title: "Session commands:"},
+		&cobra.Group{ID: groupTraffic, Title: "Traffic commands:"},
+		&cobra.Group{ID: groupInstall, Title: "Installation commands:"},
+		&cobra.Group{ID: groupOther, Title: "Other commands:"},
 	)
 	root.AddCommand(
 		newConnectCmd(e, g), newQuitCmd(e, g), newStatusCmd(e, g),
@@ -106,7 +109,8 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd("")
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
-		completion.Example = fmt.Sprintf("  # In this shell, and in the next ones if the line is in ~/.bashrc\n  source <(%[1]s completion bash)", e.name)
+		completion.Example = fmt.Sprintf(
+			"  # In this shell, and in the next ones if the line is in ~/.bashrc\n  source <(%[1]s completion bash)", e.name)
 	}
 	root.SetHelpFunc(e.help)
 	root.SetUsageFunc(func(cmd *cobra.Command) error { e.help(cmd, nil); return nil })
@@ -118,8 +122,10 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 func addGlobalFlags(root *cobra.Command, g *global) {
 	flags := root.PersistentFlags()
 	flags.AddFlagSet(g.kube)
-	flags.StringVarP(&g.namespace, "namespace", "n", "", "Namespace of the workload (default: the session's, else the kubeconfig's)")
-	flags.StringVar(&g.managerNamespace, "manager-namespace", defaultManagerNamespace, "Namespace of the traffic manager")
+	flags.StringVarP(&g.namespace, "namespace", "n", "",
+		"Namespace of the workload (default: the session's, else the kubeconfig's)")
+	flags.StringVar(&g.managerNamespace, "manager-namespace", defaultManagerNamespace,
+		"Namespace of the traffic manager")
 	flags.String("output", formatText, `Format of the output: "default", "json", "yaml" or "json-stream"`)
 	flags.BoolVar(&g.quiet, "quiet", false, "Print results and errors, and nothing else")
 	flags.StringVar(&g.progress, "progress", "auto", `How progress is shown: "auto", "tty", "plain" or "quiet"`)
@@ -155,14 +161,16 @@ func checkGlobal(cmd *cobra.Command, _ []string) error {
 			return usagef("--%s %s: unknown format — use %s", name, v, strings.Join(formats, ", "))
 		}
 	}
-	if v, err := flags.GetString("progress"); err == nil && !slices.Contains([]string{"auto", "tty", "plain", "quiet"}, v) {
+	if v, err := flags.GetString("progress"); err == nil &&
+		!slices.Contains([]string{"auto", "tty", "plain", "quiet"}, v) {
 		return usagef("--progress %s: unknown style — use auto, tty, plain or quiet", v)
 	}
 	if flags.Changed("use") {
 		return unavailable("--use is", "there is one connection at a time, so leave it out")
 	}
 	if v, err := flags.GetBool("docker"); err == nil && v {
-		return unavailable("--docker is", "leave it out: the daemon needs no root rights and changes no network of this machine")
+		return unavailable("--docker is",
+			"leave it out: the daemon needs no root rights and changes no network of this machine")
 	}
 	return nil
 }
@@ -187,7 +195,8 @@ func wantedFormat(args []string) string {
 	return formatText
 }
 
-// outputOf is the format that was asked for; cmd's flags may be half parsed when there was an error in them.
+// outputOf is the format that was asked for; cmd's flags may be half parsed when there was an error
+// in them.
 func outputOf(cmd *cobra.Command) string {
 	for _, name := range []string{"output", "format"} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
@@ -232,7 +241,8 @@ func (e *env) note(g *global, format string, args ...any) {
 	}
 }
 
-// warn tells what is not as it should be and does not hinder. The daemon marks what it warns of, so that the mark may be there already.
+// warn tells what is not as it should be and does not hinder. The daemon marks what it warns of, so
+// that the mark may be there already.
 func (e *env) warn(g *global, text string) {
 	for strings.HasPrefix(text, warning) {
 		text = strings.TrimPrefix(text, warning)

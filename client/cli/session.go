@@ -34,7 +34,8 @@ func notRunning(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// running reaches the daemon if one runs or has left a session to resume; the result is nil otherwise.
+// running reaches the daemon if one runs or has left a session to resume; the result is nil
+// otherwise.
 func (e *env) running(ctx context.Context, g *global) (*session, error) {
 	s, err := e.reach(ctx, g)
 	if notRunning(err) {
@@ -49,7 +50,8 @@ func (e *env) running(ctx context.Context, g *global) (*session, error) {
 	return s, err
 }
 
-// resumed gives a daemon that has just been started a moment to connect again, so that what is shown is not just the beginning.
+// resumed gives a daemon that has just been started a moment to connect again, so that what is
+// shown is not just the beginning.
 func (s *session) resumed(ctx context.Context) error {
 	s.line.Set("connecting to the traffic manager")
 	defer s.line.Close()
@@ -97,7 +99,8 @@ func (e *env) reach(ctx context.Context, g *global) (*session, error) {
 	return s, nil
 }
 
-// answers makes sure that the daemon is not one that hangs: the kernel accepts connections for it all the same.
+// answers makes sure that the daemon is not one that hangs: the kernel accepts connections for it
+// all the same.
 func (e *env) answers(ctx context.Context, s *session) error {
 	patience, cancel := context.WithTimeout(ctx, e.patience)
 	defer cancel()
@@ -122,11 +125,13 @@ func (e *env) otherVersion(s *session) error {
 	if s.version == e.version {
 		return nil
 	}
-	return fmt.Errorf("the running daemon is %s and this is %s %s — run `%s quit -s` and try again", s.version, e.name, e.version, e.name)
+	return fmt.Errorf("the running daemon is %s and this is %s %s — run `%s quit -s` and try again",
+		s.version, e.name, e.version, e.name)
 }
 
-// sameVersion sees that the daemon is of this version: it replaces one that has no session, and refuses to ask any other for more than its status.
-// The session of the result is s, or that of the new daemon.
+// sameVersion sees that the daemon is of this version: it replaces one that has no session, and
+// refuses to ask any other for more than its status. The session of the result is s, or that of the
+// new daemon.
 func (e *env) sameVersion(ctx context.Context, g *global, s *session) (*session, error) {
 	if s.version == e.version {
 		return s, nil
@@ -161,12 +166,13 @@ func (e *env) news(ctx context.Context, s *session) {
 	}
 	for _, ended := range reply.GetEnded() {
 		s.warn(fmt.Sprintf("intercept %s of %s %s in namespace %s has ended: %s",
-			ended.GetName(), ended.GetWorkloadKind(), ended.GetWorkload(), ended.GetNamespace(), ended.GetReason()))
+			ended.GetName(), ended.GetWorkloadKind(), ended.GetWorkload(), ended.GetNamespace(),
+			ended.GetReason()))
 	}
 }
 
-// connected reaches the daemon and sees that it has a session: the one there is, if the flags do not ask for another, or a
-// new one.
+// connected reaches the daemon and sees that it has a session: the one there is, if the flags do
+// not ask for another, or a new one.
 func (e *env) connected(ctx context.Context, g *global) (*session, error) {
 	s, err := e.started(ctx, g)
 	if err != nil {
@@ -191,7 +197,8 @@ func (e *env) ensureSession(ctx context.Context, g *global, s *session) error {
 	if st.GetSession() != "" && !choosesCluster(setFlags(g.kube)) {
 		return nil
 	}
-	// The namespace of a command that connects on the way is that of its workload and not of the session.
+	// The namespace of a command that connects on the way is that of its workload and not of the
+	// session.
 	now, err := e.connect(ctx, g, s, "")
 	if err != nil {
 		return err
@@ -204,7 +211,8 @@ func (e *env) ensureSession(ctx context.Context, g *global, s *session) error {
 }
 
 // connect makes the session.
-func (e *env) connect(ctx context.Context, g *global, s *session, namespace string) (*daemonpb.StatusInfo, error) {
+func (e *env) connect(ctx context.Context, g *global, s *session,
+	namespace string) (*daemonpb.StatusInfo, error) {
 	dir, err := e.workingDir()
 	if err != nil {
 		return nil, err
@@ -234,5 +242,6 @@ func (e *env) skew(g *global, st *daemonpb.StatusInfo) {
 }
 
 func connectedTo(s *daemonpb.StatusInfo) string {
-	return fmt.Sprintf("Connected to context %s, namespace %s (%s)", s.GetKubernetesContext(), s.GetNamespace(), s.GetKubernetesServer())
+	return fmt.Sprintf("Connected to context %s, namespace %s (%s)", s.GetKubernetesContext(),
+		s.GetNamespace(), s.GetKubernetesServer())
 }

@@ -18,10 +18,11 @@ import (
 func newStatusCmd(e *env, g *global) *cobra.Command {
 	var wide bool
 	cmd := &cobra.Command{
-		Use:               "status",
-		Short:             "Show the daemons, the session and its intercepts",
-		GroupID:           groupSession,
-		Example:           fmt.Sprintf("  # With a line for each pod that steers traffic, and for each node\n  %[1]s status --wide", e.name),
+		Use:     "status",
+		Short:   "Show the daemons, the session and its intercepts",
+		GroupID: groupSession,
+		Example: fmt.Sprintf(
+			"  # With a line for each pod that steers traffic, and for each node\n  %[1]s status --wide", e.name),
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,13 +40,15 @@ func newStatusCmd(e *env, g *global) *cobra.Command {
 				return e.write(format, layout.StatusRecord(st, told))
 			}
 			text := layout.StatusText{
-				Brand: e.brand(), Version: e.version, Protocol: version.Protocol, Wide: wide, Paint: e.paint(e.stdout), Told: told,
+				Brand: e.brand(), Version: e.version, Protocol: version.Protocol, Wide: wide,
+				Paint: e.paint(e.stdout), Told: told,
 			}
 			if err := text.Write(e.stdout, st); err != nil {
 				return err
 			}
 			if v := st.GetDaemon().GetVersion(); st != nil && v != e.version {
-				e.note(g, "The running daemon is %s and this is %s %s: run `%s quit -s` to replace it.", v, e.name, e.version, e.name)
+				e.note(g, "The running daemon is %s and this is %s %s: run `%s quit -s` to replace it.",
+					v, e.name, e.version, e.name)
 			}
 			if st.GetConnected() {
 				e.skew(g, st)
@@ -105,9 +108,10 @@ type versions struct {
 
 func newVersionCmd(e *env, g *global) *cobra.Command {
 	return &cobra.Command{
-		Use:               "version",
-		Short:             "Show the versions of client, daemon and traffic manager",
-		Example:           fmt.Sprintf("  %[1]s version\n\n  # For a program\n  %[1]s version --output json", e.name),
+		Use:   "version",
+		Short: "Show the versions of client, daemon and traffic manager",
+		Example: fmt.Sprintf(
+			"  %[1]s version\n\n  # For a program\n  %[1]s version --output json", e.name),
 		GroupID:           groupOther,
 		Args:              exactly(0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,

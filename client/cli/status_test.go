@@ -16,9 +16,11 @@ import (
 // anIntercept is an active http intercept of two pods.
 func anIntercept() *daemonpb.InterceptInfo {
 	return &daemonpb.InterceptInfo{
-		Name: "orders-shop", Namespace: "shop", WorkloadKind: "Deployment", Workload: "orders", State: "ACTIVE", Destination: "127.0.0.1:9000",
+		Name: "orders-shop", Namespace: "shop", WorkloadKind: "Deployment", Workload: "orders",
+		State: "ACTIVE", Destination: "127.0.0.1:9000",
 		Service: "orders", ServicePort: "http", Mechanism: "http", Holder: "jane@laptop", Coverage: "2/2",
-		Conditions:  []string{`header("x-telepresence-intercept-id") ~= regexp("` + testSession + `:orders-shop")`, `path-prefix("/api")`},
+		Conditions: []string{`header("x-telepresence-intercept-id") ~= regexp("` + testSession +
+			`:orders-shop")`, `path-prefix("/api")`},
 		CurlHeaders: []string{"x-telepresence-intercept-id: " + testSession + ":orders-shop"},
 		Pods: []*daemonpb.PodInfo{
 			{Name: "orders-5d9c7b-abcde", Node: "node1", Steering: true},
@@ -29,7 +31,8 @@ func anIntercept() *daemonpb.InterceptInfo {
 
 func aTroubledIntercept() *daemonpb.InterceptInfo {
 	return &daemonpb.InterceptInfo{
-		Name: "echo", Namespace: "default", WorkloadKind: "StatefulSet", Workload: "echo", State: "FAILED", Destination: "127.0.0.1:7000",
+		Name: "echo", Namespace: "default", WorkloadKind: "StatefulSet", Workload: "echo",
+		State: "FAILED", Destination: "127.0.0.1:7000",
 		Message: "pod echo-1 cannot be steered", Mechanism: "tcp", Holder: "jane@laptop", Coverage: "1/2",
 		Pods: []*daemonpb.PodInfo{
 			{Name: "echo-0", Node: "node1", Steering: true},
@@ -51,16 +54,39 @@ func aDeafIntercept() *daemonpb.InterceptInfo {
 
 func TestStatus(t *testing.T) {
 	for name, set := range map[string]func(*world){
-		"without a daemon":                func(*world) {},
-		"not connected":                   func(w *world) { w.connected(false) },
-		"connected, nothing":              func(w *world) { w.connected(true) },
-		"connected, intercepts":           func(w *world) { w.daemon.status = statusOf(anIntercept(), aTroubledIntercept()); w.connected(true) },
-		"with an intercept on a TLS port": func(w *world) { w.daemon.status = statusOf(aDeafIntercept()); w.connected(true) },
-		"of a resumed session":            func(w *world) { w.hasSaved = true; w.daemon.status = statusOf(anIntercept()) },
-		"as telepresence":                 func(w *world) { w.name = "telepresence"; w.connected(true) },
-		"of another version":              func(w *world) { w.daemon.version = "v1.0.0"; w.connected(true) },
-		"on a colour terminal":            func(w *world) { w.terminal = true; w.daemon.status = statusOf(aTroubledIntercept()); w.connected(true) },
-		"on a terminal NO_COLOR":          func(w *world) { w.terminal = true; w.vars["NO_COLOR"] = "1"; w.connected(true) },
+		"without a daemon":   func(*world) {},
+		"not connected":      func(w *world) { w.connected(false) },
+		"connected, nothing": func(w *world) { w.connected(true) },
+		"connected, intercepts": func(w *world) {
+			w.daemon.status = statusOf(anIntercept(),
+				aTroubledIntercept())
+			w.connected(true)
+		},
+		"with an intercept on a TLS port": func(
+			w *world) {
+			w.daemon.status = statusOf(aDeafIntercept())
+			w.connected(true)
+		},
+		"of a resumed session": func(
+			w *world) {
+			w.hasSaved = true
+			w.daemon.status = statusOf(anIntercept())
+		},
+		"as telepresence":    func(w *world) { w.name = "telepresence"; w.connected(true) },
+		"of another version": func(w *world) { w.daemon.version = "v1.0.0"; w.connected(true) },
+		"on a colour terminal": func(
+			w *world) {
+			w.terminal = true
+			w.daemon.status = statusOf(
+				aTroubledIntercept())
+			w.connected(true)
+		},
+		"on a terminal NO_COLOR": func(
+			w *world) {
+			w.terminal = true
+			w.vars["NO_COLOR"] = "1"
+			w.connected(true)
+		},
 		"reconnecting": func(w *world) {
 			w.daemon.status = statusOf(anIntercept())
 			w.daemon.status.Connected, w.daemon.status.State = false, "Reconnecting"
@@ -72,7 +98,8 @@ func TestStatus(t *testing.T) {
 			w := newWorld(t)
 			set(w)
 			text := w.transcript("status")
-			for _, args := range [][]string{{"status", "--wide"}, {"status", "--output", "json"}, {"--output=yaml", "status"}} {
+			for _, args := range [][]string{{"status", "--wide"}, {"status", "--output", "json"},
+				{"--output=yaml", "status"}} {
 				text += "\n" + w.transcript(args...)
 			}
 			golden(t, "status "+name, text)
@@ -84,10 +111,13 @@ func TestStatusOfNodeAgents(t *testing.T) {
 	for name, set := range map[string]func(*world){
 		"of every kind": func(w *world) {
 			w.daemon.agents = &daemonpb.NodeAgentsReply{Agents: []*daemonpb.NodeAgentInfo{
-				{Node: "node1", Attached: true, Version: testVersion, Kernel: "6.12.48-amd64", Datapath: "sk_lookup", Reason: "the kernel has it"},
-				{Node: "node10", Attached: true, Version: testVersion, Kernel: "6.12.48-amd64", Datapath: "tcx", Reason: "chosen by --datapath=tc"},
+				{Node: "node1", Attached: true, Version: testVersion, Kernel: "6.12.48-amd64",
+					Datapath: "sk_lookup", Reason: "the kernel has it"},
+				{Node: "node10", Attached: true, Version: testVersion, Kernel: "6.12.48-amd64",
+					Datapath: "tcx", Reason: "chosen by --datapath=tc"},
 				{Node: "node2"},
-				{Node: "node3", Attached: true, Version: testVersion, Kernel: "5.4.0", Reason: "steering by TC needs Linux 5.8"},
+				{Node: "node3", Attached: true, Version: testVersion, Kernel: "5.4.0",
+					Reason: "steering by TC needs Linux 5.8"},
 				{Node: "node4", Attached: true, Version: "v1.0.0", Kernel: "6.1.0-amd64"},
 			}}
 		},
@@ -97,12 +127,16 @@ func TestStatusOfNodeAgents(t *testing.T) {
 		"that have counted connections": func(w *world) {
 			counted, other := anIntercept(), aTroubledIntercept()
 			counted.Id, other.Id = testSession+":orders-shop", testSession+":echo"
-			w.daemon.status = statusOf(counted, other, &daemonpb.InterceptInfo{Name: "fresh", State: "PENDING", Id: testSession + ":fresh"})
+			w.daemon.status = statusOf(counted, other,
+				&daemonpb.InterceptInfo{Name: "fresh", State: "PENDING", Id: testSession + ":fresh"})
 			w.daemon.agents = &daemonpb.NodeAgentsReply{
-				Agents: []*daemonpb.NodeAgentInfo{{Node: "node1", Attached: true, Version: testVersion, Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"}},
+				Agents: []*daemonpb.NodeAgentInfo{{Node: "node1", Attached: true, Version: testVersion,
+					Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"}},
 				Traffic: []*daemonpb.TrafficInfo{
 					{InterceptId: counted.Id, Traffic: &agentpb.Traffic{
-						Opened: 352, Closed: 340, Aborted: 3, ReceivedBytes: 3_400_000, SentBytes: 80_123_456, RetransmittedSegments: 17, RttSamples: 340, RttSumUs: 340 * 412,
+						Opened: 352, Closed: 340, Aborted: 3, ReceivedBytes: 3_400_000,
+						SentBytes: 80_123_456, RetransmittedSegments: 17, RttSamples: 340,
+						RttSumUs: 340 * 412,
 					}},
 					{InterceptId: other.Id, Traffic: &agentpb.Traffic{Opened: 1, ReceivedBytes: 0}},
 				},
@@ -111,7 +145,8 @@ func TestStatusOfNodeAgents(t *testing.T) {
 		"in colours": func(w *world) {
 			w.terminal = true
 			w.daemon.agents = &daemonpb.NodeAgentsReply{Agents: []*daemonpb.NodeAgentInfo{
-				{Node: "node1", Attached: true, Version: testVersion, Kernel: "5.10.0", Datapath: "clsact", Reason: "chosen by --datapath=tc; tcx needs Linux 6.6"},
+				{Node: "node1", Attached: true, Version: testVersion, Kernel: "5.10.0",
+					Datapath: "clsact", Reason: "chosen by --datapath=tc; tcx needs Linux 6.6"},
 				{Node: "node2"},
 			}}
 		},
@@ -120,7 +155,8 @@ func TestStatusOfNodeAgents(t *testing.T) {
 			w := newWorld(t)
 			set(w)
 			w.connected(true)
-			golden(t, "node agents "+name, w.transcript("status", "--wide")+"\n"+w.transcript("status", "--wide", "--output", "json"))
+			golden(t, "node agents "+name, w.transcript("status", "--wide")+"\n"+
+				w.transcript("status", "--wide", "--output", "json"))
 		})
 	}
 }
@@ -143,7 +179,8 @@ func TestVersion(t *testing.T) {
 	w := newWorld(t)
 	text := w.transcript("version")
 	w.connected(true)
-	text += "\n" + w.transcript("version") + "\n" + w.transcript("version", "--output", "json") + "\n" + w.transcript("version", "--format=yaml") +
+	text += "\n" + w.transcript("version") + "\n" + w.transcript("version", "--output", "json") + "\n" +
+		w.transcript("version", "--format=yaml") +
 		"\n" + w.transcript("--version")
 	golden(t, "version", text)
 }

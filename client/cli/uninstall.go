@@ -60,8 +60,8 @@ To remove the traffic manager and keep the intercepts for the next one, use '%[1
 	return cmd
 }
 
-// removeEverything first lets the daemon leave what it holds, then removes the cluster's side, and the laptop's last: if the cluster
-// cannot be reached, the session is still there to be used.
+// removeEverything first lets the daemon leave what it holds, then removes the cluster's side, and
+// the laptop's last: if the cluster cannot be reached, the session is still there to be used.
 func (e *env) removeEverything(ctx context.Context, g *global, c cluster, timeout time.Duration) error {
 	line := e.line(g)
 	defer line.Close()

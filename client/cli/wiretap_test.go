@@ -15,21 +15,30 @@ import (
 
 func TestWiretapAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 	const common = `"wiretap":true,"address":"127.0.0.1","existing":"none"`
-	orders := func(rest string) string { return `{"name":"orders","workload":"orders",` + common + `,` + rest + `}` }
+	orders := func(rest string) string {
+		return `{"name":"orders","workload":"orders",` + common + `,` +
+			rest + `}`
+	}
 	for _, c := range []struct {
 		name string
 		args []string
 		want string
 	}{
-		{"everything by default", []string{"orders", "-p", "9000:http"}, orders(`"mechanism":"tcp","localPort":9000,"portIdentifier":"http"`)},
+		{"everything by default", []string{"orders", "-p", "9000:http"},
+			orders(`"mechanism":"tcp","localPort":9000,"portIdentifier":"http"`)},
 		{"every request", []string{"orders", "--http-header=all"}, orders(`"mechanism":"http"`)},
-		{"every request below a path, whoever sends it", []string{"orders", "--http-path-prefix=/api"}, orders(`"mechanism":"http","path":{"prefix":"/api"}`)},
-		{"every request by the mechanism", []string{"orders", "--mechanism=http"}, orders(`"mechanism":"http"`)},
-		{"a header of one's own", []string{"orders", "--http-header=auto"}, orders(`"mechanism":"http","autoHeader":true`)},
-		{"a header", []string{"orders", "--http-header=a=1", "--plaintext"}, orders(`"mechanism":"http","plaintext":true,"headers":[{"name":"a","value":"1"}]`)},
+		{"every request below a path, whoever sends it", []string{"orders", "--http-path-prefix=/api"},
+			orders(`"mechanism":"http","path":{"prefix":"/api"}`)},
+		{"every request by the mechanism", []string{"orders", "--mechanism=http"},
+			orders(`"mechanism":"http"`)},
+		{"a header of one's own", []string{"orders", "--http-header=auto"},
+			orders(`"mechanism":"http","autoHeader":true`)},
+		{"a header", []string{"orders", "--http-header=a=1", "--plaintext"},
+			orders(`"mechanism":"http","plaintext":true,"headers":[{"name":"a","value":"1"}]`)},
 		{"a namespace, which becomes part of the name", []string{"orders", "-n", "shop"},
 			`{"name":"orders-shop","namespace":"shop","workload":"orders","mechanism":"tcp",` + common + `}`},
-		{"another name, service and container", []string{"x", "-w", "sts/orders", "--service", "s", "--container", "c", "--timeout", "1s"},
+		{"another name, service and container",
+			[]string{"x", "-w", "sts/orders", "--service", "s", "--container", "c", "--timeout", "1s"},
 			`{"name":"x","workload":"orders","workloadKind":"StatefulSet","service":"s","container":"c","timeoutMs":"1000","mechanism":"tcp",` + common + `}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -46,8 +55,10 @@ func TestWiretapPrints(t *testing.T) {
 	w := newWorld(t).connected(true)
 	text := ""
 	for _, args := range [][]string{
-		{"orders", "-p", "9000"}, {"orders", "-p", "9000:http", "--http-header=auto"}, {"orders", "--http-header=all", "--output=json"}, {"orders", "--output=yaml"},
-		{"orders", "--existing=all"}, {"orders", "--preview-url"}, {"orders", "--to-pod=8081"}, {"orders", "python"},
+		{"orders", "-p", "9000"}, {"orders", "-p", "9000:http", "--http-header=auto"},
+		{"orders", "--http-header=all", "--output=json"}, {"orders", "--output=yaml"},
+		{"orders", "--existing=all"}, {"orders", "--preview-url"}, {"orders", "--to-pod=8081"},
+		{"orders", "python"},
 	} {
 		text += w.transcript(append([]string{"wiretap"}, args...)...) + "\n"
 	}
@@ -68,20 +79,26 @@ func TestListAndStatusTellWiretapsFromIntercepts(t *testing.T) {
 	both.Holder = "ann@mac"
 	w := newWorld(t)
 	w.daemon.workloads = []*daemonpb.WorkloadInfo{
-		{Kind: "Deployment", Name: "both", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{anIntercept(), aWiretap()}, Others: []*daemonpb.InterceptInfo{theirs}},
-		{Kind: "Deployment", Name: "mine", Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{aWiretap()}, Others: []*daemonpb.InterceptInfo{theirs, both}},
+		{Kind: "Deployment", Name: "both", Namespace: "shop",
+			Intercepts: []*daemonpb.InterceptInfo{anIntercept(), aWiretap()},
+			Others:     []*daemonpb.InterceptInfo{theirs}},
+		{Kind: "Deployment", Name: "mine", Namespace: "shop",
+			Intercepts: []*daemonpb.InterceptInfo{aWiretap()}, Others: []*daemonpb.InterceptInfo{theirs, both}},
 		{Kind: "Deployment", Name: "theirs", Namespace: "shop", Others: []*daemonpb.InterceptInfo{theirs}},
 	}
 	away := aWiretap()
-	away.Name, away.Id, away.State, away.Message = "away", testSession+":away", "FAILED", "the node agent is older"
+	away.Name, away.Id, away.State, away.Message = "away", testSession+":away", "FAILED",
+		"the node agent is older"
 	w.daemon.status = statusOf(anIntercept(), aWiretap(), away)
 	w.daemon.agents = &daemonpb.NodeAgentsReply{Traffic: []*daemonpb.TrafficInfo{
-		{InterceptId: aWiretap().Id, Traffic: &agentpb.Traffic{Opened: 3, Closed: 2}, Copies: &agentpb.Copies{Copied: 120, Cut: 2, Dropped: 7}},
+		{InterceptId: aWiretap().Id, Traffic: &agentpb.Traffic{Opened: 3, Closed: 2},
+			Copies: &agentpb.Copies{Copied: 120, Cut: 2, Dropped: 7}},
 		{InterceptId: away.Id, Copies: &agentpb.Copies{}},
 	}}
 	w.connected(true)
 	text := ""
-	for _, args := range [][]string{{"list"}, {"list", "--output=json"}, {"status"}, {"status", "--wide"}, {"status", "--wide", "--output=yaml"}} {
+	for _, args := range [][]string{{"list"}, {"list", "--output=json"}, {"status"},
+		{"status", "--wide"}, {"status", "--wide", "--output=yaml"}} {
 		text += w.transcript(args...) + "\n"
 	}
 	golden(t, "wiretaps in list and status", text)

@@ -138,7 +138,8 @@ func (d *daemonServer) List(_ context.Context, r *daemonpb.ListRequest) (*daemon
 	return &daemonpb.ListReply{Workloads: d.workloads}, d.listErr
 }
 
-func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.ServerStreamingServer[daemonpb.InterceptEvent]) error {
+func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest,
+	stream grpc.ServerStreamingServer[daemonpb.InterceptEvent]) error {
 	d.saw(r)
 	d.mu.Lock()
 	progress, answer := d.progress, d.intercept
@@ -164,7 +165,8 @@ func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest, stream grpc.Serve
 	return stream.Send(event)
 }
 
-func (d *daemonServer) Hold(r *daemonpb.HoldRequest, stream grpc.ServerStreamingServer[daemonpb.HoldEvent]) error {
+func (d *daemonServer) Hold(r *daemonpb.HoldRequest,
+	stream grpc.ServerStreamingServer[daemonpb.HoldEvent]) error {
 	d.mu.Lock()
 	d.held = append(d.held, r.GetIntercept())
 	d.mu.Unlock()
@@ -186,7 +188,8 @@ func (d *daemonServer) Config(context.Context, *daemonpb.Empty) (*daemonpb.Confi
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c := &daemonpb.ConfigInfo{
-		LogLevel: "info", Socket: "/run/user/1000/sidestep/daemon.sock", LogFile: "/home/jane/.cache/sidestep/logs/daemon.log",
+		LogLevel: "info", Socket: "/run/user/1000/sidestep/daemon.sock",
+		LogFile:     "/home/jane/.cache/sidestep/logs/daemon.log",
 		SessionFile: "/home/jane/.cache/sidestep/session.json",
 	}
 	if d.level != nil {
@@ -217,23 +220,28 @@ func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daem
 			return &daemonpb.LeaveReply{Left: i}, nil
 		}
 	}
-	return nil, reason.New(codes.NotFound, reason.InterceptNotFound, "intercept named %q not found — 'sidestep list --intercepts' shows yours", r.GetName())
+	return nil, reason.New(codes.NotFound, reason.InterceptNotFound,
+		"intercept named %q not found — 'sidestep list --intercepts' shows yours", r.GetName())
 }
 
 // made is the intercept that the request asks for, as it is when all is well.
 func made(r *daemonpb.InterceptRequest) *daemonpb.InterceptInfo {
 	i := &daemonpb.InterceptInfo{
-		Name: r.GetName(), Namespace: "default", WorkloadKind: "Deployment", Workload: r.GetWorkload(), State: "ACTIVE",
-		Destination: net.JoinHostPort(r.GetAddress(), fmt.Sprint(r.GetLocalPort())), Service: r.GetWorkload(), ServicePort: r.GetPortIdentifier(),
+		Name: r.GetName(), Namespace: "default", WorkloadKind: "Deployment", Workload: r.GetWorkload(),
+		State:       "ACTIVE",
+		Destination: net.JoinHostPort(r.GetAddress(), fmt.Sprint(r.GetLocalPort())),
+		Service:     r.GetWorkload(), ServicePort: r.GetPortIdentifier(),
 		Mechanism: r.GetMechanism(), Holder: "jane@laptop", Coverage: "1/1",
-		Id: testSession + ":" + r.GetName(), Container: r.GetContainer(), ToPod: r.GetToPod(), Wiretap: r.GetWiretap(),
+		Id: testSession + ":" + r.GetName(), Container: r.GetContainer(), ToPod: r.GetToPod(),
+		Wiretap: r.GetWiretap(),
 	}
 	if r.GetNamespace() != "" {
 		i.Namespace = r.GetNamespace()
 	}
 	if r.GetAutoHeader() {
 		id := testSession + ":" + r.GetName()
-		i.Conditions = append(i.Conditions, fmt.Sprintf(`header("x-telepresence-intercept-id") ~= regexp("%s")`, id))
+		i.Conditions = append(i.Conditions,
+			fmt.Sprintf(`header("x-telepresence-intercept-id") ~= regexp("%s")`, id))
 		i.CurlHeaders = append(i.CurlHeaders, "x-telepresence-intercept-id: "+id)
 	}
 	return i
@@ -290,7 +298,8 @@ func (c *clusterSpy) WorkloadParts(_ context.Context, namespace, workload string
 }
 
 func (c *clusterSpy) Logs(_ context.Context, o install.LogOptions) error {
-	for _, pod := range []struct{ component, name string }{{"manager", "sidestep-manager-1"}, {"nodeagent", "sidestep-nodeagent-1"}, {"nodeagent", "sidestep-nodeagent-2"}} {
+	for _, pod := range []struct{ component, name string }{{"manager", "sidestep-manager-1"},
+		{"nodeagent", "sidestep-nodeagent-1"}, {"nodeagent", "sidestep-nodeagent-2"}} {
 		switch {
 		case !o.Wanted(pod.component, pod.name):
 		case c.err != nil:
@@ -325,7 +334,8 @@ type world struct {
 
 // newWorld has a cluster, no daemon yet, and no terminal.
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, cluster: &clusterSpy{}, stdin: &bytes.Buffer{}, vars: map[string]string{"KUBECONFIG": "kube/config"}}
+	w := &world{t: t, cluster: &clusterSpy{}, stdin: &bytes.Buffer{},
+		vars: map[string]string{"KUBECONFIG": "kube/config"}}
 	w.socket = filepath.Join(t.TempDir(), "d.sock")
 	w.daemon = &daemonServer{version: testVersion, status: statusOf(), quit: w.stop, gone: make(chan struct{})}
 	t.Cleanup(w.stop)
@@ -368,8 +378,10 @@ func newWorld(t *testing.T) *world {
 
 func statusOf(intercepts ...*daemonpb.InterceptInfo) *daemonpb.StatusInfo {
 	return &daemonpb.StatusInfo{
-		Connected: true, Session: testSession, State: "Connected", KubernetesServer: "https://10.0.0.1:6443", KubernetesContext: "staging",
-		Namespace: "default", ManagerNamespace: "sidestep", ManagerVersion: testVersion, Holder: "jane@laptop", Intercepts: intercepts,
+		Connected: true, Session: testSession, State: "Connected",
+		KubernetesServer: "https://10.0.0.1:6443", KubernetesContext: "staging",
+		Namespace: "default", ManagerNamespace: "sidestep", ManagerVersion: testVersion,
+		Holder: "jane@laptop", Intercepts: intercepts,
 	}
 }
 

@@ -101,7 +101,8 @@ func (a *APIServer) Deny(deny func(Call) bool) {
 	a.deny = deny
 }
 
-// Admit asks about each object that is to be written; what is not an empty text refuses it, as admission policies do.
+// Admit asks about each object that is to be written; what is not an empty text refuses it, as
+// admission policies do.
 func (a *APIServer) Admit(admit func(Call, *unstructured.Unstructured) string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -179,7 +180,8 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case !ok || !a.store.knows(call.Resource):
-		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource", nil)
+		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound,
+			"the server could not find the requested resource", nil)
 	case status == http.StatusUnauthorized:
 		fail(w, status, metav1.StatusReasonUnauthorized, "Unauthorized", nil)
 	case status != 0:
@@ -198,7 +200,8 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			resource += "/" + sub
 		}
 		fail(w, http.StatusForbidden, metav1.StatusReasonForbidden,
-			fmt.Sprintf(`%s %q is forbidden: User "dev" cannot %s resource %q in API group %q %s`, resource, call.Name, call.Verb, resource, group, where), nil)
+			fmt.Sprintf(`%s %q is forbidden: User "dev" cannot %s resource %q in API group %q %s`,
+				resource, call.Name, call.Verb, resource, group, where), nil)
 	case sub == "portforward":
 		a.forwards.serve(w, r, call.Namespace, call.Name)
 	case sub == "proxy":
@@ -208,7 +211,8 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// parse finds out what is asked: /api/v1/... or /apis/GROUP/VERSION/..., then [namespaces/NS/]RESOURCE[/NAME[/SUB]].
+// parse finds out what is asked: /api/v1/... or /apis/GROUP/VERSION/..., then
+// [namespaces/NS/]RESOURCE[/NAME[/SUB]].
 func parse(r *http.Request) (call Call, sub string, ok bool) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	skip := 2
@@ -241,7 +245,8 @@ func parse(r *http.Request) (call Call, sub string, ok bool) {
 	return call, sub, ok
 }
 
-func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string, details *metav1.StatusDetails) {
+func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string,
+	details *metav1.StatusDetails) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(metav1.Status{
@@ -258,7 +263,8 @@ func answer(w http.ResponseWriter, object any) {
 func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, status bool) {
 	k := objectKey{call.Resource, call.Namespace, call.Name}
 	missing := func() {
-		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, fmt.Sprintf("%s %q not found", call.Resource, call.Name),
+		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound,
+			fmt.Sprintf("%s %q not found", call.Resource, call.Name),
 			&metav1.StatusDetails{Name: call.Name, Kind: call.Resource})
 	}
 	selector, err := labels.Parse(r.URL.Query().Get("labelSelector"))
@@ -272,8 +278,10 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 		_ = json.NewDecoder(r.Body).Decode(&body.Object)
 	}
 	if a.NoWiretaps && call.Verb == "create" && call.Resource == "intercepts" {
-		if _, has, _ := unstructured.NestedBool(body.Object, "spec", "wiretap"); has && r.URL.Query().Get("fieldValidation") == metav1.FieldValidationStrict {
-			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, `strict decoding error: unknown field "spec.wiretap"`, nil)
+		if _, has, _ := unstructured.NestedBool(body.Object, "spec", "wiretap"); has &&
+			r.URL.Query().Get("fieldValidation") == metav1.FieldValidationStrict {
+			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest,
+				`strict decoding error: unknown field "spec.wiretap"`, nil)
 			return
 		}
 	}
@@ -282,7 +290,8 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 	a.mu.Unlock()
 	if admit != nil && (call.Verb == "create" || call.Verb == "update") {
 		if why := admit(call, body); why != "" {
-			fail(w, http.StatusForbidden, metav1.StatusReasonForbidden, fmt.Sprintf("%s.sidestep.dev %q is forbidden: %s", call.Resource, body.GetName(), why), nil)
+			fail(w, http.StatusForbidden, metav1.StatusReasonForbidden,
+				fmt.Sprintf("%s.sidestep.dev %q is forbidden: %s", call.Resource, body.GetName(), why), nil)
 			return
 		}
 	}
@@ -312,7 +321,8 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 			w.WriteHeader(http.StatusCreated)
 			_ = json.NewEncoder(w).Encode(object)
 		} else {
-			fail(w, http.StatusConflict, metav1.StatusReasonAlreadyExists, fmt.Sprintf("%s %q already exists", call.Resource, k.name), nil)
+			fail(w, http.StatusConflict, metav1.StatusReasonAlreadyExists,
+				fmt.Sprintf("%s %q already exists", call.Resource, k.name), nil)
 		}
 	case "update":
 		switch object, found, current := a.store.update(k, body, status); {
@@ -329,14 +339,17 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 		case !found:
 			missing()
 		case !same:
-			fail(w, http.StatusConflict, metav1.StatusReasonConflict, "the UID in the precondition does not match", nil)
+			fail(w, http.StatusConflict, metav1.StatusReasonConflict,
+				"the UID in the precondition does not match", nil)
 		default:
-			answer(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
+			answer(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+				Status: metav1.StatusSuccess})
 		}
 	}
 }
 
-func (a *APIServer) watch(w http.ResponseWriter, r *http.Request, call Call, selects func(*unstructured.Unstructured) bool) {
+func (a *APIServer) watch(w http.ResponseWriter, r *http.Request, call Call,
+	selects func(*unstructured.Unstructured) bool) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	version, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
@@ -347,7 +360,8 @@ func (a *APIServer) watch(w http.ResponseWriter, r *http.Request, call Call, sel
 	for {
 		events, now, changed := a.store.since(version)
 		for _, e := range events {
-			if e.key.resource == call.Resource && (call.Namespace == "" || e.key.namespace == call.Namespace) && selects(e.Object) {
+			if e.key.resource == call.Resource &&
+				(call.Namespace == "" || e.key.namespace == call.Namespace) && selects(e.Object) {
 				_ = json.NewEncoder(w).Encode(e)
 			}
 		}

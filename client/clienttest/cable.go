@@ -14,7 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Cable is a way to the API server that can be pulled: connections stay open at both ends, and carry nothing any more, ever.
+// Cable is a way to the API server that can be pulled: connections stay open at both ends, and
+// carry nothing any more, ever.
 type Cable struct {
 	listener net.Listener
 	to       string
@@ -45,7 +46,8 @@ func NewCable(t testing.TB, a *APIServer) *Cable {
 // Kubeconfig writes one by which the server is reached over the cable.
 func (c *Cable) Kubeconfig(t testing.TB, context string) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	require.NoError(t, os.WriteFile(path, []byte(fmt.Sprintf(kubeconfig, context, "http://"+c.listener.Addr().String())), 0o600))
+	require.NoError(t, os.WriteFile(path,
+		[]byte(fmt.Sprintf(kubeconfig, context, "http://"+c.listener.Addr().String())), 0o600))
 	return path
 }
 

@@ -76,15 +76,18 @@ type parked struct {
 	done   chan struct{}
 }
 
-// NewManager installs a manager in a cluster. Intercepts become active as soon as they are made, unless Judge says otherwise.
+// NewManager installs a manager in a cluster. Intercepts become active as soon as they are made,
+// unless Judge says otherwise.
 func NewManager(t testing.TB, api *APIServer) *Manager {
 	m := &Manager{
 		Protocol: 1, api: api, judge: Active,
-		sessions: map[string]clientpb.Clients_SessionServer{}, parked: map[string]chan *parked{}, again: make(chan struct{}, 1),
+		sessions: map[string]clientpb.Clients_SessionServer{}, parked: map[string]chan *parked{},
+		again: make(chan struct{}, 1),
 	}
 	var ca string
 	ca, m.certificate = certificates(t)
-	api.Add(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: "sidestep-ca"}, Data: map[string]string{"ca.crt": ca}})
+	api.Add(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace,
+		Name: "sidestep-ca"}, Data: map[string]string{"ca.crt": ca}})
 	m.Start(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var control sync.WaitGroup
@@ -101,7 +104,8 @@ func NewManager(t testing.TB, api *APIServer) *Manager {
 func (m *Manager) Start(t testing.TB) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	server := grpc.NewServer(append(tunnel.ServerOptions(), grpc.Creds(credentials.NewServerTLSFromCert(&m.certificate)))...)
+	server := grpc.NewServer(append(tunnel.ServerOptions(),
+		grpc.Creds(credentials.NewServerTLSFromCert(&m.certificate)))...)
 	clientpb.RegisterClientsServer(server, m)
 	go func() { _ = server.Serve(listener) }()
 	m.mu.Lock()
@@ -113,7 +117,8 @@ func (m *Manager) Start(t testing.TB) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name, Labels: map[string]string{
 			"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": "manager",
 		}},
-		Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+		Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady,
+			Status: corev1.ConditionTrue}}},
 	}
 	m.api.Add(t, m.pod)
 	m.server = server
@@ -143,7 +148,8 @@ func (m *Manager) Judge(judge func(*v1alpha1.Intercept) *v1alpha1.InterceptStatu
 	}
 }
 
-// Active is the verdict on an intercept that is as it should be: one pod steers its port 8080, of service port http.
+// Active is the verdict on an intercept that is as it should be: one pod steers its port 8080, of
+// service port http.
 func Active(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 	port := i.Spec.Port
 	if port == "" {
@@ -155,8 +161,10 @@ func Active(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 	}
 	return &v1alpha1.InterceptStatus{
 		Protocol: protocol,
-		State:    v1alpha1.StateActive, Service: i.Spec.Workload.Name, Port: port, ServicePort: 80, Coverage: "1/1",
-		Pods: []v1alpha1.PodStatus{{Name: i.Spec.Workload.Name + "-0", Node: "node1", Port: 8080, Steering: true}},
+		State:    v1alpha1.StateActive, Service: i.Spec.Workload.Name, Port: port, ServicePort: 80,
+		Coverage: "1/1",
+		Pods: []v1alpha1.PodStatus{{Name: i.Spec.Workload.Name + "-0", Node: "node1", Port: 8080,
+			Steering: true}},
 	}
 }
 
@@ -225,7 +233,8 @@ func keyHash(ctx context.Context) (string, error) {
 	return "", status.Error(codes.Unauthenticated, "no session key")
 }
 
-// Count lets the manager tell of an intercept's connections, which it does whether there is such an intercept or not.
+// Count lets the manager tell of an intercept's connections, which it does whether there is such an
+// intercept or not.
 func (m *Manager) Count(interceptUID string, t *agentpb.Traffic) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -244,12 +253,14 @@ func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 		return nil, err
 	}
 	return &clientpb.NodesReply{Agents: []*clientpb.NodeAgent{
-		{Node: "node1", Attached: true, Version: "v9", Kernel: "6.12.48", Datapath: "sk_lookup", Reason: "the kernel has it"},
+		{Node: "node1", Attached: true, Version: "v9", Kernel: "6.12.48", Datapath: "sk_lookup",
+			Reason: "the kernel has it"},
 		{Node: "node2"},
 	}, Traffic: m.traffic()}, nil
 }
 
-// Environments answers laptops from now on; without it the manager is one that knows no environments.
+// Environments answers laptops from now on; without it the manager is one that knows no
+// environments.
 func (m *Manager) Environments(answer func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -257,7 +268,8 @@ func (m *Manager) Environments(answer func(*clientpb.EnvironmentRequest) (*clien
 }
 
 // Environment tells what the test wants.
-func (m *Manager) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+func (m *Manager) Environment(ctx context.Context,
+	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	if _, err := keyHash(ctx); err != nil {
 		return nil, err
 	}
@@ -270,8 +282,9 @@ func (m *Manager) Environment(ctx context.Context, req *clientpb.EnvironmentRequ
 	return answer(req)
 }
 
-// ToPods decides about connections to pods from now on: those that get a greeting are given it, and then what they send; others are refused. Without it the manager
-// is one that knows no such connections.
+// ToPods decides about connections to pods from now on: those that get a greeting are given it, and
+// then what they send; others are refused. Without it the manager is one that knows no such
+// connections.
 func (m *Manager) ToPods(greeting func(*tunnelpb.Open) string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -325,7 +338,8 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	if m.Refuses != nil {
 		return m.Refuses
 	}
-	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900, Wiretaps: !m.NoWiretaps}
+	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900,
+		Wiretaps: !m.NoWiretaps}
 	if m.Newer {
 		hello.ProtoReflect().SetUnknown(strange().ProtoReflect().GetUnknown())
 	}
@@ -356,7 +370,8 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 // strange is a message that the client cannot know.
 func strange() *clientpb.ManagerMessage {
 	m := &clientpb.ManagerMessage{}
-	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000, protowire.BytesType), "of the future"))
+	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000,
+		protowire.BytesType), "of the future"))
 	return m
 }
 
@@ -409,8 +424,10 @@ func (m *Manager) Parked(hash string) int {
 	return alive
 }
 
-// Open opens a tunnel to the laptop that holds an intercept, as a node agent does. One of a UDP port begins with a datagram, "hello".
-func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn, *tunnelpb.Opened, error) {
+// Open opens a tunnel to the laptop that holds an intercept, as a node agent does. One of a UDP
+// port begins with a datagram, "hello".
+func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn,
+	*tunnelpb.Opened, error) {
 	hash := i.Spec.Client.KeyHash
 	m.mu.Lock()
 	for session := range m.sessions {
@@ -448,7 +465,8 @@ func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (
 
 // certificates makes an authority and a certificate of the manager.
 func certificates(t testing.TB) (ca string, certificate tls.Certificate) {
-	sign := func(template, parent *x509.Certificate, key *ecdsa.PrivateKey, parentKey *ecdsa.PrivateKey) []byte {
+	sign := func(template, parent *x509.Certificate, key *ecdsa.PrivateKey,
+		parentKey *ecdsa.PrivateKey) []byte {
 		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 		der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
 		require.NoError(t, err)
@@ -457,11 +475,14 @@ func certificates(t testing.TB) (ca string, certificate tls.Certificate) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	authority := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	caDER := sign(authority, authority, caKey, caKey)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	der := sign(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"sidestep-manager"}}, authority, key, caKey)
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})), tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	der := sign(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"sidestep-manager"}},
+		authority, key, caKey)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})),
+		tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }

@@ -17,7 +17,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// forwards is the port-forwarding of the API server and its kubelets, and the API server's proxy to pods: pods are addresses of this machine.
+// forwards is the port-forwarding of the API server and its kubelets, and the API server's proxy to
+// pods: pods are addresses of this machine.
 type forwards struct {
 	mu       sync.Mutex
 	pods     map[string]string // namespace/name to address
@@ -26,7 +27,8 @@ type forwards struct {
 }
 
 func newForwards() *forwards {
-	return &forwards{pods: map[string]string{}, sessions: map[io.Closer]struct{}{}, stalled: make(chan struct{})}
+	return &forwards{pods: map[string]string{}, sessions: map[io.Closer]struct{}{},
+		stalled: make(chan struct{})}
 }
 
 func (f *forwards) set(namespace, pod, addr string) {
@@ -70,7 +72,8 @@ func (f *forwards) serve(w http.ResponseWriter, r *http.Request, namespace, pod 
 }
 
 // add notes a session, and says where it leads.
-func (f *forwards) add(namespace, pod string, session io.Closer) (addr string, stalled <-chan struct{}, remove func()) {
+func (f *forwards) add(namespace, pod string, session io.Closer) (addr string, stalled <-chan struct{},
+	remove func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sessions[session] = struct{}{}
@@ -97,7 +100,8 @@ func (f *forwards) upgrade(w http.ResponseWriter, r *http.Request, namespace, po
 		return
 	}
 	defer backend.Close()
-	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", r.Header.Get("Upgrade"))
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
+		r.Header.Get("Upgrade"))
 	ended := make(chan struct{}, 2)
 	pass := func(to, from net.Conn) {
 		_, _ = io.Copy(&gate{to, stalled}, from)
@@ -108,7 +112,8 @@ func (f *forwards) upgrade(w http.ResponseWriter, r *http.Request, namespace, po
 	<-ended
 }
 
-func join(session httpstream.Connection, streams <-chan httpstream.Stream, addr string, stalled <-chan struct{}) {
+func join(session httpstream.Connection, streams <-chan httpstream.Stream, addr string,
+	stalled <-chan struct{}) {
 	defer session.Close()
 	var data, errs httpstream.Stream
 	for data == nil || errs == nil {

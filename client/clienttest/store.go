@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clienttest is a cluster for tests of the client: an API server over HTTP that keeps objects, tells watchers and forwards ports, and a
-// manager behind it that speaks the real protocol over real TLS.
+// Package clienttest is a cluster for tests of the client: an API server over HTTP that keeps
+// objects, tells watchers and forwards ports, and a manager behind it that speaks the real protocol
+// over real TLS.
 package clienttest
 
 import (
@@ -22,9 +23,11 @@ import (
 
 // kinds that the API server has, by resource.
 var kinds = map[string]struct{ apiVersion, kind string }{
-	"pods": {"v1", "Pod"}, "services": {"v1", "Service"}, "configmaps": {"v1", "ConfigMap"}, "namespaces": {"v1", "Namespace"},
-	"deployments": {"apps/v1", "Deployment"}, "replicasets": {"apps/v1", "ReplicaSet"}, "statefulsets": {"apps/v1", "StatefulSet"},
-	"daemonsets": {"apps/v1", "DaemonSet"}, "rollouts": {"argoproj.io/v1alpha1", "Rollout"},
+	"pods": {"v1", "Pod"}, "services": {"v1", "Service"}, "configmaps": {"v1", "ConfigMap"},
+	"namespaces":  {"v1", "Namespace"},
+	"deployments": {"apps/v1", "Deployment"}, "replicasets": {"apps/v1", "ReplicaSet"},
+	"statefulsets": {"apps/v1", "StatefulSet"},
+	"daemonsets":   {"apps/v1", "DaemonSet"}, "rollouts": {"argoproj.io/v1alpha1", "Rollout"},
 	"intercepts": {"sidestep.dev/v1alpha1", "Intercept"},
 }
 
@@ -36,7 +39,8 @@ type event struct {
 	key    objectKey
 }
 
-// store keeps objects as the API server does: with UIDs, generations, a growing resource version, and a history for watches.
+// store keeps objects as the API server does: with UIDs, generations, a growing resource version,
+// and a history for watches.
 type store struct {
 	mu      sync.Mutex
 	version int
@@ -74,8 +78,10 @@ func (s *store) create(k objectKey, object *unstructured.Unstructured) (*unstruc
 	return object.DeepCopy(), true
 }
 
-// update writes the whole object or its status alone. found and current say whether it was there, and in the version that the writer had seen.
-func (s *store) update(k objectKey, object *unstructured.Unstructured, status bool) (result *unstructured.Unstructured, found, current bool) {
+// update writes the whole object or its status alone. found and current say whether it was there,
+// and in the version that the writer had seen.
+func (s *store) update(k objectKey, object *unstructured.Unstructured,
+	status bool) (result *unstructured.Unstructured, found, current bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	have, ok := s.objects[k]
@@ -99,11 +105,13 @@ func (s *store) update(k objectKey, object *unstructured.Unstructured, status bo
 	return next.DeepCopy(), true, true
 }
 
-// knows says whether the server has a resource: that of others is there once there has been an object of it.
+// knows says whether the server has a resource: that of others is there once there has been an
+// object of it.
 func (s *store) knows(resource string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return resource != "rollouts" || slices.ContainsFunc(s.history, func(e event) bool { return e.key.resource == resource })
+	return resource != "rollouts" ||
+		slices.ContainsFunc(s.history, func(e event) bool { return e.key.resource == resource })
 }
 
 func (s *store) get(k objectKey) *unstructured.Unstructured {
@@ -127,11 +135,13 @@ func (s *store) delete(k objectKey, uid string) (found, same bool) {
 	return true, true
 }
 
-func (s *store) list(resource, namespace string, selects func(*unstructured.Unstructured) bool) ([]*unstructured.Unstructured, int) {
+func (s *store) list(resource, namespace string,
+	selects func(*unstructured.Unstructured) bool) ([]*unstructured.Unstructured, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found []*unstructured.Unstructured
-	for _, k := range slices.SortedFunc(maps.Keys(s.objects), func(a, b objectKey) int { return strings.Compare(a.name, b.name) }) {
+	for _, k := range slices.SortedFunc(maps.Keys(s.objects),
+		func(a, b objectKey) int { return strings.Compare(a.name, b.name) }) {
 		if k.resource == resource && (namespace == "" || k.namespace == namespace) && selects(s.objects[k]) {
 			found = append(found, s.objects[k].DeepCopy())
 		}

@@ -33,7 +33,8 @@ import (
 	"sidestep.dev/sidestep/client/daemon/reason"
 )
 
-// sleeper is a laptop whose sleep is a jump of the wall clock and the silence of all connections that it had.
+// sleeper is a laptop whose sleep is a jump of the wall clock and the silence of all connections
+// that it had.
 type sleeper struct {
 	*world
 	ahead atomic.Int64 // of the wall clock
@@ -65,7 +66,8 @@ func (s *sleeper) sleep(d time.Duration, meanwhile func()) {
 // expire deletes all intercepts, as the manager does after its grace period.
 func (s *sleeper) expire() {
 	for _, i := range s.api.Intercepts() {
-		s.api.Remove(s, &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: i.Name}})
+		s.api.Remove(s, &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace,
+			Name: i.Name}})
 	}
 }
 
@@ -92,7 +94,8 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 	})
 	t.Run("what the manager has ended is made again, and what holds it goes on", func(t *testing.T) {
 		s := newSleeper(t)
-		s.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: s.echo("hello"), Mechanism: "http", AutoHeader: true})
+		s.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: s.echo("hello"),
+			Mechanism: "http", AutoHeader: true})
 		stream := s.hold(t.Context(), "orders")
 		was := s.object()
 		s.sleep(time.Hour, s.expire)
@@ -121,7 +124,8 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 				if i.Spec.Workload.Name == "stock" {
 					return clienttest.Active(i)
 				}
-				return clienttest.State(v1alpha1.StateConflict, `port http of Deployment orders is intercepted by bob@elsewhere (intercept "orders")`)(i)
+				return clienttest.State(v1alpha1.StateConflict,
+					`port http of Deployment orders is intercepted by bob@elsewhere (intercept "orders")`)(i)
 			})
 		})
 		want := "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; " +
@@ -133,7 +137,9 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 		assert.Equal(t, "stock", s.object().Spec.Name, "the other is back")
 		news := s.news()
 		require.Len(t, news, 1)
-		assert.Equal(t, []string{"orders", "shop", "Deployment", "orders"}, []string{news[0].GetName(), news[0].GetNamespace(), news[0].GetWorkloadKind(), news[0].GetWorkload()})
+		assert.Equal(t, []string{"orders", "shop", "Deployment", "orders"},
+			[]string{news[0].GetName(), news[0].GetNamespace(), news[0].GetWorkloadKind(),
+				news[0].GetWorkload()})
 		assert.Empty(t, s.news(), "news are told once")
 		assert.Len(t, s.status().GetEnded(), 1, "status goes on saying it")
 
@@ -147,7 +153,8 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 		s.start()
 		s.connect()
 		s.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: s.echo("hello")})
-		s.api.Remove(t, &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: s.object().Name}})
+		s.api.Remove(t, &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: "shop",
+			Name: s.object().Name}})
 		s.eventually(func() bool { return len(s.status().GetEnded()) == 1 }, "it is noticed")
 		s.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: s.echo("hello")})
 		assert.Empty(t, s.status().GetEnded())
@@ -162,7 +169,8 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 			st.Message = "it is there"
 			return st
 		})
-		s.eventually(func() bool { return s.status().GetIntercepts()[0].GetMessage() == "it is there" }, "the laptop has seen that it is there")
+		s.eventually(func() bool { return s.status().GetIntercepts()[0].GetMessage() == "it is there" },
+			"the laptop has seen that it is there")
 		s.expire()
 		s.eventually(func() bool { return len(s.status().GetEnded()) == 1 }, "it is noticed")
 		assert.Equal(t, "somebody deleted it in the cluster", s.news()[0].GetReason())
@@ -175,10 +183,14 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 		s.eventually(func() bool { return !s.status().GetConnected() }, "the laptop notices that it is cut off")
 		s.expire()
 		s.manager.Kill()
-		s.api.Remove(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-ca"}})
+		s.api.Remove(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep",
+			Name: "sidestep-ca"}})
 		s.cut.Plug()
 		s.eventually(func() bool { return len(s.status().GetEnded()) == 1 }, "it is noticed")
-		s.eventually(func() bool { return strings.Contains(s.status().GetMessage(), "the traffic manager is not installed") }, "and why there is no connection")
+		s.eventually(func() bool {
+			return strings.Contains(s.status().GetMessage(),
+				"the traffic manager is not installed")
+		}, "and why there is no connection")
 	})
 	t.Run("a token that expired meanwhile", func(t *testing.T) {
 		s := newSleeper(t)
@@ -239,7 +251,8 @@ func TestAnInterceptWhoseCommandDiedWithTheDaemonIsLeft(t *testing.T) {
 		w.connect()
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000})
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "stock", LocalPort: 9001})
-		stream, err := w.daemon.Hold(t.Context(), &daemonpb.HoldRequest{Intercept: "orders", Process: int32(process)})
+		stream, err := w.daemon.Hold(t.Context(),
+			&daemonpb.HoldRequest{Intercept: "orders", Process: int32(process)})
 		require.NoError(t, err)
 		_, err = stream.Recv()
 		require.NoError(t, err)
@@ -268,13 +281,15 @@ func TestAnInterceptWhoseCommandDiedWithTheDaemonIsLeft(t *testing.T) {
 		w := begin(t, alive.Process.Pid)
 		w.eventually(func() bool { return len(w.status().GetIntercepts()) == 2 }, "both are known again")
 		ctx, release := context.WithCancel(t.Context())
-		stream, err := w.daemon.Hold(ctx, &daemonpb.HoldRequest{Intercept: "orders", Process: int32(alive.Process.Pid)})
+		stream, err := w.daemon.Hold(ctx,
+			&daemonpb.HoldRequest{Intercept: "orders", Process: int32(alive.Process.Pid)})
 		require.NoError(t, err)
 		_, err = stream.Recv()
 		require.NoError(t, err)
 		require.NoError(t, alive.Process.Kill())
 		_ = alive.Wait()
-		assert.Never(t, func() bool { return len(w.api.Intercepts()) != 2 }, 600*time.Millisecond, 50*time.Millisecond, "it is the call that counts")
+		assert.Never(t, func() bool { return len(w.api.Intercepts()) != 2 }, 600*time.Millisecond,
+			50*time.Millisecond, "it is the call that counts")
 		release()
 		w.eventually(func() bool { return len(w.api.Intercepts()) == 1 }, "it is left with the call")
 		assert.Empty(t, w.status().GetEnded(), "which is as it should be")
@@ -324,7 +339,8 @@ func TestAccessThatIsLostDuringASession(t *testing.T) {
 		_, err = w.daemon.Leave(t.Context(), &daemonpb.LeaveRequest{Name: "orders"})
 		assert.Equal(t, reason.Forbidden, reason.Of(err))
 		w.api.Deny(nil)
-		w.eventually(func() bool { return w.status().GetMessage() == "" }, "and nothing any more when it is there again")
+		w.eventually(func() bool { return w.status().GetMessage() == "" },
+			"and nothing any more when it is there again")
 	})
 	t.Run("a kubeconfig that is deleted", func(t *testing.T) {
 		w := newWorld(t)
@@ -336,7 +352,8 @@ func TestAccessThatIsLostDuringASession(t *testing.T) {
 		w.eventually(func() bool { return !w.status().GetConnected() }, "the manager is away")
 		w.manager.Start(t)
 		w.eventually(func() bool { return w.status().GetConnected() }, "the session goes on with what it knows")
-		assert.Contains(t, w.status().GetMessage(), `what is said about intercepts may be old: the kubeconfig has no context "test"`)
+		assert.Contains(t, w.status().GetMessage(),
+			`what is said about intercepts may be old: the kubeconfig has no context "test"`)
 		_, err := w.daemon.List(t.Context(), &daemonpb.ListRequest{})
 		require.NoError(t, err)
 		_, err = w.daemon.Leave(t.Context(), &daemonpb.LeaveRequest{Name: "orders"})
@@ -375,7 +392,8 @@ func anotherCertificate(t *testing.T) tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(7), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(7), NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)

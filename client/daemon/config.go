@@ -69,10 +69,12 @@ func (l *logLevel) left() time.Duration {
 func (s *service) SetLogLevel(_ context.Context, req *daemonpb.LogLevelRequest) (*daemonpb.Empty, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(req.GetLevel())); err != nil {
-		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no log level %q — use debug, info, warn or error", req.GetLevel())
+		return nil, reason.New(codes.InvalidArgument, reason.Invalid,
+			"there is no log level %q — use debug, info, warn or error", req.GetLevel())
 	}
 	s.level.change(level, time.Duration(req.GetDurationMs())*time.Millisecond)
-	s.log.Log(context.Background(), level, "log level changed", "level", level, "for", time.Duration(req.GetDurationMs())*time.Millisecond)
+	s.log.Log(context.Background(), level, "log level changed", "level", level, "for",
+		time.Duration(req.GetDurationMs())*time.Millisecond)
 	return &daemonpb.Empty{}, nil
 }
 

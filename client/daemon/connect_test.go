@@ -53,11 +53,13 @@ func TestConnect(t *testing.T) {
 		require.Len(t, reply.GetAgents(), 2)
 		first := reply.GetAgents()[0]
 		assert.Equal(t, []string{"node1", "v9", "6.12.48", "sk_lookup", "the kernel has it"},
-			[]string{first.GetNode(), first.GetVersion(), first.GetKernel(), first.GetDatapath(), first.GetReason()})
+			[]string{first.GetNode(), first.GetVersion(), first.GetKernel(), first.GetDatapath(),
+				first.GetReason()})
 		assert.True(t, first.GetAttached())
 		assert.False(t, reply.GetAgents()[1].GetAttached())
 		w.manager.Kill()
-		require.Eventually(t, func() bool { return !w.status().GetConnected() }, 10*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return !w.status().GetConnected() }, 10*time.Second,
+			10*time.Millisecond)
 		reply, err = w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
 		require.NoError(t, err)
 		assert.Empty(t, reply.GetAgents())
@@ -66,7 +68,8 @@ func TestConnect(t *testing.T) {
 		w := newWorld(t)
 		w.start()
 		w.connect()
-		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", Workload: "orders", LocalPort: w.unusedPort(), Mechanism: "tcp"})
+		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", Workload: "orders",
+			LocalPort: w.unusedPort(), Mechanism: "tcp"})
 		w.manager.Count("somebody else's", &agentpb.Traffic{Opened: 1})
 		w.manager.Count(string(w.object().UID), &agentpb.Traffic{Opened: 12, Closed: 5})
 		reply, err := w.daemon.NodeAgents(t.Context(), &daemonpb.Empty{})
@@ -91,26 +94,28 @@ func TestConnect(t *testing.T) {
 		w := newWorld(t)
 		w.start()
 		info, err := w.daemon.Connect(t.Context(), &daemonpb.ConnectRequest{
-			KubeFlags: map[string]string{"kubeconfig": filepath.Base(w.kubeconfig)}, WorkingDir: filepath.Dir(w.kubeconfig), KubeconfigEnv: "/nowhere",
+			KubeFlags:  map[string]string{"kubeconfig": filepath.Base(w.kubeconfig)},
+			WorkingDir: filepath.Dir(w.kubeconfig), KubeconfigEnv: "/nowhere",
 		})
 		require.NoError(t, err)
 		assert.True(t, info.GetConnected())
 	})
-	t.Run("another cluster is refused while there is a session, and taken after disconnecting", func(t *testing.T) {
-		w := newWorld(t)
-		w.start()
-		w.connect()
-		other := w.api.Kubeconfig(t, "other")
-		_, err := w.daemon.Connect(t.Context(), &daemonpb.ConnectRequest{KubeconfigEnv: other})
-		assert.Equal(t, reason.OtherCluster, reason.Of(err))
-		assert.Equal(t, codes.FailedPrecondition, status.Code(err))
-		assert.ErrorContains(t, err, "already connected to context test")
-		_, err = w.daemon.Disconnect(t.Context(), &daemonpb.Empty{})
-		require.NoError(t, err)
-		info, err := w.daemon.Connect(t.Context(), &daemonpb.ConnectRequest{KubeconfigEnv: other})
-		require.NoError(t, err)
-		assert.Equal(t, "other", info.GetKubernetesContext())
-	})
+	t.Run("another cluster is refused while there is a session, and taken after disconnecting",
+		func(t *testing.T) {
+			w := newWorld(t)
+			w.start()
+			w.connect()
+			other := w.api.Kubeconfig(t, "other")
+			_, err := w.daemon.Connect(t.Context(), &daemonpb.ConnectRequest{KubeconfigEnv: other})
+			assert.Equal(t, reason.OtherCluster, reason.Of(err))
+			assert.Equal(t, codes.FailedPrecondition, status.Code(err))
+			assert.ErrorContains(t, err, "already connected to context test")
+			_, err = w.daemon.Disconnect(t.Context(), &daemonpb.Empty{})
+			require.NoError(t, err)
+			info, err := w.daemon.Connect(t.Context(), &daemonpb.ConnectRequest{KubeconfigEnv: other})
+			require.NoError(t, err)
+			assert.Equal(t, "other", info.GetKubernetesContext())
+		})
 	t.Run("a newer manager may say what this client cannot know", func(t *testing.T) {
 		w := newWorld(t)
 		w.manager.Newer = true
@@ -148,9 +153,11 @@ func TestConnectFailures(t *testing.T) {
 			name: "sidestep is not installed",
 			world: func(w *world) {
 				w.manager.Kill()
-				w.api.Remove(w, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-ca"}})
+				w.api.Remove(w, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep",
+					Name: "sidestep-ca"}})
 			},
-			reason: reason.ManagerNotInstalled, message: "the traffic manager is not installed in namespace sidestep — run `sidestep helm install`",
+			reason:  reason.ManagerNotInstalled,
+			message: "the traffic manager is not installed in namespace sidestep — run `sidestep helm install`",
 		}, {
 			name:   "the API server is not reachable",
 			world:  func(w *world) { w.api.Stop() },
@@ -160,9 +167,13 @@ func TestConnectFailures(t *testing.T) {
 			world:  func(w *world) { w.api.Refuse(http.StatusUnauthorized) },
 			reason: reason.Unauthorized, message: `does not accept the credentials of context "test"`,
 		}, {
-			name:   "the right to read the manager's certificate is missing",
-			world:  func(w *world) { w.api.Deny(func(c clienttest.Call) bool { return c.Resource == "configmaps" }) },
-			reason: reason.Forbidden, message: "either it is not installed there, or you lack the rights — ask who runs the cluster to install it, or for the Role sidestep-user in that namespace (dev may not get configmaps in namespace sidestep)",
+			name: "the right to read the manager's certificate is missing",
+			world: func(w *world) {
+				w.api.Deny(
+					func(c clienttest.Call) bool { return c.Resource == "configmaps" })
+			},
+			reason:  reason.Forbidden,
+			message: "either it is not installed there, or you lack the rights — ask who runs the cluster to install it, or for the Role sidestep-user in that namespace (dev may not get configmaps in namespace sidestep)",
 		}, {
 			name: "the right to forward ports is missing",
 			world: func(w *world) {
@@ -170,28 +181,33 @@ func TestConnectFailures(t *testing.T) {
 			},
 			reason: reason.Forbidden, message: "dev may not create pods/portforward in namespace sidestep",
 		}, {
-			name:   "the manager speaks a newer protocol",
-			world:  func(w *world) { w.manager.Protocol = 2 },
-			reason: reason.VersionSkew, message: "speaks protocol 2 and this sidestep (v0.0.0-dev) protocol 1 — upgrade this sidestep",
+			name:    "the manager speaks a newer protocol",
+			world:   func(w *world) { w.manager.Protocol = 2 },
+			reason:  reason.VersionSkew,
+			message: "speaks protocol 2 and this sidestep (v0.0.0-dev) protocol 1 — upgrade this sidestep",
 		}, {
 			name: "a manager that refuses this client's protocol",
 			world: func(w *world) {
-				refusal, err := status.New(codes.FailedPrecondition, "the traffic manager (v9) speaks protocol 2 and the client (v1) protocol 1: install the same version of both").
+				refusal, err := status.New(codes.FailedPrecondition,
+					"the traffic manager (v9) speaks protocol 2 and the client (v1) protocol 1: install the same version of both").
 					WithDetails(&errdetails.ErrorInfo{Reason: "VERSION_SKEW", Domain: "sidestep.dev"})
 				require.NoError(w, err)
 				w.manager.Refuses = refusal.Err()
 			},
-			reason: reason.VersionSkew, message: "the traffic manager (v9) speaks protocol 2 and the client (v1) protocol 1: install the same version of both",
+			reason:  reason.VersionSkew,
+			message: "the traffic manager (v9) speaks protocol 2 and the client (v1) protocol 1: install the same version of both",
 		}, {
 			name: "a manager that refuses this client for a reason that it has no name for",
 			world: func(w *world) {
-				w.manager.Refuses = status.Error(codes.FailedPrecondition, "this manager (v9) speaks protocol 2 and the client (v1) 1: install the same version of both")
+				w.manager.Refuses = status.Error(codes.FailedPrecondition,
+					"this manager (v9) speaks protocol 2 and the client (v1) 1: install the same version of both")
 			},
 			reason: "", message: "the traffic manager refused: this manager (v9) speaks protocol 2",
 		}, {
 			name: "the context does not exist",
 			request: func(w *world) *daemonpb.ConnectRequest {
-				return &daemonpb.ConnectRequest{KubeconfigEnv: w.kubeconfig, KubeFlags: map[string]string{"context": "nope"}}
+				return &daemonpb.ConnectRequest{KubeconfigEnv: w.kubeconfig,
+					KubeFlags: map[string]string{"context": "nope"}}
 			},
 			reason: reason.NoCluster, message: `the kubeconfig has no context "nope"`,
 		}, {
@@ -239,7 +255,8 @@ func TestHomeThatCannotBeWritten(t *testing.T) {
 	w.start()
 	info := w.connect()
 	assert.Contains(t, info.GetMessage(), "the session is not kept on disk and ends with the daemon")
-	_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hi")})
+	_, said, err := w.intercept(t.Context(),
+		&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hi")})
 	require.NoError(t, err)
 	assert.Contains(t, said[len(said)-1], "warning: the session is not kept on disk")
 	got, err := w.says(w.object(), 2)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package daemon is the user daemon: the process on the laptop that holds the session with a cluster, so that
-// intercepts live longer than the command that made them.
+// Package daemon is the user daemon: the process on the laptop that holds the session with a
+// cluster, so that intercepts live longer than the command that made them.
 package daemon
 
 import (
@@ -34,7 +34,8 @@ const (
 
 // Options say where the daemon lives.
 type Options struct {
-	// Socket is the path of the socket to serve; see home.Socket. Its directory is made, 0700, if it does not exist.
+	// Socket is the path of the socket to serve; see home.Socket. Its directory is made, 0700, if
+	// it does not exist.
 	Socket string
 	// CacheDir holds what outlives the daemon; see home.Cache.
 	CacheDir string
@@ -43,14 +44,16 @@ type Options struct {
 	// LogLevel is debug, info, warn or error; empty: info.
 	LogLevel string
 
-	// Timing of the link to the manager, how its pods are reached and what the wall clock says; the zero values are right except in tests.
+	// Timing of the link to the manager, how its pods are reached and what the wall clock says; the
+	// zero values are right except in tests.
 	Timing  link.Timing
 	Forward link.Forward
 	Wall    func() time.Time
 }
 
-// Run serves the socket until Quit is called, ctx ends, a SIGTERM, SIGINT or SIGHUP comes, or the socket is removed. It returns nil at
-// once when another daemon serves the socket. Only Quit ends the session: after everything else the next daemon resumes it.
+// Run serves the socket until Quit is called, ctx ends, a SIGTERM, SIGINT or SIGHUP comes, or the
+// socket is removed. It returns nil at once when another daemon serves the socket. Only Quit ends
+// the session: after everything else the next daemon resumes it.
 func Run(ctx context.Context, o Options) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
@@ -69,11 +72,13 @@ func Run(ctx context.Context, o Options) error {
 	defer closeLog()
 	log.Info("daemon started", "version", version.Version, "pid", os.Getpid(), "socket", o.Socket)
 
-	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log, Timing: o.Timing, Forward: o.Forward, Wall: o.Wall}, o, level)
+	s := newService(session.Options{Store: session.Store{Path: home.Session(o.CacheDir)}, Log: log,
+		Timing: o.Timing, Forward: o.Forward, Wall: o.Wall}, o, level)
 	s.resume()
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(4<<20),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second,
+			PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
 	)
 	daemonpb.RegisterDaemonServer(server, s)

@@ -20,12 +20,14 @@ import (
 	"sidestep.dev/sidestep/client/session"
 )
 
-// environmentTimeout bounds the wait for an environment; the manager tries several pods within ten seconds.
+// environmentTimeout bounds the wait for an environment; the manager tries several pods within ten
+// seconds.
 const environmentTimeout = 15 * time.Second
 
-// makeWith makes an intercept, together with the environment that is wanted. Where that is wanted only if it is allowed, and it is not,
-// the intercept does without.
-func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask, wanted daemonpb.InterceptRequest_Environment,
+// makeWith makes an intercept, together with the environment that is wanted. Where that is wanted
+// only if it is allowed, and it is not, the intercept does without.
+func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
+	wanted daemonpb.InterceptRequest_Environment,
 	progress func(string), finish func(*v1alpha1.Intercept, *daemonpb.Environment) error) error {
 	confirm := func(made *v1alpha1.Intercept) error {
 		if !ask.Spec.Environment {
@@ -51,24 +53,30 @@ func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
 	return err
 }
 
-func environment(ctx context.Context, current *session.Session, made *v1alpha1.Intercept) (*daemonpb.Environment, error) {
+func environment(ctx context.Context, current *session.Session,
+	made *v1alpha1.Intercept) (*daemonpb.Environment, error) {
 	ctx, cancel := context.WithTimeout(ctx, environmentTimeout)
 	defer cancel()
 	state, _ := current.Link.State()
-	reply, err := state.Environment(ctx, &clientpb.EnvironmentRequest{Namespace: made.Namespace, Name: made.Name, InterceptUid: string(made.UID)})
+	reply, err := state.Environment(ctx,
+		&clientpb.EnvironmentRequest{Namespace: made.Namespace, Name: made.Name,
+			InterceptUid: string(made.UID)})
 	if err != nil {
 		return nil, err
 	}
-	return &daemonpb.Environment{Variables: reply.GetVariables(), Declared: reply.GetDeclared(), Container: reply.GetContainer(), Pod: reply.GetPod()}, nil
+	return &daemonpb.Environment{Variables: reply.GetVariables(), Declared: reply.GetDeclared(),
+		Container: reply.GetContainer(), Pod: reply.GetPod()}, nil
 }
 
-// forbidsEnvironment says whether an intercept was refused only for the environment that it asked for.
+// forbidsEnvironment says whether an intercept was refused only for the environment that it asked
+// for.
 func forbidsEnvironment(err error) bool {
 	return reason.Of(err) == reason.Forbidden && reason.Metadata(err)["resource"] == kube.EnvironmentResource
 }
 
 func without(err error) string {
-	return fmt.Sprintf(warning+"the environment of the container is not there: %s", strings.ReplaceAll(status.Convert(err).Message(), " — ", "; "))
+	return fmt.Sprintf(warning+"the environment of the container is not there: %s",
+		strings.ReplaceAll(status.Convert(err).Message(), " — ", "; "))
 }
 
 // lacking says that an error is about the environment, and what that means for the intercept.
@@ -81,5 +89,6 @@ func lacking(err error, consequence string) error {
 	if remedy == "" {
 		remedy = "try again, or leave out --env-file and --env-json"
 	}
-	return reason.New(has.Code, has.Reason, "cannot read the environment of the container: %s%s — %s", what, consequence, remedy)
+	return reason.New(has.Code, has.Reason, "cannot read the environment of the container: %s%s — %s",
+		what, consequence, remedy)
 }

@@ -23,8 +23,9 @@ var large = []byte("LARGE=" + strings.Repeat("x", 3<<20))
 
 func given(req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	return &clientpb.EnvironmentReply{
-		Variables: [][]byte{[]byte("OF=" + req.GetNamespace() + "/" + req.GetName() + "/" + req.GetInterceptUid()), []byte("B=\xff\n"), large},
-		Declared:  []string{"B"}, Container: "app", Pod: "orders-0",
+		Variables: [][]byte{[]byte("OF=" + req.GetNamespace() + "/" + req.GetName() + "/" +
+			req.GetInterceptUid()), []byte("B=\xff\n"), large},
+		Declared: []string{"B"}, Container: "app", Pod: "orders-0",
 	}, nil
 }
 
@@ -49,7 +50,8 @@ func TestEnvironment(t *testing.T) {
 		w.mustIntercept(wants(required))
 		object := w.object()
 		assert.True(t, object.Spec.Environment)
-		assert.Equal(t, [][]byte{[]byte("OF=shop/" + object.Name + "/" + string(object.UID)), []byte("B=\xff\n"), large}, w.environment.GetVariables())
+		assert.Equal(t, [][]byte{[]byte("OF=shop/" + object.Name + "/" + string(object.UID)),
+			[]byte("B=\xff\n"), large}, w.environment.GetVariables())
 		assert.Equal(t, []string{"B"}, w.environment.GetDeclared())
 		assert.Equal(t, "app", w.environment.GetContainer())
 
@@ -95,12 +97,15 @@ func TestEnvironment(t *testing.T) {
 			_, said, err := w.intercept(t.Context(), wants(optional))
 			require.NoError(t, err)
 			assert.Nil(t, w.environment)
-			assert.Contains(t, strings.Join(said, "\n"), "warning: the environment of the container is not there: ")
+			assert.Contains(t, strings.Join(said, "\n"),
+				"warning: the environment of the container is not there: ")
 			assert.Len(t, w.api.Intercepts(), 1)
 
-			_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 9001, Environment: required})
+			_, _, err = w.intercept(t.Context(),
+				&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9001, Environment: required})
 			assert.Equal(t, c.reason, reason.Of(err))
-			assert.Equal(t, v1alpha1.Destination{Address: "127.0.0.1", Port: 9000}, w.object().Spec.Destination, "an intercept that was there stays as it was")
+			assert.Equal(t, v1alpha1.Destination{Address: "127.0.0.1", Port: 9000},
+				w.object().Spec.Destination, "an intercept that was there stays as it was")
 		})
 	}
 }

@@ -24,8 +24,8 @@ const (
 	leaveAgain = 2 * time.Second
 )
 
-// Hold is how an intercept ends with the command that it was made for, however that ends: a process that is killed cannot leave, but its
-// call breaks off.
+// Hold is how an intercept ends with the command that it was made for, however that ends: a process
+// that is killed cannot leave, but its call breaks off.
 func (s *service) Hold(req *daemonpb.HoldRequest, events daemonpb.Daemon_HoldServer) error {
 	current, err := s.session()
 	if err != nil {
@@ -160,9 +160,11 @@ func (s *service) holds(current *session.Session, h *holding, process int) {
 }
 
 // errOwnerless is told after the session has ended.
-var errOwnerless = errors.New("the session has ended: the command that it was made for has, and so had the daemon that would have ended it")
+var errOwnerless = errors.New(
+	"the session has ended: the command that it was made for has, and so had the daemon that would have ended it")
 
-// awaitHolder ends a session that an earlier daemon held for a command, unless that has it held again.
+// awaitHolder ends a session that an earlier daemon held for a command, unless that has it held
+// again.
 func (s *service) awaitHolder(resumed *session.Session, process int) {
 	limit := time.NewTimer(intercept.HolderPatience)
 	defer limit.Stop()

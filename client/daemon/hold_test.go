@@ -123,9 +123,11 @@ func TestADaemonThatEndsLeavesNothingThatIsHeld(t *testing.T) {
 			stream := w.hold(t.Context(), "orders")
 			require.NoError(t, cmd.Process.Signal(signal))
 			_, err := stream.Recv()
-			assert.Equal(t, codes.Unavailable, status.Code(err), "the holder learns that it is the daemon that has gone: %v", err)
+			assert.Equal(t, codes.Unavailable, status.Code(err),
+				"the holder learns that it is the daemon that has gone: %v", err)
 			if signal == syscall.SIGTERM {
-				assert.ErrorContains(t, err, "the next one can hold it again", "it is told, and not cut off after a while")
+				assert.ErrorContains(t, err, "the next one can hold it again",
+					"it is told, and not cut off after a while")
 			}
 			_ = cmd.Wait()
 			assert.Len(t, w.api.Intercepts(), 1)
@@ -142,7 +144,8 @@ func TestConfigAndLogLevel(t *testing.T) {
 		return info
 	}
 	set := func(level string, d time.Duration) error {
-		_, err := w.daemon.SetLogLevel(t.Context(), &daemonpb.LogLevelRequest{Level: level, DurationMs: d.Milliseconds()})
+		_, err := w.daemon.SetLogLevel(t.Context(),
+			&daemonpb.LogLevelRequest{Level: level, DurationMs: d.Milliseconds()})
 		return err
 	}
 	was := config()
@@ -163,6 +166,7 @@ func TestConfigAndLogLevel(t *testing.T) {
 	require.NoError(t, set("warn", time.Hour))
 	require.NoError(t, set("info", 50*time.Millisecond))
 	assert.Equal(t, "info", config().GetLogLevel())
-	w.eventually(func() bool { return config().GetLogLevel() == "debug" }, "the level reverts to the daemon's own")
+	w.eventually(func() bool { return config().GetLogLevel() == "debug" },
+		"the level reverts to the daemon's own")
 	assert.ErrorContains(t, set("loud", 0), `there is no log level "loud"`)
 }

@@ -53,24 +53,27 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 		return err
 	}
 	defer release()
-	return makeWith(ctx, current, ask, req.GetEnvironment(), progress, func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
-		info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
-		if silent(info.GetDestination(), info.GetProtocol()) {
-			until := "the pods answer"
-			if info.GetWiretap() {
-				until = "copies are dropped"
+	return makeWith(ctx, current, ask, req.GetEnvironment(), progress,
+		func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
+			info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
+			if silent(info.GetDestination(), info.GetProtocol()) {
+				until := "the pods answer"
+				if info.GetWiretap() {
+					until = "copies are dropped"
+				}
+				progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, %s",
+					info.GetDestination(), until))
 			}
-			progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, %s", info.GetDestination(), until))
-		}
-		if err := current.Unstored(); err != nil {
-			progress(fmt.Sprintf(warning+"the session is not kept on disk and ends with the daemon: %v", err))
-		}
-		return events.Send(&daemonpb.InterceptEvent{Result: info, Environment: environment})
-	})
+			if err := current.Unstored(); err != nil {
+				progress(fmt.Sprintf(warning+"the session is not kept on disk and ends with the daemon: %v", err))
+			}
+			return events.Send(&daemonpb.InterceptEvent{Result: info, Environment: environment})
+		})
 }
 
 // connected waits for a connection that is being made again.
-func connected(ctx context.Context, current *session.Session, timeout time.Duration, progress func(string)) error {
+func connected(ctx context.Context, current *session.Session, timeout time.Duration,
+	progress func(string)) error {
 	state, _ := current.Link.State()
 	if state.Connected {
 		return nil
@@ -79,7 +82,8 @@ func connected(ctx context.Context, current *session.Session, timeout time.Durat
 	progress("waiting for the traffic manager: " + message)
 	waiting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	state = current.Link.Wait(waiting, func(st link.State) bool { return st.Connected || link.IsLasting(st.Err) })
+	state = current.Link.Wait(waiting,
+		func(st link.State) bool { return st.Connected || link.IsLasting(st.Err) })
 	switch {
 	case state.Connected:
 		return nil
@@ -89,7 +93,8 @@ func connected(ctx context.Context, current *session.Session, timeout time.Durat
 		return state.Err
 	}
 	_, message = describe(state)
-	return reason.New(codes.Unavailable, reason.ManagerNotReady, "not connected to the traffic manager: %s — try again when `sidestep status` says Connected", message)
+	return reason.New(codes.Unavailable, reason.ManagerNotReady,
+		"not connected to the traffic manager: %s — try again when `sidestep status` says Connected", message)
 }
 
 func (s *service) Leave(ctx context.Context, req *daemonpb.LeaveRequest) (*daemonpb.LeaveReply, error) {
@@ -122,7 +127,8 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 	switch req.GetFilter() {
 	case "", filterAll, filterIntercepted, filterInterceptable, filterWiretapped, filterHeld:
 	default:
-		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no filter %q — use all, intercepted, wiretapped, held or interceptable", req.GetFilter())
+		return nil, reason.New(codes.InvalidArgument, reason.Invalid,
+			"there is no filter %q — use all, intercepted, wiretapped, held or interceptable", req.GetFilter())
 	}
 	namespace := req.GetNamespace()
 	switch {
@@ -141,7 +147,8 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 	}
 	reply := &daemonpb.ListReply{}
 	for _, w := range listing.Workloads {
-		info := &daemonpb.WorkloadInfo{Kind: w.Kind, Name: w.Name, Namespace: w.Namespace, NotInterceptable: w.NotInterceptable}
+		info := &daemonpb.WorkloadInfo{Kind: w.Kind, Name: w.Name, Namespace: w.Namespace,
+			NotInterceptable: w.NotInterceptable}
 		for i, printed := range current.Print(ctx, w.Intercepts, listing.Services) {
 			if w.Intercepts[i].Spec.Client.Session == current.Client.Session {
 				info.Intercepts = append(info.Intercepts, printed)
@@ -161,7 +168,8 @@ func wanted(w *daemonpb.WorkloadInfo, filter string) bool {
 	case filterHeld:
 		return len(w.GetIntercepts()) > 0
 	case filterIntercepted:
-		return slices.ContainsFunc(w.GetIntercepts(), func(i *daemonpb.InterceptInfo) bool { return !i.GetWiretap() })
+		return slices.ContainsFunc(w.GetIntercepts(),
+			func(i *daemonpb.InterceptInfo) bool { return !i.GetWiretap() })
 	case filterWiretapped:
 		return slices.ContainsFunc(w.GetIntercepts(), (*daemonpb.InterceptInfo).GetWiretap)
 	case filterInterceptable:

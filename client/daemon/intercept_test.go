@@ -39,7 +39,8 @@ func TestIntercept(t *testing.T) {
 		w := connected(t)
 		session := w.status().GetSession()
 		port := w.echo("hello")
-		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: port, Mechanism: "http", AutoHeader: true})
+		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: port,
+			Mechanism: "http", AutoHeader: true})
 		assert.Equal(t, "ACTIVE", info.GetState())
 		assert.Equal(t, "Deployment", info.GetWorkloadKind())
 		assert.Equal(t, fmt.Sprintf("127.0.0.1:%d", port), info.GetDestination())
@@ -66,7 +67,8 @@ func TestIntercept(t *testing.T) {
 	})
 	t.Run("without a local port the container port is used", func(t *testing.T) {
 		w := connected(t)
-		assert.Equal(t, "127.0.0.1:8080", w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders"}).GetDestination())
+		assert.Equal(t, "127.0.0.1:8080",
+			w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders"}).GetDestination())
 		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock"})
 		assert.Equal(t, reason.LocalPortTaken, reason.Of(err))
 		assert.Len(t, w.api.Intercepts(), 1, "the other was taken back")
@@ -76,16 +78,19 @@ func TestIntercept(t *testing.T) {
 		w.api.Remove(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders"}})
 		w.api.Add(t, &corev1.Service{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders"},
-			Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}, {Name: "admin", Port: 81}}},
+			Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80},
+				{Name: "admin", Port: 81}}},
 		})
-		assert.Equal(t, "admin", w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, PortIdentifier: "admin"}).GetServicePort())
+		assert.Equal(t, "admin", w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders",
+			LocalPort: 9000, PortIdentifier: "admin"}).GetServicePort())
 	})
 	t.Run("a silent local port is mentioned and does not hinder", func(t *testing.T) {
 		w := connected(t)
 		port := w.unusedPort()
 		_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: port})
 		require.NoError(t, err)
-		assert.Contains(t, said, fmt.Sprintf("warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
+		assert.Contains(t, said, fmt.Sprintf(
+			"warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
 		conn, opened, err := w.manager.Open(t.Context(), w.object(), false)
 		require.NoError(t, err)
 		defer conn.Close()
@@ -108,7 +113,8 @@ func TestIntercept(t *testing.T) {
 		w.manager.Judge(func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 			return &v1alpha1.InterceptStatus{State: v1alpha1.StatePending, Coverage: "1/2"}
 		})
-		events, err := w.daemon.Intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("")})
+		events, err := w.daemon.Intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("")})
 		require.NoError(t, err)
 		for said := ""; said != "waiting for pods to steer: 1/2"; {
 			event, err := events.Recv()
@@ -124,16 +130,19 @@ func TestIntercept(t *testing.T) {
 
 func TestInterceptFailuresLeaveNothing(t *testing.T) {
 	pending := func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus {
-		return &v1alpha1.InterceptStatus{State: v1alpha1.StatePending, Coverage: "1/2", Pods: []v1alpha1.PodStatus{
-			{Name: "orders-a", Node: "node1", Steering: true}, {Name: "orders-b", Node: "node2", Message: "the node agent is not connected"},
-		}}
+		return &v1alpha1.InterceptStatus{State: v1alpha1.StatePending, Coverage: "1/2",
+			Pods: []v1alpha1.PodStatus{
+				{Name: "orders-a", Node: "node1", Steering: true},
+				{Name: "orders-b", Node: "node2", Message: "the node agent is not connected"},
+			}}
 	}
 	object := func(object client.Object, name, owner, ownerName string) client.Object {
 		object.SetNamespace("shop")
 		object.SetName(name)
 		if owner != "" {
 			yes := true
-			object.SetOwnerReferences([]metav1.OwnerReference{{Kind: owner, Name: ownerName, APIVersion: "apps/v1", UID: "u", Controller: &yes}})
+			object.SetOwnerReferences([]metav1.OwnerReference{{Kind: owner, Name: ownerName,
+				APIVersion: "apps/v1", UID: "u", Controller: &yes}})
 		}
 		return object
 	}
@@ -148,47 +157,79 @@ func TestInterceptFailuresLeaveNothing(t *testing.T) {
 	}{
 		{name: "an unknown workload", request: &daemonpb.InterceptRequest{Name: "ordrs"}, code: codes.NotFound,
 			message: `workload "ordrs" not found in namespace shop — did you mean "orders"?`},
-		{name: "an unknown namespace", request: &daemonpb.InterceptRequest{Name: "orders", Namespace: "shp"}, code: codes.NotFound,
+		{name: "an unknown namespace",
+			request: &daemonpb.InterceptRequest{Name: "orders", Namespace: "shp"}, code: codes.NotFound,
 			message: "namespace shp does not exist — choose another with --namespace"},
-		{name: "a workload of another kind", request: &daemonpb.InterceptRequest{Name: "orders", WorkloadKind: "StatefulSet"}, code: codes.NotFound,
+		{name: "a workload of another kind",
+			request: &daemonpb.InterceptRequest{Name: "orders", WorkloadKind: "StatefulSet"},
+			code:    codes.NotFound,
 			message: `StatefulSet "orders" not found in namespace shop`},
-		{name: "a name that workloads of two kinds have", objects: []client.Object{object(&appsv1.StatefulSet{}, "orders", "", "")},
+		{name: "a name that workloads of two kinds have",
+			objects: []client.Object{object(&appsv1.StatefulSet{}, "orders", "", "")},
 			request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.InvalidArgument,
 			message: `"orders" is a Deployment and a StatefulSet in namespace shop — choose with --workload deployment/orders or --workload statefulset/orders`},
-		{name: "a pod of a Deployment", objects: []client.Object{object(&appsv1.ReplicaSet{}, "orders-1", "Deployment", "orders"), object(&corev1.Pod{}, "orders-1-a", "ReplicaSet", "orders-1")},
+		{name: "a pod of a Deployment",
+			objects: []client.Object{object(&appsv1.ReplicaSet{}, "orders-1", "Deployment", "orders"),
+				object(&corev1.Pod{}, "orders-1-a", "ReplicaSet", "orders-1")},
 			request: &daemonpb.InterceptRequest{Name: "orders-1-a"}, code: codes.FailedPrecondition,
 			message: "Pod orders-1-a belongs to Deployment orders — run `sidestep intercept orders`"},
-		{name: "a pod of a StatefulSet", objects: []client.Object{object(&corev1.Pod{}, "db-0", "StatefulSet", "db")},
-			request: &daemonpb.InterceptRequest{Name: "db-0", WorkloadKind: "Pod"}, code: codes.FailedPrecondition,
+		{name: "a pod of a StatefulSet",
+			objects: []client.Object{object(&corev1.Pod{}, "db-0", "StatefulSet", "db")},
+			request: &daemonpb.InterceptRequest{Name: "db-0", WorkloadKind: "Pod"},
+			code:    codes.FailedPrecondition,
 			message: "Pod db-0 belongs to StatefulSet db — run `sidestep intercept db`"},
-		{name: "a Rollout where there is no such kind", request: &daemonpb.InterceptRequest{Name: "echo", WorkloadKind: "Rollout"}, code: codes.NotFound,
+		{name: "a Rollout where there is no such kind",
+			request: &daemonpb.InterceptRequest{Name: "echo", WorkloadKind: "Rollout"}, code: codes.NotFound,
 			message: `Rollout "echo" not found in namespace shop`},
-		{name: "a kind that may not be read", request: &daemonpb.InterceptRequest{Name: "log", WorkloadKind: "DaemonSet"}, code: codes.PermissionDenied,
-			deny: func(c clienttest.Call) bool { return c.Resource == "daemonsets" }, message: "dev may not get daemonsets.apps in namespace shop"},
-		{name: "a kind that cannot be intercepted", request: &daemonpb.InterceptRequest{Name: "orders", WorkloadKind: "CronJob"}, code: codes.InvalidArgument,
+		{name: "a kind that may not be read",
+			request: &daemonpb.InterceptRequest{Name: "log", WorkloadKind: "DaemonSet"},
+			code:    codes.PermissionDenied,
+			deny:    func(c clienttest.Call) bool { return c.Resource == "daemonsets" },
+			message: "dev may not get daemonsets.apps in namespace shop"},
+		{name: "a kind that cannot be intercepted",
+			request: &daemonpb.InterceptRequest{Name: "orders", WorkloadKind: "CronJob"},
+			code:    codes.InvalidArgument,
 			message: "workloads of kind CronJob cannot be intercepted"},
-		{name: "a name that cannot be one", request: &daemonpb.InterceptRequest{Name: "Or_ders"}, code: codes.InvalidArgument, message: `"Or_ders" cannot be the name`},
-		{name: "a bad regular expression", request: &daemonpb.InterceptRequest{Name: "orders", Mechanism: "http",
-			Headers: []*daemonpb.Header{{Name: "x", Value: "(", Regex: true}}}, code: codes.InvalidArgument, message: "missing closing )"},
-		{name: "conditions on tcp", request: &daemonpb.InterceptRequest{Name: "orders", Mechanism: "tcp", AutoHeader: true}, code: codes.InvalidArgument,
+		{name: "a name that cannot be one", request: &daemonpb.InterceptRequest{Name: "Or_ders"},
+			code: codes.InvalidArgument, message: `"Or_ders" cannot be the name`},
+		{name: "a bad regular expression",
+			request: &daemonpb.InterceptRequest{Name: "orders", Mechanism: "http",
+				Headers: []*daemonpb.Header{{Name: "x", Value: "(", Regex: true}}},
+			code: codes.InvalidArgument, message: "missing closing )"},
+		{name: "conditions on tcp",
+			request: &daemonpb.InterceptRequest{Name: "orders", Mechanism: "tcp", AutoHeader: true},
+			code:    codes.InvalidArgument,
 			message: "mechanism tcp takes every connection"},
-		{name: "an address that is none", request: &daemonpb.InterceptRequest{Name: "orders", Address: "localhost"}, code: codes.InvalidArgument,
+		{name: "an address that is none",
+			request: &daemonpb.InterceptRequest{Name: "orders", Address: "localhost"},
+			code:    codes.InvalidArgument,
 			message: "--address localhost is not an IP address"},
-		{name: "a conflict names the holder", request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.AlreadyExists,
+		{name: "a conflict names the holder", request: &daemonpb.InterceptRequest{Name: "orders"},
+			code:  codes.AlreadyExists,
 			judge: clienttest.State(v1alpha1.StateConflict, "held by ann@mac"), message: "held by ann@mac"},
-		{name: "an ambiguous port", request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.InvalidArgument,
-			judge: clienttest.State(v1alpha1.StateInvalid, "the service has ports http and admin"), message: "the service has ports http and admin"},
-		{name: "a pod that cannot be steered", request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.FailedPrecondition,
-			judge: clienttest.State(v1alpha1.StateFailed, "orders-0: kernel too old"), message: "orders-0: kernel too old"},
-		{name: "pods that are not steering in time", request: &daemonpb.InterceptRequest{Name: "orders", TimeoutMs: 300}, code: codes.DeadlineExceeded,
+		{name: "an ambiguous port", request: &daemonpb.InterceptRequest{Name: "orders"},
+			code:    codes.InvalidArgument,
+			judge:   clienttest.State(v1alpha1.StateInvalid, "the service has ports http and admin"),
+			message: "the service has ports http and admin"},
+		{name: "a pod that cannot be steered", request: &daemonpb.InterceptRequest{Name: "orders"},
+			code:    codes.FailedPrecondition,
+			judge:   clienttest.State(v1alpha1.StateFailed, "orders-0: kernel too old"),
+			message: "orders-0: kernel too old"},
+		{name: "pods that are not steering in time",
+			request: &daemonpb.InterceptRequest{Name: "orders", TimeoutMs: 300}, code: codes.DeadlineExceeded,
 			judge: pending, message: `intercept "orders" is not complete after 300ms: 1/2 pods steer; orders-b on node2: the node agent is not connected`},
-		{name: "a manager that does not look at it", request: &daemonpb.InterceptRequest{Name: "orders", TimeoutMs: 300}, code: codes.DeadlineExceeded,
-			judge: func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus { return nil }, message: "the traffic manager has not looked at it"},
-		{name: "no right to create", request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.PermissionDenied,
+		{name: "a manager that does not look at it",
+			request: &daemonpb.InterceptRequest{Name: "orders", TimeoutMs: 300}, code: codes.DeadlineExceeded,
+			judge:   func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus { return nil },
+			message: "the traffic manager has not looked at it"},
+		{name: "no right to create", request: &daemonpb.InterceptRequest{Name: "orders"},
+			code:    codes.PermissionDenied,
 			deny:    func(c clienttest.Call) bool { return c.Verb == "create" && c.Resource == "intercepts" },
 			message: "dev may not create intercepts.sidestep.dev in namespace shop — ask for the ClusterRole sidestep-user"},
-		{name: "no right to look for workloads", request: &daemonpb.InterceptRequest{Name: "orders"}, code: codes.PermissionDenied,
-			deny: func(c clienttest.Call) bool { return c.Resource == "deployments" }, message: "dev may not get deployments.apps in namespace shop"},
+		{name: "no right to look for workloads", request: &daemonpb.InterceptRequest{Name: "orders"},
+			code:    codes.PermissionDenied,
+			deny:    func(c clienttest.Call) bool { return c.Resource == "deployments" },
+			message: "dev may not get deployments.apps in namespace shop"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -231,9 +272,12 @@ func TestNamesAndPorts(t *testing.T) {
 		assert.Equal(t, codes.AlreadyExists, status.Code(err))
 		assert.ErrorContains(t, err, message)
 	}
-	fails(fmt.Sprintf("port %d is already used by intercept orders", first), &daemonpb.InterceptRequest{Name: "stock", LocalPort: first})
-	fails(`intercept "orders" already exists, for Deployment orders in namespace shop`, &daemonpb.InterceptRequest{Name: "orders", Workload: "stock", LocalPort: 1})
-	fails(`intercept "orders" already exists and takes all TCP connections`, &daemonpb.InterceptRequest{Name: "orders", LocalPort: 1, Mechanism: "http"})
+	fails(fmt.Sprintf("port %d is already used by intercept orders", first),
+		&daemonpb.InterceptRequest{Name: "stock", LocalPort: first})
+	fails(`intercept "orders" already exists, for Deployment orders in namespace shop`,
+		&daemonpb.InterceptRequest{Name: "orders", Workload: "stock", LocalPort: 1})
+	fails(`intercept "orders" already exists and takes all TCP connections`,
+		&daemonpb.InterceptRequest{Name: "orders", LocalPort: 1, Mechanism: "http"})
 
 	t.Run("the same again is the same", func(t *testing.T) {
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: first, PortIdentifier: "http"})
@@ -242,7 +286,8 @@ func TestNamesAndPorts(t *testing.T) {
 	})
 	t.Run("another service port and local port move it in place", func(t *testing.T) {
 		second := w.echo("two")
-		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: second, PortIdentifier: "admin"})
+		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: second,
+			PortIdentifier: "admin"})
 		assert.Equal(t, fmt.Sprintf("127.0.0.1:%d", second), info.GetDestination())
 		object := w.object()
 		assert.Equal(t, uid, object.UID)
@@ -259,10 +304,12 @@ func TestNamesAndPorts(t *testing.T) {
 			}
 			return clienttest.Active(i)
 		})
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: first, PortIdentifier: "nope"})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: first, PortIdentifier: "nope"})
 		assert.ErrorContains(t, err, "there is no port nope")
 		assert.Equal(t, before, w.object().Spec)
-		w.eventually(func() bool { return w.status().GetIntercepts()[0].GetState() == "ACTIVE" }, "active again")
+		w.eventually(func() bool { return w.status().GetIntercepts()[0].GetState() == "ACTIVE" },
+			"active again")
 	})
 	t.Run("leave knows the object's name, and says which names there are", func(t *testing.T) {
 		_, err := w.daemon.Leave(t.Context(), &daemonpb.LeaveRequest{Name: "nope"})
@@ -299,7 +346,8 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	require.NoError(t, w.manager.Want(object.Spec.Client.KeyHash, 100))
-	w.eventually(func() bool { return w.manager.Parked(object.Spec.Client.KeyHash) >= 100 }, "as many are parked as the manager wants")
+	w.eventually(func() bool { return w.manager.Parked(object.Spec.Client.KeyHash) >= 100 },
+		"as many are parked as the manager wants")
 }
 
 func TestOutages(t *testing.T) {

@@ -17,7 +17,8 @@ import (
 func (w *world) laptop() *world {
 	other := &world{T: w.T, api: w.api, manager: w.manager, kubeconfig: w.kubeconfig}
 	dir := w.TempDir()
-	other.options = daemon.Options{Socket: dir + "/run/d.sock", CacheDir: dir + "/cache", LogFile: dir + "/log/daemon.log"}
+	other.options = daemon.Options{Socket: dir + "/run/d.sock", CacheDir: dir + "/cache", LogFile: dir +
+		"/log/daemon.log"}
 	other.spawn()
 	other.connect()
 	return other
@@ -38,7 +39,8 @@ func TestTwoLaptopsOfOneUser(t *testing.T) {
 	w := newWorld(t)
 	desk, train := w.laptop(), w.laptop()
 	for greeting, laptop := range map[string]*world{"desk ": desk, "train": train} {
-		laptop.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: laptop.echo(greeting), Mechanism: "http", AutoHeader: true})
+		laptop.mustIntercept(&daemonpb.InterceptRequest{Name: "orders",
+			LocalPort: laptop.echo(greeting), Mechanism: "http", AutoHeader: true})
 	}
 	for greeting, laptop := range map[string]*world{"desk ": desk, "train": train} {
 		st := laptop.status()

@@ -13,15 +13,17 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// adoptLibraries sends what the libraries log to where the daemon logs. Without it, controller-runtime writes a stack trace to stderr to
-// complain that nobody has told it where to log, and client-go writes there in a format of its own.
+// adoptLibraries sends what the libraries log to where the daemon logs. Without it,
+// controller-runtime writes a stack trace to stderr to complain that nobody has told it where to
+// log, and client-go writes there in a format of its own.
 func adoptLibraries(log *slog.Logger) {
 	libraryLog.Store(log)
 	tellLibraries()
 }
 
-// What the libraries know is the process's, and may be set only while none of them runs. A process that has had a daemon before, as tests have, cannot know that:
-// calls that were given up may not have ended.
+// What the libraries know is the process's, and may be set only while none of them runs. A process
+// that has had a daemon before, as tests have, cannot know that: calls that were given up may not
+// have ended.
 var (
 	libraryLog    atomic.Pointer[slog.Logger]
 	tellLibraries = sync.OnceFunc(func() {

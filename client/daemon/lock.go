@@ -16,7 +16,8 @@ import (
 	"sidestep.dev/sidestep/client/home"
 )
 
-// startTimeout bounds how long a daemon waits for another one that holds the lock to serve, or to go away.
+// startTimeout bounds how long a daemon waits for another one that holds the lock to serve, or to
+// go away.
 const startTimeout = 10 * time.Second
 
 // errServed: another daemon serves the socket.
@@ -30,7 +31,8 @@ type endpoint struct {
 	file os.FileInfo // of the socket
 }
 
-// listen takes the lock and makes the socket. The error is errServed when another daemon is there already.
+// listen takes the lock and makes the socket. The error is errServed when another daemon is there
+// already.
 func listen(ctx context.Context, path string) (*endpoint, error) {
 	if len(path) > 100 { // of 108 on Linux and 104 elsewhere
 		return nil, fmt.Errorf("the path %s is too long for a socket: set SIDESTEP_DAEMON_SOCKET to a shorter one", path)
@@ -50,7 +52,8 @@ func listen(ctx context.Context, path string) (*endpoint, error) {
 	return e, nil
 }
 
-// makeDir makes the socket's directory for the user alone. One that is there, and not sidestep's own, is left as it is.
+// makeDir makes the socket's directory for the user alone. One that is there, and not sidestep's
+// own, is left as it is.
 func makeDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -80,7 +83,8 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
 			holder, _ := os.ReadFile(home.Lock(path))
-			return nil, fmt.Errorf("another daemon (process %s) holds %s and does not serve", strings.TrimSpace(string(holder)), home.Lock(path))
+			return nil, fmt.Errorf("another daemon (process %s) holds %s and does not serve",
+				strings.TrimSpace(string(holder)), home.Lock(path))
 		}
 	}
 }
@@ -121,7 +125,8 @@ func serves(path string) bool {
 	return true
 }
 
-// bind makes the socket in place of one that a dead daemon has left. It gets its name when it has its rights.
+// bind makes the socket in place of one that a dead daemon has left. It gets its name when it has
+// its rights.
 func (e *endpoint) bind() error {
 	if info, err := os.Lstat(e.path); err == nil && info.Mode()&os.ModeSocket == 0 {
 		return fmt.Errorf("%s is in the way: it is not a socket", e.path)
@@ -143,7 +148,8 @@ func (e *endpoint) bind() error {
 		err = os.Rename(unnamed, e.path)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("serve the daemon's socket: %w", err), listener.Close(), os.Remove(unnamed))
+		return errors.Join(fmt.Errorf("serve the daemon's socket: %w", err), listener.Close(),
+			os.Remove(unnamed))
 	}
 	e.Listener = listener
 	return nil

@@ -25,8 +25,10 @@ func TestSidestepItselfCannotBeIntercepted(t *testing.T) {
 	for _, l := range reply.GetWorkloads() {
 		obstacles[l.GetName()] = l.GetNotInterceptable()
 	}
-	assert.Equal(t, map[string]string{"orders": "", "stock": "", "sidestep-manager": "it is a part of sidestep itself"}, obstacles)
+	assert.Equal(t, map[string]string{"orders": "", "stock": "",
+		"sidestep-manager": "it is a part of sidestep itself"}, obstacles)
 	_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "sidestep-manager", LocalPort: 9000})
-	assert.ErrorContains(t, err, "Deployment sidestep-manager cannot be intercepted: it is a part of sidestep itself — choose another workload")
+	assert.ErrorContains(t, err,
+		"Deployment sidestep-manager cannot be intercepted: it is a part of sidestep itself — choose another workload")
 	assert.Empty(t, w.api.Intercepts())
 }

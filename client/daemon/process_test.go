@@ -32,7 +32,9 @@ func TestMain(m *testing.M) {
 		if err := json.Unmarshal([]byte(encoded), &o); err != nil {
 			panic(err)
 		}
-		if err := daemon.Run(context.Background(), daemon.Options{Socket: o.Socket, CacheDir: o.CacheDir, LogFile: o.LogFile, LogLevel: "debug"}); err != nil {
+		if err := daemon.Run(context.Background(),
+			daemon.Options{Socket: o.Socket, CacheDir: o.CacheDir, LogFile: o.LogFile,
+				LogLevel: "debug"}); err != nil {
 			panic(err)
 		}
 		return
@@ -68,7 +70,8 @@ func TestADaemonThatIsKilledIsResumed(t *testing.T) {
 			assert.Len(t, w.api.Intercepts(), 1)
 
 			w.spawn()
-			w.eventually(func() bool { return len(w.status().GetIntercepts()) == 1 }, "the intercept is known again")
+			w.eventually(func() bool { return len(w.status().GetIntercepts()) == 1 },
+				"the intercept is known again")
 			got, err := w.says(w.object(), 5)
 			require.NoError(t, err)
 			assert.Equal(t, "hello", got)
@@ -89,7 +92,8 @@ func TestQuitEndsEverything(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, cmd.Wait())
 	assert.Empty(t, w.api.Intercepts())
-	for _, path := range []string{w.options.Socket, w.options.Socket + ".lock", filepath.Join(w.options.CacheDir, "session.json")} {
+	for _, path := range []string{w.options.Socket, w.options.Socket + ".lock",
+		filepath.Join(w.options.CacheDir, "session.json")} {
 		assert.NoFileExists(t, path)
 	}
 }

@@ -104,7 +104,8 @@ func (s *service) session() (*session.Session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current == nil {
-		return nil, reason.New(codes.FailedPrecondition, reason.NoSession, "not connected to a cluster — run `sidestep connect`")
+		return nil, reason.New(codes.FailedPrecondition, reason.NoSession,
+			"not connected to a cluster — run `sidestep connect`")
 	}
 	return s.current, nil
 }
@@ -176,7 +177,8 @@ func printEnded(ended []intercept.Ended) []*daemonpb.EndedInfo {
 	var infos []*daemonpb.EndedInfo
 	for _, e := range ended {
 		infos = append(infos, &daemonpb.EndedInfo{
-			Name: e.Name, Namespace: e.Namespace, WorkloadKind: e.WorkloadKind, Workload: e.Workload, Reason: e.Why, At: e.At.Unix(), Again: e.Again,
+			Name: e.Name, Namespace: e.Namespace, WorkloadKind: e.WorkloadKind, Workload: e.Workload,
+			Reason: e.Why, At: e.At.Unix(), Again: e.Again,
 		})
 	}
 	return infos
@@ -200,15 +202,19 @@ func (s *service) NodeAgents(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.
 	reply := &daemonpb.NodeAgentsReply{}
 	for _, a := range told.GetAgents() {
 		reply.Agents = append(reply.Agents, &daemonpb.NodeAgentInfo{
-			Node: a.GetNode(), Attached: a.GetAttached(), Version: a.GetVersion(), Kernel: a.GetKernel(), Datapath: a.GetDatapath(), Reason: a.GetReason(),
+			Node: a.GetNode(), Attached: a.GetAttached(), Version: a.GetVersion(),
+			Kernel: a.GetKernel(), Datapath: a.GetDatapath(), Reason: a.GetReason(),
 		})
 	}
 	all, _ := current.Registry.All()
 	for _, t := range told.GetTraffic() {
-		i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool { return string(i.UID) == t.GetInterceptUid() })
+		i := slices.IndexFunc(all,
+			func(i *v1alpha1.Intercept) bool { return string(i.UID) == t.GetInterceptUid() })
 		if i >= 0 {
 			info := intercept.Print(all[i], false)
-			reply.Traffic = append(reply.Traffic, &daemonpb.TrafficInfo{InterceptId: info.GetId(), Traffic: t.GetTraffic(), Copies: t.GetCopies()})
+			reply.Traffic = append(reply.Traffic,
+				&daemonpb.TrafficInfo{InterceptId: info.GetId(), Traffic: t.GetTraffic(),
+					Copies: t.GetCopies()})
 		}
 	}
 	return reply, nil
@@ -232,8 +238,10 @@ func (s *service) Connect(ctx context.Context, req *daemonpb.ConnectRequest) (*d
 	}
 	defer done()
 	target := session.Target{
-		Access:    kube.Access{Flags: req.GetKubeFlags(), KubeconfigEnv: req.GetKubeconfigEnv(), Dir: req.GetWorkingDir()},
-		Namespace: cmp.Or(req.GetNamespace(), req.GetKubeFlags()["namespace"]), ManagerNamespace: req.GetManagerNamespace(),
+		Access: kube.Access{Flags: req.GetKubeFlags(), KubeconfigEnv: req.GetKubeconfigEnv(),
+			Dir: req.GetWorkingDir()},
+		Namespace:        cmp.Or(req.GetNamespace(), req.GetKubeFlags()["namespace"]),
+		ManagerNamespace: req.GetManagerNamespace(),
 	}
 	s.mu.Lock()
 	current := s.current
@@ -286,12 +294,14 @@ func (s *service) Quit(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.Empty,
 }
 
 // unary and stream give errors a code, and survive a panic of one call.
-func (s *service) unary(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+func (s *service) unary(ctx context.Context, req any, call *grpc.UnaryServerInfo,
+	next grpc.UnaryHandler) (reply any, err error) {
 	defer s.finish(call.FullMethod, &err)
 	return next(ctx, req)
 }
 
-func (s *service) stream(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+func (s *service) stream(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo,
+	next grpc.StreamHandler) (err error) {
 	defer s.finish(call.FullMethod, &err)
 	return next(srv, stream)
 }

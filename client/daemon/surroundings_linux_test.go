@@ -37,7 +37,8 @@ func TestAFullDiskHindersOnlyWhatIsKeptOnIt(t *testing.T) {
 	require.ErrorIs(t, os.WriteFile(fill, bytes.Repeat([]byte("x"), 1<<20), 0o600), unix.ENOSPC)
 	w.start()
 	assert.Contains(t, w.connect().GetMessage(), "no space left on device")
-	_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
+	_, said, err := w.intercept(t.Context(),
+		&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
 	require.NoError(t, err)
 	assert.Contains(t, said[len(said)-1], "warning: the session is not kept on disk and ends with the daemon")
 	got, err := w.says(w.object(), 5)
@@ -65,8 +66,12 @@ func (w *world) front(admit func(*http.Request) bool) *httptest.Server {
 		}
 		behind.ServeHTTP(rw, r)
 	}))
-	front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // handshakes that are meant to fail
-	front.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return w.frontTLS.Load(), nil }}
+	// handshakes that are meant to fail
+	front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	front.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config,
+		error) {
+		return w.frontTLS.Load(), nil
+	}}
 	front.StartTLS()
 	w.Cleanup(front.Close)
 	return front
@@ -82,7 +87,8 @@ func TestATokenThatExpiresIsRefreshedByItsPlugin(t *testing.T) {
 	}
 	issue("first")
 	front := w.front(func(r *http.Request) bool { return r.Header.Get("Authorization") == valid.Load() })
-	// The token says that it has expired already, so that the plugin is asked for each request, as it is for one that is old.
+	// The token says that it has expired already, so that the plugin is asked for each request, as
+	// it is for one that is old.
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "plugin"), []byte(`#!/bin/sh
 printf '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s","expirationTimestamp":"2020-01-01T00:00:00Z"}}' "$(cat "$(dirname "$0")/token")"
 `), 0o755))
@@ -108,7 +114,8 @@ contexts: [{name: test, context: {cluster: test, user: dev, namespace: shop}}]
 	assert.Empty(t, w.api.Intercepts())
 
 	// A plugin that wants a login cannot have one, and that is what is said.
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "plugin"), []byte("#!/bin/sh\necho log in first >&2\nexit 1\n"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "plugin"),
+		[]byte("#!/bin/sh\necho log in first >&2\nexit 1\n"), 0o755))
 	_, err = w.daemon.List(t.Context(), &daemonpb.ListRequest{})
 	assert.Equal(t, reason.Unauthorized, reason.Of(err), "%v", err)
 }

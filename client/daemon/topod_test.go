@@ -22,7 +22,8 @@ import (
 	"sidestep.dev/sidestep/client/daemon/reason"
 )
 
-// visits says something to a local port and gives what comes back, which is nothing if it leads nowhere.
+// visits says something to a local port and gives what comes back, which is nothing if it leads
+// nowhere.
 func (w *world) visits(port int32) string {
 	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), patience)
 	if err != nil {
@@ -88,12 +89,15 @@ func TestPortsOfThisLaptopLeadToPods(t *testing.T) {
 		w.eventually(func() bool { return w.visits(second) == says(second) }, "the port leads to the pod again")
 	})
 	t.Run("another intercept may not have it", func(t *testing.T) {
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock", LocalPort: 9001, ToPod: []int32{second}})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "stock", LocalPort: 9001, ToPod: []int32{second}})
 		assert.Equal(t, reason.LocalPortTaken, reason.Of(err))
 		_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock", LocalPort: second})
 		assert.Equal(t, reason.LocalPortTaken, reason.Of(err))
-		_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock", LocalPort: 9001, ToPod: []int32{9000}})
-		assert.ErrorContains(t, err, "--to-pod 9000: the requests of intercept orders go to that port of this laptop — ")
+		_, _, err = w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "stock", LocalPort: 9001, ToPod: []int32{9000}})
+		assert.ErrorContains(t, err,
+			"--to-pod 9000: the requests of intercept orders go to that port of this laptop — ")
 	})
 	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", second))
 	require.NoError(t, err)
@@ -114,15 +118,18 @@ func TestPortsThatCannotLeadToPods(t *testing.T) {
 	t.Run("one that is in use: nothing is made", func(t *testing.T) {
 		w := connected(t)
 		used, free := w.echo("mine"), w.quietPort()
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{free, used}})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{free, used}})
 		assert.Equal(t, reason.LocalPortTaken, reason.Of(err))
-		assert.ErrorContains(t, err, fmt.Sprintf("--to-pod needs port %d of this laptop, and cannot have it: it is in use — stop what listens there, or leave --to-pod %d out", used, used))
+		assert.ErrorContains(t, err,
+			fmt.Sprintf("--to-pod needs port %d of this laptop, and cannot have it: it is in use — stop what listens there, or leave --to-pod %d out", used, used))
 		assert.Empty(t, w.api.Intercepts())
 		assert.False(t, w.listens(free))
 	})
 	t.Run("the intercept's own, by number or by the container's", func(t *testing.T) {
 		w := connected(t)
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{9000}})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{9000}})
 		assert.ErrorContains(t, err, "would lead from there to the pod")
 		w.manager.Judge(func(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 			s := clienttest.Active(i)
@@ -139,7 +146,8 @@ func TestPortsThatCannotLeadToPods(t *testing.T) {
 		w := connected(t)
 		w.manager.Judge(clienttest.State(v1alpha1.StateConflict, "bob has it"))
 		port := w.quietPort()
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{port}})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{port}})
 		assert.ErrorContains(t, err, "bob has it")
 		assert.False(t, w.listens(port))
 	})
@@ -149,7 +157,8 @@ func TestPortsThatCannotLeadToPods(t *testing.T) {
 			unstructured.RemoveNestedField(object.Object, "spec", "toPod")
 			return ""
 		})
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{w.quietPort()}})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000, ToPod: []int32{w.quietPort()}})
 		assert.Equal(t, reason.VersionSkew, reason.Of(err))
 		assert.ErrorContains(t, err, "— run `sidestep helm upgrade`")
 		assert.Empty(t, w.api.Intercepts())

@@ -35,7 +35,8 @@ func TestInterceptOfUDP(t *testing.T) {
 			}
 		}()
 		port := int32(c.LocalAddr().(*net.UDPAddr).Port)
-		info, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: port, PortIdentifier: "dns", Protocol: "UDP"})
+		info, said, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: port, PortIdentifier: "dns", Protocol: "UDP"})
 		require.NoError(t, err)
 		for _, line := range said {
 			assert.NotContains(t, line, "nothing listens")
@@ -53,12 +54,16 @@ func TestInterceptOfUDP(t *testing.T) {
 		assert.Equal(t, "laptop hello", string(answer))
 
 		t.Run("while TCP goes to the same number", func(t *testing.T) {
-			_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock", LocalPort: port, PortIdentifier: "http"})
+			_, said, err := w.intercept(t.Context(),
+				&daemonpb.InterceptRequest{Name: "stock", LocalPort: port, PortIdentifier: "http"})
 			require.NoError(t, err)
-			assert.Contains(t, said, fmt.Sprintf("warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
+			assert.Contains(t, said, fmt.Sprintf(
+				"warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
 		})
 		t.Run("which cannot become another protocol's", func(t *testing.T) {
-			_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: port, PortIdentifier: "http", Protocol: "TCP"})
+			_, _, err := w.intercept(t.Context(),
+				&daemonpb.InterceptRequest{Name: "orders", LocalPort: port, PortIdentifier: "http",
+					Protocol: "TCP"})
 			assert.Equal(t, reason.InterceptExists, reason.Of(err))
 			assert.ErrorContains(t, err, "takes all UDP datagrams")
 		})
@@ -69,9 +74,11 @@ func TestInterceptOfUDP(t *testing.T) {
 		require.NoError(t, err)
 		port := int32(c.LocalAddr().(*net.UDPAddr).Port)
 		require.NoError(t, c.Close())
-		_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: port, PortIdentifier: "dns", Protocol: "UDP"})
+		_, said, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: port, PortIdentifier: "dns", Protocol: "UDP"})
 		require.NoError(t, err)
-		assert.Contains(t, said, fmt.Sprintf("warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
+		assert.Contains(t, said, fmt.Sprintf(
+			"warning: nothing listens on 127.0.0.1:%d yet: until something does, the pods answer", port))
 	})
 	t.Run("a traffic manager that knows nothing of it gets no intercept of TCP instead", func(t *testing.T) {
 		w := connected(t)
@@ -80,13 +87,15 @@ func TestInterceptOfUDP(t *testing.T) {
 			st.Protocol = ""
 			return st
 		})
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 5353, PortIdentifier: "dns", Protocol: "UDP"})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: 5353, PortIdentifier: "dns", Protocol: "UDP"})
 		assert.ErrorContains(t, err, "the traffic manager is older than this program")
 		assert.Empty(t, w.api.Intercepts())
 	})
 	t.Run("requests cannot be told apart", func(t *testing.T) {
 		w := connected(t)
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", Protocol: "UDP", Mechanism: "http", AutoHeader: true})
+		_, _, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", Protocol: "UDP", Mechanism: "http", AutoHeader: true})
 		assert.Equal(t, reason.Invalid, reason.Of(err))
 	})
 }

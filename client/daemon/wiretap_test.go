@@ -19,7 +19,8 @@ func TestWiretap(t *testing.T) {
 	t.Run("copies reach the local port until leave", func(t *testing.T) {
 		w := connected(t)
 		port := w.echo("hello")
-		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: port, Mechanism: "http", Wiretap: true, Existing: "none"})
+		info := w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: port,
+			Mechanism: "http", Wiretap: true, Existing: "none"})
 		assert.True(t, info.GetWiretap())
 		assert.Equal(t, "ACTIVE", info.GetState())
 		object := w.object()
@@ -64,22 +65,27 @@ func TestWiretap(t *testing.T) {
 		w := connected(t)
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo(""), Wiretap: true})
 		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("")})
-		assert.ErrorContains(t, err, `intercept "orders" already exists and takes copies of all TCP connections`)
+		assert.ErrorContains(t, err,
+			`intercept "orders" already exists and takes copies of all TCP connections`)
 		assert.Equal(t, reason.InterceptExists, reason.Of(err))
 		assert.True(t, w.object().Spec.Wiretap)
 	})
 	t.Run("says what becomes of copies that nobody takes", func(t *testing.T) {
 		w := connected(t)
 		port := w.unusedPort()
-		_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: port, Wiretap: true})
+		_, said, err := w.intercept(t.Context(),
+			&daemonpb.InterceptRequest{Name: "orders", LocalPort: port, Wiretap: true})
 		require.NoError(t, err)
-		assert.Contains(t, said, fmt.Sprintf("warning: nothing listens on 127.0.0.1:%d yet: until something does, copies are dropped", port))
+		assert.Contains(t, said, fmt.Sprintf(
+			"warning: nothing listens on 127.0.0.1:%d yet: until something does, copies are dropped", port))
 	})
 	t.Run("is listed as one", func(t *testing.T) {
 		w := connected(t)
-		w.mustIntercept(&daemonpb.InterceptRequest{Name: "tap", Workload: "orders", LocalPort: w.echo(""), Wiretap: true})
+		w.mustIntercept(&daemonpb.InterceptRequest{Name: "tap", Workload: "orders",
+			LocalPort: w.echo(""), Wiretap: true})
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "stock", LocalPort: w.echo("")})
-		for filter, want := range map[string][]string{"wiretapped": {"orders"}, "intercepted": {"stock"}, "held": {"orders", "stock"}} {
+		for filter, want := range map[string][]string{"wiretapped": {"orders"},
+			"intercepted": {"stock"}, "held": {"orders", "stock"}} {
 			reply, err := w.daemon.List(t.Context(), &daemonpb.ListRequest{Filter: filter})
 			require.NoError(t, err)
 			var names []string
@@ -91,7 +97,8 @@ func TestWiretap(t *testing.T) {
 	})
 	t.Run("that a node agent is too old for says so, and is not made", func(t *testing.T) {
 		w := connected(t)
-		w.manager.Judge(clienttest.State(v1alpha1.StateFailed, "pod orders-0 on node node1: the node agent is older"))
+		w.manager.Judge(clienttest.State(v1alpha1.StateFailed,
+			"pod orders-0 on node node1: the node agent is older"))
 		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", Wiretap: true})
 		assert.ErrorContains(t, err, "the node agent is older")
 		assert.Empty(t, w.api.Intercepts())

@@ -29,7 +29,8 @@ func TestWorkloadsOfEveryKindAreFound(t *testing.T) {
 	meta := func(name, owner string) metav1.ObjectMeta {
 		m := metav1.ObjectMeta{Namespace: "shop", Name: name}
 		if owner != "" {
-			m.OwnerReferences = []metav1.OwnerReference{{Kind: owner, Name: "x", APIVersion: "v1", UID: "u", Controller: &yes}}
+			m.OwnerReferences = []metav1.OwnerReference{{Kind: owner, Name: "x", APIVersion: "v1",
+				UID: "u", Controller: &yes}}
 		}
 		return m
 	}
@@ -37,11 +38,15 @@ func TestWorkloadsOfEveryKindAreFound(t *testing.T) {
 		r := rollout.Object()
 		r.SetNamespace("shop")
 		r.SetName(name)
-		require.NoError(t, unstructured.SetNestedStringMap(r.Object, map[string]string{"kind": "Deployment", "name": from}, "spec", "workloadRef"))
+		require.NoError(t, unstructured.SetNestedStringMap(r.Object,
+			map[string]string{"kind": "Deployment", "name": from}, "spec", "workloadRef"))
 		return r
 	}
-	w.api.Add(t, &appsv1.DaemonSet{ObjectMeta: meta("log", "")}, &appsv1.StatefulSet{ObjectMeta: meta("db", "")}, &appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout")},
-		&corev1.Pod{ObjectMeta: meta("alone", "")}, &corev1.Pod{ObjectMeta: meta("clone-a", "CloneSet")}, &corev1.Pod{ObjectMeta: meta("orders", "")},
+	w.api.Add(t, &appsv1.DaemonSet{ObjectMeta: meta("log", "")},
+		&appsv1.StatefulSet{ObjectMeta: meta("db", "")},
+		&appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout")},
+		&corev1.Pod{ObjectMeta: meta("alone", "")},
+		&corev1.Pod{ObjectMeta: meta("clone-a", "CloneSet")}, &corev1.Pod{ObjectMeta: meta("orders", "")},
 		&appsv1.Deployment{ObjectMeta: meta("echo", "")})
 	kindOf := func(name, kind string) string {
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: name, WorkloadKind: kind})
@@ -56,7 +61,8 @@ func TestWorkloadsOfEveryKindAreFound(t *testing.T) {
 	for _, c := range []struct{ name, kind, want string }{
 		{"orders", "", "Deployment"}, // and not the pod of that name
 		{"orders", "Pod", "Pod"},
-		{"log", "", "DaemonSet"}, {"db", "", "StatefulSet"}, {"echo-1", "", "ReplicaSet"}, {"alone", "", "Pod"}, {"clone-a", "", "Pod"}, {"web", "", "Rollout"},
+		{"log", "", "DaemonSet"}, {"db", "", "StatefulSet"}, {"echo-1", "", "ReplicaSet"},
+		{"alone", "", "Pod"}, {"clone-a", "", "Pod"}, {"web", "", "Rollout"},
 		{"echo", "", "Rollout"}, // which has taken the place of the Deployment that it refers to
 		{"echo", "Deployment", "Deployment"},
 	} {
@@ -72,8 +78,10 @@ func TestList(t *testing.T) {
 		return []metav1.OwnerReference{{Kind: kind, Name: "x", APIVersion: "v1", UID: "u", Controller: &yes}}
 	}
 	replicaSet := func(name, owned string, replicas *int32) *appsv1.ReplicaSet {
-		r := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: appsv1.ReplicaSetSpec{Replicas: replicas}}
-		r.Spec.Template.Spec.Containers = []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}}
+		r := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
+			Spec: appsv1.ReplicaSetSpec{Replicas: replicas}}
+		r.Spec.Template.Spec.Containers = []corev1.Container{{Name: "app",
+			Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}}
 		if owned != "" {
 			r.OwnerReferences = owner(owned)
 		}
@@ -81,11 +89,14 @@ func TestList(t *testing.T) {
 	}
 	host := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "proxy"}}
 	host.Spec.Template.Spec.HostNetwork = true
-	w.api.Add(t, replicaSet("orders-1", "Deployment", nil), replicaSet("echo-1", "Rollout", &zero), replicaSet("echo-2", "Rollout", nil), replicaSet("plain", "", nil), host,
+	w.api.Add(t, replicaSet("orders-1", "Deployment", nil), replicaSet("echo-1", "Rollout", &zero),
+		replicaSet("echo-2", "Rollout", nil), replicaSet("plain", "", nil), host,
 		&appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "batch"}})
-	ported := corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}}}
+	ported := corev1.PodSpec{Containers: []corev1.Container{{Name: "app",
+		Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}}}
 	pod := func(name, owned string, phase corev1.PodPhase) *corev1.Pod {
-		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: ported, Status: corev1.PodStatus{Phase: phase}}
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: ported,
+			Status: corev1.PodStatus{Phase: phase}}
 		if owned != "" {
 			p.OwnerReferences = owner(owned)
 		}
@@ -93,7 +104,8 @@ func TestList(t *testing.T) {
 	}
 	log := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "log"}}
 	log.Spec.Template.Spec = ported
-	w.api.Add(t, log, pod("alone", "", corev1.PodRunning), pod("done", "", corev1.PodSucceeded), pod("orders-1-a", "ReplicaSet", corev1.PodRunning), pod("job-x", "Job", corev1.PodRunning))
+	w.api.Add(t, log, pod("alone", "", corev1.PodRunning), pod("done", "", corev1.PodSucceeded),
+		pod("orders-1-a", "ReplicaSet", corev1.PodRunning), pod("job-x", "Job", corev1.PodRunning))
 	w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000})
 	theirs := w.object().DeepCopy()
 	theirs.ObjectMeta = metav1.ObjectMeta{Namespace: "shop", Name: "theirs"}
@@ -115,8 +127,10 @@ func TestList(t *testing.T) {
 		return lines
 	}
 	assert.Equal(t, []line{
-		{"Pod", "alone", ""}, {"StatefulSet", "batch", "no service and no container port"}, {"ReplicaSet", "echo-2", ""}, {"DaemonSet", "log", ""}, {"Deployment", "orders", ""},
-		{"ReplicaSet", "plain", ""}, {"StatefulSet", "proxy", "its pods use the network of their node"}, {"Deployment", "stock", ""},
+		{"Pod", "alone", ""}, {"StatefulSet", "batch", "no service and no container port"},
+		{"ReplicaSet", "echo-2", ""}, {"DaemonSet", "log", ""}, {"Deployment", "orders", ""},
+		{"ReplicaSet", "plain", ""}, {"StatefulSet", "proxy", "its pods use the network of their node"},
+		{"Deployment", "stock", ""},
 	}, list(""))
 	assert.Equal(t, []line{{"Deployment", "orders", ""}}, list("intercepted"))
 	assert.Len(t, list("interceptable"), 6)
@@ -133,7 +147,8 @@ func TestList(t *testing.T) {
 	require.NoError(t, unstructured.SetNestedSlice(echo.Object, []any{
 		map[string]any{"name": "app", "ports": []any{map[string]any{"containerPort": int64(8080)}}},
 	}, "spec", "template", "spec", "containers"))
-	require.NoError(t, unstructured.SetNestedStringMap(mirror.Object, map[string]string{"kind": "ReplicaSet", "name": "plain"}, "spec", "workloadRef"))
+	require.NoError(t, unstructured.SetNestedStringMap(mirror.Object,
+		map[string]string{"kind": "ReplicaSet", "name": "plain"}, "spec", "workloadRef"))
 	w.api.Add(t, echo, mirror, argo("lost"))
 	for i := range 30 { // so many that they are asked for in one go
 		w.api.Add(t, pod(fmt.Sprintf("x-%02d", i), "", corev1.PodRunning))
@@ -141,7 +156,8 @@ func TestList(t *testing.T) {
 	lines := list("")
 	assert.Contains(t, lines, line{"Rollout", "echo", ""})
 	assert.Contains(t, lines, line{"Rollout", "mirror", ""})
-	assert.Contains(t, lines, line{"Rollout", "lost", "it has no pod template of its own, nor that of a Deployment or a ReplicaSet"})
+	assert.Contains(t, lines,
+		line{"Rollout", "lost", "it has no pod template of its own, nor that of a Deployment or a ReplicaSet"})
 	assert.Contains(t, lines, line{"Pod", "x-29", ""})
 	assert.NotContains(t, lines, line{"Pod", "done", ""})
 	w.api.Deny(func(c clienttest.Call) bool {
@@ -162,7 +178,8 @@ func TestOverlapsThatTheAPIServerRefuses(t *testing.T) {
 	w.api.Admit(func(clienttest.Call, *unstructured.Unstructured) string { return denied })
 	_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders"})
 	assert.Equal(t, reason.Conflict, reason.Of(err))
-	assert.Equal(t, `port http of Deployment orders is intercepted by ann@mac (intercept "orders")`, status.Convert(err).Message())
+	assert.Equal(t, `port http of Deployment orders is intercepted by ann@mac (intercept "orders")`,
+		status.Convert(err).Message())
 	assert.Empty(t, w.status().GetIntercepts())
 
 	// An API server that has not heard yet that the holder left.

@@ -34,7 +34,8 @@ import (
 const patience = 20 * time.Second
 
 // quick makes outages short.
-var quick = link.Timing{Ping: 50 * time.Millisecond, GiveUp: time.Second, First: 5 * time.Millisecond, Early: 50 * time.Millisecond, Late: 100 * time.Millisecond, Connect: time.Second}
+var quick = link.Timing{Ping: 50 * time.Millisecond, GiveUp: time.Second, First: 5 * time.Millisecond,
+	Early: 50 * time.Millisecond, Late: 100 * time.Millisecond, Connect: time.Second}
 
 // world is a cluster, and a laptop with a daemon.
 type world struct {
@@ -61,7 +62,8 @@ func newWorld(t *testing.T) *world {
 	w.kubeconfig = w.api.Kubeconfig(t, "test")
 	dir := t.TempDir()
 	w.options = daemon.Options{
-		Socket: filepath.Join(dir, "run", "d.sock"), CacheDir: filepath.Join(dir, "cache"), LogFile: filepath.Join(dir, "log", "daemon.log"),
+		Socket: filepath.Join(dir, "run", "d.sock"), CacheDir: filepath.Join(dir, "cache"),
+		LogFile:  filepath.Join(dir, "log", "daemon.log"),
 		LogLevel: "debug", Timing: quick,
 	}
 	t.Cleanup(func() {
@@ -82,7 +84,8 @@ func deployment(namespace, name string) []client.Object {
 			ObjectMeta: metav1.ObjectMeta{Labels: labels},
 			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}},
 		}}},
-		&corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{Selector: labels, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}},
+		&corev1.Service{ObjectMeta: meta,
+			Spec: corev1.ServiceSpec{Selector: labels, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}},
 	}
 }
 
@@ -138,7 +141,8 @@ func (w *world) status() *daemonpb.StatusInfo {
 }
 
 // intercept makes one and returns its result and what was said meanwhile.
-func (w *world) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, []string, error) {
+func (w *world) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo,
+	[]string, error) {
 	events, err := w.daemon.Intercept(ctx, req)
 	if err != nil {
 		return nil, nil, err
@@ -178,7 +182,8 @@ func (w *world) object() *v1alpha1.Intercept {
 	return &all[0]
 }
 
-// echo is a local process that answers each connection with its greeting and then with what it gets.
+// echo is a local process that answers each connection with its greeting and then with what it
+// gets.
 func (w *world) echo(greeting string) int32 {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(w, err)

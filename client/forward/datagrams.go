@@ -17,17 +17,20 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// refusalTime is how long a local port has to say that nothing listens there: the same machine's does so at once.
+// refusalTime is how long a local port has to say that nothing listens there: the same machine's
+// does so at once.
 const refusalTime = 50 * time.Millisecond
 
-// datagramBuffers hold any datagram. One is taken when there is something to read, so that idle flows cost none.
+// datagramBuffers hold any datagram. One is taken when there is something to read, so that idle
+// flows cost none.
 var datagramBuffers = sync.Pool{New: func() any {
 	b := make([]byte, tunnel.MaxDatagram)
 	return &b
 }}
 
-// deliverDatagrams carries a flow of datagrams to a local port, and the answers back. Where nothing listens, the flow is refused, or reset if that comes to
-// light later: the app then gets what its client sends.
+// deliverDatagrams carries a flow of datagrams to a local port, and the answers back. Where nothing
+// listens, the flow is refused, or reset if that comes to light later: the app then gets what its
+// client sends.
 func (p *Pool) deliverDatagrams(ctx context.Context, addr string, conn *tunnel.Conn, log *slog.Logger) {
 	_ = conn.SetReadDeadline(time.Now().Add(dialTimeout))
 	first, err := tunnel.ReadDatagram(conn, nil)
@@ -72,8 +75,8 @@ func (p *Pool) deliverDatagrams(ctx context.Context, addr string, conn *tunnel.C
 	log.Debug("flow ended", "reason", err)
 }
 
-// reach sends the first datagram to whom it may concern: a process that listens on localhost may do so on ::1 alone. answer is what it has answered so
-// quickly, nil if it has not.
+// reach sends the first datagram to whom it may concern: a process that listens on localhost may do
+// so on ::1 alone. answer is what it has answered so quickly, nil if it has not.
 func reach(ctx context.Context, addr string, first []byte) (local *net.UDPConn, answer []byte, err error) {
 	addresses := []string{addr}
 	if host, port, err := net.SplitHostPort(addr); err == nil && host == "127.0.0.1" {

@@ -112,7 +112,8 @@ func farPool(b *testing.B, connections int, target to) *manager {
 	lines := make(chan link.Line, connections)
 	var first clientpb.ClientsClient
 	for range connections {
-		conn, err := grpc.NewClient(way.String(), append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+		conn, err := grpc.NewClient(way.String(),
+			append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 		require.NoError(b, err)
 		b.Cleanup(func() { _ = conn.Close() })
 		if first == nil {
@@ -132,7 +133,8 @@ func farPool(b *testing.B, connections int, target to) *manager {
 	return m
 }
 
-// BenchmarkFarAway has eight tunnels send as much as they can to a manager that is 80 ms away, and then one, behind which others make short requests.
+// BenchmarkFarAway has eight tunnels send as much as they can to a manager that is 80 ms away, and
+// then one, behind which others make short requests.
 func BenchmarkFarAway(b *testing.B) {
 	source := process(b, "tcp", "127.0.0.1:0", func(c *net.TCPConn) {
 		defer c.Close()

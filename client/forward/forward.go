@@ -16,13 +16,14 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// dialTimeout bounds a connection to a local port: after two seconds the node agent has given the request to the app.
+// dialTimeout bounds a connection to a local port: after two seconds the node agent has given the
+// request to the app.
 const dialTimeout = 2 * time.Second
 
 // Targets says where connections go.
 type Targets interface {
-	// Target is the local address of an intercept of this client, and "" for an intercept that is not this client's. It may wait a moment for
-	// one that is just being created.
+	// Target is the local address of an intercept of this client, and "" for an intercept that is
+	// not this client's. It may wait a moment for one that is just being created.
 	Target(ctx context.Context, open *tunnelpb.Open) (addr string)
 	// Knows says whether the intercept is this client's.
 	Knows(open *tunnelpb.Open) bool
@@ -30,7 +31,8 @@ type Targets interface {
 
 // deliver connects one tunnel to its local port.
 func (p *Pool) deliver(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Conn) {
-	log := p.log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "pod", open.GetPod())
+	log := p.log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "pod",
+		open.GetPod())
 	if open.GetProbe() {
 		if p.targets.Knows(open) {
 			p.answer(conn, log, tunnelpb.Opened_OK, "")
@@ -70,7 +72,8 @@ func (p *Pool) deliver(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Co
 	})
 	defer stop()
 	sent, received, err := tunnel.Copy(local, conn)
-	log.Debug("connection ended", "client", open.GetRemoteAddr(), "received", received, "sent", sent, "error", err)
+	log.Debug("connection ended", "client", open.GetRemoteAddr(), "received", received, "sent", sent,
+		"error", err)
 }
 
 func (p *Pool) answer(conn *tunnel.Conn, log *slog.Logger, result tunnelpb.Opened_Result, message string) bool {
@@ -81,14 +84,16 @@ func (p *Pool) answer(conn *tunnel.Conn, log *slog.Logger, result tunnelpb.Opene
 	return true
 }
 
-// dial connects to a local port. A process that listens on localhost may do so on ::1 alone, so the usual address stands for both.
+// dial connects to a local port. A process that listens on localhost may do so on ::1 alone, so the
+// usual address stands for both.
 func dial(ctx context.Context, addr string) (*net.TCPConn, tunnelpb.Opened_Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	dialer := net.Dialer{}
 	dialer.SetMultipathTCP(false)
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
-	if host, port, splitErr := net.SplitHostPort(addr); splitErr == nil && host == "127.0.0.1" && errors.Is(err, syscall.ECONNREFUSED) {
+	if host, port, splitErr := net.SplitHostPort(addr); splitErr == nil && host == "127.0.0.1" &&
+		errors.Is(err, syscall.ECONNREFUSED) {
 		if six, err6 := dialer.DialContext(ctx, "tcp", net.JoinHostPort("::1", port)); err6 == nil {
 			conn, err = six, nil
 		}

@@ -85,13 +85,15 @@ func pool(t *testing.T, target to) (m *manager, wants chan uint32, stop func()) 
 	server := grpc.NewServer(tunnel.ServerOptions()...)
 	clientpb.RegisterClientsServer(server, m)
 	go func() { _ = server.Serve(listener) }()
-	conn, err := grpc.NewClient(listener.Addr().String(), append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := grpc.NewClient(listener.Addr().String(),
+		append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	wants = make(chan uint32)
 	var running sync.WaitGroup
 	running.Go(func() {
-		forward.NewPool(clientpb.NewClientsClient(conn), target, slog.New(slog.DiscardHandler)).Run(ctx, nil, wants)
+		forward.NewPool(clientpb.NewClientsClient(conn), target, slog.New(slog.DiscardHandler)).Run(ctx,
+			nil, wants)
 	})
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -190,16 +192,20 @@ func TestAManagerThatTakesNoStreamsIsNotHammered(t *testing.T) {
 	clientpb.RegisterClientsServer(server, m)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
-	conn, err := grpc.NewClient(listener.Addr().String(), append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := grpc.NewClient(listener.Addr().String(),
+		append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go forward.NewPool(clientpb.NewClientsClient(conn), to(addr.String()), slog.New(slog.DiscardHandler)).Run(ctx, nil, nil)
-	require.Eventually(t, func() bool { return m.refused.Load() >= 16 }, patience, time.Millisecond, "it tries again")
+	go forward.NewPool(clientpb.NewClientsClient(conn), to(addr.String()),
+		slog.New(slog.DiscardHandler)).Run(ctx, nil, nil)
+	require.Eventually(t, func() bool { return m.refused.Load() >= 16 }, patience, time.Millisecond,
+		"it tries again")
 	assert.LessOrEqual(t, m.refused.Load(), int32(24), "after a pause")
 	m.refuse.Store(false)
-	require.Eventually(t, func() bool { return m.waiting.Load() == 8 }, patience, time.Millisecond, "and is well when the manager is")
+	require.Eventually(t, func() bool { return m.waiting.Load() == 8 }, patience, time.Millisecond,
+		"and is well when the manager is")
 }
 
 func TestConnectionsEndWithTheOneToTheManager(t *testing.T) {

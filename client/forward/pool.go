@@ -28,11 +28,13 @@ const (
 	retryMost   = 5 * time.Second
 )
 
-// gatherTime is how long further connections are waited for. Until they have come no more streams are parked on those that there are than in the end, because the manager
-// takes the streams in the order in which they were parked.
+// gatherTime is how long further connections are waited for. Until they have come no more streams
+// are parked on those that there are than in the end, because the manager takes the streams in the
+// order in which they were parked.
 const gatherTime = 3 * time.Second
 
-// Pool keeps streams parked at the manager, so that a connection costs no extra round trip, and spreads them over the connections to it.
+// Pool keeps streams parked at the manager, so that a connection costs no extra round trip, and
+// spreads them over the connections to it.
 type Pool struct {
 	targets Targets
 	log     *slog.Logger
@@ -64,8 +66,8 @@ func NewPool(clients clientpb.ClientsClient, targets Targets, log *slog.Logger) 
 	return &Pool{targets: targets, log: log, gather: gatherTime, wanted: leastParked, lines: []*line{first}}
 }
 
-// Run keeps streams parked until ctx ends, and returns when all their connections have ended. further, which may be nil, gives connections to the manager
-// besides the first.
+// Run keeps streams parked until ctx ends, and returns when all their connections have ended.
+// further, which may be nil, gives connections to the manager besides the first.
 func (p *Pool) Run(ctx context.Context, further <-chan link.Line, wants <-chan uint32) {
 	defer p.work.Wait()
 	p.lines[0].Context = ctx
@@ -140,14 +142,16 @@ func (p *Pool) fill() {
 	}
 }
 
-// idlest chooses where to park a stream: where the fewest are parked and in use, and of equals where fewer are in use, so that requests do not often wait behind a transfer. The
-// first connection, which has other things to do as well, is the last choice. It is called with mu held.
+// idlest chooses where to park a stream: where the fewest are parked and in use, and of equals
+// where fewer are in use, so that requests do not often wait behind a transfer. The first
+// connection, which has other things to do as well, is the last choice. It is called with mu held.
 func (p *Pool) idlest() (idlest *line) {
 	for _, l := range p.lines {
 		if l.resting || l.Context.Err() != nil {
 			continue
 		}
-		if idlest == nil || cmp.Or(cmp.Compare(l.parked+l.used, idlest.parked+idlest.used), cmp.Compare(l.used, idlest.used)) <= 0 {
+		if idlest == nil || cmp.Or(cmp.Compare(l.parked+l.used, idlest.parked+idlest.used),
+			cmp.Compare(l.used, idlest.used)) <= 0 {
 			idlest = l
 		}
 	}
@@ -183,8 +187,9 @@ func (l *line) accept() (*tunnelpb.Open, *tunnel.Conn, error) {
 	return open, conn, nil
 }
 
-// taken: a parked stream has become a connection. When more than half of them are gone before they could be replaced there is a burst, and the pool
-// doubles. It shrinks by not replacing one, so that no stream is ever withdrawn while the manager is using it.
+// taken: a parked stream has become a connection. When more than half of them are gone before they
+// could be replaced there is a burst, and the pool doubles. It shrinks by not replacing one, so
+// that no stream is ever withdrawn while the manager is using it.
 func (p *Pool) taken(l *line) {
 	p.mu.Lock()
 	p.parked--
@@ -201,7 +206,8 @@ func (p *Pool) taken(l *line) {
 	p.fill()
 }
 
-// failed: a stream could not be parked, or the manager ended it. The others do its work, and are not tried for it again at once.
+// failed: a stream could not be parked, or the manager ended it. The others do its work, and are
+// not tried for it again at once.
 func (p *Pool) failed(l *line, err error) {
 	defer p.fill()
 	p.mu.Lock()

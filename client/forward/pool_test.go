@@ -29,7 +29,8 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// registry is a manager that keeps the streams in the order in which they were parked, as the real one does.
+// registry is a manager that keeps the streams in the order in which they were parked, as the real
+// one does.
 type registry struct {
 	clientpb.UnimplementedClientsServer
 	most int // 0: any number
@@ -143,12 +144,14 @@ func newLaptop(t *testing.T, manager *registry, gather time.Duration) *laptop {
 	clientpb.RegisterClientsServer(server, manager)
 	go func() { _ = server.Serve(listener) }()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &laptop{T: t, manager: manager, addr: listener.Addr().String(), ctx: ctx, further: make(chan link.Line), wants: make(chan uint32)}
+	l := &laptop{T: t, manager: manager, addr: listener.Addr().String(), ctx: ctx,
+		further: make(chan link.Line), wants: make(chan uint32)}
 	echo := process(t, "tcp", "127.0.0.1:0", func(c *net.TCPConn) { _, _ = io.Copy(c, c); _ = c.Close() })
 	first, _, _ := l.connection()
 	var running sync.WaitGroup
 	running.Go(func() {
-		forward.NewPool(first.Clients, to(echo.String()), slog.New(slog.DiscardHandler)).Gather(gather).Run(ctx, l.further, l.wants)
+		forward.NewPool(first.Clients, to(echo.String()),
+			slog.New(slog.DiscardHandler)).Gather(gather).Run(ctx, l.further, l.wants)
 	})
 	t.Cleanup(func() {
 		cancel()
@@ -158,23 +161,26 @@ func newLaptop(t *testing.T, manager *registry, gather time.Duration) *laptop {
 	return l
 }
 
-// connection makes one more. end ends it in order, as the link does when it knows of an end, and cut cuts the wire.
+// connection makes one more. end ends it in order, as the link does when it knows of an end, and
+// cut cuts the wire.
 func (l *laptop) connection() (line link.Line, end, cut func()) {
 	var wire atomic.Pointer[net.Conn]
-	conn, err := grpc.NewClient("passthrough:///manager", append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
-			if wire.Load() != nil {
-				return nil, net.ErrClosed
-			}
-			c, err := net.Dial("tcp", l.addr)
-			wire.Store(&c)
-			return c, err
-		}))...)
+	conn, err := grpc.NewClient("passthrough:///manager",
+		append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+				if wire.Load() != nil {
+					return nil, net.ErrClosed
+				}
+				c, err := net.Dial("tcp", l.addr)
+				wire.Store(&c)
+				return c, err
+			}))...)
 	require.NoError(l, err)
 	ctx, cancel := context.WithCancel(l.ctx)
 	end = func() { cancel(); _ = conn.Close() }
 	l.Cleanup(end)
-	return link.Line{Context: ctx, Clients: clientpb.NewClientsClient(conn)}, end, func() { _ = (*wire.Load()).Close() }
+	return link.Line{Context: ctx, Clients: clientpb.NewClientsClient(conn)}, end,
+		func() { _ = (*wire.Load()).Close() }
 }
 
 // widen adds the further connections.
@@ -208,7 +214,8 @@ func TestTunnelsAreSpreadOverTheConnections(t *testing.T) {
 		assert.True(t, f.echoes())
 	}
 	assert.Equal(t, []int{2, 2, 2, 2}, slices.Sorted(maps.Values(over)))
-	require.Eventually(t, func() bool { return len(l.manager.waiting()) == 4 && l.manager.all() >= 8 }, patience, time.Millisecond, "and so are their successors")
+	require.Eventually(t, func() bool { return len(l.manager.waiting()) == 4 && l.manager.all() >= 8 },
+		patience, time.Millisecond, "and so are their successors")
 }
 
 func TestAConnectionTakesOnlyItsOwnTunnelsWithIt(t *testing.T) {
@@ -228,7 +235,10 @@ func TestAConnectionTakesOnlyItsOwnTunnelsWithIt(t *testing.T) {
 			}
 			require.Eventually(t, func() bool { return l.manager.all() >= 8 }, patience, time.Millisecond)
 			how(ends[0], cuts[0])
-			require.Eventually(t, func() bool { return len(l.manager.waiting()) == link.Further && l.manager.all() >= 8 }, patience, time.Millisecond,
+			require.Eventually(t, func() bool {
+				return len(l.manager.waiting()) == link.Further &&
+					l.manager.all() >= 8
+			}, patience, time.Millisecond,
 				"what was parked on it is parked on the others")
 			lost := 0
 			for _, flows := range byConnection {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package home says where the client keeps its files: the daemon's socket, the record of its session and its log.
+// Package home says where the client keeps its files: the daemon's socket, the record of its
+// session and its log.
 package home
 
 import (
@@ -9,8 +10,8 @@ import (
 	"path/filepath"
 )
 
-// Socket is the path of the daemon's socket: $SIDESTEP_DAEMON_SOCKET, else sidestep/daemon.sock in $XDG_RUNTIME_DIR, else
-// daemon.sock in the cache directory.
+// Socket is the path of the daemon's socket: $SIDESTEP_DAEMON_SOCKET, else sidestep/daemon.sock in
+// $XDG_RUNTIME_DIR, else daemon.sock in the cache directory.
 func Socket(getenv func(string) string) (string, error) {
 	if path := getenv("SIDESTEP_DAEMON_SOCKET"); path != "" {
 		return filepath.Abs(path)
@@ -25,7 +26,8 @@ func Socket(getenv func(string) string) (string, error) {
 	return filepath.Join(dir, "daemon.sock"), nil
 }
 
-// Cache is the directory of what outlives the daemon: $XDG_CACHE_HOME/sidestep, else ~/.cache/sidestep. It need not exist.
+// Cache is the directory of what outlives the daemon: $XDG_CACHE_HOME/sidestep, else
+// ~/.cache/sidestep. It need not exist.
 func Cache(getenv func(string) string) (string, error) {
 	if dir := getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "sidestep"), nil

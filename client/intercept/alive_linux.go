@@ -9,7 +9,8 @@ import (
 	"syscall"
 )
 
-// Alive says whether a process may still be there. One that has ended and that its parent has not asked about is not.
+// Alive says whether a process may still be there. One that has ended and that its parent has not
+// asked about is not.
 func Alive(process int) bool {
 	if syscall.Kill(process, 0) == syscall.ESRCH {
 		return false

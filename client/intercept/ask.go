@@ -50,8 +50,9 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 		Timeout:   time.Duration(req.GetTimeoutMs()) * time.Millisecond,
 		undecided: req.GetWorkloadKind() == "",
 		Spec: v1alpha1.InterceptSpec{
-			Name:        req.GetName(),
-			Workload:    v1alpha1.WorkloadReference{Kind: req.GetWorkloadKind(), Name: cmp.Or(req.GetWorkload(), req.GetName())},
+			Name: req.GetName(),
+			Workload: v1alpha1.WorkloadReference{Kind: req.GetWorkloadKind(),
+				Name: cmp.Or(req.GetWorkload(), req.GetName())},
 			Service:     req.GetService(),
 			Port:        req.GetPortIdentifier(),
 			Protocol:    v1alpha1.Protocol(req.GetProtocol()),
@@ -62,8 +63,10 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 			ToPod:       slices.Clone(req.GetToPod()),
 			Existing:    cmp.Or(req.GetExisting(), defaultExisting),
 			Wiretap:     req.GetWiretap(),
-			Client:      v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder, KeyHash: client.KeyHash},
-			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress), Port: req.GetLocalPort()},
+			Client: v1alpha1.ClientReference{Session: client.Session, Holder: client.Holder,
+				KeyHash: client.KeyHash},
+			Destination: v1alpha1.Destination{Address: cmp.Or(req.GetAddress(), DefaultAddress),
+				Port: req.GetLocalPort()},
 		},
 	}
 	if a.Timeout <= 0 {
@@ -87,7 +90,8 @@ func (a *Ask) check() error {
 		return invalid("%q cannot be the name of an intercept — use lower-case letters, digits, '-' and '.'", s.Name)
 	}
 	if kind := s.Workload.Kind; kind != "" && !slices.Contains(v1alpha1.WorkloadKinds, kind) {
-		return invalid("workloads of kind %s cannot be intercepted — use one of %s", kind, strings.Join(v1alpha1.WorkloadKinds, ", "))
+		return invalid("workloads of kind %s cannot be intercepted — use one of %s", kind,
+			strings.Join(v1alpha1.WorkloadKinds, ", "))
 	}
 	if p := s.Protocol; p != "" && p != v1alpha1.ProtocolTCP && p != v1alpha1.ProtocolUDP {
 		return invalid("ports of %s cannot be intercepted — use TCP or UDP", p)
@@ -175,21 +179,25 @@ func (a *Ask) object() *v1alpha1.Intercept {
 	}
 }
 
-// canMove says whether an intercept can become what is asked for: only what is in movable may change.
+// canMove says whether an intercept can become what is asked for: only what is in movable may
+// change.
 func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	h, w := have.Spec, a.Spec
 	name := w.Name
-	if have.Namespace == a.Namespace && h.Workload.Name == w.Workload.Name && h.Workload.Kind != w.Workload.Kind {
+	if have.Namespace == a.Namespace && h.Workload.Name == w.Workload.Name &&
+		h.Workload.Kind != w.Workload.Kind {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q already exists, for %s %s — choose another name for that of the %s, with --workload %s/%s, or run `sidestep leave %s` first",
-			name, h.Workload.Kind, h.Workload.Name, w.Workload.Kind, strings.ToLower(w.Workload.Kind), w.Workload.Name, name)
+			name, h.Workload.Kind, h.Workload.Name, w.Workload.Kind, strings.ToLower(w.Workload.Kind),
+			w.Workload.Name, name)
 	}
 	if have.Namespace != a.Namespace || h.Workload != w.Workload {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q already exists, for %s %s in namespace %s — choose another name with --workload %s, or run `sidestep leave %s` first",
 			name, h.Workload.Kind, h.Workload.Name, have.Namespace, w.Workload.Name, name)
 	}
-	differs := h.Wiretap != w.Wiretap || h.Mechanism != w.Mechanism || w.Protocol != "" && w.Protocol != protocolOf(have)
+	differs := h.Wiretap != w.Wiretap || h.Mechanism != w.Mechanism || w.Protocol != "" &&
+		w.Protocol != protocolOf(have)
 	if differs || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q already exists and takes %s — run `sidestep leave %s` first, or choose another name with --workload %s", name, what(have), name, w.Workload.Name)

@@ -22,7 +22,8 @@ type Presence struct {
 	Connected bool
 	Since     time.Time     // by the wall clock: since when it is connected
 	Away      time.Duration // how long it was away before, or, if it is not connected, is
-	Grace     time.Duration // for how long the manager keeps the intercepts of a laptop that is away; 0: not known
+	// for how long the manager keeps the intercepts of a laptop that is away; 0: not known
+	Grace time.Duration
 }
 
 // Why intercepts end without this client's doing.
@@ -53,8 +54,9 @@ func (r *Registry) note(e *entry, why string) {
 		return // whoever makes it is told
 	}
 	ended := &Ended{
-		Namespace: o.Namespace, WorkloadKind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name, Name: o.Spec.Name,
-		Why: why, At: r.wall(), object: o,
+		Namespace: o.Namespace, WorkloadKind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
+		Name: o.Spec.Name,
+		Why:  why, At: r.wall(), object: o,
 	}
 	if away, ok := r.expired(e); ok && why == endedBySomebody {
 		ended.Again = true
@@ -63,7 +65,8 @@ func (r *Registry) note(e *entry, why string) {
 	r.ended[o.Spec.Name] = ended
 }
 
-// expired says whether the manager has ended an intercept because the laptop was away, and for how long it was. It is called with mu held.
+// expired says whether the manager has ended an intercept because the laptop was away, and for how
+// long it was. It is called with mu held.
 func (r *Registry) expired(e *entry) (time.Duration, bool) {
 	p := r.presence()
 	if p.Grace <= 0 || p.Away < p.Grace || p.Connected && e.seen.After(p.Since) {
@@ -72,7 +75,8 @@ func (r *Registry) expired(e *entry) (time.Duration, bool) {
 	return p.Away, true
 }
 
-// Ended lists what has ended without this client's doing and was not made again since, by name; with news only what nobody has been told of yet, who is now.
+// Ended lists what has ended without this client's doing and was not made again since, by name;
+// with news only what nobody has been told of yet, who is now.
 func (r *Registry) Ended(news bool) []Ended {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,7 +102,8 @@ func (r *Registry) has(name string) bool {
 	return false
 }
 
-// dismiss forgets that an intercept has ended, unless it is just being made again. It is called with mu held.
+// dismiss forgets that an intercept has ended, unless it is just being made again. It is called
+// with mu held.
 func (r *Registry) dismiss(name string) {
 	e, ok := r.ended[name]
 	if !ok || e.making {
@@ -111,7 +116,8 @@ func (r *Registry) dismiss(name string) {
 	r.forgetNamespace(e.Namespace)
 }
 
-// Restore makes intercepts again that the manager has ended while the laptop was away, until ctx ends with the connection.
+// Restore makes intercepts again that the manager has ended while the laptop was away, until ctx
+// ends with the connection.
 func (r *Registry) Restore(ctx context.Context) {
 	var making sync.WaitGroup
 	defer making.Wait()

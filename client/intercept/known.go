@@ -14,16 +14,19 @@ import (
 )
 
 const (
-	// HolderPatience is how long what an earlier daemon held for a command waits for that command, which lives, to hold it again.
+	// HolderPatience is how long what an earlier daemon held for a command waits for that command,
+	// which lives, to hold it again.
 	HolderPatience = time.Minute
 	// HolderPoll is how often it is looked whether the command lives.
 	HolderPoll = 200 * time.Millisecond
-	// leaveTimeout bounds one attempt to leave what nobody holds any more, and leaveAgain is the pause after it.
+	// leaveTimeout bounds one attempt to leave what nobody holds any more, and leaveAgain is the
+	// pause after it.
 	leaveTimeout = 10 * time.Second
 	leaveAgain   = 2 * time.Second
 )
 
-// Known is what a daemon leaves on disk about an intercept, so that the next one notices if it is gone or nobody's.
+// Known is what a daemon leaves on disk about an intercept, so that the next one notices if it is
+// gone or nobody's.
 type Known struct {
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
@@ -33,13 +36,15 @@ type Known struct {
 	Holder int `json:"holder,omitempty"`
 }
 
-// Known lists what a daemon that comes after this one has to know, and gives the channel that is closed when that may have changed.
+// Known lists what a daemon that comes after this one has to know, and gives the channel that is
+// closed when that may have changed.
 func (r *Registry) Known() ([]Known, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []Known
 	add := func(i *v1alpha1.Intercept) {
-		all = append(all, Known{i.Spec.Name, i.Namespace, i.Spec.Workload.Kind, i.Spec.Workload.Name, r.held[i.UID]})
+		all = append(all, Known{i.Spec.Name, i.Namespace, i.Spec.Workload.Kind, i.Spec.Workload.Name,
+			r.held[i.UID]})
 	}
 	for _, e := range r.entries {
 		add(e.object)
@@ -64,7 +69,8 @@ func (r *Registry) Hold(uid types.UID, process int) {
 	r.notify()
 }
 
-// compare takes the first list of a namespace as the answer to what has become of the intercepts that an earlier daemon left there. It is called with mu held.
+// compare takes the first list of a namespace as the answer to what has become of the intercepts
+// that an earlier daemon left there. It is called with mu held.
 func (r *Registry) compare(namespace string) {
 	expected := r.expected[namespace]
 	delete(r.expected, namespace)
@@ -77,7 +83,8 @@ func (r *Registry) compare(namespace string) {
 		}
 		switch {
 		case uid == "":
-			r.ended[k.Name] = &Ended{Namespace: namespace, WorkloadKind: k.Kind, Workload: k.Workload, Name: k.Name, Why: endedUnseen, At: r.wall()}
+			r.ended[k.Name] = &Ended{Namespace: namespace, WorkloadKind: k.Kind, Workload: k.Workload,
+				Name: k.Name, Why: endedUnseen, At: r.wall()}
 			r.notify()
 		case k.Holder != 0:
 			r.watches.Go(func() { r.awaitHolder(uid, k.Holder) })
@@ -85,7 +92,8 @@ func (r *Registry) compare(namespace string) {
 	}
 }
 
-// awaitHolder leaves an intercept unless the command that an earlier daemon held it for has it held again.
+// awaitHolder leaves an intercept unless the command that an earlier daemon held it for has it held
+// again.
 func (r *Registry) awaitHolder(uid types.UID, process int) {
 	ctx, cancel := context.WithTimeout(r.ctx, HolderPatience)
 	defer cancel()

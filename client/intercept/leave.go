@@ -39,7 +39,8 @@ func (r *Registry) Leave(ctx context.Context, name string) (*v1alpha1.Intercept,
 		if len(names) > 0 {
 			have = "yours are: " + strings.Join(names, ", ")
 		}
-		return nil, reason.New(codes.NotFound, reason.InterceptNotFound, "there is no intercept %q — %s", name, have)
+		return nil, reason.New(codes.NotFound, reason.InterceptNotFound,
+			"there is no intercept %q — %s", name, have)
 	}
 	cluster, err := r.source.Cluster()
 	if err != nil {
@@ -60,11 +61,13 @@ func (r *Registry) leaveEnded(name string) error {
 	case !ok:
 		return nil
 	case e.making:
-		return reason.New(codes.Aborted, reason.InterceptExists, "intercept %q is just being made again, since %s — try again in a moment", name, e.Why)
+		return reason.New(codes.Aborted, reason.InterceptExists,
+			"intercept %q is just being made again, since %s — try again in a moment", name, e.Why)
 	}
 	r.dismiss(name)
 	r.notify()
-	return reason.New(codes.NotFound, reason.InterceptNotFound, "intercept %q has ended already: %s — nothing is left to do", name, e.Why)
+	return reason.New(codes.NotFound, reason.InterceptNotFound,
+		"intercept %q has ended already: %s — nothing is left to do", name, e.Why)
 }
 
 // delete deletes an object of this client, and no other that has its name by now.
@@ -99,7 +102,8 @@ func (r *Registry) delete(ctx context.Context, cluster *kube.Cluster, object *v1
 	return err
 }
 
-// LeaveAll ends all intercepts of the client and says which could not be ended. It asks the API which there are, in all namespaces where some may be.
+// LeaveAll ends all intercepts of the client and says which could not be ended. It asks the API
+// which there are, in all namespaces where some may be.
 func (r *Registry) LeaveAll(ctx context.Context) error {
 	cluster, err := r.source.Cluster()
 	if err != nil {
@@ -140,12 +144,14 @@ func (r *Registry) LeaveAll(ctx context.Context) error {
 }
 
 // mine lists this client's objects in a namespace, and adds those that it knows of.
-func (r *Registry) mine(ctx context.Context, cluster *kube.Cluster, api client.Client, namespace string) ([]*v1alpha1.Intercept, error) {
+func (r *Registry) mine(ctx context.Context, cluster *kube.Cluster, api client.Client,
+	namespace string) ([]*v1alpha1.Intercept, error) {
 	ctx, cancel := cluster.Call(ctx)
 	defer cancel()
 	objects := map[types.UID]*v1alpha1.Intercept{}
 	var list v1alpha1.InterceptList
-	err := api.List(ctx, &list, client.InNamespace(namespace), client.MatchingLabels{SessionLabel: r.client.Session})
+	err := api.List(ctx, &list, client.InNamespace(namespace),
+		client.MatchingLabels{SessionLabel: r.client.Session})
 	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
 		return nil, nil
 	}

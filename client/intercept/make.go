@@ -30,7 +30,8 @@ const undoTimeout = 10 * time.Second
 // movable is what may change in the spec of an existing intercept.
 func movable(s *v1alpha1.InterceptSpec) v1alpha1.InterceptSpec {
 	return v1alpha1.InterceptSpec{
-		Service: s.Service, Port: s.Port, Container: s.Container, Destination: s.Destination, Plaintext: s.Plaintext, Environment: s.Environment,
+		Service: s.Service, Port: s.Port, Container: s.Container, Destination: s.Destination,
+		Plaintext: s.Plaintext, Environment: s.Environment,
 		ToPod: s.ToPod,
 	}
 }
@@ -41,9 +42,11 @@ func moveTo(s, to *v1alpha1.InterceptSpec) {
 	s.Plaintext, s.Environment, s.ToPod = to.Plaintext, to.Environment, slices.Clone(to.ToPod)
 }
 
-// Make makes an intercept and returns it when every ready pod is steering, or there is none. An intercept of that name that is there already moves
-// to the service, port and destination that are asked for. When it fails, or ctx ends, or confirm returns an error, everything is as it was.
-func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string), confirm func(*v1alpha1.Intercept) error) error {
+// Make makes an intercept and returns it when every ready pod is steering, or there is none. An
+// intercept of that name that is there already moves to the service, port and destination that are
+// asked for. When it fails, or ctx ends, or confirm returns an error, everything is as it was.
+func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string),
+	confirm func(*v1alpha1.Intercept) error) error {
 	cluster, err := r.source.Cluster()
 	if err != nil {
 		return err
@@ -80,13 +83,15 @@ func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string), conf
 	return nil
 }
 
-// reserve makes sure that the intercept can be made, and that nobody makes one in its way meanwhile. before is the intercept that has the name.
+// reserve makes sure that the intercept can be made, and that nobody makes one in its way
+// meanwhile. before is the intercept that has the name.
 func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), err error) {
 	name := a.Spec.Name
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, busy := r.reserved[name]; busy {
-		return nil, nil, reason.New(codes.AlreadyExists, reason.InterceptExists, "intercept %q is just being created by another command — wait for it", name)
+		return nil, nil, reason.New(codes.AlreadyExists, reason.InterceptExists,
+			"intercept %q is just being created by another command — wait for it", name)
 	}
 	for _, e := range r.entries {
 		if e.object.Spec.Name == name {
@@ -98,19 +103,22 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 			return nil, nil, err
 		}
 	}
-	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port), cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP)); err != nil {
+	if err := r.checkPortLocked(name, join(a.Spec.Destination.Address, a.Spec.Destination.Port),
+		cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP)); err != nil {
 		return nil, nil, err
 	}
 	for _, port := range a.Spec.ToPod {
 		if by := r.deliversTo(name, join(DefaultAddress, port), v1alpha1.ProtocolTCP); by != "" {
-			return nil, nil, reason.New(codes.AlreadyExists, reason.LocalPortTaken, "--to-pod %d: the requests of intercept %s go to that port of this laptop — leave it out, or leave that intercept", port, by)
+			return nil, nil, reason.New(codes.AlreadyExists, reason.LocalPortTaken,
+				"--to-pod %d: the requests of intercept %s go to that port of this laptop — leave it out, or leave that intercept", port, by)
 		}
 	}
 	r.dismiss(name)
 	_, watched := r.watching[a.Namespace]
 	r.reserved[name] = &reservation{
 		namespace: a.Namespace, object: objectName(name, a.Spec.Client.Session), name: name,
-		address: a.Spec.Destination.Address, port: a.Spec.Destination.Port, protocol: cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP),
+		address: a.Spec.Destination.Address, port: a.Spec.Destination.Port,
+		protocol: cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP),
 	}
 	r.watch(a.Namespace)
 	if !watched {
@@ -136,7 +144,8 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 		return nil
 	}
 	taken := func(by string) error {
-		return reason.New(codes.AlreadyExists, reason.LocalPortTaken, "port %s is already used by intercept %s — choose another with --port",
+		return reason.New(codes.AlreadyExists, reason.LocalPortTaken,
+			"port %s is already used by intercept %s — choose another with --port",
 			strings.TrimPrefix(addr, DefaultAddress+":"), by)
 	}
 	if by := r.deliversTo(name, addr, protocol); by != "" {
@@ -150,7 +159,8 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 	return nil
 }
 
-// deliversTo gives the intercept, other than the one of that name, whose requests or datagrams go to a local address. It is called with mu held.
+// deliversTo gives the intercept, other than the one of that name, whose requests or datagrams go
+// to a local address. It is called with mu held.
 func (r *Registry) deliversTo(name, addr string, protocol v1alpha1.Protocol) string {
 	for _, e := range r.entries {
 		if e.object.Spec.Name != name && localAddr(e.object) == addr && protocolOf(e.object) == protocol {
@@ -176,7 +186,8 @@ type maker struct {
 	object   *v1alpha1.Intercept // as it was written
 }
 
-// write creates or changes the object. A call once begun is seen through, even when the caller has gone, so that what it did is known.
+// write creates or changes the object. A call once begun is seen through, even when the caller has
+// gone, so that what it did is known.
 func (m *maker) write(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -196,7 +207,8 @@ func (m *maker) create(ctx context.Context) error {
 	object := m.ask.object()
 	var options []client.CreateOption
 	if object.Spec.Wiretap || object.Spec.Protocol != "" {
-		// Else an older definition would make an intercept of a wiretap, or take one port for another.
+		// Else an older definition would make an intercept of a wiretap, or take one port for
+		// another.
 		options = append(options, client.FieldValidation(metav1.FieldValidationStrict))
 	}
 	err := unlessOverlap(func() error { return m.api.Create(ctx, object, options...) })
@@ -214,7 +226,8 @@ func (m *maker) create(ctx context.Context) error {
 			return m.explain(err)
 		}
 		if have.Spec.Client.Session != object.Spec.Client.Session {
-			return reason.New(codes.AlreadyExists, reason.InterceptExists, "an Intercept %s of %s is in the way in namespace %s — choose another name with --workload",
+			return reason.New(codes.AlreadyExists, reason.InterceptExists,
+				"an Intercept %s of %s is in the way in namespace %s — choose another name with --workload",
 				have.Name, have.Spec.Client.Holder, have.Namespace)
 		}
 		if err := m.ask.canMove(have); err != nil {
@@ -245,7 +258,8 @@ func (m *maker) move(ctx context.Context) error {
 }
 
 // update changes the spec of an object, whatever else is happening to it.
-func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
+func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept,
+	change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
 	object := from.DeepCopy()
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		spec := object.Spec.DeepCopy()
@@ -261,7 +275,8 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept, change fun
 				return getErr
 			}
 			if fresh.UID != object.UID {
-				return apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource("intercepts").GroupResource(), object.Name)
+				return apierrors.NewNotFound(
+					v1alpha1.GroupVersion.WithResource("intercepts").GroupResource(), object.Name)
 			}
 			object = fresh
 		}
@@ -282,10 +297,12 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 	for {
 		object, changed := m.registry.get(m.object.UID)
 		if object == nil {
-			return nil, reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted while it was being made", m.ask.Spec.Name)
+			return nil, reason.New(codes.Aborted, reason.NotSteering,
+				"intercept %q was deleted while it was being made", m.ask.Spec.Name)
 		}
 		done, line, err := verdict(object, m.object.Generation)
-		if done && err == nil && m.ask.Spec.Protocol == v1alpha1.ProtocolUDP && object.Status.Protocol != v1alpha1.ProtocolUDP {
+		if done && err == nil && m.ask.Spec.Protocol == v1alpha1.ProtocolUDP &&
+			object.Status.Protocol != v1alpha1.ProtocolUDP {
 			err = tooOld()
 		}
 		if done {
@@ -300,14 +317,17 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-m.registry.ctx.Done():
-			return nil, reason.New(codes.Aborted, reason.NoSession, "disconnected while intercept %q was being made", m.ask.Spec.Name)
+			return nil, reason.New(codes.Aborted, reason.NoSession,
+				"disconnected while intercept %q was being made", m.ask.Spec.Name)
 		case <-timer.C:
-			return nil, reason.New(codes.DeadlineExceeded, reason.NotSteering, "intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, missing(object))
+			return nil, reason.New(codes.DeadlineExceeded, reason.NotSteering,
+				"intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, missing(object))
 		}
 	}
 }
 
-// verdict reads a status: whether it is final for the generation that was written, and what to tell meanwhile.
+// verdict reads a status: whether it is final for the generation that was written, and what to tell
+// meanwhile.
 func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, err error) {
 	s := i.Status
 	if s.ObservedGeneration < generation {
@@ -375,7 +395,8 @@ func (m *maker) undo(ctx context.Context, cause error) error {
 	var has *reason.Error
 	if errors.As(cause, &has) {
 		also := *has
-		also.Message += fmt.Sprintf("; and it could not be undone (%v): run `sidestep leave %s`", m.cluster.Explain(err), m.ask.Spec.Name)
+		also.Message += fmt.Sprintf("; and it could not be undone (%v): run `sidestep leave %s`",
+			m.cluster.Explain(err), m.ask.Spec.Name)
 		return &also
 	}
 	return cause
@@ -395,7 +416,8 @@ func (m *maker) explain(err error) error {
 			return reason.New(codes.NotFound, reason.Invalid, "namespace %s does not exist", namespace)
 		}
 		if m.before != nil {
-			return reason.New(codes.Aborted, reason.NotSteering, "intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
+			return reason.New(codes.Aborted, reason.NotSteering,
+				"intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
 		}
 		return notInstalled()
 	case m.ask.Spec.Wiretap && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.wiretap"):
@@ -427,5 +449,6 @@ func tooOld() error {
 }
 
 func notInstalled() error {
-	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled, "the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
+	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
+		"the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
 }

@@ -13,10 +13,12 @@ import (
 	"sidestep.dev/sidestep/client/daemon/reason"
 )
 
-// overlapPolicy is the ValidatingAdmissionPolicy by which the API server refuses an intercept that overlaps with an accepted one.
+// overlapPolicy is the ValidatingAdmissionPolicy by which the API server refuses an intercept that
+// overlaps with an accepted one.
 const overlapPolicy = "'sidestep-overlap'"
 
-// overlapPauses are waits before a refusal is believed: an API server learns with a delay that the holder has just left.
+// overlapPauses are waits before a refusal is believed: an API server learns with a delay that the
+// holder has just left.
 var overlapPauses = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond}
 
 // unlessOverlap makes a call that creates or moves an intercept.

@@ -11,7 +11,8 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// Print is what is shown about an intercept. severalPorts: its service has more than one port, so that the port is worth a line.
+// Print is what is shown about an intercept. severalPorts: its service has more than one port, so
+// that the port is worth a line.
 func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 	info := &daemonpb.InterceptInfo{
 		Name:         i.Spec.Name,
@@ -31,7 +32,8 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 		Wiretap:      i.Spec.Wiretap,
 	}
 	if info.Destination == "" {
-		info.Destination = net.JoinHostPort(cmp.Or(i.Spec.Destination.Address, DefaultAddress), "container port")
+		info.Destination = net.JoinHostPort(cmp.Or(i.Spec.Destination.Address, DefaultAddress),
+			"container port")
 	}
 	if severalPorts {
 		info.ServicePort = cmp.Or(i.Status.Port, i.Spec.Port)
@@ -48,7 +50,8 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 		}
 	}
 	for _, pod := range i.Status.Pods {
-		info.Pods = append(info.Pods, &daemonpb.PodInfo{Name: pod.Name, Node: pod.Node, Steering: pod.Steering, Message: pod.Message})
+		info.Pods = append(info.Pods,
+			&daemonpb.PodInfo{Name: pod.Name, Node: pod.Node, Steering: pod.Steering, Message: pod.Message})
 	}
 	return info
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package intercept holds this client's intercepts: it makes, moves and deletes the objects, and keeps a true picture of them by watching the API.
+// Package intercept holds this client's intercepts: it makes, moves and deletes the objects, and
+// keeps a true picture of them by watching the API.
 package intercept
 
 import (
@@ -33,7 +34,8 @@ type Client struct {
 	KeyHash string // hex SHA-256 of the session key
 }
 
-// Registry is what the client knows of its own intercepts. The API is the truth; the registry follows it.
+// Registry is what the client knows of its own intercepts. The API is the truth; the registry
+// follows it.
 type Registry struct {
 	client   Client
 	source   *kube.Source
@@ -68,7 +70,8 @@ type entry struct {
 	seen   time.Time // by the wall clock: when the API last had it
 }
 
-// reservation is an intercept that is being made: the manager may send traffic for it before the call that creates it has returned.
+// reservation is an intercept that is being made: the manager may send traffic for it before the
+// call that creates it has returned.
 type reservation struct {
 	namespace, object, name string
 	address                 string
@@ -95,9 +98,11 @@ type Config struct {
 func NewRegistry(c Config) *Registry {
 	r := &Registry{
 		client: c.Client, source: c.Source, presence: c.Presence, log: c.Log, save: c.Save,
-		entries: map[types.UID]*entry{}, gone: map[types.UID]struct{}{}, leaving: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
+		entries: map[types.UID]*entry{}, gone: map[types.UID]struct{}{},
+		leaving: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
 		watching: map[string]*watch{}, changed: make(chan struct{}), troubles: map[string]error{},
-		ended: map[string]*Ended{}, successors: map[types.UID]types.UID{}, held: map[types.UID]int{}, expected: map[string][]Known{},
+		ended: map[string]*Ended{}, successors: map[types.UID]types.UID{}, held: map[types.UID]int{},
+		expected: map[string][]Known{},
 	}
 	if r.wall = c.Wall; r.wall == nil {
 		r.wall = func() time.Time { return time.Now().Round(0) }
@@ -133,7 +138,8 @@ func (r *Registry) put(object *v1alpha1.Intercept) {
 	r.putLocked(object)
 }
 
-// wrote takes in the answer to a call that wrote the object. The watch may have been faster, and then knows its status too.
+// wrote takes in the answer to a call that wrote the object. The watch may have been faster, and
+// then knows its status too.
 func (r *Registry) wrote(object *v1alpha1.Intercept) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -166,7 +172,8 @@ func (r *Registry) putLocked(object *v1alpha1.Intercept) {
 	r.notify()
 }
 
-// remove forgets an intercept that has ended without this client's doing, unless this client is just deleting it.
+// remove forgets an intercept that has ended without this client's doing, unless this client is
+// just deleting it.
 func (r *Registry) remove(uid types.UID, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -192,7 +199,8 @@ func (r *Registry) forget(uid types.UID, known *entry, reason string) {
 	if e := r.ended[known.object.Spec.Name]; e == nil || !e.Again {
 		delete(r.held, uid)
 	}
-	r.log.Info("intercept gone", "name", known.object.Spec.Name, "namespace", known.object.Namespace, "reason", reason)
+	r.log.Info("intercept gone", "name", known.object.Spec.Name, "namespace", known.object.Namespace,
+		"reason", reason)
 	r.forgetNamespace(known.object.Namespace)
 	r.notify()
 }
@@ -204,7 +212,8 @@ func (r *Registry) leaves(uid types.UID) {
 	r.leaving[uid] = struct{}{}
 }
 
-// deleted: this client has deleted the object, and old news must not bring it back; or it could not.
+// deleted: this client has deleted the object, and old news must not bring it back; or it could
+// not.
 func (r *Registry) deleted(uid types.UID, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -218,7 +227,8 @@ func (r *Registry) deleted(uid types.UID, err error) {
 	}
 }
 
-// forgetNamespace stops watching a namespace that has nothing of this client's any more. It is called with mu held.
+// forgetNamespace stops watching a namespace that has nothing of this client's any more. It is
+// called with mu held.
 func (r *Registry) forgetNamespace(namespace string) {
 	for _, e := range r.entries {
 		if e.object.Namespace == namespace {
@@ -273,7 +283,8 @@ func (r *Registry) All() ([]*v1alpha1.Intercept, <-chan struct{}) {
 	return all, r.changed
 }
 
-// get is one intercept as it is known now, nil when it is gone, and the channel that is closed when anything changes.
+// get is one intercept as it is known now, nil when it is gone, and the channel that is closed when
+// anything changes.
 func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -291,8 +302,8 @@ func (r *Registry) Knows(open *tunnelpb.Open) bool {
 	return ok
 }
 
-// Target is where a connection goes: the local address of one of this client's intercepts, "" if it is not one. For an intercept whose port
-// is still being found out it waits.
+// Target is where a connection goes: the local address of one of this client's intercepts, "" if it
+// is not one. For an intercept whose port is still being found out it waits.
 func (r *Registry) Target(ctx context.Context, open *tunnelpb.Open) string {
 	ctx, cancel := context.WithTimeout(ctx, portTimeout)
 	defer cancel()

@@ -24,8 +24,9 @@ const session = "11111111-2222-3333-4444-555555555555"
 
 func newRegistry(t *testing.T) *Registry {
 	r := NewRegistry(Config{
-		Client: Client{Session: session}, Source: kube.NewSource(kube.Access{}), Presence: func() Presence { return Presence{} },
-		Save: func([]string) error { return nil }, Log: slog.New(slog.DiscardHandler),
+		Client: Client{Session: session}, Source: kube.NewSource(kube.Access{}),
+		Presence: func() Presence { return Presence{} },
+		Save:     func([]string) error { return nil }, Log: slog.New(slog.DiscardHandler),
 	})
 	t.Cleanup(r.Close)
 	return r
@@ -35,10 +36,12 @@ func newRegistry(t *testing.T) *Registry {
 func object(uid, version string, generation int64, port int32) *v1alpha1.Intercept {
 	return &v1alpha1.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "shop", Name: uid + "-11111111", UID: types.UID(uid), ResourceVersion: version, Generation: generation,
-			Labels: map[string]string{SessionLabel: session},
+			Namespace: "shop", Name: uid + "-11111111", UID: types.UID(uid), ResourceVersion: version,
+			Generation: generation,
+			Labels:     map[string]string{SessionLabel: session},
 		},
-		Spec: v1alpha1.InterceptSpec{Name: uid, Client: v1alpha1.ClientReference{Session: session}, Destination: v1alpha1.Destination{Port: port}},
+		Spec: v1alpha1.InterceptSpec{Name: uid, Client: v1alpha1.ClientReference{Session: session},
+			Destination: v1alpha1.Destination{Port: port}},
 	}
 }
 
@@ -106,7 +109,8 @@ func TestTarget(t *testing.T) {
 	})
 	t.Run("an intercept that is just being made is known by its name", func(t *testing.T) {
 		r := newRegistry(t)
-		r.reserved["a"] = &reservation{namespace: "shop", object: "a-11111111", name: "a", address: "127.0.0.1", port: 9000}
+		r.reserved["a"] = &reservation{namespace: "shop", object: "a-11111111", name: "a",
+			address: "127.0.0.1", port: 9000}
 		assert.True(t, r.Knows(open))
 		assert.Equal(t, "127.0.0.1:9000", r.Target(t.Context(), open))
 	})
@@ -137,8 +141,10 @@ func TestTarget(t *testing.T) {
 
 func TestDurationsAreShort(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		time.Hour + 4*time.Second: "1h", 15 * time.Minute: "15m", 75 * time.Minute: "1h15m", 90 * time.Second: "1m30s", 2 * time.Minute: "2m",
-		20*time.Second + 300*time.Millisecond: "20s", 10 * time.Hour: "10h", 30*time.Hour + 10*time.Minute: "30h10m",
+		time.Hour + 4*time.Second: "1h", 15 * time.Minute: "15m", 75 * time.Minute: "1h15m",
+		90 * time.Second: "1m30s", 2 * time.Minute: "2m",
+		20*time.Second + 300*time.Millisecond: "20s", 10 * time.Hour: "10h", 30*time.Hour +
+			10*time.Minute: "30h10m",
 	} {
 		assert.Equal(t, want, short(d))
 	}
@@ -150,7 +156,8 @@ func TestWhoIsAlive(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	assert.True(t, Alive(cmd.Process.Pid))
 	require.NoError(t, cmd.Process.Kill())
-	assert.Eventually(t, func() bool { return !Alive(cmd.Process.Pid) }, 20*time.Second, time.Millisecond, "though nobody has waited for it yet")
+	assert.Eventually(t, func() bool { return !Alive(cmd.Process.Pid) }, 20*time.Second,
+		time.Millisecond, "though nobody has waited for it yet")
 	_ = cmd.Wait()
 	assert.False(t, Alive(cmd.Process.Pid))
 }

@@ -25,7 +25,8 @@ func (a *Ask) checkPodPorts() error {
 		return invalid("a wiretap leads to no ports of pods — leave --to-pod out, or use it with an intercept")
 	}
 	if len(s.ToPod) > mostPodPorts {
-		return invalid("--to-pod is given for %d ports, and an intercept has %d at most", len(s.ToPod), mostPodPorts)
+		return invalid("--to-pod is given for %d ports, and an intercept has %d at most", len(s.ToPod),
+			mostPodPorts)
 	}
 	for _, port := range s.ToPod {
 		switch {

@@ -20,7 +20,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// portTimeout bounds how long a connection waits for its local port to be found out; the node agent waits for two seconds.
+// portTimeout bounds how long a connection waits for its local port to be found out; the node agent
+// waits for two seconds.
 const portTimeout = 1500 * time.Millisecond
 
 // Pauses between attempts to watch.
@@ -51,7 +52,8 @@ func (r *Registry) watch(namespace string) *watch {
 	return w
 }
 
-// Refresh lists everything anew: after a sleep or an outage the watches may be dead without having noticed.
+// Refresh lists everything anew: after a sleep or an outage the watches may be dead without having
+// noticed.
 func (r *Registry) Refresh() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -109,7 +111,8 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// follow lists and then watches until the watch ends, as it does every few minutes, or Refresh wants a new list.
+// follow lists and then watches until the watch ends, as it does every few minutes, or Refresh
+// wants a new list.
 func (w *watch) follow(ctx context.Context) error {
 	cluster, err := w.registry.source.Cluster()
 	if err != nil {
@@ -129,7 +132,8 @@ func (w *watch) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	seconds := int64(300 + rand.IntN(300))
-	events, err := api.Watch(ctx, &v1alpha1.InterceptList{}, client.InNamespace(w.namespace), client.MatchingLabels{SessionLabel: w.registry.client.Session},
+	events, err := api.Watch(ctx, &v1alpha1.InterceptList{}, client.InNamespace(w.namespace),
+		client.MatchingLabels{SessionLabel: w.registry.client.Session},
 		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version, TimeoutSeconds: &seconds}})
 	if err != nil {
 		return cluster.Explain(err)
@@ -166,16 +170,19 @@ func (w *watch) take(event kubewatch.Event) {
 	}
 }
 
-func (w *watch) list(ctx context.Context, call func(context.Context) (context.Context, context.CancelFunc), api client.Client) (string, error) {
+func (w *watch) list(ctx context.Context,
+	call func(context.Context) (context.Context, context.CancelFunc), api client.Client) (string, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	w.registry.mu.Lock()
 	begun := w.registry.clock
 	w.registry.mu.Unlock()
 	var list v1alpha1.InterceptList
-	err := api.List(ctx, &list, client.InNamespace(w.namespace), client.MatchingLabels{SessionLabel: w.registry.client.Session})
+	err := api.List(ctx, &list, client.InNamespace(w.namespace),
+		client.MatchingLabels{SessionLabel: w.registry.client.Session})
 	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
-		// The kind itself is gone: sidestep was removed from the cluster, and all intercepts with it.
+		// The kind itself is gone: sidestep was removed from the cluster, and all intercepts with
+		// it.
 		w.registry.replace(w.namespace, nil, begun, endedWithKind)
 		w.markSynced()
 	}
@@ -188,8 +195,11 @@ func (w *watch) list(ctx context.Context, call func(context.Context) (context.Co
 	return list.ResourceVersion, nil
 }
 
-// listOrRefresh lists, unless Refresh wants a new list meanwhile: this one may be waiting for an answer over a connection that is dead.
-func (w *watch) listOrRefresh(ctx context.Context, call func(context.Context) (context.Context, context.CancelFunc), api client.Client) (version string, refresh bool, err error) {
+// listOrRefresh lists, unless Refresh wants a new list meanwhile: this one may be waiting for an
+// answer over a connection that is dead.
+func (w *watch) listOrRefresh(ctx context.Context,
+	call func(context.Context) (context.Context, context.CancelFunc),
+	api client.Client) (version string, refresh bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	listed := make(chan struct{})
@@ -215,8 +225,8 @@ func (w *watch) markSynced() {
 	}
 }
 
-// replace makes the picture of a namespace what a list says that was begun when the clock stood at begun. What was added since may be missing in
-// it. What has gone has for the reason why.
+// replace makes the picture of a namespace what a list says that was begun when the clock stood at
+// begun. What was added since may be missing in it. What has gone has for the reason why.
 func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun uint64, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kube is the laptop's way to a Kubernetes API server: which one, as whom, and what to tell people when it does not work.
+// Package kube is the laptop's way to a Kubernetes API server: which one, as whom, and what to tell
+// people when it does not work.
 package kube
 
 import (
@@ -14,8 +15,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Access says which cluster and which account, as kubectl's flags and environment do. It is what a session keeps on disk to find its
-// cluster again; the kubeconfig itself is read anew each time.
+// Access says which cluster and which account, as kubectl's flags and environment do. It is what a
+// session keeps on disk to find its cluster again; the kubeconfig itself is read anew each time.
 type Access struct {
 	// Flags are kubectl's, without dashes; only those that were given.
 	Flags map[string]string `json:"flags,omitempty"`
@@ -25,18 +26,47 @@ type Access struct {
 	Dir string `json:"dir,omitempty"`
 }
 
-// flagSetters says what each flag overrides. The flags of kubectl that are about printing and caching are accepted and have no effect.
+// flagSetters says what each flag overrides. The flags of kubectl that are about printing and
+// caching are accepted and have no effect.
 var flagSetters = map[string]func(o *clientcmd.ConfigOverrides, value string) error{
-	"kubeconfig":            func(*clientcmd.ConfigOverrides, string) error { return nil },
-	"cache-dir":             func(*clientcmd.ConfigOverrides, string) error { return nil },
-	"match-server-version":  func(*clientcmd.ConfigOverrides, string) error { return nil },
-	"context":               func(o *clientcmd.ConfigOverrides, v string) error { o.CurrentContext = v; return nil },
-	"cluster":               func(o *clientcmd.ConfigOverrides, v string) error { o.Context.Cluster = v; return nil },
-	"user":                  func(o *clientcmd.ConfigOverrides, v string) error { o.Context.AuthInfo = v; return nil },
-	"namespace":             func(o *clientcmd.ConfigOverrides, v string) error { o.Context.Namespace = v; return nil },
-	"server":                func(o *clientcmd.ConfigOverrides, v string) error { o.ClusterInfo.Server = v; return nil },
-	"tls-server-name":       func(o *clientcmd.ConfigOverrides, v string) error { o.ClusterInfo.TLSServerName = v; return nil },
-	"certificate-authority": func(o *clientcmd.ConfigOverrides, v string) error { o.ClusterInfo.CertificateAuthority = v; return nil },
+	"kubeconfig":           func(*clientcmd.ConfigOverrides, string) error { return nil },
+	"cache-dir":            func(*clientcmd.ConfigOverrides, string) error { return nil },
+	"match-server-version": func(*clientcmd.ConfigOverrides, string) error { return nil },
+	"context": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.CurrentContext = v
+		return nil
+	},
+	"cluster": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.Context.Cluster = v
+		return nil
+	},
+	"user": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.Context.AuthInfo = v
+		return nil
+	},
+	"namespace": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.Context.Namespace = v
+		return nil
+	},
+	"server": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.ClusterInfo.Server = v
+		return nil
+	},
+	"tls-server-name": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.ClusterInfo.TLSServerName = v
+		return nil
+	},
+	"certificate-authority": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.ClusterInfo.CertificateAuthority = v
+		return nil
+	},
 	"insecure-skip-tls-verify": func(o *clientcmd.ConfigOverrides, v string) (err error) {
 		o.ClusterInfo.InsecureSkipTLSVerify, err = strconv.ParseBool(v)
 		return err
@@ -45,13 +75,41 @@ var flagSetters = map[string]func(o *clientcmd.ConfigOverrides, value string) er
 		o.ClusterInfo.DisableCompression, err = strconv.ParseBool(v)
 		return err
 	},
-	"client-certificate": func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.ClientCertificate = v; return nil },
-	"client-key":         func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.ClientKey = v; return nil },
-	"token":              func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.Token = v; return nil },
-	"username":           func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.Username = v; return nil },
-	"password":           func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.Password = v; return nil },
-	"as":                 func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.Impersonate = v; return nil },
-	"as-uid":             func(o *clientcmd.ConfigOverrides, v string) error { o.AuthInfo.ImpersonateUID = v; return nil },
+	"client-certificate": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.ClientCertificate = v
+		return nil
+	},
+	"client-key": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.ClientKey = v
+		return nil
+	},
+	"token": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.Token = v
+		return nil
+	},
+	"username": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.Username = v
+		return nil
+	},
+	"password": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.Password = v
+		return nil
+	},
+	"as": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.Impersonate = v
+		return nil
+	},
+	"as-uid": func(o *clientcmd.ConfigOverrides,
+		v string) error {
+		o.AuthInfo.ImpersonateUID = v
+		return nil
+	},
 	"as-group": func(o *clientcmd.ConfigOverrides, v string) error {
 		o.AuthInfo.ImpersonateGroups = strings.Split(v, ",")
 		return nil

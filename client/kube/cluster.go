@@ -37,7 +37,8 @@ const dialTimeout = 10 * time.Second
 
 // Cluster is an API server, an account, and clients for them.
 type Cluster struct {
-	// Config has no timeout, so that it is good for watches and port-forwards; Call gives calls theirs.
+	// Config has no timeout, so that it is good for watches and port-forwards; Call gives calls
+	// theirs.
 	Config *rest.Config
 	// Server is the API server's URL, as in the kubeconfig.
 	Server string
@@ -62,7 +63,8 @@ func (a Access) Load() (*Cluster, error) {
 	}
 	raw, err := loader.RawConfig()
 	if err != nil {
-		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster, "cannot read the kubeconfig: %v", err)
+		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster,
+			"cannot read the kubeconfig: %v", err)
 	}
 	name := cmp.Or(overrides.CurrentContext, raw.CurrentContext)
 	if _, ok := raw.Contexts[name]; !ok && name != "" {
@@ -77,7 +79,8 @@ func (a Access) Load() (*Cluster, error) {
 	if err != nil {
 		return nil, explainConfig(err)
 	}
-	c := &Cluster{Config: config, Server: config.Host, Context: name, Namespace: namespace, timeout: config.Timeout}
+	c := &Cluster{Config: config, Server: config.Host, Context: name, Namespace: namespace,
+		timeout: config.Timeout}
 	c.fingerprint = fingerprint(config)
 	if c.timeout == 0 {
 		c.timeout = callTimeout
@@ -86,7 +89,8 @@ func (a Access) Load() (*Cluster, error) {
 	config.QPS, config.Burst = 50, 100
 	config.UserAgent = "sidestep/" + version.Version
 	config.WarningHandler = rest.NoWarnings{}
-	c.dialer = connrotation.NewDialer((&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext)
+	c.dialer = connrotation.NewDialer((&net.Dialer{Timeout: dialTimeout,
+		KeepAlive: 30 * time.Second}).DialContext)
 	config.Dial = c.dialer.DialContext
 	if config.ExecProvider != nil {
 		config.ExecProvider.StdinUnavailable = true
@@ -108,7 +112,8 @@ func fingerprint(c *rest.Config) [sha256.Size]byte {
 	exec, proxy := "", ""
 	if c.ExecProvider != nil {
 		// Its String leaves out what is secret, and GoString too; the fields that matter are these.
-		exec = fmt.Sprint(c.ExecProvider.Command, c.ExecProvider.Args, c.ExecProvider.Env, c.ExecProvider.APIVersion)
+		exec = fmt.Sprint(c.ExecProvider.Command, c.ExecProvider.Args, c.ExecProvider.Env,
+			c.ExecProvider.APIVersion)
 	}
 	if c.Proxy != nil {
 		if u, err := c.Proxy(nil); err == nil && u != nil {
@@ -117,13 +122,17 @@ func fingerprint(c *rest.Config) [sha256.Size]byte {
 	}
 	t := c.TLSClientConfig
 	return sha256.Sum256(fmt.Appendf(nil, "%q", []string{
-		c.Host, c.APIPath, c.Username, c.Password, c.BearerToken, c.BearerTokenFile, exec, proxy, c.Timeout.String(),
-		c.Impersonate.UserName, c.Impersonate.UID, fmt.Sprint(c.Impersonate.Groups), fmt.Sprint(c.Impersonate.Extra), fmt.Sprint(c.AuthProvider),
-		fmt.Sprint(t.Insecure), t.ServerName, t.CAFile, string(t.CAData), t.CertFile, string(t.CertData), t.KeyFile, string(t.KeyData),
+		c.Host, c.APIPath, c.Username, c.Password, c.BearerToken, c.BearerTokenFile, exec, proxy,
+		c.Timeout.String(),
+		c.Impersonate.UserName, c.Impersonate.UID, fmt.Sprint(c.Impersonate.Groups),
+		fmt.Sprint(c.Impersonate.Extra), fmt.Sprint(c.AuthProvider),
+		fmt.Sprint(t.Insecure), t.ServerName, t.CAFile, string(t.CAData), t.CertFile,
+		string(t.CertData), t.KeyFile, string(t.KeyData),
 	}))
 }
 
-// Drop closes the connections over which calls and watches go, so that the next ones make new ones. Requests that are under way fail.
+// Drop closes the connections over which calls and watches go, so that the next ones make new ones.
+// Requests that are under way fail.
 func (c *Cluster) Drop() { c.dialer.CloseAll() }
 
 // Call bounds ctx by the time that a call may take.
@@ -131,11 +140,14 @@ func (c *Cluster) Call(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, c.timeout)
 }
 
-// Client reads and writes what the laptop deals with; it has no cache. Kinds are known without asking the API server.
+// Client reads and writes what the laptop deals with; it has no cache. Kinds are known without
+// asking the API server.
 func (c *Cluster) Client() (client.WithWatch, error) {
 	c.once.Do(func() {
-		if c.client, c.clientErr = client.NewWithWatch(c.Config, client.Options{Scheme: Scheme(), Mapper: mapper()}); c.clientErr != nil {
-			c.clientErr = reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", c.clientErr)
+		if c.client, c.clientErr = client.NewWithWatch(c.Config,
+			client.Options{Scheme: Scheme(), Mapper: mapper()}); c.clientErr != nil {
+			c.clientErr = reason.New(codes.FailedPrecondition, reason.NoCluster,
+				"the kubeconfig does not work: %v", c.clientErr)
 		}
 	})
 	return c.client, c.clientErr
@@ -144,7 +156,8 @@ func (c *Cluster) Client() (client.WithWatch, error) {
 // Scheme has the kinds that the laptop deals with.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
+		v1alpha1.AddToScheme} {
 		if err := add(s); err != nil {
 			panic(err) // a kind was registered twice
 		}
@@ -153,7 +166,8 @@ func Scheme() *runtime.Scheme {
 }
 
 func mapper() meta.RESTMapper {
-	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{corev1.SchemeGroupVersion, appsv1.SchemeGroupVersion, v1alpha1.GroupVersion})
+	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{corev1.SchemeGroupVersion,
+		appsv1.SchemeGroupVersion, v1alpha1.GroupVersion})
 	for _, kind := range []string{"Pod", "Service", "ConfigMap"} {
 		m.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}

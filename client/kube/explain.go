@@ -20,7 +20,8 @@ import (
 	"sidestep.dev/sidestep/client/daemon/reason"
 )
 
-// Role is the ClusterRole, and the Role in the manager's namespace, that has every right that a developer needs.
+// Role is the ClusterRole, and the Role in the manager's namespace, that has every right that a
+// developer needs.
 const Role = "sidestep-user"
 
 // EnvironmentRole is the ClusterRole that has the right to read environments, where Role does not.
@@ -30,10 +31,12 @@ const EnvironmentRole = "sidestep-environment"
 const EnvironmentResource = "intercepts/environment.sidestep.dev"
 
 // denied is what the API server's RBAC says.
-var denied = regexp.MustCompile(`User "([^"]*)" cannot (\S+) resource "([^"]*)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?`)
+var denied = regexp.MustCompile(
+	`User "([^"]*)" cannot (\S+) resource "([^"]*)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?`)
 
-// Explain turns an error of a call to the API server into one for people: what is wrong and what to do about it. Errors that
-// are about the object of the call (not found, invalid, conflict) are for the caller to explain, and are returned as they are.
+// Explain turns an error of a call to the API server into one for people: what is wrong and what to
+// do about it. Errors that are about the object of the call (not found, invalid, conflict) are for
+// the caller to explain, and are returned as they are.
 func (c *Cluster) Explain(err error) error {
 	var has *reason.Error
 	switch {
@@ -43,8 +46,10 @@ func (c *Cluster) Explain(err error) error {
 		return c.unauthorized()
 	case apierrors.IsForbidden(err):
 		return forbidden(err)
-	case apierrors.IsTooManyRequests(err), apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err), apierrors.IsServerTimeout(err):
-		return reason.New(codes.Unavailable, reason.NoCluster, "the Kubernetes API server %s is in trouble: %v — try again in a moment", c.Server, err)
+	case apierrors.IsTooManyRequests(err), apierrors.IsServiceUnavailable(err),
+		apierrors.IsInternalError(err), apierrors.IsServerTimeout(err):
+		return reason.New(codes.Unavailable, reason.NoCluster,
+			"the Kubernetes API server %s is in trouble: %v — try again in a moment", c.Server, err)
 	}
 	var answer apierrors.APIStatus
 	if errors.As(err, &answer) {
@@ -59,7 +64,8 @@ func (c *Cluster) unauthorized() error {
 		who = fmt.Sprintf("the credentials of context %q", c.Context)
 	}
 	return reason.New(codes.Unauthenticated, reason.Unauthorized,
-		"the Kubernetes API server %s does not accept %s — log in again, or check the kubeconfig", c.Server, who)
+		"the Kubernetes API server %s does not accept %s — log in again, or check the kubeconfig",
+		c.Server, who)
 }
 
 func forbidden(err error) error {
@@ -71,7 +77,8 @@ func forbidden(err error) error {
 		if errors.As(err, &answer) {
 			message = answer.Status().Message
 		}
-		return reason.New(codes.PermissionDenied, reason.Forbidden, "the cluster does not allow it: %s", message)
+		return reason.New(codes.PermissionDenied, reason.Forbidden, "the cluster does not allow it: %s",
+			message)
 	}
 	user, verb, resource, group, namespace := m[1], m[2], m[3], m[4], m[5]
 	if group != "" {
@@ -85,16 +92,19 @@ func forbidden(err error) error {
 	if resource == EnvironmentResource {
 		ask = fmt.Sprintf("environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole %s there", EnvironmentRole)
 	}
-	return reason.New(codes.PermissionDenied, reason.Forbidden, "%s may not %s %s %s — %s", user, verb, resource, where, ask).
+	return reason.New(codes.PermissionDenied, reason.Forbidden, "%s may not %s %s %s — %s", user, verb,
+		resource, where, ask).
 		With("verb", verb).With("resource", resource).With("namespace", namespace).With("user", user)
 }
 
 func (c *Cluster) unreachable(err error) error {
 	what := Cause(err)
 	if strings.Contains(err.Error(), "getting credentials") {
-		return reason.New(codes.Unauthenticated, reason.Unauthorized, "cannot get credentials for the Kubernetes API server %s: %s — check that `kubectl version` works", c.Server, what)
+		return reason.New(codes.Unauthenticated, reason.Unauthorized,
+			"cannot get credentials for the Kubernetes API server %s: %s — check that `kubectl version` works", c.Server, what)
 	}
-	return reason.New(codes.Unavailable, reason.NoCluster, "cannot reach the Kubernetes API server %s: %s — check your kubeconfig or VPN", c.Server, what)
+	return reason.New(codes.Unavailable, reason.NoCluster,
+		"cannot reach the Kubernetes API server %s: %s — check your kubeconfig or VPN", c.Server, what)
 }
 
 // Cause is the innermost part of a network error that says something to people.

@@ -57,7 +57,8 @@ func TestLoad(t *testing.T) {
 		assert.Equal(t, "one", c.Context)
 		assert.Equal(t, "shop", c.Namespace)
 		assert.Equal(t, "a", c.Config.BearerToken)
-		assert.Equal(t, filepath.Join(filepath.Dir(file), "ca.crt"), c.Config.CAFile, "paths are relative to the kubeconfig")
+		assert.Equal(t, filepath.Join(filepath.Dir(file), "ca.crt"), c.Config.CAFile,
+			"paths are relative to the kubeconfig")
 	})
 	t.Run("another context has its own proxy and plugin", func(t *testing.T) {
 		c := load(t, map[string]string{"context": "two"})
@@ -70,8 +71,10 @@ func TestLoad(t *testing.T) {
 		dir := t.TempDir()
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "my.crt"), nil, 0o600))
 		c, err := kube.Access{KubeconfigEnv: file, Dir: dir, Flags: map[string]string{
-			"server": "https://three", "user": "bob", "token": "t", "as": "eve", "as-group": "a,b", "as-uid": "7", "tls-server-name": "four",
-			"certificate-authority": "my.crt", "namespace": "other", "request-timeout": "3s", "disable-compression": "true", "cache-dir": "/tmp",
+			"server": "https://three", "user": "bob", "token": "t", "as": "eve", "as-group": "a,b",
+			"as-uid": "7", "tls-server-name": "four",
+			"certificate-authority": "my.crt", "namespace": "other", "request-timeout": "3s",
+			"disable-compression": "true", "cache-dir": "/tmp",
 		}}.Load()
 		require.NoError(t, err)
 		assert.Equal(t, "https://three", c.Server)
@@ -80,7 +83,8 @@ func TestLoad(t *testing.T) {
 		assert.Equal(t, []string{"a", "b"}, c.Config.Impersonate.Groups)
 		assert.Equal(t, "7", c.Config.Impersonate.UID)
 		assert.Equal(t, "four", c.Config.ServerName)
-		assert.Equal(t, filepath.Join(dir, "my.crt"), c.Config.CAFile, "paths of flags are relative to the caller")
+		assert.Equal(t, filepath.Join(dir, "my.crt"), c.Config.CAFile,
+			"paths of flags are relative to the caller")
 		assert.Equal(t, "other", c.Namespace)
 		assert.Zero(t, c.Config.Timeout, "it would end watches")
 		ctx, cancel := c.Call(t.Context())
@@ -90,7 +94,8 @@ func TestLoad(t *testing.T) {
 	})
 	t.Run("several files are merged, and a relative one is the caller's", func(t *testing.T) {
 		first := kubeconfig(t, "apiVersion: v1\nkind: Config\ncurrent-context: two\n")
-		c, err := kube.Access{KubeconfigEnv: filepath.Base(first) + string(os.PathListSeparator) + file, Dir: filepath.Dir(first)}.Load()
+		c, err := kube.Access{KubeconfigEnv: filepath.Base(first) + string(os.PathListSeparator) + file,
+			Dir: filepath.Dir(first)}.Load()
 		require.NoError(t, err)
 		assert.Equal(t, "two", c.Context)
 	})
@@ -134,17 +139,23 @@ func TestExplain(t *testing.T) {
 	}{
 		{"refused", dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), reason.NoCluster,
 			"cannot reach the Kubernetes API server https://one:6443: connection refused — check your kubeconfig or VPN"},
-		{"unknown host", dial(&net.DNSError{Name: "one", IsNotFound: true}), reason.NoCluster, "no such host one"},
+		{"unknown host", dial(&net.DNSError{Name: "one", IsNotFound: true}), reason.NoCluster,
+			"no such host one"},
 		{"timeout", context.DeadlineExceeded, reason.NoCluster, "no answer in time"},
-		{"unknown authority", fmt.Errorf("tls: %w", x509.UnknownAuthorityError{}), reason.NoCluster, "signed by an authority that the kubeconfig does not trust"},
-		{"unauthorized", apierrors.NewUnauthorized("no"), reason.Unauthorized, `does not accept the credentials of context "one" — log in again`},
-		{"plugin", errors.New(`Get "https://one": getting credentials: exec: executable aws not found`), reason.Unauthorized, "executable aws not found"},
+		{"unknown authority", fmt.Errorf("tls: %w", x509.UnknownAuthorityError{}), reason.NoCluster,
+			"signed by an authority that the kubeconfig does not trust"},
+		{"unauthorized", apierrors.NewUnauthorized("no"), reason.Unauthorized,
+			`does not accept the credentials of context "one" — log in again`},
+		{"plugin", errors.New(`Get "https://one": getting credentials: exec: executable aws not found`),
+			reason.Unauthorized, "executable aws not found"},
 		{"forbidden", apierrors.NewForbidden(corev1.Resource("pods"), "x",
 			errors.New(`User "ann" cannot list resource "pods" in API group "" in the namespace "shop"`)), reason.Forbidden,
 			"ann may not list pods in namespace shop — ask for the ClusterRole sidestep-user"},
 		{"forbidden everywhere", apierrors.NewForbidden(corev1.Resource("pods"), "x",
-			errors.New(`User "ann" cannot list resource "pods" in API group "" at the cluster scope`)), reason.Forbidden, "ann may not list pods in all namespaces"},
-		{"policy", apierrors.NewForbidden(corev1.Resource("pods"), "x", errors.New("policy says no")), reason.Forbidden, "the cluster does not allow it"},
+			errors.New(`User "ann" cannot list resource "pods" in API group "" at the cluster scope`)),
+			reason.Forbidden, "ann may not list pods in all namespaces"},
+		{"policy", apierrors.NewForbidden(corev1.Resource("pods"), "x", errors.New("policy says no")),
+			reason.Forbidden, "the cluster does not allow it"},
 		{"overloaded", apierrors.NewServiceUnavailable("starting"), reason.NoCluster, "is in trouble"},
 	}
 	for _, test := range cases {

@@ -25,8 +25,9 @@ func (s *Source) Use(a Access) {
 	s.access = a
 }
 
-// Cluster reads the kubeconfig. As long as it says the same, the same Cluster and its open connections are returned; and also when it cannot be
-// read any more, for who has a session wants to keep it, or to leave it.
+// Cluster reads the kubeconfig. As long as it says the same, the same Cluster and its open
+// connections are returned; and also when it cannot be read any more, for who has a session wants
+// to keep it, or to leave it.
 func (s *Source) Cluster() (*Cluster, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -44,7 +45,8 @@ func (s *Source) Cluster() (*Cluster, error) {
 	return c, nil
 }
 
-// Trouble is why the kubeconfig could not be read when it was needed last, so that what it said before is used; nil if it could.
+// Trouble is why the kubeconfig could not be read when it was needed last, so that what it said
+// before is used; nil if it could.
 func (s *Source) Trouble() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,28 +16,31 @@ import (
 	"sidestep.dev/sidestep/api/clientpb"
 )
 
-// Further is how many connections a link has besides the first. Over a long way the window of one TCP connection bounds all that goes over it, and what is
-// lost on it holds up everybody.
+// Further is how many connections a link has besides the first. Over a long way the window of one
+// TCP connection bounds all that goes over it, and what is lost on it holds up everybody.
 const Further = 3
 
-// Line is a further connection to the manager, which knows it for the same session by the session's key.
+// Line is a further connection to the manager, which knows it for the same session by the session's
+// key.
 type Line struct {
 	Context context.Context // ends with it
 	Clients clientpb.ClientsClient
 }
 
-// steady is how long a connection must have lasted for the next one to be given company at once. Something on the way may allow a client only so many,
-// and end the first for the last.
+// steady is how long a connection must have lasted for the next one to be given company at once.
+// Something on the way may allow a client only so many, and end the first for the last.
 const steady = time.Minute
 
-// A connection on which nothing has come for silentTicks is dead: the manager's keepalive pings every five seconds at least. Ticks are counted rather than time,
-// for there are none while the laptop sleeps.
+// A connection on which nothing has come for silentTicks is dead: the manager's keepalive pings
+// every five seconds at least. Ticks are counted rather than time, for there are none while the
+// laptop sleeps.
 const (
 	tick        = time.Second
 	silentTicks = 8
 )
 
-// widen keeps further connections, until ctx ends. What cannot be had is missed by nobody: all goes over what there is.
+// widen keeps further connections, until ctx ends. What cannot be had is missed by nobody: all goes
+// over what there is.
 func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
 	if way == nil || way.Again == nil {
 		return

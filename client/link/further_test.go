@@ -59,9 +59,11 @@ func newLaptop(t *testing.T, refuse func(dial int) bool) *laptop {
 	source := kube.NewSource(kube.Access{KubeconfigEnv: api.Kubeconfig(t, "test")})
 	route := &link.Route{Source: source, Namespace: clienttest.Namespace, Forward: l.forward}
 	l.Link = link.New(link.Config{
-		Session: "0f8fad5b-d9cb-469f-a165-70867728950e", Key: make([]byte, 32), Holder: "ann@desk", Dial: route.Dial, Serve: l.serve,
-		Log:    slog.New(slog.NewTextHandler(l, nil)),
-		Timing: link.Timing{First: 5 * time.Millisecond, Early: 50 * time.Millisecond, Again: 5 * time.Millisecond, Rare: 50 * time.Millisecond},
+		Session: "0f8fad5b-d9cb-469f-a165-70867728950e", Key: make([]byte, 32), Holder: "ann@desk",
+		Dial: route.Dial, Serve: l.serve,
+		Log: slog.New(slog.NewTextHandler(l, nil)),
+		Timing: link.Timing{First: 5 * time.Millisecond, Early: 50 * time.Millisecond,
+			Again: 5 * time.Millisecond, Rare: 50 * time.Millisecond},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -71,7 +73,8 @@ func newLaptop(t *testing.T, refuse func(dial int) bool) *laptop {
 	return l
 }
 
-func (l *laptop) forward(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
+func (l *laptop) forward(ctx context.Context, c *kube.Cluster, namespace, pod string,
+	port int) (net.Conn, error) {
 	l.mu.Lock()
 	l.dials++
 	refused := l.refuse(l.dials)
@@ -89,7 +92,8 @@ func (l *laptop) forward(ctx context.Context, c *kube.Cluster, namespace, pod st
 	return l.conns[len(l.conns)-1], nil
 }
 
-func (l *laptop) serve(ctx context.Context, _ clientpb.ClientsClient, further <-chan link.Line, _ <-chan uint32) {
+func (l *laptop) serve(ctx context.Context, _ clientpb.ClientsClient, further <-chan link.Line,
+	_ <-chan uint32) {
 	l.mu.Lock()
 	l.served++
 	l.mu.Unlock()
@@ -154,7 +158,8 @@ func TestThereAreFurtherConnections(t *testing.T) {
 	second := l.conns[1]
 	l.mu.Unlock()
 	require.NoError(t, second.Close())
-	l.is(func() bool { return len(l.lines) == link.Further+1 && l.alive() == link.Further }, "another takes its place")
+	l.is(func() bool { return len(l.lines) == link.Further+1 && l.alive() == link.Further },
+		"another takes its place")
 	l.mu.Lock()
 	assert.Equal(t, link.Further+1, l.open())
 	assert.Equal(t, 1, l.served, "the first one went on")

@@ -18,7 +18,8 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// errSilent is the end of a connection on which nothing comes any more. Others that go the same way may be dead too.
+// errSilent is the end of a connection on which nothing comes any more. Others that go the same way
+// may be dead too.
 var errSilent = errors.New("the traffic manager does not answer any more")
 
 // held is a connection on which the manager has said hello.
@@ -34,7 +35,8 @@ func (l *Link) greet(ctx context.Context, clients clientpb.ClientsClient) (*held
 	if err != nil {
 		return nil, err
 	}
-	hello := &clientpb.ClientHello{Session: l.Session, Holder: l.Holder, Version: version.Version, Protocol: version.Protocol}
+	hello := &clientpb.ClientHello{Session: l.Session, Holder: l.Holder, Version: version.Version,
+		Protocol: version.Protocol}
 	if err := stream.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: hello}}); err != nil {
 		// io.EOF: the reason is what Recv returns.
 		if _, recvErr := stream.Recv(); recvErr != nil {
@@ -84,7 +86,8 @@ func skew(theirs *clientpb.ManagerHello) error {
 		theirs.GetVersion(), theirs.GetProtocol(), version.Version, version.Protocol, mend)
 }
 
-// hold serves the connection until it dies, which is always with an error, and then ends everything that goes on over it.
+// hold serves the connection until it dies, which is always with an error, and then ends everything
+// that goes on over it.
 func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *metered, way *Way) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -139,8 +142,8 @@ func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *
 	}
 }
 
-// bulk is how many bytes, received while an answer is waited for, say that the answer is merely behind others in the buffers of a slow connection.
-// Pings of transports are far less.
+// bulk is how many bytes, received while an answer is waited for, say that the answer is merely
+// behind others in the buffers of a slow connection. Pings of transports are far less.
 const bulk = 64 << 10
 
 // metered is a connection that counts what is received.
@@ -162,7 +165,8 @@ func pingMessage(id uint64) *clientpb.ClientMessage {
 	return &clientpb.ClientMessage{Message: &clientpb.ClientMessage_Ping{Ping: &clientpb.Ping{Id: id}}}
 }
 
-// offer gives a message to whoever sends it, unless too many wait already: then the connection is as good as dead.
+// offer gives a message to whoever sends it, unless too many wait already: then the connection is
+// as good as dead.
 func offer[T any](to chan<- T, m T) {
 	select {
 	case to <- m:
@@ -170,7 +174,8 @@ func offer[T any](to chan<- T, m T) {
 	}
 }
 
-func receive(ctx context.Context, stream clientpb.Clients_SessionClient, in chan<- *clientpb.ManagerMessage) error {
+func receive(ctx context.Context, stream clientpb.Clients_SessionClient,
+	in chan<- *clientpb.ManagerMessage) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {

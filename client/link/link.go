@@ -61,15 +61,17 @@ type Config struct {
 	Holder  string // user@host
 	// Dial connects to the manager, below TLS.
 	Dial func(context.Context) (*Way, error)
-	// Serve takes the manager's connections from when the manager has said hello until ctx ends, with the connection. further gives the connections
-	// that there are besides, as they come. wants says how many more Accept streams the manager wants.
+	// Serve takes the manager's connections from when the manager has said hello until ctx ends,
+	// with the connection. further gives the connections that there are besides, as they come.
+	// wants says how many more Accept streams the manager wants.
 	Serve  func(ctx context.Context, clients clientpb.ClientsClient, further <-chan Line, wants <-chan uint32)
 	Log    *slog.Logger
 	Timing Timing
 	// Wall reads the wall clock, by which the laptop's sleep is noticed; nil: the real one.
 	Wall func() time.Time
-	// Dead is called when connections that there are can no longer be trusted, since the laptop slept or nothing was heard for too long: what
-	// asks over one of them would wait for an answer that never comes. It may be nil.
+	// Dead is called when connections that there are can no longer be trusted, since the laptop
+	// slept or nothing was heard for too long: what asks over one of them would wait for an answer
+	// that never comes. It may be nil.
 	Dead func()
 }
 
@@ -117,7 +119,8 @@ func (l *Link) Wait(ctx context.Context, wanted func(State) bool) State {
 	}
 }
 
-// Hurry makes a waiting Link try again at once, and one that is connected make sure that it still is.
+// Hurry makes a waiting Link try again at once, and one that is connected make sure that it still
+// is.
 func (l *Link) Hurry() {
 	select {
 	case l.wake <- struct{}{}:
@@ -229,7 +232,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// watchSleep hurries when the wall clock has run ahead of the ticks: the laptop was asleep, and its connections are most likely dead.
+// watchSleep hurries when the wall clock has run ahead of the ticks: the laptop was asleep, and its
+// connections are most likely dead.
 func (l *Link) watchSleep(ctx context.Context) {
 	const slack = 4 * time.Second
 	ticker := time.NewTicker(tick)
@@ -254,7 +258,8 @@ func (l *Link) watchSleep(ctx context.Context) {
 	}
 }
 
-// connect makes one connection and holds it until it ends, which is always with an error. It says for how long it was connected.
+// connect makes one connection and holds it until it ends, which is always with an error. It says
+// for how long it was connected.
 func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	dialing, cancel := context.WithTimeout(ctx, l.Timing.Connect)
 	defer cancel()
@@ -285,7 +290,8 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	since, before := time.Now(), l.lastHeard()
 	l.set(func(s *State) {
 		*s = State{
-			Connected: true, ManagerVersion: h.hello.GetVersion(), Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second, clients: h.clients,
+			Connected: true, ManagerVersion: h.hello.GetVersion(),
+			Grace: time.Duration(h.hello.GetGraceSeconds()) * time.Second, clients: h.clients,
 			Since: l.Wall(), Heard: before,
 			Wiretaps: h.hello.GetWiretaps(),
 		}
@@ -342,7 +348,8 @@ func explain(err error) error {
 		return reason.New(s.Code(), why, "%s", s.Message())
 	}
 	switch s.Code() {
-	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.Unimplemented:
+	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition,
+		codes.Unimplemented:
 		return fmt.Errorf("%w: %s", errRefused, s.Message())
 	default:
 		return fmt.Errorf("the traffic manager: %s", s.Message())

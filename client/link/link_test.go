@@ -19,10 +19,11 @@ import (
 // dead is a link whose manager is never there; it counts the attempts.
 func dead(wall func() time.Time) (*Link, *atomic.Int32) {
 	var attempts atomic.Int32
-	return New(Config{Log: slog.New(slog.DiscardHandler), Wall: wall, Dial: func(context.Context) (*Way, error) {
-		attempts.Add(1)
-		return nil, errors.New("not there")
-	}}), &attempts
+	return New(Config{Log: slog.New(slog.DiscardHandler), Wall: wall,
+		Dial: func(context.Context) (*Way, error) {
+			attempts.Add(1)
+			return nil, errors.New("not there")
+		}}), &attempts
 }
 
 // running runs a link in a bubble of its own time.
@@ -90,7 +91,8 @@ func TestWait(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		assert.False(t, l.Wait(ctx, func(s State) bool { return s.Connected }).Connected)
-		assert.GreaterOrEqual(t, l.Wait(context.Background(), func(s State) bool { return s.Attempts > 5 }).Attempts, 6)
+		assert.GreaterOrEqual(t, l.Wait(context.Background(),
+			func(s State) bool { return s.Attempts > 5 }).Attempts, 6)
 	})
 }
 
@@ -119,7 +121,10 @@ func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, _ := dead(time.Now)
-				l.Serve = func(ctx context.Context, _ clientpb.ClientsClient, _ <-chan Line, _ <-chan uint32) { <-ctx.Done() }
+				l.Serve = func(ctx context.Context, _ clientpb.ClientsClient, _ <-chan Line,
+					_ <-chan uint32) {
+					<-ctx.Done()
+				}
 				ctx, end := context.WithCancel(t.Context())
 				flow := &metered{}
 				go func() {
@@ -129,7 +134,8 @@ func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
 					}
 				}()
 				began := time.Now()
-				assert.ErrorContains(t, l.hold(ctx, end, &held{stream: quiet{ctx: ctx}}, flow, &Way{}), "does not answer any more")
+				assert.ErrorContains(t, l.hold(ctx, end, &held{stream: quiet{ctx: ctx}}, flow, &Way{}),
+					"does not answer any more")
 				assert.Equal(t, tc.lasts, time.Since(began))
 				time.Sleep(time.Hour)
 			})

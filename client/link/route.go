@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package link keeps the laptop connected to the manager: it finds the manager, connects through the API server, says hello, pings, and does it
-// all again when the connection dies.
+// Package link keeps the laptop connected to the manager: it finds the manager, connects through
+// the API server, says hello, pings, and does it all again when the connection dies.
 package link
 
 import (
@@ -34,7 +34,8 @@ const (
 	httpPort    = 8080
 )
 
-var managerLabels = client.MatchingLabels{"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": "manager"}
+var managerLabels = client.MatchingLabels{"app.kubernetes.io/name": "sidestep",
+	"app.kubernetes.io/component": "manager"}
 
 // Route finds the manager of one installation and connects to it through the API server.
 type Route struct {
@@ -72,7 +73,8 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	g.Go(func() (err error) { pod, err = r.pod(gctx, cluster); return err })
 	if err := g.Wait(); err != nil {
 		if reason.Of(err) == reason.ManagerNotReady {
-			// Where the ConfigMap is missing the pods are too, and that nothing is installed says more.
+			// Where the ConfigMap is missing the pods are too, and that nothing is installed says
+			// more.
 			if _, missing := r.authority(ctx, cluster); missing != nil {
 				err = missing
 			}
@@ -101,7 +103,8 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	return way, nil
 }
 
-// by makes a dialer that finds the cluster anew: when it is called again the credentials may be others.
+// by makes a dialer that finds the cluster anew: when it is called again the credentials may be
+// others.
 func (r *Route) by(connect func(context.Context, *kube.Cluster) (net.Conn, error)) dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		cluster, err := r.Source.Cluster()
@@ -112,7 +115,8 @@ func (r *Route) by(connect func(context.Context, *kube.Cluster) (net.Conn, error
 	}
 }
 
-// authority reads the certificate that the manager's own is signed with. Its ConfigMap is there as long as sidestep is installed.
+// authority reads the certificate that the manager's own is signed with. Its ConfigMap is there as
+// long as sidestep is installed.
 func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.CertPool, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -124,13 +128,15 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 	err = api.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: caConfigMap}, &config)
 	if apierrors.IsNotFound(err) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
-			"the traffic manager is not installed in namespace %s — run `sidestep helm install`", r.Namespace).With("namespace", r.Namespace)
+			"the traffic manager is not installed in namespace %s — run `sidestep helm install`",
+			r.Namespace).With("namespace", r.Namespace)
 	}
 	if err = cluster.Explain(err); reason.Of(err) == reason.Forbidden {
 		// The API server refuses before it looks whether there is anything.
 		return nil, reason.New(codes.PermissionDenied, reason.Forbidden,
 			"you may not connect to a traffic manager in namespace %s: either it is not installed there, or you lack the rights — "+
-				"ask who runs the cluster to install it, or for the Role %s in that namespace (%v)", r.Namespace, kube.Role, message(err))
+				"ask who runs the cluster to install it, or for the Role %s in that namespace (%v)",
+			r.Namespace, kube.Role, message(err))
 	}
 	if err != nil {
 		return nil, err
@@ -138,7 +144,8 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(config.Data[caKey])) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotReady,
-			"ConfigMap %s in namespace %s has no certificate under %s — run `sidestep helm upgrade`", caConfigMap, r.Namespace, caKey)
+			"ConfigMap %s in namespace %s has no certificate under %s — run `sidestep helm upgrade`",
+			caConfigMap, r.Namespace, caKey)
 	}
 	return pool, nil
 }
@@ -174,11 +181,13 @@ func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (string, error) 
 		}
 	}
 	if len(usable) == 0 {
-		// The kubelet says only after a while that a manager which has restarted is ready. Trying is quicker.
+		// The kubelet says only after a while that a manager which has restarted is ready. Trying
+		// is quicker.
 		usable = running
 	}
 	if len(usable) == 0 {
-		return "", reason.New(codes.Unavailable, reason.ManagerNotReady, "the traffic manager in namespace %s is not ready: %s", r.Namespace, why)
+		return "", reason.New(codes.Unavailable, reason.ManagerNotReady,
+			"the traffic manager in namespace %s is not ready: %s", r.Namespace, why)
 	}
 	return usable[rand.IntN(len(usable))], nil
 }

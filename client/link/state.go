@@ -26,13 +26,16 @@ type State struct {
 	ManagerVersion string
 	Grace          time.Duration // how long intercepts outlive the laptop's absence
 	Since          time.Time     // by the wall clock: when it was connected
-	Heard          time.Time     // by the wall clock: when the manager was last heard before that, or, without a connection, at all; zero: never
-	Wiretaps       bool          // the manager knows them
+	// by the wall clock: when the manager was last heard before that, or, without a connection, at
+	// all; zero: never
+	Heard    time.Time
+	Wiretaps bool // the manager knows them
 
 	clients clientpb.ClientsClient // nil when not connected
 }
 
-// Nodes asks the manager about the node agents and what they have counted; nil if there is no connection, or the manager is too old to tell.
+// Nodes asks the manager about the node agents and what they have counted; nil if there is no
+// connection, or the manager is too old to tell.
 func (s State) Nodes(ctx context.Context) (*clientpb.NodesReply, error) {
 	if s.clients == nil {
 		return nil, nil
@@ -51,7 +54,8 @@ func (s State) Nodes(ctx context.Context) (*clientpb.NodesReply, error) {
 const maxEnvironment = 8 << 20
 
 // Environment asks the manager for the environment of the container that is intercepted.
-func (s State) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+func (s State) Environment(ctx context.Context,
+	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	if s.clients == nil {
 		return nil, reason.New(codes.Unavailable, reason.NoEnvironment, "not connected to the traffic manager")
 	}
@@ -60,7 +64,8 @@ func (s State) Environment(ctx context.Context, req *clientpb.EnvironmentRequest
 	case err == nil:
 		return reply, nil
 	case status.Code(err) == codes.Unimplemented:
-		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment, "the traffic manager (%s) is older than this sidestep and gives no environments — run `sidestep helm upgrade`", s.ManagerVersion)
+		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment,
+			"the traffic manager (%s) is older than this sidestep and gives no environments — run `sidestep helm upgrade`", s.ManagerVersion)
 	}
 	return nil, reason.New(status.Code(err), reason.NoEnvironment, "%s", status.Convert(err).Message())
 }

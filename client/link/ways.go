@@ -21,7 +21,8 @@ import (
 // Forward connects to a port of a pod.
 type Forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
 
-// byForward connects by a port-forward, as Kubernetes' tools do: it works wherever the kubelet can be reached.
+// byForward connects by a port-forward, as Kubernetes' tools do: it works wherever the kubelet can
+// be reached.
 func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
 	conn, err := portforward.Dial(ctx, c.Config, namespace, pod, port)
 	if err != nil {
@@ -30,9 +31,11 @@ func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port
 	return conn, nil
 }
 
-// byUpgrade connects by an upgraded request, which is quicker, and needs an API server that reaches pods, the right to pods/proxy, and a manager that knows it.
+// byUpgrade connects by an upgraded request, which is quicker, and needs an API server that reaches
+// pods, the right to pods/proxy, and a manager that knows it.
 func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string) (net.Conn, error) {
-	conn, err := portforward.DialUpgrade(ctx, c.Config, namespace, pod, httpPort, tunnel.UpgradePath, tunnel.UpgradeProtocol)
+	conn, err := portforward.DialUpgrade(ctx, c.Config, namespace, pod, httpPort, tunnel.UpgradePath,
+		tunnel.UpgradeProtocol)
 	if err != nil {
 		return nil, err
 	}
@@ -40,9 +43,11 @@ func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string) (net
 }
 
 const (
-	// headStart is what the quicker way gets before the other one is tried as well: a firewall between API server and pods may answer nothing.
+	// headStart is what the quicker way gets before the other one is tried as well: a firewall
+	// between API server and pods may answer nothing.
 	headStart = 500 * time.Millisecond
-	// avoidFor is how long the quicker way is not tried after it has failed where the other one has not.
+	// avoidFor is how long the quicker way is not tried after it has failed where the other one has
+	// not.
 	avoidFor = 10 * time.Minute
 )
 
@@ -78,7 +83,8 @@ func (d *detour) reason() error {
 // dialer connects to a pod of the manager in one way.
 type dialer func(context.Context) (net.Conn, error)
 
-// either connects in the quicker way, or else in the sure one, and remembers in d what it has learnt.
+// either connects in the quicker way, or else in the sure one, and remembers in d what it has
+// learnt.
 func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 	var conn net.Conn
 	var err error
@@ -107,14 +113,16 @@ func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 	return &Way{Conn: conn, Again: quick, By: "upgraded request", Failed: silent}, nil
 }
 
-// passing says whether the quicker way may work in a moment: a manager that has just been started anew did not listen yet. Tunnels then go by it on the
-// further connections, whatever the first one has.
+// passing says whether the quicker way may work in a moment: a manager that has just been started
+// anew did not listen yet. Tunnels then go by it on the further connections, whatever the first one
+// has.
 func passing(why error) bool {
 	var answer apierrors.APIStatus
 	return errors.As(why, &answer) && answer.Status().Code >= http.StatusInternalServerError
 }
 
-// race gives the connection that is there first, the quicker way having a head start. why is nil if it is by the quicker way; the error is that of the sure one.
+// race gives the connection that is there first, the quicker way having a head start. why is nil if
+// it is by the quicker way; the error is that of the sure one.
 func race(ctx context.Context, quick, sure dialer) (conn net.Conn, why, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

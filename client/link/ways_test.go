@@ -36,7 +36,8 @@ type fake struct {
 	last  atomic.Pointer[named]
 }
 
-// dial does not listen to its context while it takes its time: a connection may be there just when nobody wants it any more.
+// dial does not listen to its context while it takes its time: a connection may be there just when
+// nobody wants it any more.
 func (f *fake) dial(context.Context) (net.Conn, error) {
 	f.calls.Add(1)
 	time.Sleep(f.takes)
@@ -58,13 +59,20 @@ func TestTheWayToTheManager(t *testing.T) {
 		avoids      bool // the quick way next time
 		sureCalled  int32
 	}{
-		"the quick one, if it works":                           {&fake{takes: 50 * ms}, &fake{}, "quick", 50 * ms, false, 0},
-		"the quick one, though it is slower than the sure one": {&fake{takes: 600 * ms}, &fake{takes: 300 * ms}, "quick", 600 * ms, false, 1},
-		"the sure one at once, if the quick one is refused":    {&fake{takes: 20 * ms, err: no}, &fake{takes: 30 * ms}, "sure", 50 * ms, true, 1},
-		"the sure one, if the quick one hangs":                 {&fake{takes: time.Hour}, &fake{takes: 30 * ms}, "sure", 530 * ms, true, 1},
-		"the quick one late, if the sure one fails":            {&fake{takes: time.Second}, &fake{err: no}, "quick", time.Second, false, 1},
-		"none, if both fail":                                   {&fake{err: no}, &fake{takes: 30 * ms, err: no}, "", 30 * ms, false, 1},
-		"none, if the quick one fails last":                    {&fake{takes: time.Second, err: no}, &fake{err: no}, "", time.Second, false, 1},
+		"the quick one, if it works": {&fake{takes: 50 * ms}, &fake{},
+			"quick", 50 * ms, false, 0},
+		"the quick one, though it is slower than the sure one": {&fake{takes: 600 * ms},
+			&fake{takes: 300 * ms}, "quick", 600 * ms, false, 1},
+		"the sure one at once, if the quick one is refused": {&fake{takes: 20 * ms, err: no},
+			&fake{takes: 30 * ms}, "sure", 50 * ms, true, 1},
+		"the sure one, if the quick one hangs": {&fake{takes: time.Hour},
+			&fake{takes: 30 * ms}, "sure", 530 * ms, true, 1},
+		"the quick one late, if the sure one fails": {&fake{takes: time.Second},
+			&fake{err: no}, "quick", time.Second, false, 1},
+		"none, if both fail": {&fake{err: no},
+			&fake{takes: 30 * ms, err: no}, "", 30 * ms, false, 1},
+		"none, if the quick one fails last": {&fake{takes: time.Second, err: no},
+			&fake{err: no}, "", time.Second, false, 1},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -122,9 +130,12 @@ func TestTheQuickWayIsAvoidedForAWhile(t *testing.T) {
 
 func TestFurtherConnectionsGoByTheQuickWayOnceTheManagerListens(t *testing.T) {
 	for _, passes := range []bool{true, false} {
-		why := error(apierrors.NewForbidden(corev1.Resource("pods/proxy"), "manager-0", errors.New("not for you")))
+		why := error(apierrors.NewForbidden(corev1.Resource("pods/proxy"), "manager-0",
+			errors.New("not for you")))
 		if passes {
-			why = fmt.Errorf("not upgraded: %w", apierrors.NewGenericServerResponse(503, "get", corev1.Resource("pods/proxy"), "", "connection refused", 0, false))
+			why = fmt.Errorf("not upgraded: %w",
+				apierrors.NewGenericServerResponse(503, "get", corev1.Resource("pods/proxy"), "",
+					"connection refused", 0, false))
 		}
 		quick, sure := &fake{way: "quick", err: why}, &fake{way: "sure"}
 		d := &detour{}

@@ -75,8 +75,8 @@ func New(intercepts Intercepts, open Open, log *slog.Logger) *Ports {
 	}
 }
 
-// Claim takes ports for an intercept that is about to be made, and says which one cannot be had. They are kept until release is called, and from then on for
-// as long as the intercept has them.
+// Claim takes ports for an intercept that is about to be made, and says which one cannot be had.
+// They are kept until release is called, and from then on for as long as the intercept has them.
 func (p *Ports) Claim(name string, ports []int32) (release func(), err error) {
 	p.Settle() // an intercept that was left a moment ago has none any more
 	p.mu.Lock()
@@ -115,14 +115,17 @@ func inUse(port int32, err error) error {
 	case !errors.Is(err, syscall.EADDRINUSE):
 		why = err.Error()
 	}
-	return reason.New(codes.AlreadyExists, reason.LocalPortTaken, "--to-pod needs port %d of this laptop, and cannot have it: %s — %s, or leave --to-pod %d out", port, why, remedy, port)
+	return reason.New(codes.AlreadyExists, reason.LocalPortTaken,
+		"--to-pod needs port %d of this laptop, and cannot have it: %s — %s, or leave --to-pod %d out",
+		port, why, remedy, port)
 }
 
 // bind opens a port. p.mu must be held.
 func (p *Ports) bind(owner string, port int32) (*door, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
-	listener, err := config.Listen(context.Background(), "tcp", net.JoinHostPort(Address, strconv.Itoa(int(port))))
+	listener, err := config.Listen(context.Background(), "tcp",
+		net.JoinHostPort(Address, strconv.Itoa(int(port))))
 	if err != nil {
 		return nil, inUse(port, err)
 	}

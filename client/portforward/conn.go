@@ -17,18 +17,20 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off; so does Read over WebSockets. Over bare SPDY it cannot tell that from its end.
+// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off; so
+// does Read over WebSockets. Over bare SPDY it cannot tell that from its end.
 var ErrLost = errors.New("lost the port-forward connection")
 
 const (
 	// closeTimeout bounds a polite goodbye.
 	closeTimeout = time.Second
-	// lastWordsTimeout bounds the wait for what the other side has to say about the end of the data.
+	// lastWordsTimeout bounds the wait for what the other side has to say about the end of the
+	// data.
 	lastWordsTimeout = closeTimeout / 4
 )
 
-// Conn is a connection to a pod. It has the API server's connection for itself. A deadline that passes ends the connection for
-// good: what lies below cannot be read again after a timeout.
+// Conn is a connection to a pod. It has the API server's connection for itself. A deadline that
+// passes ends the connection for good: what lies below cannot be read again after a timeout.
 type Conn struct {
 	session io.Closer
 	raw     io.Closer          // below the session; nil if it is not known
@@ -45,7 +47,8 @@ type Conn struct {
 
 // overSession makes a Conn of what openSession gave.
 func overSession(s *session, remote string) *Conn {
-	return &Conn{session: s.raw, raw: s.raw, data: s, reason: s.reason, remote: addr(remote), closed: make(chan struct{})}
+	return &Conn{session: s.raw, raw: s.raw, data: s, reason: s.reason, remote: addr(remote),
+		closed: make(chan struct{})}
 }
 
 // overSPDY makes a Conn of bare SPDY.
@@ -130,10 +133,12 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, fmt.Errorf("%w: %w", ErrLost, err)
 }
 
-// CloseWrite says that nothing more is going to be written. What DialUpgrade made it ends altogether.
+// CloseWrite says that nothing more is going to be written. What DialUpgrade made it ends
+// altogether.
 func (c *Conn) CloseWrite() error { return c.data.Close() }
 
-// Close ends both directions and the connection to the API server. It does not wait: a dead network would keep it.
+// Close ends both directions and the connection to the API server. It does not wait: a dead network
+// would keep it.
 func (c *Conn) Close() error {
 	c.closeOnce.Do(func() {
 		close(c.closed)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package portforward connects to a pod through the Kubernetes API server, without a local listener: by a port-forward to any of its ports, or by an
-// upgraded request to an HTTP server of it, which is much the quicker way where there is one.
+// Package portforward connects to a pod through the Kubernetes API server, without a local
+// listener: by a port-forward to any of its ports, or by an upgraded request to an HTTP server of
+// it, which is much the quicker way where there is one.
 package portforward
 
 import (
@@ -22,11 +23,13 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// connectTimeout bounds the whole of Dial: a laptop that has just woken up dials into routes that are gone.
+// connectTimeout bounds the whole of Dial: a laptop that has just woken up dials into routes that
+// are gone.
 const connectTimeout = 15 * time.Second
 
-// Dial connects to a port of a pod: SPDY in a WebSocket, or bare SPDY where the API server, or a proxy on the way to it, cannot upgrade to
-// WebSockets. An error of the API server is found by errors.As as an apierrors.APIStatus.
+// Dial connects to a port of a pod: SPDY in a WebSocket, or bare SPDY where the API server, or a
+// proxy on the way to it, cannot upgrade to WebSockets. An error of the API server is found by
+// errors.As as an apierrors.APIStatus.
 //
 // Success does not mean that anything listens on the port; if not, the first Read says so.
 func Dial(ctx context.Context, config *rest.Config, namespace, pod string, port int) (*Conn, error) {
@@ -81,7 +84,8 @@ func address(config *rest.Config, namespace, pod string) (*url.URL, error) {
 	return base.JoinPath("api", "v1", "namespaces", namespace, "pods", pod, "portforward"), nil
 }
 
-func dialWebSocket(ctx context.Context, config *rest.Config, address *url.URL, remote string, port int) (*Conn, error) {
+func dialWebSocket(ctx context.Context, config *rest.Config, address *url.URL, remote string,
+	port int) (*Conn, error) {
 	transport, holder, err := websocket.RoundTripperFor(config)
 	if err != nil {
 		return nil, err
@@ -103,7 +107,8 @@ func dialWebSocket(ctx context.Context, config *rest.Config, address *url.URL, r
 	return overSession(session, remote), nil
 }
 
-func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote string, port int) (*Conn, error) {
+func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote string,
+	port int) (*Conn, error) {
 	transport, upgrader, err := spdytransport.RoundTripperFor(config)
 	if err != nil {
 		return nil, err
@@ -112,12 +117,14 @@ func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote
 	if err != nil {
 		return nil, err
 	}
-	session, protocol, err := spdytransport.NegotiateStreaming(upgrader, &http.Client{Transport: transport}, req, portforward.PortForwardProtocolV1Name)
+	session, protocol, err := spdytransport.NegotiateStreaming(upgrader,
+		&http.Client{Transport: transport}, req, portforward.PortForwardProtocolV1Name)
 	if err != nil {
 		return nil, err
 	}
 	if protocol != portforward.PortForwardProtocolV1Name {
-		return nil, errors.Join(fmt.Errorf("the API server answered with protocol %q", protocol), session.Close())
+		return nil, errors.Join(fmt.Errorf("the API server answered with protocol %q", protocol),
+			session.Close())
 	}
 	return overSPDY(session, remote, port)
 }

@@ -72,7 +72,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var session httpstream.Connection
 	switch {
 	case s.forbidden:
-		status := apierrors.NewForbidden(corev1.Resource("pods/portforward"), "manager-0", errors.New("not for you")).ErrStatus
+		status := apierrors.NewForbidden(corev1.Resource("pods/portforward"), "manager-0",
+			errors.New("not for you")).ErrStatus
 		w.WriteHeader(http.StatusForbidden)
 		fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","message":%q,"reason":"Forbidden","code":403}`, status.Message)
 		return
@@ -87,7 +88,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	case r.Method == http.MethodPost:
-		if _, err := httpstream.Handshake(r, w, []string{k8sportforward.PortForwardProtocolV1Name}); err != nil {
+		if _, err := httpstream.Handshake(r, w,
+			[]string{k8sportforward.PortForwardProtocolV1Name}); err != nil {
 			return
 		}
 		if session = spdy.NewResponseUpgrader().UpgradeResponse(w, r, accept); session == nil {
@@ -117,7 +119,8 @@ func (s *apiServer) forward(streams chan httpstream.Stream, session httpstream.C
 	defer session.Close()
 	backend, err := net.Dial("tcp", s.backend)
 	if err != nil {
-		fmt.Fprintf(errs, "failed to connect to localhost:%s inside namespace: %v", data.Headers().Get(corev1.PortHeader), err)
+		fmt.Fprintf(errs, "failed to connect to localhost:%s inside namespace: %v",
+			data.Headers().Get(corev1.PortHeader), err)
 		_ = errs.Close()
 		_ = data.Close()
 		time.Sleep(50 * time.Millisecond) // as the kubelet, which tears down a moment later
@@ -169,7 +172,8 @@ func dial(t *testing.T, s *apiServer) *portforward.Conn {
 }
 
 func TestDial(t *testing.T) {
-	for name, websockets := range map[string]bool{"over WebSockets": true, "over SPDY where WebSockets are refused": false} {
+	for name, websockets := range map[string]bool{"over WebSockets": true,
+		"over SPDY where WebSockets are refused": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Run("a megabyte comes back through a half-closed connection", func(t *testing.T) {
 				s := newAPIServer(t, websockets, echo(t, true))
@@ -200,7 +204,11 @@ func TestDial(t *testing.T) {
 				s.cut()
 				_, err = conn.Read(make([]byte, 1))
 				assert.Error(t, err)
-				assert.Eventually(t, func() bool { _, err := conn.Write([]byte("x")); return err != nil }, 5*time.Second, time.Millisecond)
+				assert.Eventually(t, func() bool {
+					_,
+						err := conn.Write([]byte("x"))
+					return err != nil
+				}, 5*time.Second, time.Millisecond)
 			})
 			t.Run("a deadline ends a Read", func(t *testing.T) {
 				conn := dial(t, newAPIServer(t, websockets, echo(t, false)))
@@ -228,7 +236,8 @@ func TestDialFailures(t *testing.T) {
 		assert.Equal(t, []string{"GET", "POST"}, s.methods)
 	})
 	t.Run("no API server is a refused connection", func(t *testing.T) {
-		_, err := portforward.Dial(t.Context(), &rest.Config{Host: "http://127.0.0.1:1"}, "sidestep", "manager-0", 8443)
+		_, err := portforward.Dial(t.Context(), &rest.Config{Host: "http://127.0.0.1:1"}, "sidestep",
+			"manager-0", 8443)
 		assert.ErrorContains(t, err, "connection refused")
 	})
 	t.Run("an API server that does not answer is given up when the context ends", func(t *testing.T) {
@@ -237,7 +246,8 @@ func TestDialFailures(t *testing.T) {
 		defer l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		_, err = portforward.Dial(ctx, &rest.Config{Host: "http://" + l.Addr().String()}, "sidestep", "manager-0", 8443)
+		_, err = portforward.Dial(ctx, &rest.Config{Host: "http://" + l.Addr().String()}, "sidestep",
+			"manager-0", 8443)
 		var timeout net.Error
 		require.ErrorAs(t, err, &timeout)
 		assert.True(t, timeout.Timeout())

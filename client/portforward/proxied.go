@@ -20,12 +20,15 @@ import (
 	"sidestep.dev/sidestep/internal/tlsbatch"
 )
 
-// ErrNotUpgraded says that the API server, the pod, or what stands before either, answered a request without an upgrade.
+// ErrNotUpgraded says that the API server, the pod, or what stands before either, answered a
+// request without an upgrade.
 var ErrNotUpgraded = errors.New("the request was not upgraded")
 
-// DialUpgrade connects to an HTTP server of a pod, through the API server's proxy to pods, by a GET that is upgraded to a protocol. Where a port-forward
-// has framing, and the kubelet and the container runtime on its way, these bytes pass through the API server alone.
-func DialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string, port int, path, protocol string) (*Conn, error) {
+// DialUpgrade connects to an HTTP server of a pod, through the API server's proxy to pods, by a GET
+// that is upgraded to a protocol. Where a port-forward has framing, and the kubelet and the
+// container runtime on its way, these bytes pass through the API server alone.
+func DialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string, port int, path,
+	protocol string) (*Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("no answer in time"))
 	defer cancel()
 	conn, err := dialUpgrade(ctx, config, namespace, pod, port, path, protocol)
@@ -38,12 +41,14 @@ func DialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string
 	return conn, nil
 }
 
-func dialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string, port int, path, protocol string) (*Conn, error) {
+func dialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string, port int, path,
+	protocol string) (*Conn, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("the API server's address: %w", err)
 	}
-	address := base.JoinPath("api", "v1", "namespaces", namespace, "pods", fmt.Sprintf("%s:%d", pod, port), "proxy", path)
+	address := base.JoinPath("api", "v1", "namespaces", namespace, "pods",
+		fmt.Sprintf("%s:%d", pod, port), "proxy", path)
 	transport, err := upgradeTransport(config)
 	if err != nil {
 		return nil, err
@@ -68,7 +73,8 @@ func dialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string
 		return nil, refusal(res)
 	}
 	return &Conn{
-		session: stream, data: stream, remote: addr(fmt.Sprintf("%s/%s:%d", namespace, pod, port)), closed: make(chan struct{}),
+		session: stream, data: stream, remote: addr(fmt.Sprintf("%s/%s:%d", namespace, pod, port)),
+		closed: make(chan struct{}),
 		reason: func() error { return nil },
 	}, nil
 }
@@ -91,7 +97,8 @@ func upgradeTransport(config *rest.Config) (*http.Transport, error) {
 	transport := &http.Transport{
 		Proxy: config.Proxy, DialContext: dial, TLSClientConfig: tlsConfig, DisableCompression: true,
 		Protocols: new(http.Protocols),
-		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) { // not called where there is a proxy
+		// not called where there is a proxy
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			raw, err := dial(ctx, network, address)
 			if err != nil {
 				return nil, err
@@ -120,7 +127,8 @@ func refusal(res *http.Response) error {
 		return fmt.Errorf("%w: %w", ErrNotUpgraded, apierrors.FromObject(object))
 	}
 	if res.StatusCode >= http.StatusInternalServerError {
-		answer := apierrors.NewGenericServerResponse(res.StatusCode, http.MethodGet, schema.GroupResource{Resource: "pods/proxy"}, "", "", 0, false)
+		answer := apierrors.NewGenericServerResponse(res.StatusCode, http.MethodGet,
+			schema.GroupResource{Resource: "pods/proxy"}, "", "", 0, false)
 		return fmt.Errorf("%w: %w: %s", ErrNotUpgraded, answer, text)
 	}
 	return fmt.Errorf("%w: %s: %s", ErrNotUpgraded, res.Status, text)

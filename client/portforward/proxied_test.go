@@ -29,7 +29,8 @@ import (
 
 // upgradedEcho upgrades a request as a pod does, and says everything twice over.
 func upgradedEcho(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != "/api/v1/namespaces/sidestep/pods/manager-0:8080/proxy/connect" || r.Header.Get("Authorization") != "Bearer me" {
+	if r.URL.Path != "/api/v1/namespaces/sidestep/pods/manager-0:8080/proxy/connect" ||
+		r.Header.Get("Authorization") != "Bearer me" {
 		http.Error(w, "asked for "+r.URL.Path, http.StatusNotFound)
 		return
 	}
@@ -54,7 +55,8 @@ func overTLS(t *testing.T, handler http.HandlerFunc) *rest.Config {
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	t.Cleanup(server.CloseClientConnections)
-	return &rest.Config{Host: server.URL, BearerToken: "me", TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+	return &rest.Config{Host: server.URL, BearerToken: "me",
+		TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 }
 
 func TestAnUpgradedRequestCarriesBytesBothWays(t *testing.T) {
@@ -125,7 +127,10 @@ func TestARefusedUpgradeSaysWhy(t *testing.T) {
 		"by a proxy before a manager that does not listen": {func(w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "connection refused", http.StatusServiceUnavailable)
 		}, "connection refused", true},
-		"by a server that takes it for an ordinary request": {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "welcome") }, "200 OK: welcome", false},
+		"by a server that takes it for an ordinary request": {func(w http.ResponseWriter,
+			_ *http.Request) {
+			fmt.Fprint(w, "welcome")
+		}, "200 OK: welcome", false},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -173,7 +178,8 @@ func BenchmarkUpgrade(b *testing.B) {
 	require.NoError(b, err)
 	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(address))
 	defer server.Close()
-	conn, err := upgradeTo(b.Context(), &rest.Config{Host: server.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
+	conn, err := upgradeTo(b.Context(),
+		&rest.Config{Host: server.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
 	require.NoError(b, err)
 	defer conn.Close()
 	data := make([]byte, 64<<10)

@@ -25,16 +25,18 @@ const (
 )
 
 const (
-	frameHead   = 8             // bytes before a frame's payload
-	maxPayload  = 32<<10 - 1024 // of a frame that is written: with its head it fits into one message of a WebSocket
-	maxMessage  = 4096          // bytes of the other side's message that are kept
-	controlFlag = 0x80          // in the first byte of control frames
+	frameHead = 8 // bytes before a frame's payload
+	// of a frame that is written: with its head it fits into one message of a WebSocket
+	maxPayload  = 32<<10 - 1024
+	maxMessage  = 4096 // bytes of the other side's message that are kept
+	controlFlag = 0x80 // in the first byte of control frames
 )
 
-// session is the client's end of SPDY/3.1 with the two streams of one forwarded connection. Where a general implementation has goroutines that
-// hand frames on, the reader of the data takes them off the wire itself; and a frame leaves in one piece, for each piece is a message to the API
-// server, which passes it on by itself, as do the two behind it. Nobody but Read reads, so what the other side says on the error stream is known
-// when Read has returned an error.
+// session is the client's end of SPDY/3.1 with the two streams of one forwarded connection. Where a
+// general implementation has goroutines that hand frames on, the reader of the data takes them off
+// the wire itself; and a frame leaves in one piece, for each piece is a message to the API server,
+// which passes it on by itself, as do the two behind it. Nobody but Read reads, so what the other
+// side says on the error stream is known when Read has returned an error.
 type session struct {
 	raw     net.Conn
 	in      *bufio.Reader
@@ -51,7 +53,8 @@ type session struct {
 	said    bool   // the message is complete
 }
 
-// openSession opens both streams at once, and waits for them until a deadline. What becomes of them at once is for Read to tell.
+// openSession opens both streams at once, and waits for them until a deadline. What becomes of them
+// at once is for Read to tell.
 func openSession(raw net.Conn, port int, deadline time.Time) (*session, error) {
 	s := &session{raw: raw, in: bufio.NewReaderSize(raw, 16<<10)}
 	var err error
@@ -118,7 +121,8 @@ func (s *session) Close() error {
 	return s.send(&spdy.DataFrame{StreamId: dataStream, Flags: spdy.DataFlagFin})
 }
 
-// Read gives io.EOF when the other side has ended the stream, having waited a moment for what it has to say about that.
+// Read gives io.EOF when the other side has ended the stream, having waited a moment for what it
+// has to say about that.
 func (s *session) Read(p []byte) (int, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
@@ -192,7 +196,8 @@ func (s *session) next() error {
 	return err
 }
 
-// takeControl takes one control frame. Flow control is not among them: what implements this protocol for Kubernetes has none.
+// takeControl takes one control frame. Flow control is not among them: what implements this
+// protocol for Kubernetes has none.
 func (s *session) takeControl() error {
 	frame, err := s.control.ReadFrame()
 	if err != nil {

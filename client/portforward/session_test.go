@@ -44,7 +44,8 @@ func pair(t *testing.T) (client *wire, server net.Conn) {
 	return &wire{Conn: c}, server
 }
 
-// serve has the implementation of SPDY that the kubelet and container runtimes use at the other end.
+// serve has the implementation of SPDY that the kubelet and container runtimes use at the other
+// end.
 func serve(t *testing.T, conn net.Conn, handle spdystream.StreamHandler) *spdystream.Connection {
 	server, err := spdystream.NewConnection(conn, true)
 	require.NoError(t, err)

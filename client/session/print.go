@@ -19,13 +19,16 @@ import (
 // servicesTimeout bounds asking for services whose ports matter to what is printed.
 const servicesTimeout = 2 * time.Second
 
-// Print is what is shown about intercepts. services may be nil; those that are needed and not in it are asked for.
-func (s *Session) Print(ctx context.Context, all []*v1alpha1.Intercept, services map[client.ObjectKey]*corev1.Service) []*daemonpb.InterceptInfo {
+// Print is what is shown about intercepts. services may be nil; those that are needed and not in it
+// are asked for.
+func (s *Session) Print(ctx context.Context, all []*v1alpha1.Intercept,
+	services map[client.ObjectKey]*corev1.Service) []*daemonpb.InterceptInfo {
 	state, _ := s.Link.State()
 	several := s.severalPorts(ctx, all, services, state.Connected)
 	infos := make([]*daemonpb.InterceptInfo, len(all))
 	for i, object := range all {
-		infos[i] = intercept.Print(object, several[serviceKey(object)] || object.Status.ServicePort == 0 && object.Spec.Port != "")
+		infos[i] = intercept.Print(object, several[serviceKey(object)] ||
+			object.Status.ServicePort == 0 && object.Spec.Port != "")
 		mine := object.Spec.Client.Session == s.Client.Session
 		if mine && !state.Connected && infos[i].State == string(v1alpha1.StateActive) {
 			// The API has not heard of it yet, or its manager cannot tell it.
@@ -43,9 +46,10 @@ func serviceKey(i *v1alpha1.Intercept) client.ObjectKey {
 	return client.ObjectKey{Namespace: i.Namespace, Name: i.Status.Service}
 }
 
-// severalPorts says which services have more than one port: as of now, or as last known if the API does not answer or is not to be asked because
-// most likely it will not.
-func (s *Session) severalPorts(ctx context.Context, all []*v1alpha1.Intercept, known map[client.ObjectKey]*corev1.Service, now bool) map[client.ObjectKey]bool {
+// severalPorts says which services have more than one port: as of now, or as last known if the API
+// does not answer or is not to be asked because most likely it will not.
+func (s *Session) severalPorts(ctx context.Context, all []*v1alpha1.Intercept,
+	known map[client.ObjectKey]*corev1.Service, now bool) map[client.ObjectKey]bool {
 	several := map[client.ObjectKey]bool{}
 	ask := map[client.ObjectKey]bool{}
 	for _, i := range all {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package session binds what one session with a cluster consists of: its record on disk, its link to the manager and its intercepts.
+// Package session binds what one session with a cluster consists of: its record on disk, its link
+// to the manager and its intercepts.
 package session
 
 import (
@@ -24,19 +25,21 @@ import (
 // recordVersion grows when an older daemon could not make sense of a record.
 const recordVersion = 1
 
-// Record is what is on disk about a session, so that a new daemon can go on with it. It holds the session key, and a token if one was given as a flag.
+// Record is what is on disk about a session, so that a new daemon can go on with it. It holds the
+// session key, and a token if one was given as a flag.
 type Record struct {
-	Version          int         `json:"version"`
-	ID               string      `json:"session"`
-	Key              string      `json:"key"` // hex
-	Holder           string      `json:"holder"`
-	Access           kube.Access `json:"access"`
-	Server           string      `json:"server"`
-	Context          string      `json:"context,omitempty"`
-	Namespace        string      `json:"namespace"`
-	NamespaceChosen  bool        `json:"namespaceChosen,omitempty"` // by a flag; else it follows the kubeconfig
-	ManagerNamespace string      `json:"managerNamespace"`
-	Namespaces       []string    `json:"interceptNamespaces,omitempty"` // where there may be intercepts
+	Version   int         `json:"version"`
+	ID        string      `json:"session"`
+	Key       string      `json:"key"` // hex
+	Holder    string      `json:"holder"`
+	Access    kube.Access `json:"access"`
+	Server    string      `json:"server"`
+	Context   string      `json:"context,omitempty"`
+	Namespace string      `json:"namespace"`
+	// by a flag; else it follows the kubeconfig
+	NamespaceChosen  bool     `json:"namespaceChosen,omitempty"`
+	ManagerNamespace string   `json:"managerNamespace"`
+	Namespaces       []string `json:"interceptNamespaces,omitempty"` // where there may be intercepts
 
 	Intercepts []intercept.Known `json:"intercepts,omitempty"`
 	// Process is the one that the session was made for the length of; 0: none.
@@ -49,7 +52,8 @@ func NewRecord() (*Record, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make a session key: %w", err)
 	}
-	return &Record{Version: recordVersion, ID: uuid.NewString(), Key: hex.EncodeToString(key), Holder: holder()}, nil
+	return &Record{Version: recordVersion, ID: uuid.NewString(), Key: hex.EncodeToString(key),
+		Holder: holder()}, nil
 }
 
 // holder is user@host.
@@ -83,7 +87,8 @@ type Store struct {
 	Path string
 }
 
-// Load reads the record. Without one it returns nil; one that cannot be read is put aside, so that it is in nobody's way, and reported.
+// Load reads the record. Without one it returns nil; one that cannot be read is put aside, so that
+// it is in nobody's way, and reported.
 func (s Store) Load() (*Record, error) {
 	data, err := os.ReadFile(s.Path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -102,7 +107,8 @@ func (s Store) Load() (*Record, error) {
 	}
 	if err != nil {
 		aside := s.Path + ".broken"
-		return nil, errors.Join(fmt.Errorf("the session in %s cannot be resumed, and is kept as %s: %w", s.Path, aside, err), os.Rename(s.Path, aside))
+		return nil, errors.Join(fmt.Errorf("the session in %s cannot be resumed, and is kept as %s: %w",
+			s.Path, aside, err), os.Rename(s.Path, aside))
 	}
 	return r, nil
 }

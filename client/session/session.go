@@ -26,13 +26,15 @@ import (
 )
 
 const (
-	// syncTimeout bounds how long a connection to the manager waits for the list of intercepts, which it delivers to.
+	// syncTimeout bounds how long a connection to the manager waits for the list of intercepts,
+	// which it delivers to.
 	syncTimeout = 3 * time.Second
 	// readyTimeout bounds how long Open waits for a manager that is just starting.
 	readyTimeout = 30 * time.Second
 	// resumeTimeout bounds how long Reuse waits for a connection that is being made anew.
 	resumeTimeout = 10 * time.Second
-	// endTimeout bounds how long End tries to delete the intercepts when the cluster does not answer.
+	// endTimeout bounds how long End tries to delete the intercepts when the cluster does not
+	// answer.
 	endTimeout = 10 * time.Second
 )
 
@@ -78,7 +80,8 @@ type Options struct {
 	Wall func() time.Time
 }
 
-// Open begins a session with a cluster. It returns when the manager has been reached, and an error when it cannot be.
+// Open begins a session with a cluster. It returns when the manager has been reached, and an error
+// when it cannot be.
 func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	record, err := NewRecord()
 	if err != nil {
@@ -96,7 +99,8 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	state := s.Link.Wait(ctx, func(st link.State) bool {
-		return st.Connected || st.Err != nil && (link.IsLasting(st.Err) || reason.Of(st.Err) == reason.NoCluster)
+		return st.Connected || st.Err != nil &&
+			(link.IsLasting(st.Err) || reason.Of(st.Err) == reason.NoCluster)
 	})
 	if state.Connected {
 		s.mu.Lock()
@@ -107,7 +111,8 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	}
 	s.Close()
 	if state.Err == nil {
-		return nil, reason.New(codes.DeadlineExceeded, reason.ManagerNotReady, "the traffic manager in namespace %s does not answer", record.ManagerNamespace)
+		return nil, reason.New(codes.DeadlineExceeded, reason.ManagerNotReady,
+			"the traffic manager in namespace %s does not answer", record.ManagerNamespace)
 	}
 	return nil, state.Err
 }
@@ -132,9 +137,11 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	}
 	route := &link.Route{Source: s.Source, Namespace: record.ManagerNamespace, Forward: o.Forward}
 	s.Link = link.New(link.Config{
-		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing, Wall: o.Wall, Dead: s.Source.Drop,
+		Session: record.ID, Key: key, Holder: record.Holder, Log: o.Log, Timing: o.Timing, Wall: o.Wall,
+		Dead: s.Source.Drop,
 		Dial: func(ctx context.Context) (*link.Way, error) { return s.dial(ctx, route) },
-		Serve: func(ctx context.Context, clients clientpb.ClientsClient, further <-chan link.Line, wants <-chan uint32) {
+		Serve: func(ctx context.Context, clients clientpb.ClientsClient, further <-chan link.Line,
+			wants <-chan uint32) {
 			s.Registry.Refresh()
 			var restoring sync.WaitGroup
 			defer restoring.Wait()
@@ -146,10 +153,11 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 		Client: client, Source: s.Source, Namespaces: record.Namespaces, Known: record.Intercepts,
 		Presence: s.presence, Save: s.saveNamespaces, Wall: o.Wall, Log: o.Log,
 	})
-	s.PodPorts = podport.New(s.Registry.All, func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
-		state, _ := s.Link.State()
-		return state.ToPod(ctx, open)
-	}, o.Log)
+	s.PodPorts = podport.New(s.Registry.All,
+		func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
+			state, _ := s.Link.State()
+			return state.ToPod(ctx, open)
+		}, o.Log)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel, s.done = cancel, ctx.Done()
 	s.running.Go(func() { s.Link.Run(ctx) })
@@ -192,7 +200,8 @@ func (s *Session) keepKnown(ctx context.Context) {
 	}
 }
 
-// dial connects to the manager and meanwhile learns which intercepts there are: the manager delivers as soon as it has said hello.
+// dial connects to the manager and meanwhile learns which intercepts there are: the manager
+// delivers as soon as it has said hello.
 func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error) {
 	synced := make(chan struct{})
 	go func() {
@@ -210,7 +219,8 @@ func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error
 	return way, err
 }
 
-// adopt makes the record that of a target. The context is pinned: when the kubeconfig's current context changes, the session does not follow.
+// adopt makes the record that of a target. The context is pinned: when the kubeconfig's current
+// context changes, the session does not follow.
 func (r *Record) adopt(t Target, cluster *kube.Cluster) {
 	r.Access = t.Access
 	if cluster.Context != "" {
@@ -231,8 +241,9 @@ func (r *Record) adopt(t Target, cluster *kube.Cluster) {
 	}
 }
 
-// Reuse lets the session serve a caller who means target, if that is the session's cluster. It waits a little for a connection that is just
-// being made again, and returns an error if that fails for a reason that somebody has to see to.
+// Reuse lets the session serve a caller who means target, if that is the session's cluster. It
+// waits a little for a connection that is just being made again, and returns an error if that fails
+// for a reason that somebody has to see to.
 func (s *Session) Reuse(ctx context.Context, t Target) error {
 	cluster, err := t.Access.Load()
 	if err != nil {
@@ -262,7 +273,8 @@ func (s *Session) Reuse(ctx context.Context, t Target) error {
 	bad := func(err error) bool {
 		return err != nil && (link.IsLasting(err) || reason.Of(err) == reason.NoCluster)
 	}
-	state := s.Link.Wait(ctx, func(st link.State) bool { return st.Connected || st.Attempts > before.Attempts && bad(st.Err) })
+	state := s.Link.Wait(ctx,
+		func(st link.State) bool { return st.Connected || st.Attempts > before.Attempts && bad(st.Err) })
 	if !state.Connected && bad(state.Err) {
 		return state.Err
 	}
@@ -280,10 +292,12 @@ func (r *Record) same(t Target, cluster *kube.Cluster) error {
 		if r.Context != "" {
 			name = fmt.Sprintf("context %s (%s)", r.Context, r.Server)
 		}
-		return reason.New(codes.FailedPrecondition, reason.OtherCluster, "already connected to %s — run `sidestep quit` first", name)
+		return reason.New(codes.FailedPrecondition, reason.OtherCluster,
+			"already connected to %s — run `sidestep quit` first", name)
 	case t.ManagerNamespace != "" && t.ManagerNamespace != r.ManagerNamespace:
 		return reason.New(codes.FailedPrecondition, reason.OtherCluster,
-			"already connected to the traffic manager in namespace %s — run `sidestep quit` first", r.ManagerNamespace)
+			"already connected to the traffic manager in namespace %s — run `sidestep quit` first",
+			r.ManagerNamespace)
 	}
 	return nil
 }
@@ -327,7 +341,8 @@ func (s *Session) saveNamespaces(namespaces []string) error {
 	return s.save()
 }
 
-// save is called with mu held. A disk that cannot be written does not hinder the session, only its resumption.
+// save is called with mu held. A disk that cannot be written does not hinder the session, only its
+// resumption.
 func (s *Session) save() error {
 	err := s.store.Save(&s.record)
 	if err != nil && s.unstored == nil {
@@ -345,7 +360,8 @@ func (s *Session) Close() {
 	s.Source.Drop()
 }
 
-// End ends the session for good: its intercepts are deleted. When some cannot be, the error says so, and the session is over all the same.
+// End ends the session for good: its intercepts are deleted. When some cannot be, the error says
+// so, and the session is over all the same.
 func (s *Session) End(ctx context.Context) error {
 	leaving, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package workload knows the workloads of a cluster: which one is meant by a name, and which can be intercepted.
+// Package workload knows the workloads of a cluster: which one is meant by a name, and which can be
+// intercepted.
 package workload
 
 import (
@@ -26,7 +27,8 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// Find says which kind of workload has a name. With a kind given it only makes sure that there is one.
+// Find says which kind of workload has a name. With a kind given it only makes sure that there is
+// one.
 func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name string) (string, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -40,7 +42,8 @@ func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name stri
 	}
 	for _, object := range found {
 		if isOurs(object.GetLabels()) {
-			return "", reason.New(codes.FailedPrecondition, reason.Invalid, "%s %s cannot be intercepted: %s — choose another workload", kindOf(object), name, ours)
+			return "", reason.New(codes.FailedPrecondition, reason.Invalid,
+				"%s %s cannot be intercepted: %s — choose another workload", kindOf(object), name, ours)
 		}
 	}
 	switch found = likely(found); len(found) {
@@ -67,7 +70,10 @@ func lookUp(ctx context.Context, api client.Client, namespace, kind, name string
 	var asking sync.WaitGroup
 	for i, kind := range kinds {
 		objects[i] = newObject(kind)
-		asking.Go(func() { errs[i] = api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, objects[i]) })
+		asking.Go(func() {
+			errs[i] = api.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name},
+				objects[i])
+		})
 	}
 	asking.Wait()
 	var found []client.Object
@@ -117,8 +123,9 @@ func kindOf(object client.Object) string {
 	}
 }
 
-// isMissing says whether an error means that there is nothing of a kind for this account: the cluster does not have the kind, or a role that is older
-// than what can be intercepted does not tell of it.
+// isMissing says whether an error means that there is nothing of a kind for this account: the
+// cluster does not have the kind, or a role that is older than what can be intercepted does not
+// tell of it.
 func isMissing(kind string, err error) bool {
 	switch kind {
 	case "DaemonSet", "Pod", rollout.Kind:
@@ -127,7 +134,8 @@ func isMissing(kind string, err error) bool {
 	return false
 }
 
-// likely leaves out what is hardly meant by a name that others have too: a pod, and the Deployment that a Rollout of the same name has replaced.
+// likely leaves out what is hardly meant by a name that others have too: a pod, and the Deployment
+// that a Rollout of the same name has replaced.
 func likely(found []client.Object) []client.Object {
 	if len(found) < 2 {
 		return found
@@ -141,7 +149,8 @@ func likely(found []client.Object) []client.Object {
 			}
 		}
 	}
-	return slices.DeleteFunc(found, func(object client.Object) bool { return kindOf(object) == "Pod" || kindOf(object) == replaced })
+	return slices.DeleteFunc(found,
+		func(object client.Object) bool { return kindOf(object) == "Pod" || kindOf(object) == replaced })
 }
 
 // ambiguous says how to choose among several workloads of a name.
@@ -151,11 +160,13 @@ func ambiguous(namespace, name string, found []client.Object) error {
 		kinds = append(kinds, "a "+kindOf(object))
 		words = append(words, "--workload "+strings.ToLower(kindOf(object))+"/"+name)
 	}
-	return reason.New(codes.InvalidArgument, reason.WorkloadAmbiguous, "%q is %s in namespace %s — choose with %s",
+	return reason.New(codes.InvalidArgument, reason.WorkloadAmbiguous,
+		"%q is %s in namespace %s — choose with %s",
 		name, strings.Join(kinds, " and "), namespace, strings.Join(words, " or "))
 }
 
-// ownedPod refuses a pod that belongs to a workload which can be intercepted itself: the next revision or eviction would end it.
+// ownedPod refuses a pod that belongs to a workload which can be intercepted itself: the next
+// revision or eviction would end it.
 func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
 	owner := owningWorkload(pod)
 	if owner == nil {
@@ -167,7 +178,8 @@ func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
 			owner = cmp.Or(owningWorkload(rs), owner)
 		}
 	}
-	return reason.New(codes.FailedPrecondition, reason.Invalid, "Pod %s belongs to %s %s — run `sidestep intercept %s`", pod.Name, owner.Kind, owner.Name, owner.Name)
+	return reason.New(codes.FailedPrecondition, reason.Invalid,
+		"Pod %s belongs to %s %s — run `sidestep intercept %s`", pod.Name, owner.Kind, owner.Name, owner.Name)
 }
 
 // owningWorkload is the controller of an object if it can be intercepted itself.
@@ -180,7 +192,8 @@ func owningWorkload(object metav1.Object) *metav1.OwnerReference {
 }
 
 // notFound says so, and which names are like it.
-func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, namespace, kind, name string) error {
+func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, namespace, kind,
+	name string) error {
 	what := "workload"
 	if kind != "" {
 		what = kind
@@ -190,8 +203,10 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	switch {
 	case err != nil:
 		// Whoever may get but not list still learns that the name is wrong.
-	case len(known) == 0 && apierrors.IsNotFound(api.Get(ctx, client.ObjectKey{Name: namespace}, &corev1.Namespace{})):
-		return reason.New(codes.NotFound, reason.WorkloadNotFound, "namespace %s does not exist — choose another with --namespace", namespace)
+	case len(known) == 0 && apierrors.IsNotFound(api.Get(ctx, client.ObjectKey{Name: namespace},
+		&corev1.Namespace{})):
+		return reason.New(codes.NotFound, reason.WorkloadNotFound,
+			"namespace %s does not exist — choose another with --namespace", namespace)
 	case len(known) == 0:
 		message += " — it has none; choose another with --namespace"
 	default:
@@ -200,7 +215,8 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 			for i, s := range similar {
 				quoted[i] = fmt.Sprintf("%q", s)
 			}
-			return reason.New(codes.NotFound, reason.WorkloadNotFound, "%s — did you mean %s?", message, strings.Join(quoted, " or ")).
+			return reason.New(codes.NotFound, reason.WorkloadNotFound, "%s — did you mean %s?", message,
+				strings.Join(quoted, " or ")).
 				With("similar", strings.Join(similar, ","))
 		}
 		message += " — `sidestep list` shows what there is"
@@ -208,7 +224,8 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	return reason.New(codes.NotFound, reason.WorkloadNotFound, "%s", message)
 }
 
-// names lists the workloads of a namespace, without those that belong to another, unless they are of the kind that is looked for.
+// names lists the workloads of a namespace, without those that belong to another, unless they are
+// of the kind that is looked for.
 func names(ctx context.Context, api client.Client, namespace, kind string) ([]string, error) {
 	var found []string
 	for _, k := range v1alpha1.WorkloadKinds {

@@ -21,7 +21,8 @@ import (
 const (
 	// pageSize bounds one answer of the API server.
 	pageSize = 500
-	// fewPods are asked for one by one. Of pods, most belong to workloads and are not listed, so that only their metadata is asked for.
+	// fewPods are asked for one by one. Of pods, most belong to workloads and are not listed, so
+	// that only their metadata is asked for.
 	fewPods = 20
 )
 
@@ -47,37 +48,45 @@ type asker struct {
 // ask asks for everything at once.
 func (f *findings) ask(g *errgroup.Group, a *asker) {
 	g.Go(func() (err error) {
-		f.deployments, err = all(a, &appsv1.DeploymentList{}, func(l *appsv1.DeploymentList) []appsv1.Deployment { return l.Items })
+		f.deployments, err = all(a, &appsv1.DeploymentList{},
+			func(l *appsv1.DeploymentList) []appsv1.Deployment { return l.Items })
 		return err
 	})
 	g.Go(func() (err error) {
-		f.statefulSets, err = all(a, &appsv1.StatefulSetList{}, func(l *appsv1.StatefulSetList) []appsv1.StatefulSet { return l.Items })
+		f.statefulSets, err = all(a, &appsv1.StatefulSetList{},
+			func(l *appsv1.StatefulSetList) []appsv1.StatefulSet { return l.Items })
 		return err
 	})
 	g.Go(func() (err error) {
-		f.replicaSets, err = all(a, &appsv1.ReplicaSetList{}, func(l *appsv1.ReplicaSetList) []appsv1.ReplicaSet { return l.Items })
+		f.replicaSets, err = all(a, &appsv1.ReplicaSetList{},
+			func(l *appsv1.ReplicaSetList) []appsv1.ReplicaSet { return l.Items })
 		return err
 	})
 	g.Go(func() (err error) {
-		f.daemonSets, err = all(a, &appsv1.DaemonSetList{}, func(l *appsv1.DaemonSetList) []appsv1.DaemonSet { return l.Items })
+		f.daemonSets, err = all(a, &appsv1.DaemonSetList{},
+			func(l *appsv1.DaemonSetList) []appsv1.DaemonSet { return l.Items })
 		return present("DaemonSet", err)
 	})
 	g.Go(func() (err error) {
-		f.rollouts, err = all(a, rollout.ListOf(), func(l *unstructured.UnstructuredList) []unstructured.Unstructured { return l.Items })
+		f.rollouts, err = all(a, rollout.ListOf(),
+			func(l *unstructured.UnstructuredList) []unstructured.Unstructured { return l.Items })
 		return present(rollout.Kind, err)
 	})
 	g.Go(func() (err error) {
 		list := &metav1.PartialObjectMetadataList{}
 		list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-		f.pods, err = all(a, list, func(l *metav1.PartialObjectMetadataList) []metav1.PartialObjectMetadata { return l.Items })
+		f.pods, err = all(a, list,
+			func(l *metav1.PartialObjectMetadataList) []metav1.PartialObjectMetadata { return l.Items })
 		return present("Pod", err)
 	})
 	g.Go(func() (err error) {
-		f.services, err = all(a, &corev1.ServiceList{}, func(l *corev1.ServiceList) []corev1.Service { return l.Items })
+		f.services, err = all(a, &corev1.ServiceList{},
+			func(l *corev1.ServiceList) []corev1.Service { return l.Items })
 		return err
 	})
 	g.Go(func() (err error) {
-		f.intercepts, err = all(a, &v1alpha1.InterceptList{}, func(l *v1alpha1.InterceptList) []v1alpha1.Intercept { return l.Items })
+		f.intercepts, err = all(a, &v1alpha1.InterceptList{},
+			func(l *v1alpha1.InterceptList) []v1alpha1.Intercept { return l.Items })
 		return err
 	})
 }
@@ -95,7 +104,8 @@ func all[T any, L client.ObjectList](a *asker, page L, items func(L) []T) ([]T, 
 	empty := page.DeepCopyObject().(L)
 	var found []T
 	for next := ""; ; {
-		if err := a.api.List(a.ctx, page, client.InNamespace(a.namespace), client.Limit(pageSize), client.Continue(next)); err != nil {
+		if err := a.api.List(a.ctx, page, client.InNamespace(a.namespace), client.Limit(pageSize),
+			client.Continue(next)); err != nil {
 			return nil, err
 		}
 		found = append(found, items(page)...)
@@ -106,7 +116,8 @@ func all[T any, L client.ObjectList](a *asker, page L, items func(L) []T) ([]T, 
 	}
 }
 
-// listedPods gives the pods that are workloads by themselves: those that nobody owns, and those that are intercepted.
+// listedPods gives the pods that are workloads by themselves: those that nobody owns, and those
+// that are intercepted.
 func (f *findings) listedPods(ctx context.Context, api client.Client, namespace string) ([]corev1.Pod, error) {
 	wanted := map[client.ObjectKey]bool{}
 	for _, i := range f.intercepts {
@@ -123,11 +134,13 @@ func (f *findings) listedPods(ctx context.Context, api client.Client, namespace 
 	}
 	pods := make([]corev1.Pod, len(keys))
 	if len(keys) > fewPods {
-		every, err := all(&asker{ctx, api, namespace}, &corev1.PodList{}, func(l *corev1.PodList) []corev1.Pod { return l.Items })
+		every, err := all(&asker{ctx, api, namespace}, &corev1.PodList{},
+			func(l *corev1.PodList) []corev1.Pod { return l.Items })
 		if err != nil {
 			return nil, err
 		}
-		pods = slices.DeleteFunc(every, func(p corev1.Pod) bool { return !wanted[client.ObjectKeyFromObject(&p)] })
+		pods = slices.DeleteFunc(every,
+			func(p corev1.Pod) bool { return !wanted[client.ObjectKeyFromObject(&p)] })
 	} else {
 		g, ctx := errgroup.WithContext(ctx)
 		for i, k := range keys {

@@ -41,8 +41,9 @@ type Listing struct {
 // key of a workload.
 type key struct{ kind, namespace, name string }
 
-// List asks for the workloads of a namespace, or of all of them if it is "", in the order of their names. installation is the namespace of the
-// manager, where it is looked up what is allowed. That aside it needs no right outside of what it lists.
+// List asks for the workloads of a namespace, or of all of them if it is "", in the order of their
+// names. installation is the namespace of the manager, where it is looked up what is allowed. That
+// aside it needs no right outside of what it lists.
 func List(ctx context.Context, cluster *kube.Cluster, namespace, installation string) (*Listing, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -67,7 +68,8 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace, installation st
 	b.hostNetworkAllowed = sync.OnceValue(func() bool { return hostNetworkAllowed(ctx, api, installation) })
 	b.addAll(&f, pods)
 	slices.SortFunc(b.listing.Workloads, func(x, y Workload) int {
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Kind, y.Kind))
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name),
+			cmp.Compare(x.Kind, y.Kind))
 	})
 	return b.listing, nil
 }
@@ -81,7 +83,8 @@ type builder struct {
 	hostNetworkAllowed func() bool
 }
 
-// hostNetworkAllowed says whether the installation lets pods on their node's network be intercepted. Without an answer it does not.
+// hostNetworkAllowed says whether the installation lets pods on their node's network be
+// intercepted. Without an answer it does not.
 func hostNetworkAllowed(ctx context.Context, api client.Client, installation string) bool {
 	var allows corev1.ConfigMap
 	err := api.Get(ctx, client.ObjectKey{Namespace: installation, Name: "sidestep-ca"}, &allows)
@@ -146,7 +149,8 @@ func (b *builder) addAll(f *findings, pods []corev1.Pod) {
 	}
 }
 
-// addReplicaSet leaves out those that are another workload's business: a Deployment's, and revisions of something else that have been scaled down.
+// addReplicaSet leaves out those that are another workload's business: a Deployment's, and
+// revisions of something else that have been scaled down.
 func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 	owner := ownerKind(r)
 	superseded := owner != "" && r.Spec.Replicas != nil && *r.Spec.Replicas == 0
@@ -158,7 +162,8 @@ func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 }
 
 // obstacle is why pods of a template cannot be intercepted, and "" if they can.
-func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, hostNetworkAllowed func() bool) string {
+func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service,
+	hostNetworkAllowed func() bool) string {
 	if template == nil {
 		return "it has no pod template of its own, nor that of a Deployment or a ReplicaSet"
 	}
@@ -173,7 +178,8 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, host
 	}
 	selected := false
 	for _, s := range services {
-		if len(s.Spec.Selector) == 0 || s.Spec.Type == corev1.ServiceTypeExternalName || !labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(template.Labels)) {
+		if len(s.Spec.Selector) == 0 || s.Spec.Type == corev1.ServiceTypeExternalName ||
+			!labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(template.Labels)) {
 			continue
 		}
 		selected = true
@@ -202,19 +208,22 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service, host
 	return "no service and no container port"
 }
 
-// ours is why sidestep's own workloads cannot be intercepted: it would have to pass its own connections on to itself.
+// ours is why sidestep's own workloads cannot be intercepted: it would have to pass its own
+// connections on to itself.
 const ours = "it is a part of sidestep itself"
 
 func isOurs(labels map[string]string) bool {
 	component := labels["app.kubernetes.io/component"]
-	return labels["app.kubernetes.io/name"] == "sidestep" && (component == "manager" || component == "nodeagent")
+	return labels["app.kubernetes.io/name"] == "sidestep" &&
+		(component == "manager" || component == "nodeagent")
 }
 
 func isInterceptable(p corev1.Protocol) bool {
 	return p == "" || p == corev1.ProtocolTCP || p == corev1.ProtocolUDP
 }
 
-// SeveralPorts says whether a service has more than one port that can be intercepted, so that it matters which one is.
+// SeveralPorts says whether a service has more than one port that can be intercepted, so that it
+// matters which one is.
 func SeveralPorts(s *corev1.Service) bool {
 	n := 0
 	for _, port := range s.Spec.Ports {

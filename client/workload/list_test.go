@@ -13,6 +13,7 @@ func TestPodsOnTheNodesNetworkAreAnObstacleWhereTheyAreNotAllowed(t *testing.T) 
 	template := &corev1.PodTemplateSpec{Spec: corev1.PodSpec{
 		HostNetwork: true, Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}},
 	}}
-	assert.Equal(t, "its pods use the network of their node", obstacle(template, nil, func() bool { return false }))
+	assert.Equal(t, "its pods use the network of their node",
+		obstacle(template, nil, func() bool { return false }))
 	assert.Empty(t, obstacle(template, nil, func() bool { return true }))
 }

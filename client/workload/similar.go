@@ -30,7 +30,8 @@ func Similar(name string, known []string) []string {
 	return similar
 }
 
-// distance is the number of characters to insert, delete, replace, or exchange with their neighbour, to make b of a.
+// distance is the number of characters to insert, delete, replace, or exchange with their
+// neighbour, to make b of a.
 func distance(a, b string) int {
 	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {

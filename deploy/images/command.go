@@ -18,7 +18,8 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// Names of images are REGISTRY/sidestep/NAME:TAG, as the chart's defaults say; its value image.registry is the registry.
+// Names of images are REGISTRY/sidestep/NAME:TAG, as the chart's defaults say; its value
+// image.registry is the registry.
 const (
 	repository      = "sidestep"
 	defaultRegistry = "docker.io"
@@ -45,7 +46,8 @@ func newCommand(stdout io.Writer) *cobra.Command {
 	flags.StringVar(&opts.bin, "bin", "bin", "directory with the programs, statically linked")
 	flags.StringVar(&opts.out, "out", "", "directory for the tarballs, one per image")
 	flags.StringVar(&opts.tag, "tag", version.Version, "tag of all images")
-	flags.StringVar(&opts.push, "push", "", "registry to push to, as sidestep/NAME, such as registry.example:5000")
+	flags.StringVar(&opts.push, "push", "",
+		"registry to push to, as sidestep/NAME, such as registry.example:5000")
 	flags.BoolVar(&opts.apps, "apps", false, "also the sample workloads")
 	command.MarkFlagsOneRequired("out", "push")
 	return command

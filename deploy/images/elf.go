@@ -15,8 +15,8 @@ var architectures = map[elf.Machine]string{
 	elf.EM_AARCH64: "arm64",
 }
 
-// staticArchitecture returns the GOARCH of a program, and an error when the program could not run in an image that holds
-// nothing else.
+// staticArchitecture returns the GOARCH of a program, and an error when the program could not run
+// in an image that holds nothing else.
 func staticArchitecture(path string) (string, error) {
 	program, err := elf.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -33,7 +33,8 @@ func staticArchitecture(path string) (string, error) {
 	}
 	architecture, known := architectures[program.Machine]
 	if !known {
-		return "", fmt.Errorf("%s is built for %s, for which there are no images", filepath.Base(path), program.Machine)
+		return "", fmt.Errorf("%s is built for %s, for which there are no images", filepath.Base(path),
+			program.Machine)
 	}
 	return architecture, nil
 }

@@ -47,9 +47,11 @@ func images(t *testing.T, args ...string) (string, error) {
 
 func TestTarballsHoldTheImagesThatTheChartNames(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "new", "images")
-	printed, err := images(t, "--bin", bin(t, "sidestep-manager", "sidestep-nodeagent", "apps"), "--out", out, "--tag", "v9", "--apps")
+	printed, err := images(t, "--bin", bin(t, "sidestep-manager", "sidestep-nodeagent", "apps"),
+		"--out", out, "--tag", "v9", "--apps")
 	require.NoError(t, err)
-	for program, user := range map[string]string{"manager": "65532:65532", "nodeagent": "0:0", "apps": "65532:65532"} {
+	for program, user := range map[string]string{"manager": "65532:65532", "nodeagent": "0:0",
+		"apps": "65532:65532"} {
 		reference := "docker.io/sidestep/" + program + ":v9"
 		assert.Contains(t, printed, reference)
 		tag, err := name.NewTag(reference)
@@ -72,7 +74,8 @@ func TestImagesArePushedToWhereTheChartLooksForThem(t *testing.T) {
 	server := httptest.NewServer(registry.New())
 	defer server.Close()
 	address := strings.TrimPrefix(server.URL, "http://")
-	_, err := images(t, "--bin", bin(t, "sidestep-manager", "sidestep-nodeagent"), "--push", address, "--tag", "v9")
+	_, err := images(t, "--bin", bin(t, "sidestep-manager", "sidestep-nodeagent"), "--push", address,
+		"--tag", "v9")
 	require.NoError(t, err)
 	for _, program := range []string{"manager", "nodeagent"} {
 		reference, err := name.ParseReference(address + "/sidestep/" + program + ":v9")

@@ -32,7 +32,8 @@ func naive(s *v1alpha1.HTTPMatch, path string, lines [][2]string) bool {
 			value := strings.Trim(l[1], " \t")
 			switch {
 			case !strings.EqualFold(l[0], h.Name):
-			case h.Value != nil && value == strings.Trim(*h.Value, " \t\r\n"), h.Regex != nil && whole(*h.Regex, value):
+			case h.Value != nil && value == strings.Trim(*h.Value, " \t\r\n"), h.Regex != nil &&
+				whole(*h.Regex, value):
 				met = true
 			}
 		}
@@ -52,7 +53,8 @@ func naive(s *v1alpha1.HTTPMatch, path string, lines [][2]string) bool {
 	}
 }
 
-// fuzzedSpec makes a rule of a text: a condition a line, "name=value", "name~regex", "=path", "^prefix" or "~regex" of the path.
+// fuzzedSpec makes a rule of a text: a condition a line, "name=value", "name~regex", "=path",
+// "^prefix" or "~regex" of the path.
 func fuzzedSpec(text string) *v1alpha1.HTTPMatch {
 	s := &v1alpha1.HTTPMatch{}
 	for line := range strings.SplitSeq(text, "\n") {
@@ -83,8 +85,8 @@ func fuzzedRequest(text string) *request {
 	return get(lines[0], lines[1:]...)
 }
 
-// FuzzMatch holds matching against a naive reference and against what net/http makes of the same request, and what is said about overlaps against
-// requests that two rules match.
+// FuzzMatch holds matching against a naive reference and against what net/http makes of the same
+// request, and what is said about overlaps against requests that two rules match.
 func FuzzMatch(f *testing.F) {
 	for _, seed := range [][3]string{
 		{"x-user=me", "X-User=me\n^/api", "/api/x\nx-user: me"},
@@ -125,19 +127,23 @@ func FuzzMatch(f *testing.F) {
 			assert.Equal(t, naive(specs[i], head.path, head.lines), r.Match(head), "%s matches %q", r, sent)
 			travelled, err := match.FromProto(r.Proto())
 			assert.NoError(t, err)
-			assert.Equal(t, r.Match(head), travelled.Match(head), "%s matches %q after it has travelled", r, sent)
+			assert.Equal(t, r.Match(head), travelled.Match(head),
+				"%s matches %q after it has travelled", r, sent)
 		}
 		overlapsAsItMust(t, specs, rules, head)
 		matchesAsNetHTTPReads(t, specs[0], rules[0], head)
 	})
 }
 
-// overlapsAsItMust checks what can be checked about overlaps with one request: rules with the same headers, or with headers on one side
-// alone, overlap when one path fulfils both.
+// overlapsAsItMust checks what can be checked about overlaps with one request: rules with the same
+// headers, or with headers on one side alone, overlap when one path fulfils both.
 func overlapsAsItMust(t *testing.T, specs []*v1alpha1.HTTPMatch, rules []match.Rule, head *request) {
-	comparable := len(specs[0].Headers) == 0 || len(specs[1].Headers) == 0 || slices.EqualFunc(specs[0].Headers, specs[1].Headers, func(a, b v1alpha1.HeaderMatch) bool {
-		return strings.EqualFold(a.Name, b.Name) && (a.Value != nil && b.Value != nil && *a.Value == *b.Value || a.Regex != nil && b.Regex != nil && *a.Regex == *b.Regex)
-	})
+	comparable := len(specs[0].Headers) == 0 || len(specs[1].Headers) == 0 ||
+		slices.EqualFunc(specs[0].Headers, specs[1].Headers, func(a, b v1alpha1.HeaderMatch) bool {
+			return strings.EqualFold(a.Name, b.Name) &&
+				(a.Value != nil && b.Value != nil && *a.Value == *b.Value || a.Regex != nil &&
+					b.Regex != nil && *a.Regex == *b.Regex)
+		})
 	if comparable && rules[0].Match(head) && rules[1].Match(head) {
 		assert.True(t, rules[0].Overlaps(rules[1]), "%s and %s both match %+v", rules[0], rules[1], head)
 	}

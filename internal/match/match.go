@@ -9,11 +9,12 @@ import (
 
 // Head is a request's head, as the one who parsed it offers it.
 type Head interface {
-	// Path is the path of the request target as it was sent, without the query. Of a target in absolute form ("http://host/p?q",
-	// RFC 9112 §3.2.2) it is the path part ("/p"; "/" when there is none), of "*" it is "*", of a target in authority form it is empty.
+	// Path is the path of the request target as it was sent, without the query. Of a target in
+	// absolute form ("http://host/p?q", RFC 9112 §3.2.2) it is the path part ("/p"; "/" when there
+	// is none), of "*" it is "*", of a target in authority form it is empty.
 	Path() []byte
-	// Values calls yield with the value of each line of a field until yield returns false. The name is in lower case. yield must
-	// not keep the value.
+	// Values calls yield with the value of each line of a field until yield returns false. The name
+	// is in lower case. yield must not keep the value.
 	Values(name string, yield func(value []byte) bool)
 }
 
@@ -35,8 +36,9 @@ func (r Rule) Match(head Head) bool {
 	return true
 }
 
-// scan looks for one condition among the lines of a field. Scans are pooled together with their bound method, because a closure
-// that is passed through an interface would be allocated for each request.
+// scan looks for one condition among the lines of a field. Scans are pooled together with their
+// bound method, because a closure that is passed through an interface would be allocated for each
+// request.
 type scan struct {
 	header *header
 	found  bool

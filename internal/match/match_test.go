@@ -79,7 +79,8 @@ func TestMatch(t *testing.T) {
 		},
 		"an exact value is compared byte for byte": {
 			headers: []v1alpha1.HeaderMatch{value("x-user", "me")},
-			no:      []*request{get("/", "x-user: Me"), get("/", "x-user: me too"), get("/", "x-user: m"), get("/", "x-user:")},
+			no: []*request{get("/", "x-user: Me"), get("/", "x-user: me too"),
+				get("/", "x-user: m"), get("/", "x-user:")},
 		},
 		"whitespace around a value does not count": {
 			headers: []v1alpha1.HeaderMatch{value("x-user", "me and you")},
@@ -97,8 +98,9 @@ func TestMatch(t *testing.T) {
 		},
 		"any line of a header that comes several times matches": {
 			headers: []v1alpha1.HeaderMatch{value("x-user", "me")},
-			yes:     []*request{get("/", "x-user: you", "x-other: 1", "X-User: me"), get("/", "x-user: me", "x-user: you")},
-			no:      []*request{get("/", "x-user: you", "x-user: they")},
+			yes: []*request{get("/", "x-user: you", "x-other: 1", "X-User: me"),
+				get("/", "x-user: me", "x-user: you")},
+			no: []*request{get("/", "x-user: you", "x-user: they")},
 		},
 		"an empty value matches an empty header, not an absent one": {
 			headers: []v1alpha1.HeaderMatch{value("x-user", "")},
@@ -215,21 +217,25 @@ func TestRulesThatCannotWorkAreRefusedWithAReason(t *testing.T) {
 		spec *v1alpha1.HTTPMatch
 		want []string
 	}{
-		"a broken regex":          {spec(nil, value("x-a", "1"), regex("x-b", "a(b")), []string{"http.headers[1]", "x-b", `"a(b"`, "missing closing )"}},
-		"a regex out of balance":  {spec(nil, regex("x-b", "a)|(b")), []string{`"a)|(b"`, "unexpected )"}},
-		"a lone asterisk":         {spec(nil, regex("x-b", "*")), []string{`"*"`, `put \ before`}},
-		"what RE2 does not have":  {spec(nil, regex("x-b", "(?=a)")), []string{`"(?=a)"`, "RE2"}},
-		"a name with a space":     {spec(nil, value("x b", "1")), []string{`"x b"`, "not a header name"}},
-		"an empty name":           {spec(nil, value("", "1")), []string{"not a header name"}},
-		"a value with a newline":  {spec(nil, value("x-b", "1\n2")), []string{"x-b", "control characters"}},
-		"neither value nor regex": {spec(nil, v1alpha1.HeaderMatch{Name: "x-b"}), []string{"x-b", "either a value or a regex"}},
-		"both value and regex":    {spec(nil, v1alpha1.HeaderMatch{Name: "x-b", Value: new("1"), Regex: new("1")}), []string{"x-b", "not both"}},
-		"a path of no kind":       {spec(&v1alpha1.PathMatch{}), []string{"http.path", "exactly one"}},
-		"a path of two kinds":     {spec(&v1alpha1.PathMatch{Equal: new("/"), Prefix: new("/")}), []string{"exactly one"}},
-		"a path without a slash":  {spec(prefix("api")), []string{`prefix "api"`, "start it with /"}},
-		"an empty path prefix":    {spec(prefix("")), []string{"start it with /"}},
-		"a path with a query":     {spec(equal("/a?b=c")), []string{`equal "/a?b=c"`, "without its query"}},
-		"a broken path regex":     {spec(pathRegex("/[")), []string{"http.path", `"/["`, "missing closing ]"}},
+		"a broken regex": {spec(nil, value("x-a", "1"), regex("x-b", "a(b")),
+			[]string{"http.headers[1]", "x-b", `"a(b"`, "missing closing )"}},
+		"a regex out of balance": {spec(nil, regex("x-b", "a)|(b")), []string{`"a)|(b"`, "unexpected )"}},
+		"a lone asterisk":        {spec(nil, regex("x-b", "*")), []string{`"*"`, `put \ before`}},
+		"what RE2 does not have": {spec(nil, regex("x-b", "(?=a)")), []string{`"(?=a)"`, "RE2"}},
+		"a name with a space":    {spec(nil, value("x b", "1")), []string{`"x b"`, "not a header name"}},
+		"an empty name":          {spec(nil, value("", "1")), []string{"not a header name"}},
+		"a value with a newline": {spec(nil, value("x-b", "1\n2")), []string{"x-b", "control characters"}},
+		"neither value nor regex": {spec(nil, v1alpha1.HeaderMatch{Name: "x-b"}),
+			[]string{"x-b", "either a value or a regex"}},
+		"both value and regex": {spec(nil,
+			v1alpha1.HeaderMatch{Name: "x-b", Value: new("1"), Regex: new("1")}), []string{"x-b", "not both"}},
+		"a path of no kind": {spec(&v1alpha1.PathMatch{}), []string{"http.path", "exactly one"}},
+		"a path of two kinds": {spec(&v1alpha1.PathMatch{Equal: new("/"), Prefix: new("/")}),
+			[]string{"exactly one"}},
+		"a path without a slash": {spec(prefix("api")), []string{`prefix "api"`, "start it with /"}},
+		"an empty path prefix":   {spec(prefix("")), []string{"start it with /"}},
+		"a path with a query":    {spec(equal("/a?b=c")), []string{`equal "/a?b=c"`, "without its query"}},
+		"a broken path regex":    {spec(pathRegex("/[")), []string{"http.path", `"/["`, "missing closing ]"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

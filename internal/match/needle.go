@@ -8,10 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// Needle is what the head of every request that a rule matches holds, for those who search bytes before anybody parses them. Finding it
-// does not mean that the request matches.
+// Needle is what the head of every request that a rule matches holds, for those who search bytes
+// before anybody parses them. Finding it does not mean that the request matches.
 type Needle struct {
-	// Header is the name, in lower case, of a field that is there in a line of its own. Empty: see Path.
+	// Header is the name, in lower case, of a field that is there in a line of its own. Empty: see
+	// Path.
 	Header string
 	// Value is what the field's value, without the whitespace around it, begins with.
 	Value string
@@ -55,7 +56,8 @@ func (n Needle) rarer(other Needle) bool {
 
 func (h *header) needle() (prefix string, whole bool) {
 	prefix, whole = certainPrefix(h.text)
-	// Values are compared without whitespace around them, so what begins or ends with it is left to the one who parses.
+	// Values are compared without whitespace around them, so what begins or ends with it is left to
+	// the one who parses.
 	if trimmed := strings.TrimRight(prefix, " \t"); trimmed != prefix {
 		return trimmed, false
 	}
@@ -65,7 +67,8 @@ func (h *header) needle() (prefix string, whole bool) {
 	return prefix, whole
 }
 
-// certainPrefix is what every whole match of an expression begins with, byte for byte, and whether there is no more to it.
+// certainPrefix is what every whole match of an expression begins with, byte for byte, and whether
+// there is no more to it.
 func certainPrefix(expr string) (string, bool) {
 	tree, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {

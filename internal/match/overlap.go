@@ -8,14 +8,16 @@ import (
 	"strings"
 )
 
-// Overlaps reports whether one of the rules would take the other's requests, so that both cannot be held at once:
-// the header conditions of one are all implied by those of the other, and some path fulfils both.
+// Overlaps reports whether one of the rules would take the other's requests, so that both cannot be
+// held at once: the header conditions of one are all implied by those of the other, and some path
+// fulfils both.
 //
-// The same condition implies itself, and an exact value implies each regex that it matches. Rules that want different values of one
-// header therefore never overlap, and neither do rules with conditions on different headers: a request that fulfils both
-// would have to be made for two developers on purpose. Regexes that are written differently count as different
-// values, as personal intercepts by regex do ("alice.*", "bob.*"); whether two expressions have a common match is not computed.
-// A rule without conditions overlaps with every rule.
+// The same condition implies itself, and an exact value implies each regex that it matches. Rules
+// that want different values of one header therefore never overlap, and neither do rules with
+// conditions on different headers: a request that fulfils both would have to be made for two
+// developers on purpose. Regexes that are written differently count as different values, as
+// personal intercepts by regex do ("alice.*", "bob.*"); whether two expressions have a common match
+// is not computed. A rule without conditions overlaps with every rule.
 func (r Rule) Overlaps(other Rule) bool {
 	if !r.path.overlaps(other.path) {
 		return false
@@ -46,7 +48,8 @@ func (h *header) impliedBy(given header) bool {
 	return h.text == given.text
 }
 
-// overlaps is exact, except that two regexes, or a regex and a prefix, are told apart by what they literally begin with only.
+// overlaps is exact, except that two regexes, or a regex and a prefix, are told apart by what they
+// literally begin with only.
 func (p path) overlaps(q path) bool {
 	if p.kind > q.kind { // so that p is the simpler one
 		p, q = q, p
@@ -79,7 +82,8 @@ func (p path) overlaps(q path) bool {
 // compatible reports whether some text begins with both.
 func compatible(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }
 
-// literalPrefix is what every match of an anchored expression begins with, and whether that is all there is.
+// literalPrefix is what every match of an anchored expression begins with, and whether that is all
+// there is.
 func literalPrefix(expr string) (string, bool) {
 	re, err := regexp.Compile(strings.TrimPrefix(expr, "^"))
 	if err != nil { // "^*" is an expression, "*" is not

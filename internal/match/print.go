@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Conditions are the lines printed under "HTTP requests that match all of:"; none when every request matches.
+// Conditions are the lines printed under "HTTP requests that match all of:"; none when every
+// request matches.
 func (r Rule) Conditions() []string {
 	var lines []string
 	for _, h := range r.headers {
@@ -24,8 +25,8 @@ func (r Rule) Conditions() []string {
 	return lines
 }
 
-// operator prints exact values as regular expressions too, the layout that people and their scripts know, as long as the expression
-// means the same.
+// operator prints exact values as regular expressions too, the layout that people and their scripts
+// know, as long as the expression means the same.
 func (h *header) operator() string {
 	if h.regex == nil && strings.ContainsAny(h.text, metacharacters) {
 		return "== " + quote(h.text)
@@ -52,7 +53,8 @@ func (r Rule) CurlHeaders() []string {
 	return lines
 }
 
-// quote leaves backslashes alone, so that an expression can be read as it was written, unless something in it would break the line.
+// quote leaves backslashes alone, so that an expression can be read as it was written, unless
+// something in it would break the line.
 func quote(s string) string {
 	for _, c := range s {
 		if c == '"' || !strconv.IsPrint(c) {

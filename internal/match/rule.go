@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package match decides whether an HTTP request belongs to an intercept, and whether two intercepts would take each other's requests.
+// Package match decides whether an HTTP request belongs to an intercept, and whether two intercepts
+// would take each other's requests.
 //
-// A rule is a list of conditions that must all hold: on header fields, by exact value or by regular expression, and on the path.
-// Field names are compared without regard to case (RFC 9110 §5.1); values byte for byte, without the optional whitespace around them
-// (RFC 9110 §5.5). A field that a request carries several times matches by any of its lines; a line is never split at commas. The path is
-// compared as it was sent, without its query: nothing is percent-decoded and no dot segments are removed, since what the app makes of
-// them is not known here.
+// A rule is a list of conditions that must all hold: on header fields, by exact value or by regular
+// expression, and on the path. Field names are compared without regard to case (RFC 9110 §5.1);
+// values byte for byte, without the optional whitespace around them (RFC 9110 §5.5). A field that a
+// request carries several times matches by any of its lines; a line is never split at commas. The
+// path is compared as it was sent, without its query: nothing is percent-decoded and no dot
+// segments are removed, since what the app makes of them is not known here.
 package match
 
 import (
@@ -23,16 +25,19 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// AutoHeader carries an intercept's own identity, "<session uuid>:<intercept name>"; libraries that propagate it exist.
+// AutoHeader carries an intercept's own identity, "<session uuid>:<intercept name>"; libraries that
+// propagate it exist.
 const AutoHeader = "x-telepresence-intercept-id"
 
-// Rule says which requests an intercept takes. It is immutable and safe for concurrent use. The zero Rule matches every request.
+// Rule says which requests an intercept takes. It is immutable and safe for concurrent use. The
+// zero Rule matches every request.
 type Rule struct {
 	headers []header
 	path    path
 }
 
-// header is one condition on a header field: exactly text, or a whole match of regex when that is set.
+// header is one condition on a header field: exactly text, or a whole match of regex when that is
+// set.
 type header struct {
 	name  string // lower case
 	text  string // the value, or the expression as it was written
@@ -54,7 +59,8 @@ type path struct {
 	regex *regexp.Regexp
 }
 
-// FromSpec compiles the rule of an Intercept; nil is the rule that matches every request. Its errors name the field and the expression.
+// FromSpec compiles the rule of an Intercept; nil is the rule that matches every request. Its
+// errors name the field and the expression.
 func FromSpec(spec *v1alpha1.HTTPMatch) (Rule, error) {
 	var rule Rule
 	if spec == nil {
@@ -136,7 +142,8 @@ func (r Rule) all() bool { return len(r.headers) == 0 && r.path.kind == pathAny 
 
 func newHeader(name string, value, regex *string) (header, error) {
 	if !httpguts.ValidHeaderFieldName(name) {
-		return header{}, fmt.Errorf("%q is not a header name: use letters, digits and hyphens, as in x-user", name)
+		return header{}, fmt.Errorf(
+			"%q is not a header name: use letters, digits and hyphens, as in x-user", name)
 	}
 	h := header{name: strings.ToLower(name)}
 	switch {
@@ -145,7 +152,8 @@ func newHeader(name string, value, regex *string) (header, error) {
 	case value != nil:
 		h.text = textproto.TrimString(*value)
 		if !httpguts.ValidHeaderFieldValue(h.text) {
-			return header{}, fmt.Errorf("header %s: %q cannot be the value of a header: it holds control characters", name, h.text)
+			return header{}, fmt.Errorf(
+				"header %s: %q cannot be the value of a header: it holds control characters", name, h.text)
 		}
 		return h, nil
 	}
@@ -184,7 +192,8 @@ func newPath(equal, prefix, regex *string) (path, error) {
 	return path{kind: pathRegex, text: *regex, regex: re}, nil
 }
 
-// checkPath refuses what could never match, rather than have someone wait for requests that do not come.
+// checkPath refuses what could never match, rather than have someone wait for requests that do not
+// come.
 func checkPath(field, text string) error {
 	switch {
 	case !strings.HasPrefix(text, "/"):

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// Find opens the network namespace with that inode number, if a process below proc, which is like /proc, is in it, or if it is mounted
-// where the first process sees it; else it gives nil.
+// Find opens the network namespace with that inode number, if a process below proc, which is like
+// /proc, is in it, or if it is mounted where the first process sees it; else it gives nil.
 func Find(proc string, inode uint64) (*Namespace, error) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
@@ -50,7 +50,8 @@ func findMounted(proc string, inode uint64) (*Namespace, error) {
 	return nil, nil
 }
 
-// openIf opens a namespace if it is the one. Processes end at any time, and not all may be looked at: then it is another one.
+// openIf opens a namespace if it is the one. Processes end at any time, and not all may be looked
+// at: then it is another one.
 func openIf(path string, inode uint64) *Namespace {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -32,7 +32,8 @@ func IDOf(info fs.FileInfo) (ID, error) {
 	return ID{Dev: uint64(st.Dev), Inode: st.Ino}, nil
 }
 
-// Namespace is an open network namespace. Holding it open, or any socket in it, keeps it alive after its pod is gone.
+// Namespace is an open network namespace. Holding it open, or any socket in it, keeps it alive
+// after its pod is gone.
 type Namespace struct {
 	id         ID
 	file, home *os.File
@@ -81,8 +82,8 @@ func control(file *os.File, fn func(fd int) error) error {
 // Close lets go of the namespace. Sockets that were opened in it stay open.
 func (n *Namespace) Close() error { return errors.Join(n.file.Close(), n.home.Close()) }
 
-// Do runs fn in the namespace. fn must not start goroutines, which would run outside. It panics if the thread cannot come back,
-// for nothing that the goroutine does would be where it should be.
+// Do runs fn in the namespace. fn must not start goroutines, which would run outside. It panics if
+// the thread cannot come back, for nothing that the goroutine does would be where it should be.
 func (n *Namespace) Do(fn func() error) error {
 	return control(n.home, func(home int) error {
 		return control(n.file, func(there int) error { return n.visit(home, there, fn) })

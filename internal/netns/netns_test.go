@@ -66,7 +66,8 @@ func TestCloseDuringAVisitDoesNotStrandTheVisitor(t *testing.T) {
 func TestHolds(t *testing.T) {
 	node := testnet.NewNode(t)
 	pod, other := node.NewPod(t), node.NewPod(t)
-	for ip, want := range map[string]bool{pod.IP4.String(): true, pod.IP6.String(): true, other.IP4.String(): false} {
+	for ip, want := range map[string]bool{pod.IP4.String(): true, pod.IP6.String(): true,
+		other.IP4.String(): false} {
 		holds, err := pod.Holds([]netip.Addr{netip.MustParseAddr(ip)})
 		require.NoError(t, err)
 		assert.Equal(t, want, holds, ip)

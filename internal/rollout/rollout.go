@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rollout reads Rollouts of Argo Rollouts, which take the place of Deployments: their pods belong to ReplicaSets, and those to them. Neither
-// their types nor their controller are needed for it.
+// Package rollout reads Rollouts of Argo Rollouts, which take the place of Deployments: their pods
+// belong to ReplicaSets, and those to them. Neither their types nor their controller are needed for
+// it.
 package rollout
 
 import (
@@ -26,7 +27,8 @@ var GroupVersion = schema.GroupVersion{Group: "argoproj.io", Version: "v1alpha1"
 // Rollout is what matters of one.
 type Rollout struct {
 	metav1.ObjectMeta
-	// Template is nil where the pods are those of another workload, FromKind FromName, in the same namespace.
+	// Template is nil where the pods are those of another workload, FromKind FromName, in the same
+	// namespace.
 	Template           *corev1.PodTemplateSpec
 	FromKind, FromName string
 	// Broken is why the template cannot be read.
@@ -36,7 +38,8 @@ type Rollout struct {
 // From reads the object as it is in the API.
 func From(u *unstructured.Unstructured) *Rollout {
 	r := &Rollout{ObjectMeta: metav1.ObjectMeta{
-		Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration(),
+		Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID(),
+		ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration(),
 		Labels: u.GetLabels(), OwnerReferences: u.GetOwnerReferences(),
 	}}
 	r.FromKind, _, _ = unstructured.NestedString(u.Object, "spec", "workloadRef", "kind")

@@ -18,8 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cgroup makes control groups for the pod, as a kubelet does on a node with the unified hierarchy, and lets the node's /proc show
-// the pod's process there. It gives the directory of the container's group.
+// Cgroup makes control groups for the pod, as a kubelet does on a node with the unified hierarchy,
+// and lets the node's /proc show the pod's process there. It gives the directory of the container's
+// group.
 func (p *Pod) Cgroup(t testing.TB) string {
 	t.Helper()
 	top := filepath.Join(cgroupRoot(t), fmt.Sprintf("sidestep-test-%d-%d", os.Getpid(), p.Inode()))
@@ -42,18 +43,22 @@ func (p *Pod) Cgroup(t testing.TB) string {
 // SetCgroup lets the node's /proc show the pod's process in other control groups.
 func (p *Pod) SetCgroup(t testing.TB, text string) {
 	t.Helper()
-	require.NoError(t, os.WriteFile(filepath.Join(p.node.proc, fmt.Sprint(1000+p.number), "cgroup"), []byte(text), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(p.node.proc, fmt.Sprint(1000+p.number), "cgroup"),
+		[]byte(text), 0o644))
 }
 
 // Inhabit lets the node's /proc show a process of another pod in this one's network namespace.
 func (p *Pod) Inhabit(t testing.TB, uid string) {
 	t.Helper()
-	own, dir := filepath.Join(p.node.proc, fmt.Sprint(1000+p.number)), filepath.Join(p.node.proc, fmt.Sprint(5000+p.number))
+	own, dir := filepath.Join(p.node.proc, fmt.Sprint(1000+p.number)),
+		filepath.Join(p.node.proc, fmt.Sprint(5000+p.number))
 	require.NoError(t, os.CopyFS(dir, os.DirFS(own)))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup"), []byte("1:name=systemd:/kubepods/pod"+uid+"/app\n0::"+unified(t)+"\n"), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup"),
+		[]byte("1:name=systemd:/kubepods/pod"+uid+"/app\n0::"+unified(t)+"\n"), 0o644))
 }
 
-// Start starts a program in the pod's namespace and, unless it is empty, a control group. It is killed with the test.
+// Start starts a program in the pod's namespace and, unless it is empty, a control group. It is
+// killed with the test.
 func (p *Pod) Start(t testing.TB, cgroup string, cmd *exec.Cmd) {
 	t.Helper()
 	if cmd.SysProcAttr == nil {
@@ -74,8 +79,9 @@ func (p *Pod) Start(t testing.TB, cgroup string, cmd *exec.Cmd) {
 	})
 }
 
-// Secede moves this process to a control group of its own, so that nothing that others attach to the one it is in concerns it. It is to be
-// called by TestMain. leave moves the process back, and removes the group.
+// Secede moves this process to a control group of its own, so that nothing that others attach to
+// the one it is in concerns it. It is to be called by TestMain. leave moves the process back, and
+// removes the group.
 func Secede() (leave func(), err error) {
 	root, err := findCgroupRoot()
 	if err != nil {

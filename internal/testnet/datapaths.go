@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Datapaths names the ways of steering that this kernel must be capable of, by its version alone: what it lacks all the same is to make
-// tests fail.
+// Datapaths names the ways of steering that this kernel must be capable of, by its version alone:
+// what it lacks all the same is to make tests fail.
 func Datapaths(t testing.TB) []string {
 	t.Helper()
 	all := []string{"sk_lookup", "clsact"}

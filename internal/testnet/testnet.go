@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package testnet makes nodes and pods out of network namespaces, for tests that need a real kernel.
+// Package testnet makes nodes and pods out of network namespaces, for tests that need a real
+// kernel.
 package testnet
 
 import (
@@ -54,7 +55,8 @@ func NewNode(t testing.TB) *Node {
 	return n
 }
 
-// Proc is a directory that looks like the node's /proc, as far as it takes to find the namespaces of pods.
+// Proc is a directory that looks like the node's /proc, as far as it takes to find the namespaces
+// of pods.
 func (n *Node) Proc() string { return n.proc }
 
 // Pod is a network namespace with an IPv4 and an IPv6 address that are reachable from its node.
@@ -101,12 +103,14 @@ func (n *Node) NewPod(t testing.TB) *Pod {
 	for ip, ns := range map[string]*netns.Namespace{
 		p.IP6.String(): p.Namespace, fmt.Sprintf("fd00:%x::1", p.number): n.Namespace,
 	} {
-		require.Eventually(t, func() bool { return local(ns, ip) }, 10*time.Second, time.Millisecond, "%s is not in use", ip)
+		require.Eventually(t, func() bool { return local(ns, ip) }, 10*time.Second, time.Millisecond,
+			"%s is not in use", ip)
 	}
 	return p
 }
 
-// local says whether an address is in use, which happens to those of IPv6 a moment after both ends of a veth are up.
+// local says whether an address is in use, which happens to those of IPv6 a moment after both ends
+// of a veth are up.
 func local(ns *netns.Namespace, ip string) bool {
 	var routes []netlink.Route
 	err := ns.Do(func() (err error) {
@@ -124,9 +128,11 @@ func (p *Pod) run(pid string) {
 	p.t.Helper()
 	dir := filepath.Join(p.node.proc, pid)
 	require.NoError(p.t, os.MkdirAll(filepath.Join(dir, "ns"), 0o755))
-	// As on a node with both versions of control groups: the unified hierarchy (the line of 0) does not follow the pods.
+	// As on a node with both versions of control groups: the unified hierarchy (the line of 0) does
+	// not follow the pods.
 	own := unified(p.t)
-	require.NoError(p.t, os.WriteFile(filepath.Join(dir, "cgroup"), []byte("1:name=systemd:/"+p.slices()+"\n0::"+own+"\n"), 0o644))
+	require.NoError(p.t, os.WriteFile(filepath.Join(dir, "cgroup"),
+		[]byte("1:name=systemd:/"+p.slices()+"\n0::"+own+"\n"), 0o644))
 	stat := pid + " (app) S" + strings.Repeat(" 0", 18) + " 4711 0\n"
 	require.NoError(p.t, os.WriteFile(filepath.Join(dir, "stat"), []byte(stat), 0o644))
 	require.NoError(p.t, p.Control(func(fd int) error {
@@ -136,11 +142,13 @@ func (p *Pod) run(pid string) {
 
 // slices is the path of the groups that a kubelet with systemd's driver makes.
 func (p *Pod) slices() string {
-	return "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(p.UID, "-", "_") +
+	return "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" +
+		strings.ReplaceAll(p.UID, "-", "_") +
 		".slice/cri-containerd-0123456789abcdef.scope"
 }
 
-// Delete ends the pod: its process is gone, then its devices, and its namespace if nobody else holds it.
+// Delete ends the pod: its process is gone, then its devices, and its namespace if nobody else
+// holds it.
 func (p *Pod) Delete() {
 	_ = os.RemoveAll(filepath.Join(p.node.proc, fmt.Sprint(1000+p.number)))
 	_ = p.node.Do(func() error {

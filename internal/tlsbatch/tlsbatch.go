@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tlsbatch is TLS that sends what is written at once as one piece. crypto/tls cuts it into records of 16 KiB and writes each by itself; each
-// would pass through the kernel, and wake whoever reads, by itself.
+// Package tlsbatch is TLS that sends what is written at once as one piece. crypto/tls cuts it into
+// records of 16 KiB and writes each by itself; each would pass through the kernel, and wake whoever
+// reads, by itself.
 package tlsbatch
 
 import (
@@ -40,7 +41,8 @@ type batching struct {
 	credentials.TransportCredentials
 }
 
-func (c batching) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (c batching) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn,
+	credentials.AuthInfo, error) {
 	b := &batch{Conn: raw}
 	sealed, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, b)
 	if err != nil {
@@ -91,8 +93,9 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// batch is a connection that can be told to keep what is written until there is all of it. TLS writes to it one at a time, but may do so for a
-// reason of its own between hold and flush: order is kept.
+// batch is a connection that can be told to keep what is written until there is all of it. TLS
+// writes to it one at a time, but may do so for a reason of its own between hold and flush: order
+// is kept.
 type batch struct {
 	net.Conn
 

@@ -47,7 +47,8 @@ func pair(t testing.TB) (client, server net.Conn, raw *counting) {
 		if err != nil {
 			return
 		}
-		sealed, _, err := tlsbatch.Credentials(&tls.Config{Certificates: []tls.Certificate{cert}}).ServerHandshake(conn)
+		sealed, _, err := tlsbatch.Credentials(
+			&tls.Config{Certificates: []tls.Certificate{cert}}).ServerHandshake(conn)
 		if err == nil {
 			accepted <- sealed
 		}
@@ -55,7 +56,8 @@ func pair(t testing.TB) (client, server net.Conn, raw *counting) {
 	tcp, err := net.Dial("tcp", listener.Addr().String())
 	require.NoError(t, err)
 	raw = &counting{Conn: tcp}
-	client, err = tlsbatch.Client(t.Context(), raw, &tls.Config{RootCAs: roots, ServerName: "server", NextProtos: []string{"h2"}})
+	client, err = tlsbatch.Client(t.Context(), raw,
+		&tls.Config{RootCAs: roots, ServerName: "server", NextProtos: []string{"h2"}})
 	require.NoError(t, err)
 	server = <-accepted
 	require.NotNil(t, server)
@@ -66,7 +68,8 @@ func pair(t testing.TB) (client, server net.Conn, raw *counting) {
 func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"server"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"server"},
+		NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
 	parsed, err := x509.ParseCertificate(der)

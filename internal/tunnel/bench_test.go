@@ -25,8 +25,14 @@ func throughManager(over transport) route {
 func plainRelay(b *testing.B) (client, app *net.TCPConn) {
 	client, in := tcpPair(b)
 	out, app := tcpPair(b)
-	go func() { _, _ = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{in}, make([]byte, 64<<10)) }()
-	go func() { _, _ = io.CopyBuffer(struct{ io.Writer }{in}, struct{ io.Reader }{out}, make([]byte, 64<<10)) }()
+	go func() {
+		_, _ = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{in},
+			make([]byte, 64<<10))
+	}()
+	go func() {
+		_, _ = io.CopyBuffer(struct{ io.Writer }{in}, struct{ io.Reader }{out},
+			make([]byte, 64<<10))
+	}()
 	return client, app
 }
 

@@ -15,8 +15,9 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
-// Frame is tunnelpb.Frame with its data in the transport's own buffers. Whoever holds a Frame owns a reference to its data and gives it
-// back with Free: the receiver of a frame, and its sender after SendMsg, whether that failed or not, since gRPC takes references of its own.
+// Frame is tunnelpb.Frame with its data in the transport's own buffers. Whoever holds a Frame owns
+// a reference to its data and gives it back with Free: the receiver of a frame, and its sender
+// after SendMsg, whether that failed or not, since gRPC takes references of its own.
 type Frame struct {
 	Kind tunnelpb.Frame_Kind
 	Data mem.BufferSlice
@@ -28,7 +29,8 @@ func (f *Frame) Free() {
 	f.Data = nil
 }
 
-// Codec encodes *Frame without copying its data, on the wire the same as tunnelpb.Frame, and every other message as protobuf.
+// Codec encodes *Frame without copying its data, on the wire the same as tunnelpb.Frame, and every
+// other message as protobuf.
 type Codec struct{}
 
 var _ encoding.CodecV2 = Codec{}
@@ -190,7 +192,8 @@ func (c *cursor) skip(field, wireType uint64) error {
 	return err
 }
 
-// skipGroup passes a group, which only a peer with a stranger schema than ours would send: it may cost a copy, but one only.
+// skipGroup passes a group, which only a peer with a stranger schema than ours would send: it may
+// cost a copy, but one only.
 func (c *cursor) skipGroup(field, wireType uint64) error {
 	if len(c.rest) > 1 {
 		joined := c.rest.Materialize()[c.off:]

@@ -96,8 +96,8 @@ func TestAFrameOfManyGroupsIsSkippedQuickly(t *testing.T) {
 	})
 }
 
-// FuzzFrame holds the codec against protobuf's own: the same bytes decode to the same frame or fail in both, however they are scattered, and no buffer
-// is lost or freed twice.
+// FuzzFrame holds the codec against protobuf's own: the same bytes decode to the same frame or fail
+// in both, however they are scattered, and no buffer is lost or freed twice.
 func FuzzFrame(f *testing.F) {
 	for _, seed := range frameSeeds() {
 		f.Add(seed, 1)
@@ -148,16 +148,25 @@ func frameSeeds() [][]byte {
 		valid(&tunnelpb.Frame{Kind: -1}),
 		{0x12, 0x02, 'a', 'b', 0x12, 0x01, 'c', 0x08, 0x03, 0x08, 0x04}, // the last of several values counts
 		{0x12, 0x05, 'a'}, // cut off
-		{0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01},                  // a length of 2^64-1
-		{0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02},                  // a varint of 65 bits
-		{0x88, 0x80, 0x80, 0x80, 0x00, 0x02},                                                // a tag longer than it has to be
-		{0x00, 0x00},                                                                        // field 0
-		{0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0x00},                  // a field number that is too large
-		{0x0a, 0x01, 'x', 0x10, 0x05},                                                       // the known fields with each other's wire types
-		{0x18, 0x01, 0x21, 1, 2, 3, 4, 5, 6, 7, 8, 0x2d, 1, 2, 3, 4, 0x32, 0x01, 'u', 0x08}, // unknown fields, then nothing
-		{0x1b, 0x08, 0x01, 0x23, 0x24, 0x1c, 0x08, 0x03},                                    // groups
-		{0x1b, 0x08, 0x01},                                                                  // a group without an end
-		{0x1c},                                                                              // an end without a group
-		{0x0e, 0x0f},                                                                        // wire types that do not exist
+		// a length of 2^64-1
+		{0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01},
+		// a varint of 65 bits
+		{0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02},
+		// a tag longer than it has to be
+		{0x88, 0x80, 0x80, 0x80, 0x00, 0x02},
+		{0x00, 0x00}, // field 0
+		// a field number that is too large
+		{0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0x00},
+		// the known fields with each other's wire types
+		{0x0a, 0x01, 'x', 0x10, 0x05},
+		// unknown fields, then nothing
+		{0x18, 0x01, 0x21, 1, 2, 3, 4, 5, 6, 7, 8, 0x2d, 1, 2, 3, 4, 0x32, 0x01, 'u', 0x08},
+		{0x1b, 0x08, 0x01, 0x23, 0x24, 0x1c, 0x08, 0x03}, // groups
+		// a group without an end
+		{0x1b, 0x08, 0x01},
+		// an end without a group
+		{0x1c},
+		// wire types that do not exist
+		{0x0e, 0x0f},
 	}
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tunnel carries TCP connections over gRPC streams, one stream a connection: opening with an answer, raw bytes, half-close, reset and
-// back-pressure. Data is never copied between the socket's buffer and the transport.
+// Package tunnel carries TCP connections over gRPC streams, one stream a connection: opening with
+// an answer, raw bytes, half-close, reset and back-pressure. Data is never copied between the
+// socket's buffer and the transport.
 //
-// The two ends of a tunnel are Conns, both over streams that gRPC clients made: Open makes the node agent's and Accept the laptop's. In between, the manager joins two server-side
-// streams with RecvOpen, SendOpen and Relay. Copy joins a Conn with a TCP connection.
+// The two ends of a tunnel are Conns, both over streams that gRPC clients made: Open makes the node
+// agent's and Accept the laptop's. In between, the manager joins two server-side streams with
+// RecvOpen, SendOpen and Relay. Copy joins a Conn with a TCP connection.
 package tunnel
 
 import (
@@ -34,7 +36,8 @@ type Stream interface {
 	Context() context.Context
 }
 
-// ResetError says that a tunnel was reset, or that what carried it broke. It is a syscall.ECONNRESET to errors.Is.
+// ResetError says that a tunnel was reset, or that what carried it broke. It is a
+// syscall.ECONNRESET to errors.Is.
 type ResetError struct {
 	Reason string
 }
@@ -87,11 +90,13 @@ var (
 // Option changes how a Conn is made.
 type Option func(*Conn)
 
-// OnClose gives the function that cancels the stream's context. It is called when the stream has ended, or has to. Without it a Conn
-// that is reset or closed early lives on until its peer ends it, and so does a Write that the peer holds back.
+// OnClose gives the function that cancels the stream's context. It is called when the stream has
+// ended, or has to. Without it a Conn that is reset or closed early lives on until its peer ends
+// it, and so does a Write that the peer holds back.
 func OnClose(cancel context.CancelFunc) Option { return func(c *Conn) { c.cancel = cancel } }
 
-// Open starts a tunnel: it sends OPEN and waits for nothing. Data may be written at once; whether it arrives is what Opened tells.
+// Open starts a tunnel: it sends OPEN and waits for nothing. Data may be written at once; whether
+// it arrives is what Opened tells.
 func Open(s Stream, open *tunnelpb.Open, options ...Option) (*Conn, error) {
 	c := newConn(s, options)
 	c.local, c.remote = address(open.GetRemoteAddr()), address(open.GetLocalAddr())
@@ -131,7 +136,8 @@ func newConn(s Stream, options []Option) *Conn {
 	return c
 }
 
-// pump takes frames off the stream until it ends. One frame waits in the channel; behind it gRPC's flow control holds the peer back.
+// pump takes frames off the stream until it ends. One frame waits in the channel; behind it gRPC's
+// flow control holds the peer back.
 func (c *Conn) pump() {
 	defer close(c.ended)
 	defer c.cancel()
@@ -173,7 +179,8 @@ func (c *Conn) pump() {
 	}
 }
 
-// streamEnded is told how the stream ended. After FIN in both directions the handler of its server returns, which is the good end.
+// streamEnded is told how the stream ended. After FIN in both directions the handler of its server
+// returns, which is the good end.
 func (c *Conn) streamEnded(err error) {
 	switch {
 	case c.finReceived.Load() && c.finSent.Load():
@@ -207,7 +214,8 @@ func (c *Conn) deliver(f Frame) {
 	}
 }
 
-// dropFrame takes away a frame that waits for a reader who will not come, and reports whether it was data.
+// dropFrame takes away a frame that waits for a reader who will not come, and reports whether it
+// was data.
 func (c *Conn) dropFrame() (data bool) {
 	select {
 	case f := <-c.frames:

@@ -14,10 +14,12 @@ import (
 // drainPatience is how long what arrived before one side broke may take to be passed to the other.
 const drainPatience = time.Second
 
-// Copy joins a TCP connection and a tunnel in both directions: half-close, reset and back-pressure pass from one to the other. It returns, with
-// both closed, when both directions have ended; the counts are in bytes, and the error is that of the side that broke first.
+// Copy joins a TCP connection and a tunnel in both directions: half-close, reset and back-pressure
+// pass from one to the other. It returns, with both closed, when both directions have ended; the
+// counts are in bytes, and the error is that of the side that broke first.
 func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
-	j := &joint{tcp: tcp, t: t, upOver: make(chan struct{}), downOver: make(chan struct{}), over: make(chan struct{})}
+	j := &joint{tcp: tcp, t: t, upOver: make(chan struct{}), downOver: make(chan struct{}),
+		over: make(chan struct{})}
 	var both, watch sync.WaitGroup
 	both.Go(func() { toTunnel = j.up() })
 	both.Go(func() { fromTunnel = j.down() })
@@ -37,12 +39,13 @@ func Copy(tcp *net.TCPConn, t *Conn) (toTunnel, fromTunnel int64, err error) {
 type joint struct {
 	tcp      *net.TCPConn
 	t        *Conn
-	upOver   chan struct{}         // up has ended
-	downOver chan struct{}         // down has
-	over     chan struct{}         // both have
-	cut      atomic.Pointer[error] // a write's error which a read takes for the end, since the kernel tells of a reset once
-	once     sync.Once
-	err      error // set before either side is reset
+	upOver   chan struct{} // up has ended
+	downOver chan struct{} // down has
+	over     chan struct{} // both have
+	// a write's error which a read takes for the end, since the kernel tells of a reset once
+	cut  atomic.Pointer[error]
+	once sync.Once
+	err  error // set before either side is reset
 }
 
 // breaks remembers the first error.
@@ -63,7 +66,8 @@ func (j *joint) up() int64 {
 		j.breaks(readErr)
 		j.t.Reset(readErr.Error())
 	case writeErr != nil:
-		// The tunnel is gone. Down passes on what had arrived before, and knows why, unless it has ended or is held up.
+		// The tunnel is gone. Down passes on what had arrived before, and knows why, unless it has
+		// ended or is held up.
 		select {
 		case <-j.downOver:
 		case <-time.After(drainPatience):
@@ -86,7 +90,8 @@ func (j *joint) down() int64 {
 		j.breaks(readErr)
 		abort(j.tcp)
 	case writeErr != nil:
-		// The TCP connection is gone. Up passes on what had arrived before, such as a server's answer to a request that it would not read.
+		// The TCP connection is gone. Up passes on what had arrived before, such as a server's
+		// answer to a request that it would not read.
 		if !errors.Is(writeErr, syscall.EPIPE) { // which says that the peer had ended in order, before
 			j.cut.Store(&writeErr)
 		}
@@ -101,7 +106,8 @@ func (j *joint) down() int64 {
 	return n
 }
 
-// watch resets the TCP connection when the tunnel is gone and the peer does not take what has arrived, which no write would tell.
+// watch resets the TCP connection when the tunnel is gone and the peer does not take what has
+// arrived, which no write would tell.
 func (j *joint) watch() {
 	select {
 	case <-j.t.broken:

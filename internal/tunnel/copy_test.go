@@ -30,8 +30,14 @@ func reset(t *testing.T, c *net.TCPConn) {
 func TestATCPResetPassesThroughTheTunnel(t *testing.T) {
 	eachTransport(t, func(t *testing.T, m *manager) {
 		tests := map[string]func(client, app *net.TCPConn) (from, to *net.TCPConn){
-			"from the client to the app": func(client, app *net.TCPConn) (*net.TCPConn, *net.TCPConn) { return client, app },
-			"from the app to the client": func(client, app *net.TCPConn) (*net.TCPConn, *net.TCPConn) { return app, client },
+			"from the client to the app": func(client, app *net.TCPConn) (*net.TCPConn,
+				*net.TCPConn) {
+				return client, app
+			},
+			"from the app to the client": func(client, app *net.TCPConn) (*net.TCPConn,
+				*net.TCPConn) {
+				return app, client
+			},
 		}
 		for name, ends := range tests {
 			t.Run(name, func(t *testing.T) {
@@ -51,7 +57,8 @@ func TestATCPResetPassesThroughTheTunnel(t *testing.T) {
 	})
 }
 
-// A server may answer early and go, with the rest of the request unread: what it said must be readable.
+// A server may answer early and go, with the rest of the request unread: what it said must be
+// readable.
 func TestAResponseAheadOfAResetIsDelivered(t *testing.T) {
 	m := newManager(t, overTLS)
 	for range 20 {
@@ -72,7 +79,8 @@ func TestAResponseAheadOfAResetIsDelivered(t *testing.T) {
 	}
 }
 
-// The same at the other end: the server's reset is seen by who writes the request before its response was read.
+// The same at the other end: the server's reset is seen by who writes the request before its
+// response was read.
 func TestAResponseAheadOfTheServersResetIsDelivered(t *testing.T) {
 	m := newManager(t, overTLS)
 	request := make([]byte, 64<<10)
@@ -153,10 +161,22 @@ func TestWaitingForTheAnswerEnds(t *testing.T) {
 		end  func(m *manager, near *tunnel.Conn, cancel context.CancelFunc)
 		want error
 	}{
-		"when the caller gives up":      {func(_ *manager, _ *tunnel.Conn, cancel context.CancelFunc) { cancel() }, context.Canceled},
-		"when the connection is reset":  {func(_ *manager, near *tunnel.Conn, _ context.CancelFunc) { near.Reset("test") }, syscall.ECONNRESET},
-		"when the connection is closed": {func(_ *manager, near *tunnel.Conn, _ context.CancelFunc) { _ = near.Close() }, net.ErrClosed},
-		"when the manager dies":         {func(m *manager, _ *tunnel.Conn, _ context.CancelFunc) { go m.server.Stop() }, syscall.ECONNRESET},
+		"when the caller gives up": {func(_ *manager, _ *tunnel.Conn,
+			cancel context.CancelFunc) {
+			cancel()
+		}, context.Canceled},
+		"when the connection is reset": {func(_ *manager, near *tunnel.Conn,
+			_ context.CancelFunc) {
+			near.Reset("test")
+		}, syscall.ECONNRESET},
+		"when the connection is closed": {func(_ *manager, near *tunnel.Conn,
+			_ context.CancelFunc) {
+			_ = near.Close()
+		}, net.ErrClosed},
+		"when the manager dies": {func(m *manager, _ *tunnel.Conn,
+			_ context.CancelFunc) {
+			go m.server.Stop()
+		}, syscall.ECONNRESET},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -15,7 +15,8 @@ const MaxDatagram = math.MaxUint16
 // datagramHead is the length that precedes each datagram in a tunnel.
 const datagramHead = 2
 
-// WriteDatagram sends one datagram. scratch is used and returned, so that the next call needs no new memory.
+// WriteDatagram sends one datagram. scratch is used and returned, so that the next call needs no
+// new memory.
 func WriteDatagram(w io.Writer, datagram, scratch []byte) ([]byte, error) {
 	if len(datagram) > MaxDatagram {
 		return scratch, fmt.Errorf("a datagram of %d bytes is longer than any may be", len(datagram))
@@ -26,8 +27,8 @@ func WriteDatagram(w io.Writer, datagram, scratch []byte) ([]byte, error) {
 	return scratch, err
 }
 
-// ReadDatagram receives one datagram into buffer, which it replaces if it is too short. io.EOF means that there are no more; one that is cut off is
-// io.ErrUnexpectedEOF.
+// ReadDatagram receives one datagram into buffer, which it replaces if it is too short. io.EOF
+// means that there are no more; one that is cut off is io.ErrUnexpectedEOF.
 func ReadDatagram(r io.Reader, buffer []byte) ([]byte, error) {
 	var head [datagramHead]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

@@ -28,7 +28,8 @@ func (d *deadline) passed() <-chan struct{} {
 	return d.past
 }
 
-// set moves the deadline; the zero time means never. Those who wait already see an earlier deadline, and keep the old one if it is lifted.
+// set moves the deadline; the zero time means never. Those who wait already see an earlier
+// deadline, and keep the old one if it is lifted.
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,7 +10,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
-// How long the end of a connection may take before its stream is cancelled, which the peer sees as a reset without a reason.
+// How long the end of a connection may take before its stream is cancelled, which the peer sees as
+// a reset without a reason.
 const (
 	// writePatience is how long a Write that the peer holds back may go on after Close or Reset.
 	writePatience = 100 * time.Millisecond
@@ -64,8 +65,9 @@ func (c *Conn) sendReset(reason string) {
 	<-c.ended
 }
 
-// Close ends the tunnel as close(2) does a connection: FIN if none was sent, behind all that was written; nobody reads any more, and data that
-// was not read or still comes resets it. It does not wait.
+// Close ends the tunnel as close(2) does a connection: FIN if none was sent, behind all that was
+// written; nobody reads any more, and data that was not read or still comes resets it. It does not
+// wait.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

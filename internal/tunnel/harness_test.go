@@ -28,8 +28,9 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// manager is a gRPC server that joins each stream of a node agent with one that a laptop has parked, over a transport of the test's choice. The node
-// agent and the laptop have a connection each.
+// manager is a gRPC server that joins each stream of a node agent with one that a laptop has
+// parked, over a transport of the test's choice. The node agent and the laptop have a connection
+// each.
 type manager struct {
 	server        *grpc.Server
 	agent, laptop *grpc.ClientConn
@@ -50,7 +51,10 @@ func overMemory(testing.TB) (net.Listener, []grpc.ServerOption, func() []grpc.Di
 	return l, nil, func() []grpc.DialOption {
 		return []grpc.DialOption{
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn,
+				error) {
+				return l.DialContext(ctx)
+			}),
 		}
 	}
 }
@@ -59,16 +63,19 @@ func overTLS(t testing.TB) (net.Listener, []grpc.ServerOption, func() []grpc.Dia
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	cert, roots := certificate(t)
-	server := tlsbatch.Credentials(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
+	server := tlsbatch.Credentials(&tls.Config{Certificates: []tls.Certificate{cert},
+		MinVersion: tls.VersionTLS13})
 	return l, []grpc.ServerOption{grpc.Creds(server)}, func() []grpc.DialOption {
-		return []grpc.DialOption{grpc.WithTransportCredentials(tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: "manager"}))}
+		return []grpc.DialOption{grpc.WithTransportCredentials(
+			tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: "manager"}))}
 	}
 }
 
 func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"manager"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"manager"},
+		NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
 	parsed, err := x509.ParseCertificate(der)
@@ -78,7 +85,8 @@ func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
 }
 
-// newManager starts a manager and checks, when the test is over, that no goroutine of a tunnel is left.
+// newManager starts a manager and checks, when the test is over, that no goroutine of a tunnel is
+// left.
 func newManager(t testing.TB, over transport) *manager {
 	return newManagerWithPool(t, over, mem.DefaultBufferPool())
 }
@@ -92,7 +100,8 @@ func newManagerWithPool(t testing.TB, over transport, pool mem.BufferPool, optio
 	m.server = grpc.NewServer(append(tunnel.ServerOptions(), credentials...)...)
 	go func() { _ = m.server.Serve(listener) }()
 	connect := func() *grpc.ClientConn {
-		cc, err := grpc.NewClient("passthrough:"+listener.Addr().String(), append(append(tunnel.DialOptions(), dial()...), experimental.WithBufferPool(pool))...)
+		cc, err := grpc.NewClient("passthrough:"+listener.Addr().String(),
+			append(append(tunnel.DialOptions(), dial()...), experimental.WithBufferPool(pool))...)
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = cc.Close() })
 		return cc
@@ -250,5 +259,6 @@ func noGoroutines(t testing.TB) {
 			return
 		}
 	}
-	t.Errorf("%d goroutines of tunnels are left:\n%s", len(left), strings.Join(left[:min(3, len(left))], "\n\n"))
+	t.Errorf("%d goroutines of tunnels are left:\n%s", len(left),
+		strings.Join(left[:min(3, len(left))], "\n\n"))
 }

@@ -10,8 +10,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Flow-control windows in bytes. A stream's window bounds the speed of one connection (4 MiB over 80 ms of round trip are 50 MB/s) and what a
-// reader that has stopped can make its peer buffer.
+// Flow-control windows in bytes. A stream's window bounds the speed of one connection (4 MiB over
+// 80 ms of round trip are 50 MB/s) and what a reader that has stopped can make its peer buffer.
 const (
 	streamWindow     = 4 << 20
 	connectionWindow = 32 << 20
@@ -30,13 +30,15 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.ReadBufferSize(transportBuffer),
 		grpc.WriteBufferSize(transportBuffer),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second,
+			PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
 	}
 }
 
-// DialOptions make a gRPC client that carries tunnels. It notices within fifteen seconds that the other side is gone, since grpc-go
-// does not let clients ping more often than every ten; while data is on its way, within five, through TCP_USER_TIMEOUT.
+// DialOptions make a gRPC client that carries tunnels. It notices within fifteen seconds that the
+// other side is gone, since grpc-go does not let clients ping more often than every ten; while data
+// is on its way, within five, through TCP_USER_TIMEOUT.
 func DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(Codec{}), grpc.MaxCallRecvMsgSize(maxMessage)),
@@ -45,6 +47,7 @@ func DialOptions() []grpc.DialOption {
 		grpc.WithReadBufferSize(transportBuffer),
 		grpc.WithWriteBufferSize(transportBuffer),
 		grpc.WithDisableRetry(),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 5 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 5 * time.Second,
+			Timeout: 5 * time.Second, PermitWithoutStream: true}),
 	}
 }

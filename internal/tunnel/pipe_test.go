@@ -17,7 +17,8 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// pipeStream is one end of a stream in memory that encodes with the codec and treats buffers as gRPC is documented to, and lets none go.
+// pipeStream is one end of a stream in memory that encodes with the codec and treats buffers as
+// gRPC is documented to, and lets none go.
 type pipeStream struct {
 	ctx     context.Context // ends with the client's cancel
 	out, in chan mem.BufferSlice
@@ -129,7 +130,8 @@ func pipedPair(t testing.TB, options ...tunnel.Option) (near, far *tunnel.Conn) 
 			_ = tunnel.Relay(fromAgent, toLaptop)
 		}
 	}()
-	near, err := tunnel.Open(pipeClient{agent}, &tunnelpb.Open{}, append(options, tunnel.OnClose(cancelAgent))...)
+	near, err := tunnel.Open(pipeClient{agent}, &tunnelpb.Open{},
+		append(options, tunnel.OnClose(cancelAgent))...)
 	require.NoError(t, err)
 	_, far, err = tunnel.Accept(pipeClient{laptop}, append(options, tunnel.OnClose(cancelLaptop))...)
 	require.NoError(t, err)

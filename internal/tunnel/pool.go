@@ -11,11 +11,13 @@ import (
 // chunkSize bounds the data of one frame, and is what a TCP connection is read by.
 const chunkSize = 64 << 10
 
-// smallData is what is copied into a buffer of its own size. Flow control counts bytes, not buffers: if each byte of a slow client kept
-// a whole chunk while the peer holds it back, its window would stand for gigabytes.
+// smallData is what is copied into a buffer of its own size. Flow control counts bytes, not
+// buffers: if each byte of a slow client kept a whole chunk while the peer holds it back, its
+// window would stand for gigabytes.
 const smallData = chunkSize / 4
 
-// chunkPool holds buffers of chunkSize. For those gRPC's own pool would give out a megabyte each, and zero it every time.
+// chunkPool holds buffers of chunkSize. For those gRPC's own pool would give out a megabyte each,
+// and zero it every time.
 type chunkPool struct{ pool sync.Pool }
 
 func newChunkPool() *chunkPool {

@@ -15,8 +15,8 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// countingPool knows what it has given out. What comes back is overwritten, so that who still uses it finds other bytes than expected, and a buffer
-// that comes back twice is noticed.
+// countingPool knows what it has given out. What comes back is overwritten, so that who still uses
+// it finds other bytes than expected, and a buffer that comes back twice is noticed.
 type countingPool struct {
 	t testing.TB
 
@@ -113,7 +113,8 @@ func TestEveryBufferComesBackOnceAndIsNotUsedAfterwards(t *testing.T) {
 	assert.Positive(t, rest.returned)
 }
 
-// gRPC leaves what was queued for a stream that it has cancelled to the garbage collector; so this is about the tunnel's ends alone.
+// gRPC leaves what was queued for a stream that it has cancelled to the garbage collector; so this
+// is about the tunnel's ends alone.
 func TestBuffersOfResetTunnelsComeBack(t *testing.T) {
 	chunks, rest := newCountingPool(t), newCountingPool(t)
 	for i := range 60 {
@@ -161,7 +162,8 @@ func TestFewBytesDoNotKeepAChunk(t *testing.T) {
 	for _, size := range []int{1, 1000, 10_000} {
 		chunk := chunks.Get(tunnel.ChunkSize)
 		(*chunk)[size-1] = 7
-		for _, b := range []mem.Buffer{tunnel.CopyOf(chunks, rest, (*chunk)[:size]), tunnel.Filled(chunks, rest, chunk, size)} {
+		for _, b := range []mem.Buffer{tunnel.CopyOf(chunks, rest, (*chunk)[:size]),
+			tunnel.Filled(chunks, rest, chunk, size)} {
 			assert.Equal(t, size, b.Len())
 			assert.EqualValues(t, 7, b.ReadOnlyData()[size-1])
 			_, bytes := rest.outstanding()

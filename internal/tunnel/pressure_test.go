@@ -19,7 +19,8 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// stall writes until nothing moves any more, and returns how much went, and the channel that gets the blocked Write's error.
+// stall writes until nothing moves any more, and returns how much went, and the channel that gets
+// the blocked Write's error.
 func stall(t *testing.T, w io.Writer) (int64, <-chan error) {
 	t.Helper()
 	var total atomic.Int64
@@ -49,7 +50,8 @@ func TestAReaderThatStopsMakesTheWriterStop(t *testing.T) {
 	eachTransport(t, func(t *testing.T, m *manager) {
 		near, far := m.pair(t)
 		sent, ended := stall(t, near)
-		// One window on each of the two ways to the laptop, and what the relay and the ends have in hand.
+		// One window on each of the two ways to the laptop, and what the relay and the ends have in
+		// hand.
 		assert.LessOrEqual(t, sent, int64(2*tunnel.StreamWindow+1<<20))
 		go func() { _, _ = io.CopyN(io.Discard, far, 2*sent) }()
 		select {
@@ -93,12 +95,23 @@ func TestAWriteThatIsHeldBackEnds(t *testing.T) {
 		end  func(near, far *tunnel.Conn)
 		want error
 	}{
-		"when its connection is reset":      {func(near, _ *tunnel.Conn) { near.Reset("test") }, syscall.ECONNRESET},
-		"when its connection is closed":     {func(near, _ *tunnel.Conn) { _ = near.Close() }, syscall.ECONNRESET},
-		"when the peer resets":              {func(_, far *tunnel.Conn) { far.Reset("test") }, syscall.ECONNRESET},
-		"when the peer closes":              {func(_, far *tunnel.Conn) { _ = far.Close() }, syscall.ECONNRESET},
-		"when the deadline passes":          {func(near, _ *tunnel.Conn) { _ = near.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)) }, os.ErrDeadlineExceeded},
-		"when the deadline has passed":      {func(near, _ *tunnel.Conn) { _ = near.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
+		"when its connection is reset": {func(near, _ *tunnel.Conn) { near.Reset("test") },
+			syscall.ECONNRESET},
+		"when its connection is closed": {func(near, _ *tunnel.Conn) { _ = near.Close() },
+			syscall.ECONNRESET},
+		"when the peer resets": {func(_, far *tunnel.Conn) { far.Reset("test") },
+			syscall.ECONNRESET},
+		"when the peer closes": {func(_, far *tunnel.Conn) { _ = far.Close() },
+			syscall.ECONNRESET},
+		"when the deadline passes": {func(near,
+			_ *tunnel.Conn) {
+			_ = near.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+		},
+			os.ErrDeadlineExceeded},
+		"when the deadline has passed": {func(near,
+			_ *tunnel.Conn) {
+			_ = near.SetDeadline(time.Now())
+		}, os.ErrDeadlineExceeded},
 		"when the connection's client dies": {nil, syscall.ECONNRESET},
 		"when the manager dies":             {nil, syscall.ECONNRESET},
 	}

@@ -15,7 +15,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
-// Read gives io.EOF after the peer's FIN and a *ResetError after a reset. What arrived before a reset of the peer's is read first.
+// Read gives io.EOF after the peer's FIN and a *ResetError after a reset. What arrived before a
+// reset of the peer's is read first.
 func (c *Conn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()

@@ -13,7 +13,8 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// readInto waits until a TCP connection can be read before it takes a chunk, so that thousands of idle connections cost none.
+// readInto waits until a TCP connection can be read before it takes a chunk, so that thousands of
+// idle connections cost none.
 func readInto(r io.Reader, chunks mem.BufferPool) readFunc {
 	tcp, ok := r.(*net.TCPConn)
 	if !ok {
@@ -43,7 +44,8 @@ func readInto(r io.Reader, chunks mem.BufferPool) readFunc {
 		case waitErr != nil:
 			return chunk, 0, waitErr
 		case err != nil:
-			return chunk, 0, &net.OpError{Op: "read", Net: "tcp", Source: tcp.LocalAddr(), Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("read", err)}
+			return chunk, 0, &net.OpError{Op: "read", Net: "tcp", Source: tcp.LocalAddr(),
+				Addr: tcp.RemoteAddr(), Err: os.NewSyscallError("read", err)}
 		case n == 0:
 			return chunk, 0, io.EOF
 		}

@@ -51,13 +51,16 @@ func sendMessage(s Stream, kind tunnelpb.Frame_Kind, m proto.Message) error {
 	return s.SendMsg(&Frame{Kind: kind, Data: mem.BufferSlice{mem.SliceBuffer(body)}})
 }
 
-// relayPatience is how long a stream may take the news that the other one is gone. If it holds them back, the end of its RPC says it.
+// relayPatience is how long a stream may take the news that the other one is gone. If it holds them
+// back, the end of its RPC says it.
 const relayPatience = 500 * time.Millisecond
 
-// Relay passes frames between two server-side streams as they are. It returns nil when both directions have ended with FIN, and otherwise an error
-// as soon as either stream ends or sends RESET; the other one has got RESET then, if it takes anything. Both streams' RPC handlers must return
-// after it, with that error: that is what ends the streams, and with them the goroutines that may still use them. What was passed on before
-// is still delivered, ahead of the end of the RPC.
+// Relay passes frames between two server-side streams as they are. It returns nil when both
+// directions have ended with FIN, and otherwise an error as soon as either stream ends or sends
+// RESET; the other one has got RESET then, if it takes anything. Both streams' RPC handlers must
+// return after it, with that error: that is what ends the streams, and with them the goroutines
+// that may still use them. What was passed on before is still delivered, ahead of the end of the
+// RPC.
 func Relay(a, b Stream) error {
 	r := &relay{fins: make(chan struct{}, 2), ends: make(chan error, 2)}
 	go r.forward(a, b, &r.aToB, &r.bToA)
@@ -71,12 +74,14 @@ func Relay(a, b Stream) error {
 				return nil
 			}
 		case err := <-r.ends:
-			// When the receiving stream of a direction breaks, the other direction finds that out as well, and tells the sender.
+			// When the receiving stream of a direction breaks, the other direction finds that out
+			// as well, and tells the sender.
 			if ends++; ends == 2 || !errors.Is(err, errSend) {
 				return err
 			}
 			patience = time.After(relayPatience)
-		// Usually the direction that receives from there tells; but it may be held back by the other stream.
+		// Usually the direction that receives from there tells; but it may be held back by the
+		// other stream.
 		case <-aGone:
 			aGone, patience = nil, time.After(relayPatience)
 		case <-bGone:
@@ -98,7 +103,8 @@ type relay struct {
 	aToB, bToA atomic.Bool   // FIN was passed on
 }
 
-// forward passes one direction's frames, until the stream ends or sends RESET: that may also come after FIN.
+// forward passes one direction's frames, until the stream ends or sends RESET: that may also come
+// after FIN.
 func (r *relay) forward(from, to Stream, fin, otherFin *atomic.Bool) {
 	for {
 		var f Frame

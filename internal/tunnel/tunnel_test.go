@@ -238,13 +238,25 @@ func TestAWaitingReadEndsAtOnce(t *testing.T) {
 		end  func(near, far *tunnel.Conn)
 		want error
 	}{
-		"when its connection is closed":    {func(near, _ *tunnel.Conn) { _ = near.Close() }, net.ErrClosed},
-		"when its connection is reset":     {func(near, _ *tunnel.Conn) { near.Reset("test") }, syscall.ECONNRESET},
-		"when the peer resets":             {func(_, far *tunnel.Conn) { far.Reset("test") }, syscall.ECONNRESET},
-		"when the peer half-closes":        {func(_, far *tunnel.Conn) { _ = far.CloseWrite() }, io.EOF},
-		"when its deadline is moved":       {func(near, _ *tunnel.Conn) { _ = near.SetReadDeadline(time.Now()) }, os.ErrDeadlineExceeded},
-		"when both deadlines are moved":    {func(near, _ *tunnel.Conn) { _ = near.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
-		"when a deadline ahead has passed": {func(near, _ *tunnel.Conn) { _ = near.SetReadDeadline(time.Now().Add(20 * time.Millisecond)) }, os.ErrDeadlineExceeded},
+		"when its connection is closed": {func(near, _ *tunnel.Conn) { _ = near.Close() }, net.ErrClosed},
+		"when its connection is reset": {func(near, _ *tunnel.Conn) { near.Reset("test") },
+			syscall.ECONNRESET},
+		"when the peer resets": {func(_, far *tunnel.Conn) { far.Reset("test") },
+			syscall.ECONNRESET},
+		"when the peer half-closes": {func(_, far *tunnel.Conn) { _ = far.CloseWrite() }, io.EOF},
+		"when its deadline is moved": {func(near,
+			_ *tunnel.Conn) {
+			_ = near.SetReadDeadline(time.Now())
+		}, os.ErrDeadlineExceeded},
+		"when both deadlines are moved": {func(near,
+			_ *tunnel.Conn) {
+			_ = near.SetDeadline(time.Now())
+		}, os.ErrDeadlineExceeded},
+		"when a deadline ahead has passed": {func(near,
+			_ *tunnel.Conn) {
+			_ = near.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		},
+			os.ErrDeadlineExceeded},
 	}
 	m := newManager(t, overTLS)
 	for name, test := range tests {

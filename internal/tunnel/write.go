@@ -89,7 +89,8 @@ func (c *Conn) finish() error {
 	return nil
 }
 
-// ReadFrom sends everything that r gives, up to its end, without copying it more than gRPC's buffers are worth. It does not send FIN.
+// ReadFrom sends everything that r gives, up to its end, without copying it more than gRPC's
+// buffers are worth. It does not send FIN.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	n, readErr, writeErr := c.readFrom(r)
 	return n, errors.Join(readErr, writeErr)
@@ -116,7 +117,8 @@ func (c *Conn) readFrom(r io.Reader) (total int64, readErr, writeErr error) {
 	}
 }
 
-// readFunc reads into a chunk, which the caller has to give back; it may be nil when nothing was read.
+// readFunc reads into a chunk, which the caller has to give back; it may be nil when nothing was
+// read.
 type readFunc func() (chunk *[]byte, n int, err error)
 
 func plainRead(r io.Reader, chunks mem.BufferPool) readFunc {
@@ -127,8 +129,8 @@ func plainRead(r io.Reader, chunks mem.BufferPool) readFunc {
 	}
 }
 
-// SetWriteDeadline makes Write return os.ErrDeadlineExceeded from then on. A Write that is held back at that moment cannot be taken back from the transport:
-// the tunnel is reset.
+// SetWriteDeadline makes Write return os.ErrDeadlineExceeded from then on. A Write that is held
+// back at that moment cannot be taken back from the transport: the tunnel is reset.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
 	c.writeDeadline.set(t)
 	return nil

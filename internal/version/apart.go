@@ -4,8 +4,9 @@ package version
 
 import "github.com/Masterminds/semver/v3"
 
-// Apart says of a version whether it is older than another, newer, or neither, by more than one minor version: nobody tests such two together. Of versions
-// that are no releases, as those of programs that developers build, it says neither.
+// Apart says of a version whether it is older than another, newer, or neither, by more than one
+// minor version: nobody tests such two together. Of versions that are no releases, as those of
+// programs that developers build, it says neither.
 func Apart(version, other string) (older, newer bool) {
 	a, errA := semver.NewVersion(version)
 	b, errB := semver.NewVersion(other)

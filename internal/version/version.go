@@ -6,6 +6,6 @@ package version
 // Version is set at link time: -ldflags "-X sidestep.dev/sidestep/internal/version.Version=v1.2.3".
 var Version = "v0.0.0-dev"
 
-// Protocol is the number of the wire protocol between the programs. It grows only when an old and a new program could not work
-// together.
+// Protocol is the number of the wire protocol between the programs. It grows only when an old and a
+// new program could not work together.
 const Protocol = 1

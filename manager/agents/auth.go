@@ -24,7 +24,8 @@ const nodeNameExtra = "authentication.kubernetes.io/node-name"
 const (
 	// trust is how long a reviewed token is not reviewed again.
 	trust = time.Minute
-	// trustStale is how long it may stand in when the API server cannot be asked: traffic is not to stop because of that.
+	// trustStale is how long it may stand in when the API server cannot be asked: traffic is not to
+	// stop because of that.
 	trustStale = 10 * time.Minute
 	// reviewTimeout bounds one review.
 	reviewTimeout = 5 * time.Second
@@ -36,7 +37,8 @@ const (
 // Review asks the API server about a token and fills in the status.
 type Review func(ctx context.Context, review *authv1.TokenReview) error
 
-// Authenticator tells which node a call comes from, by the service-account token that it carries. It is safe for concurrent use.
+// Authenticator tells which node a call comes from, by the service-account token that it carries.
+// It is safe for concurrent use.
 type Authenticator struct {
 	review   Review
 	audience string
@@ -57,8 +59,9 @@ type identity struct {
 // NewAuthenticator accepts tokens of one service account for one audience.
 func NewAuthenticator(review Review, audience, namespace, serviceAccount string) *Authenticator {
 	return &Authenticator{
-		review: review, audience: audience, username: fmt.Sprintf("system:serviceaccount:%s:%s", namespace, serviceAccount),
-		now: time.Now, slots: make(chan struct{}, concurrentReviews), known: map[[sha256.Size]byte]identity{},
+		review: review, audience: audience,
+		username: fmt.Sprintf("system:serviceaccount:%s:%s", namespace, serviceAccount),
+		now:      time.Now, slots: make(chan struct{}, concurrentReviews), known: map[[sha256.Size]byte]identity{},
 	}
 }
 
@@ -67,7 +70,8 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	values := md.Get("authorization")
 	if len(values) != 1 {
-		return "", status.Error(codes.Unauthenticated, "the call carries no token: metadata authorization is to be \"Bearer <token>\"")
+		return "", status.Error(codes.Unauthenticated,
+			"the call carries no token: metadata authorization is to be \"Bearer <token>\"")
 	}
 	token, ok := strings.CutPrefix(values[0], "Bearer ")
 	if !ok || token == "" {
@@ -82,7 +86,8 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 		return cached.node, nil
 	}
 	// The review outlives a caller who gives up: others may wait for the same.
-	found, err, _ := a.flights.Do(string(key[:]), func() (any, error) { return a.ask(context.WithoutCancel(ctx), token) })
+	found, err, _ := a.flights.Do(string(key[:]),
+		func() (any, error) { return a.ask(context.WithoutCancel(ctx), token) })
 	switch {
 	case err == nil:
 		a.remember(key, found.(string))
@@ -111,15 +116,18 @@ func (a *Authenticator) ask(ctx context.Context, token string) (string, error) {
 	st := review.Status
 	switch {
 	case !st.Authenticated:
-		return "", status.Errorf(codes.Unauthenticated, "the API server does not accept the token: %s", st.Error)
+		return "", status.Errorf(codes.Unauthenticated, "the API server does not accept the token: %s",
+			st.Error)
 	case !slices.Contains(st.Audiences, a.audience):
 		return "", status.Errorf(codes.Unauthenticated, "the token is not for audience %s", a.audience)
 	case st.User.Username != a.username:
-		return "", status.Errorf(codes.PermissionDenied, "the token is of %s, not of %s", st.User.Username, a.username)
+		return "", status.Errorf(codes.PermissionDenied, "the token is of %s, not of %s",
+			st.User.Username, a.username)
 	}
 	node := st.User.Extra[nodeNameExtra]
 	if len(node) != 1 || node[0] == "" {
-		return "", status.Error(codes.PermissionDenied, "the token is not bound to a node: it is to be a projected token of a pod (Kubernetes 1.30 or newer)")
+		return "", status.Error(codes.PermissionDenied,
+			"the token is not bound to a node: it is to be a projected token of a pod (Kubernetes 1.30 or newer)")
 	}
 	return node[0], nil
 }

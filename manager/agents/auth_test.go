@@ -27,7 +27,8 @@ func with(token string) context.Context {
 func good() authv1.TokenReviewStatus {
 	return authv1.TokenReviewStatus{
 		Authenticated: true, Audiences: []string{"sidestep-manager"},
-		User: authv1.UserInfo{Username: username, Extra: map[string]authv1.ExtraValue{nodeNameExtra: {"node-1"}}},
+		User: authv1.UserInfo{Username: username,
+			Extra: map[string]authv1.ExtraValue{nodeNameExtra: {"node-1"}}},
 	}
 }
 
@@ -63,11 +64,20 @@ func TestWhatTokensAreRefused(t *testing.T) {
 	}{
 		{"none", "", nil, codes.Unauthenticated, "Bearer"},
 		{"another scheme", "Basic x", nil, codes.Unauthenticated, "Bearer"},
-		{"an unknown one", "Bearer x", func(s *authv1.TokenReviewStatus) { *s = authv1.TokenReviewStatus{Error: "expired"} }, codes.Unauthenticated, "expired"},
-		{"one for others", "Bearer x", func(s *authv1.TokenReviewStatus) { s.Audiences = []string{"api"} }, codes.Unauthenticated, "audience sidestep-manager"},
-		{"one whose audience nobody has checked", "Bearer x", func(s *authv1.TokenReviewStatus) { s.Audiences = nil }, codes.Unauthenticated, "audience sidestep-manager"},
-		{"one of another account", "Bearer x", func(s *authv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:default:default" }, codes.PermissionDenied, "not of " + username},
-		{"one that is bound to no node", "Bearer x", func(s *authv1.TokenReviewStatus) { s.User.Extra = nil }, codes.PermissionDenied, "not bound to a node"},
+		{"an unknown one", "Bearer x",
+			func(s *authv1.TokenReviewStatus) { *s = authv1.TokenReviewStatus{Error: "expired"} },
+			codes.Unauthenticated, "expired"},
+		{"one for others", "Bearer x",
+			func(s *authv1.TokenReviewStatus) { s.Audiences = []string{"api"} }, codes.Unauthenticated,
+			"audience sidestep-manager"},
+		{"one whose audience nobody has checked", "Bearer x",
+			func(s *authv1.TokenReviewStatus) { s.Audiences = nil }, codes.Unauthenticated,
+			"audience sidestep-manager"},
+		{"one of another account", "Bearer x",
+			func(s *authv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:default:default" }, codes.PermissionDenied, "not of " + username},
+		{"one that is bound to no node", "Bearer x",
+			func(s *authv1.TokenReviewStatus) { s.User.Extra = nil }, codes.PermissionDenied,
+			"not bound to a node"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := &server{status: good()}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package agents is the gRPC service that node agents talk to: it checks who they are, sends each its node's assignment, takes in their
-// reports and hands their tunnels to the relay.
+// Package agents is the gRPC service that node agents talk to: it checks who they are, sends each
+// its node's assignment, takes in their reports and hands their tunnels to the relay.
 package agents
 
 import (
@@ -23,7 +23,8 @@ import (
 	"sidestep.dev/sidestep/manager/plan"
 )
 
-// pause is the least time between two assignments to one agent: what happens meanwhile travels in one message.
+// pause is the least time between two assignments to one agent: what happens meanwhile travels in
+// one message.
 const pause = 5 * time.Millisecond
 
 // Relay carries tunnels to laptops.
@@ -85,7 +86,8 @@ func (s *Service) Attach(stream attachStream) error {
 		return status.Error(codes.InvalidArgument, "the first message of a node agent is hello")
 	case hello.Node != node:
 		s.cfg.Log.Warn("node agent refused", "node", hello.Node, "token", node)
-		return status.Errorf(codes.PermissionDenied, "the node agent says that it is on node %s, and its token is bound to %s", hello.Node, node)
+		return status.Errorf(codes.PermissionDenied,
+			"the node agent says that it is on node %s, and its token is bound to %s", hello.Node, node)
 	case hello.Protocol != version.Protocol:
 		why := fmt.Sprintf("the traffic manager (%s) speaks protocol %d and the node agent (%s) protocol %d: install the same version of both",
 			version.Version, version.Protocol, hello.Version, hello.Protocol)
@@ -99,7 +101,8 @@ func (s *Service) Attach(stream attachStream) error {
 		return errClosing
 	default:
 	}
-	// Until everything has been resolved the assignment would lack pods, and the node agent would let go of them.
+	// Until everything has been resolved the assignment would lack pods, and the node agent would
+	// let go of them.
 	select {
 	case <-s.cfg.Plan.Opened():
 	case <-stream.Context().Done():
@@ -108,7 +111,8 @@ func (s *Service) Attach(stream attachStream) error {
 		return errClosing
 	}
 	log := s.cfg.Log.With("node", node)
-	share := s.cfg.Plan.Attach(node, plan.Birth{Boot: hello.Boot, Epoch: hello.Epoch, Wiretaps: hello.Wiretaps, UDP: hello.Udp})
+	share := s.cfg.Plan.Attach(node,
+		plan.Birth{Boot: hello.Boot, Epoch: hello.Epoch, Wiretaps: hello.Wiretaps, UDP: hello.Udp})
 	if share == nil {
 		log.Debug("node agent refused", "reason", errYounger, "version", hello.Version)
 		return errYounger

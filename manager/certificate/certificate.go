@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package certificate serves a TLS certificate from a directory in which it is renewed now and then, as Kubernetes does with a mounted Secret.
+// Package certificate serves a TLS certificate from a directory in which it is renewed now and
+// then, as Kubernetes does with a mounted Secret.
 package certificate
 
 import (
@@ -57,7 +58,8 @@ func (f *Files) load(seen [2]time.Time) error {
 	return nil
 }
 
-// Get gives the present certificate. While the files are being changed, or are broken, the last good one stays.
+// Get gives the present certificate. While the files are being changed, or are broken, the last
+// good one stays.
 func (f *Files) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package claims decides which intercepts may have what they ask for. An intercept claims a port of some pods; where two claims could want
-// the same connection or request, the one that already had it keeps it, and otherwise the older one gets it.
+// Package claims decides which intercepts may have what they ask for. An intercept claims a port of
+// some pods; where two claims could want the same connection or request, the one that already had
+// it keeps it, and otherwise the older one gets it.
 package claims
 
 import (
@@ -14,8 +15,8 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// Spot is a place where claims meet: a port of a pod. Ports of workloads and ReplicaSets are spots too, so that claims meet while there
-// are no pods.
+// Spot is a place where claims meet: a port of a pod. Ports of workloads and ReplicaSets are spots
+// too, so that claims meet while there are no pods.
 type Spot struct {
 	UID  types.UID
 	Port int32
@@ -26,14 +27,16 @@ type Spot struct {
 type Claim struct {
 	UID     types.UID
 	Created time.Time
-	// Asked names the port that was asked for, in whatever words. When it changes, the claim has moved and has to wait its turn again.
+	// Asked names the port that was asked for, in whatever words. When it changes, the claim has
+	// moved and has to wait its turn again.
 	Asked string
 	Spots []Spot
 	TCP   bool // every connection; else what Rule matches
 	Rule  match.Rule
 	// Wiretap takes nothing from anybody.
 	Wiretap bool
-	// Accepted tells of an acceptance on record from before the table knew the claim; it is ignored afterwards.
+	// Accepted tells of an acceptance on record from before the table knew the claim; it is ignored
+	// afterwards.
 	Accepted bool
 }
 
@@ -76,12 +79,14 @@ func (t *Table) Verdict(uid types.UID) Verdict {
 	return Verdict{}
 }
 
-// Would gives the decision that a claim would get if it replaced the one that the table has of its intercept.
+// Would gives the decision that a claim would get if it replaced the one that the table has of its
+// intercept.
 func (t *Table) Would(c Claim) Verdict {
 	return t.decide(&entry{Claim: c})
 }
 
-// Set puts in or replaces a claim and decides about it. It returns the other claims whose verdicts have changed by that.
+// Set puts in or replaces a claim and decides about it. It returns the other claims whose verdicts
+// have changed by that.
 func (t *Table) Set(c Claim) []types.UID {
 	e := t.entries[c.UID]
 	var lost, added []Spot
@@ -130,8 +135,8 @@ func (t *Table) Remove(uid types.UID) []types.UID {
 	return t.release(e.Spots, nil, nil)
 }
 
-// defend settles an accepted claim's meeting with other accepted claims at spots that are new to it, as when a pod appears that two
-// claims turn out to share. The older one keeps its place.
+// defend settles an accepted claim's meeting with other accepted claims at spots that are new to
+// it, as when a pod appears that two claims turn out to share. The older one keeps its place.
 func (t *Table) defend(e *entry, added []Spot) (freed []Spot, revoked []types.UID) {
 	rivals := t.rivals(e, added)
 	if len(rivals) == 0 {

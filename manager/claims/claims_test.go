@@ -21,7 +21,8 @@ func claim(t *testing.T, uid types.UID, age int, header string, spots ...string)
 	t.Helper()
 	c := claims.Claim{UID: uid, Created: time.Unix(int64(age), 0), Asked: "orders/http", TCP: header == "tcp"}
 	if header != "tcp" && header != "" {
-		rule, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &header}}})
+		rule, err := match.FromSpec(
+			&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &header}}})
 		require.NoError(t, err)
 		c.Rule = rule
 	}
@@ -37,7 +38,8 @@ func claim(t *testing.T, uid types.UID, age int, header string, spots ...string)
 
 func TestWhoIsAccepted(t *testing.T) {
 	type verdicts map[types.UID]claims.Verdict
-	yes, no := claims.Verdict{Accepted: true}, func(holder types.UID) claims.Verdict { return claims.Verdict{Holder: holder} }
+	yes, no := claims.Verdict{Accepted: true},
+		func(holder types.UID) claims.Verdict { return claims.Verdict{Holder: holder} }
 	moved := func(c claims.Claim) claims.Claim { c.Asked = "orders/grpc"; return c }
 	recorded := func(c claims.Claim) claims.Claim { c.Accepted = true; return c }
 	for _, tc := range []struct {
@@ -85,11 +87,12 @@ func TestWhoIsAccepted(t *testing.T) {
 			table.Set(recorded(claim(t, "a", 1, "tcp", "p:1")))
 			table.Set(recorded(claim(t, "c", 3, "tcp", "p:1")))
 		}, verdicts{"a": yes, "b": no("a"), "c": no("a")}},
-		{"moving to a port that is taken is refused, though it had another before", func(t *testing.T, table *claims.Table) {
-			table.Set(claim(t, "a", 1, "tcp", "p:1"))
-			table.Set(claim(t, "b", 2, "tcp", "p:2"))
-			table.Set(moved(claim(t, "a", 1, "tcp", "p:2")))
-		}, verdicts{"a": no("b"), "b": yes}},
+		{"moving to a port that is taken is refused, though it had another before",
+			func(t *testing.T, table *claims.Table) {
+				table.Set(claim(t, "a", 1, "tcp", "p:1"))
+				table.Set(claim(t, "b", 2, "tcp", "p:2"))
+				table.Set(moved(claim(t, "a", 1, "tcp", "p:2")))
+			}, verdicts{"a": no("b"), "b": yes}},
 		{"moving away makes room", func(t *testing.T, table *claims.Table) {
 			table.Set(claim(t, "a", 1, "tcp", "p:1"))
 			table.Set(claim(t, "b", 2, "tcp", "p:1"))
@@ -156,11 +159,13 @@ func BenchmarkSetOnABusyPort(b *testing.B) {
 	table := claims.NewTable()
 	for i := range 1000 {
 		header := fmt.Sprintf("dev-%d", i)
-		rule, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &header}}})
+		rule, err := match.FromSpec(
+			&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &header}}})
 		require.NoError(b, err)
 		table.Set(claims.Claim{UID: types.UID(header), Rule: rule, Spots: []claims.Spot{{UID: "p", Port: 1}}})
 	}
-	rule, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: new(string)}}})
+	rule, err := match.FromSpec(
+		&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: new(string)}}})
 	require.NoError(b, err)
 	for b.Loop() {
 		table.Set(claims.Claim{UID: "new", Rule: rule, Spots: []claims.Spot{{UID: "p", Port: 1}}})
@@ -174,7 +179,8 @@ func TestWhatAClaimWouldGetChangesNothing(t *testing.T) {
 	table.Set(claim(t, "b", 2, "tcp", "p:2"))
 	assert.Equal(t, claims.Verdict{Holder: "b"}, table.Would(claim(t, "a", 1, "tcp", "p:2")))
 	assert.Equal(t, claims.Verdict{Accepted: true}, table.Would(claim(t, "a", 1, "tcp", "p:3")))
-	assert.Equal(t, claims.Verdict{Accepted: true}, table.Would(claim(t, "a", 1, "alice", "p:1")), "it is not in its own way")
+	assert.Equal(t, claims.Verdict{Accepted: true}, table.Would(claim(t, "a", 1, "alice", "p:1")),
+		"it is not in its own way")
 	assert.Equal(t, claims.Verdict{Holder: "a"}, table.Would(claim(t, "c", 3, "alice", "p:1")))
 	assert.Equal(t, claims.Verdict{Accepted: true}, table.Verdict("a"))
 	assert.Equal(t, claims.Verdict{Accepted: true}, table.Verdict("b"))

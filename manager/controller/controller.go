@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package controller keeps every Intercept resolved, decided and placed, and its status true. It is driven by events alone: from the
-// cluster, from node agents and from laptops.
+// Package controller keeps every Intercept resolved, decided and placed, and its status true. It is
+// driven by events alone: from the cluster, from node agents and from laptops.
 package controller
 
 import (
@@ -29,7 +29,8 @@ import (
 )
 
 const (
-	// restShare is how many times as long as a decision about an intercept took nothing more is decided about it, and restMost the longest such rest.
+	// restShare is how many times as long as a decision about an intercept took nothing more is
+	// decided about it, and restMost the longest such rest.
 	restShare = 4
 	restMost  = 30 * time.Millisecond
 )
@@ -37,7 +38,8 @@ const (
 // Sessions tells which laptops are connected.
 type Sessions interface {
 	Connected(keyHash string) bool
-	// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or nothing.
+	// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or
+	// nothing.
 	Wiretapper(hash string) (keyHash string)
 }
 
@@ -52,7 +54,8 @@ type Config struct {
 	Metrics prometheus.Registerer
 }
 
-// Controller reconciles Intercepts. One goroutine decides; writing to the API is done by others, so that no request to it delays a decision.
+// Controller reconciles Intercepts. One goroutine decides; writing to the API is done by others, so
+// that no request to it delays a decision.
 type Controller struct {
 	cfg       Config
 	informers *informers
@@ -77,26 +80,31 @@ func New(cfg Config) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, informers: inf,
 		queue:  workqueue.NewTypedDelayingQueue[types.NamespacedName](),
-		claims: claims.NewTable(), entries: map[types.NamespacedName]*entry{}, uids: map[types.UID]types.NamespacedName{},
+		claims: claims.NewTable(), entries: map[types.NamespacedName]*entry{},
+		uids:  map[types.UID]types.NamespacedName{},
 		rests: map[types.NamespacedName]time.Time{},
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "sidestep_manager_reconcile_duration_seconds", Help: "Time to decide about one intercept after an event.",
+			Name:    "sidestep_manager_reconcile_duration_seconds",
+			Help:    "Time to decide about one intercept after an event.",
 			Buckets: prometheus.ExponentialBuckets(20e-6, 4, 8),
 		}),
 	}
 	c.writer = newWriter(cfg.Client, cfg.Log, func(k types.NamespacedName) *v1alpha1.Intercept {
 		return get[v1alpha1.Intercept](inf.intercepts, k.Namespace, k.Name)
 	})
-	cfg.Metrics.MustRegister(c.duration, c.writer.writes, (*stateCollector)(c), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "sidestep_manager_queue_length", Help: "Intercepts that wait to be reconciled.",
-	}, func() float64 { return float64(c.queue.Len()) }))
+	cfg.Metrics.MustRegister(c.duration, c.writer.writes, (*stateCollector)(c),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "sidestep_manager_queue_length", Help: "Intercepts that wait to be reconciled.",
+		}, func() float64 { return float64(c.queue.Len()) }))
 	return c, c.listen()
 }
 
-// Resolved says whether every intercept that was there at the start has been decided, so that assignments are complete.
+// Resolved says whether every intercept that was there at the start has been decided, so that
+// assignments are complete.
 func (c *Controller) Resolved() bool { return c.resolved.Load() }
 
-// Pod gives a pod as the informers have it, without what the manager does not read, or nil. It is not to be changed.
+// Pod gives a pod as the informers have it, without what the manager does not read, or nil. It is
+// not to be changed.
 func (c *Controller) Pod(namespace, name string) *corev1.Pod {
 	return get[corev1.Pod](c.informers.pods, namespace, name)
 }
@@ -111,7 +119,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { c.informers.rollouts.run(ctx) })
 	if !cache.WaitForCacheSync(ctx.Done(), c.informers.synced()...) {
-		return fmt.Errorf("read the cluster: %w", errors.Join(context.Cause(ctx), errors.New("stopped before everything was read")))
+		return fmt.Errorf("read the cluster: %w",
+			errors.Join(context.Cause(ctx), errors.New("stopped before everything was read")))
 	}
 	c.informers.rollouts.wait(ctx)
 	c.writer.start = time.Now()
@@ -141,8 +150,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// rest lets an intercept rest after a decision, for longer the longer that took: when hundreds of pods come at once, each of hundreds of events would
-// otherwise have a decision about hundreds of pods.
+// rest lets an intercept rest after a decision, for longer the longer that took: when hundreds of
+// pods come at once, each of hundreds of events would otherwise have a decision about hundreds of
+// pods.
 func (c *Controller) rest(k types.NamespacedName, began, ended time.Time) {
 	if _, there := c.entries[k]; !there {
 		delete(c.rests, k)
@@ -151,7 +161,8 @@ func (c *Controller) rest(k types.NamespacedName, began, ended time.Time) {
 	c.rests[k] = ended.Add(min(restShare*ended.Sub(began), restMost))
 }
 
-// resolveAll decides about everything that there is, in the order in which it has a right to be decided.
+// resolveAll decides about everything that there is, in the order in which it has a right to be
+// decided.
 func (c *Controller) resolveAll() {
 	var all []*v1alpha1.Intercept
 	for _, obj := range c.informers.intercepts.GetStore().List() {
@@ -164,7 +175,8 @@ func (c *Controller) resolveAll() {
 		return 1
 	}
 	slices.SortFunc(all, func(a, b *v1alpha1.Intercept) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)),
+			a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
 	})
 	for _, ic := range all {
 		c.reconcile(key(ic))
@@ -183,7 +195,8 @@ func (c *Controller) again(uids []types.UID) {
 // stateCollector counts intercepts by state when it is asked.
 type stateCollector Controller
 
-var statesDesc = prometheus.NewDesc("sidestep_manager_intercepts", "Intercepts by state.", []string{"state"}, nil)
+var statesDesc = prometheus.NewDesc("sidestep_manager_intercepts", "Intercepts by state.",
+	[]string{"state"}, nil)
 
 func (s *stateCollector) Describe(out chan<- *prometheus.Desc) { out <- statesDesc }
 

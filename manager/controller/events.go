@@ -16,8 +16,8 @@ import (
 	"sidestep.dev/sidestep/manager/resolve"
 )
 
-// listen makes every change that could matter to an intercept bring that intercept into the queue. Each event costs lookups by index and
-// never a walk through all intercepts.
+// listen makes every change that could matter to an intercept bring that intercept into the queue.
+// Each event costs lookups by index and never a walk through all intercepts.
 func (c *Controller) listen() error {
 	for inf, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{
 		c.informers.intercepts:   handlers(c.interceptChanged),
@@ -70,7 +70,8 @@ func (c *Controller) interceptChanged(before, after *v1alpha1.Intercept) {
 	switch {
 	case after == nil:
 		c.enqueue(before)
-	case before == nil || before.UID != after.UID || before.Generation != after.Generation || before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero():
+	case before == nil || before.UID != after.UID || before.Generation != after.Generation ||
+		before.DeletionTimestamp.IsZero() != after.DeletionTimestamp.IsZero():
 		c.enqueue(after)
 	default:
 		c.writer.observe(after)
@@ -99,7 +100,8 @@ func factsOf(p *corev1.Pod) podFacts {
 
 func (c *Controller) podChanged(before, after *corev1.Pod) {
 	if before != nil && after != nil && factsOf(before) == factsOf(after) &&
-		slices.Equal(before.Status.PodIPs, after.Status.PodIPs) && slices.Equal(before.Status.HostIPs, after.Status.HostIPs) &&
+		slices.Equal(before.Status.PodIPs, after.Status.PodIPs) &&
+		slices.Equal(before.Status.HostIPs, after.Status.HostIPs) &&
 		maps.Equal(before.Labels, after.Labels) {
 		return
 	}
@@ -135,7 +137,8 @@ func (c *Controller) workloadChanged(kind string) func(before, after metav1.Obje
 		switch {
 		case after == nil:
 			obj = before
-		case before != nil && before.GetUID() == after.GetUID() && before.GetGeneration() == after.GetGeneration() &&
+		case before != nil && before.GetUID() == after.GetUID() &&
+			before.GetGeneration() == after.GetGeneration() &&
 			apiequality.Semantic.DeepEqual(before.GetOwnerReferences(), after.GetOwnerReferences()):
 			return // only its status, or how many replicas are wanted
 		}
@@ -161,7 +164,8 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 	for _, ic := range by[v1alpha1.Intercept](c.informers.intercepts, cache.NamespaceIndex, s.Namespace) {
 		k := workloadKey(ic.Namespace, ic.Spec.Workload.Kind, ic.Spec.Workload.Name)
 		if _, known := concerned[k]; !known {
-			concerned[k] = slices.ContainsFunc(versions, func(v *corev1.Service) bool { return resolve.Concerns(c.informers, v, ic.Spec.Workload) })
+			concerned[k] = slices.ContainsFunc(versions,
+				func(v *corev1.Service) bool { return resolve.Concerns(c.informers, v, ic.Spec.Workload) })
 		}
 		if concerned[k] || ic.Spec.Service == s.Name || ic.Status.Service == s.Name {
 			c.enqueue(ic)

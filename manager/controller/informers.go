@@ -28,7 +28,8 @@ const (
 	byUID        = "uid"
 )
 
-// informers are the manager's copy of the part of the cluster that it needs. They implement resolve.Cluster.
+// informers are the manager's copy of the part of the cluster that it needs. They implement
+// resolve.Cluster.
 type informers struct {
 	intercepts, pods, services, deployments, replicaSets, statefulSets, daemonSets cache.SharedIndexInformer
 	rollouts                                                                       *rollouts
@@ -69,7 +70,8 @@ func newInformers(c client.WithWatch, log *slog.Logger) (*informers, error) {
 }
 
 func (inf *informers) all() []cache.SharedIndexInformer {
-	return []cache.SharedIndexInformer{inf.intercepts, inf.pods, inf.services, inf.deployments, inf.replicaSets, inf.statefulSets, inf.daemonSets}
+	return []cache.SharedIndexInformer{inf.intercepts, inf.pods, inf.services, inf.deployments,
+		inf.replicaSets, inf.statefulSets, inf.daemonSets}
 }
 
 func (inf *informers) synced() []cache.InformerSynced {
@@ -81,7 +83,8 @@ func (inf *informers) synced() []cache.InformerSynced {
 }
 
 // newInformer follows the objects of a kind: all of them, or the one of a name.
-func newInformer(c client.WithWatch, list client.ObjectList, object client.Object, indexers cache.Indexers, name string) cache.SharedIndexInformer {
+func newInformer(c client.WithWatch, list client.ObjectList, object client.Object,
+	indexers cache.Indexers, name string) cache.SharedIndexInformer {
 	fields := ""
 	if name != "" {
 		fields = "metadata.name=" + name
@@ -91,7 +94,8 @@ func newInformer(c client.WithWatch, list client.ObjectList, object client.Objec
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			l := empty()
 			options.FieldSelector = fields
-			return l, c.List(ctx, l, &client.ListOptions{Raw: &options, Limit: options.Limit, Continue: options.Continue})
+			return l, c.List(ctx, l, &client.ListOptions{Raw: &options, Limit: options.Limit,
+				Continue: options.Continue})
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			options.FieldSelector = fields

@@ -14,14 +14,15 @@ import (
 )
 
 const (
-	// moveLimit is how long an intercept that moves keeps the port that it had, if the new one does not get on.
+	// moveLimit is how long an intercept that moves keeps the port that it had, if the new one does
+	// not get on.
 	moveLimit = 10 * time.Second
 	// moveRetry is the pause before a move that met a conflict is tried again.
 	moveRetry = 5 * time.Second
 )
 
-// stand is the port that an intercept holds. When its spec comes to ask for another, it keeps this one until it has the other: a move leaves no gap, and
-// one that fails changes nothing.
+// stand is the port that an intercept holds. When its spec comes to ask for another, it keeps this
+// one until it has the other: a move leaves no gap, and one that fails changes nothing.
 type stand struct {
 	held          bool
 	service, port string
@@ -51,7 +52,8 @@ func (c *Controller) place(e *entry, f *findings) []plan.Placement {
 }
 
 func standing(e *entry, res *resolve.Resolution) stand {
-	return stand{held: true, service: res.Service, port: res.Port, protocol: res.Protocol, generation: e.intercept.Generation}
+	return stand{held: true, service: res.Service, port: res.Port, protocol: res.Protocol,
+		generation: e.intercept.Generation}
 }
 
 // left is what the intercept holds, if its spec asks for something else now.
@@ -60,7 +62,8 @@ func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
 	if !s.held || s.generation == e.intercept.Generation {
 		return nil
 	}
-	if res := f.resolution; f.invalid == nil && res.Service == s.service && res.Port == s.port && res.Protocol == s.protocol {
+	if res := f.resolution; f.invalid == nil && res.Service == s.service && res.Port == s.port &&
+		res.Protocol == s.protocol {
 		return nil
 	}
 	before := *e.intercept
@@ -102,7 +105,8 @@ func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan
 	return append(e.placements(old, f.connected), e.placements(f.resolution, f.connected)...)
 }
 
-// arrive ends a move when every pod steers at the new port, or there is nobody to steer to, or it has taken too long.
+// arrive ends a move when every pod steers at the new port, or there is nobody to steer to, or it
+// has taken too long.
 func (c *Controller) arrive(e *entry, f *findings, state v1alpha1.State) {
 	if f.stays == "" || !f.verdict.Accepted {
 		return
@@ -119,7 +123,8 @@ func (c *Controller) arrive(e *entry, f *findings, state v1alpha1.State) {
 }
 
 func compareSpots(a, b claims.Spot) int {
-	return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port), cmp.Compare(boolean(a.UDP), boolean(b.UDP)))
+	return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port),
+		cmp.Compare(boolean(a.UDP), boolean(b.UDP)))
 }
 
 func boolean(b bool) int {

@@ -81,8 +81,9 @@ func (c *Controller) forget(k types.NamespacedName, e *entry) {
 	delete(c.uids, e.uid)
 }
 
-// resolve resolves the intercept. Where there was one service and one port to choose, and another has come up since, the choice made then
-// stands: nobody who adds a port to a service is to end an intercept by that.
+// resolve resolves the intercept. Where there was one service and one port to choose, and another
+// has come up since, the choice made then stands: nobody who adds a port to a service is to end an
+// intercept by that.
 func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 	if e.ruleErr != nil {
 		return nil, &resolve.Invalid{Reason: resolve.RuleInvalid, Message: e.ruleErr.Error()}
@@ -121,7 +122,8 @@ func (e *entry) chosen() (service, port string, protocol v1alpha1.Protocol, ok b
 	switch {
 	case e.resolution != nil && e.generation == e.intercept.Generation:
 		return e.resolution.Service, e.resolution.Port, e.resolution.Protocol, true
-	case e.resolution == nil && st.ObservedGeneration == e.intercept.Generation && meta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionResolved):
+	case e.resolution == nil && st.ObservedGeneration == e.intercept.Generation &&
+		meta.IsStatusConditionTrue(st.Conditions, v1alpha1.ConditionResolved):
 		return st.Service, st.Port, cmp.Or(st.Protocol, v1alpha1.ProtocolTCP), true
 	}
 	return "", "", "", false
@@ -130,10 +132,12 @@ func (e *entry) chosen() (service, port string, protocol v1alpha1.Protocol, ok b
 func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 	ic := e.intercept
 	c := claims.Claim{
-		UID: e.uid, Created: ic.CreationTimestamp.Time, Asked: res.Service + "/" + res.Port + "/" + string(res.Protocol),
+		UID: e.uid, Created: ic.CreationTimestamp.Time, Asked: res.Service + "/" + res.Port + "/" +
+			string(res.Protocol),
 		TCP: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Rule: e.rule, Wiretap: ic.Spec.Wiretap,
 		Accepted: meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted) &&
-			ic.Status.Service == res.Service && ic.Status.Port == res.Port && cmp.Or(ic.Status.Protocol, v1alpha1.ProtocolTCP) == res.Protocol,
+			ic.Status.Service == res.Service && ic.Status.Port == res.Port &&
+			cmp.Or(ic.Status.Protocol, v1alpha1.ProtocolTCP) == res.Protocol,
 	}
 	udp := res.Protocol == v1alpha1.ProtocolUDP
 	if res.TemplatePort != 0 {
@@ -169,7 +173,8 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 			continue
 		}
 		one := plan.Placement{
-			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port), UDP: res.Protocol == v1alpha1.ProtocolUDP, Rule: rule, Wiretap: ic.Spec.Wiretap,
+			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port),
+			UDP: res.Protocol == v1alpha1.ProtocolUDP, Rule: rule, Wiretap: ic.Spec.Wiretap,
 		}
 		if !one.UDP { // of which the kubelet has no probes
 			one.Probes = resolve.KubeletProbes(&p.Spec, p.Port)
@@ -181,7 +186,8 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 
 func podMessage(p *corev1.Pod) *agentpb.Pod {
 	m := &agentpb.Pod{
-		Uid: string(p.UID), Namespace: p.Namespace, Name: p.Name, Ips: resolve.Addresses(p), HostNetwork: p.Spec.HostNetwork,
+		Uid: string(p.UID), Namespace: p.Namespace, Name: p.Name, Ips: resolve.Addresses(p),
+		HostNetwork: p.Spec.HostNetwork,
 	}
 	for _, ip := range p.Status.HostIPs {
 		m.HostIps = append(m.HostIps, ip.IP)
@@ -195,7 +201,8 @@ func podMessage(p *corev1.Pod) *agentpb.Pod {
 	return m
 }
 
-// grace ends an intercept whose laptop has been away for too long. It is true when the end has been ordered.
+// grace ends an intercept whose laptop has been away for too long. It is true when the end has been
+// ordered.
 func (c *Controller) grace(e *entry, connected bool) bool {
 	if connected {
 		e.away = time.Time{}
@@ -203,13 +210,16 @@ func (c *Controller) grace(e *entry, connected bool) bool {
 	}
 	now := time.Now()
 	if e.away.IsZero() {
-		e.away = now // after a start of the manager too: laptops get the whole grace period to find the new one
+		// after a start of the manager too: laptops get the whole grace period to find the new one
+		e.away = now
 	}
 	left := c.cfg.Grace - now.Sub(e.away)
 	if left > 0 {
 		c.queue.AddAfter(key(e.intercept), left)
 		return false
 	}
-	c.writer.remove(e.intercept, fmt.Sprintf("the laptop of %s has not been connected for %s", e.intercept.Spec.Client.Holder, c.cfg.Grace))
+	c.writer.remove(e.intercept,
+		fmt.Sprintf("the laptop of %s has not been connected for %s", e.intercept.Spec.Client.Holder,
+			c.cfg.Grace))
 	return true
 }

@@ -16,11 +16,12 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// rolloutPatience is how long the manager's start waits for Rollouts to be read. They are somebody else's kind, and no reason not to start.
+// rolloutPatience is how long the manager's start waits for Rollouts to be read. They are somebody
+// else's kind, and no reason not to start.
 const rolloutPatience = 10 * time.Second
 
-// rollouts are the Rollouts of clusters that have them. Argo Rollouts may be installed and removed while the manager runs: the definition of
-// the kind is watched, and the kind while it is served.
+// rollouts are the Rollouts of clusters that have them. Argo Rollouts may be installed and removed
+// while the manager runs: the definition of the kind is watched, and the kind while it is served.
 type rollouts struct {
 	client     client.WithWatch
 	log        *slog.Logger
@@ -42,8 +43,10 @@ type servedRollouts struct {
 
 func newRollouts(c client.WithWatch, log *slog.Logger) (*rollouts, error) {
 	list, object := &unstructured.UnstructuredList{}, &unstructured.Unstructured{}
-	list.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinitionList"})
-	object.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
+	list.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1",
+		Kind: "CustomResourceDefinitionList"})
+	object.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1",
+		Kind: "CustomResourceDefinition"})
 	r := &rollouts{
 		client: c, log: log, changed: make(chan struct{}, 1),
 		definition: newInformer(c, list, object, cache.Indexers{}, rollout.Definition),
@@ -62,7 +65,8 @@ func stripDefinition(obj any) (any, error) {
 				delete(version, "schema")
 			}
 		}
-		_ = unstructured.SetNestedSlice(u.Object, versions, "spec", "versions") // fails only where spec is no object, and then there are no versions
+		// fails only where spec is no object, and then there are no versions
+		_ = unstructured.SetNestedSlice(u.Object, versions, "spec", "versions")
 	}
 	return obj, nil
 }
@@ -93,7 +97,8 @@ func (r *rollouts) run(ctx context.Context) {
 				r.stop()
 			}
 		case <-ctx.Done():
-			// What is known stays: nobody is to be told that Rollouts are gone because the manager is.
+			// What is known stays: nobody is to be told that Rollouts are gone because the manager
+			// is.
 			if s := r.current(); s != nil {
 				<-s.done
 			}
@@ -109,8 +114,10 @@ func (r *rollouts) isServed() bool {
 		if !ok || u.GetName() != rollout.Definition || u.GetDeletionTimestamp() != nil {
 			continue
 		}
-		return holds(u, []string{"status", "conditions"}, map[string]any{"type": "Established", "status": "True"}) &&
-			holds(u, []string{"spec", "versions"}, map[string]any{"name": rollout.GroupVersion.Version, "served": true})
+		return holds(u, []string{"status", "conditions"},
+			map[string]any{"type": "Established", "status": "True"}) &&
+			holds(u, []string{"spec", "versions"},
+				map[string]any{"name": rollout.GroupVersion.Version, "served": true})
 	}
 	return false
 }
@@ -135,7 +142,8 @@ func (r *rollouts) start(ctx context.Context) {
 	if r.current() != nil {
 		return
 	}
-	s := &servedRollouts{informer: newInformer(r.client, rollout.ListOf(), rollout.Object(), cache.Indexers{}, ""), done: make(chan struct{})}
+	s := &servedRollouts{informer: newInformer(r.client, rollout.ListOf(), rollout.Object(),
+		cache.Indexers{}, ""), done: make(chan struct{})}
 	err := s.informer.SetTransform(strip)
 	if err == nil {
 		_, err = s.informer.AddEventHandler(r.handler)

@@ -42,7 +42,8 @@ func large(tb testing.TB, workloads int) (*Controller, []*plan.Stream) {
 	var c *Controller
 	shares := plan.New(func(uids []types.UID) { c.AgentsChanged(uids) })
 	c, err := New(Config{
-		Client: fake.NewClientBuilder().WithScheme(scheme).Build(), Plan: shares, Sessions: everybody{}, Log: slog.New(slog.DiscardHandler),
+		Client: fake.NewClientBuilder().WithScheme(scheme).Build(), Plan: shares, Sessions: everybody{},
+		Log:   slog.New(slog.DiscardHandler),
 		Grace: time.Hour, Metrics: prometheus.NewRegistry(),
 	})
 	require.NoError(tb, err)
@@ -51,25 +52,34 @@ func large(tb testing.TB, workloads int) (*Controller, []*plan.Stream) {
 		ns, name := fmt.Sprintf("ns-%d", w/50), fmt.Sprintf("app-%d", w)
 		meta := metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID("d-" + name)}
 		template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": name}}, Spec: corev1.PodSpec{
-			Containers: []corev1.Container{{Name: "app", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}},
+			Containers: []corev1.Container{{Name: "app",
+				Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}},
 		}}
-		add(c.informers.deployments.GetIndexer(), &appsv1.Deployment{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{Template: template}})
-		rs := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name + "-1", UID: types.UID("rs-" + name)}, Spec: appsv1.ReplicaSetSpec{Template: template}}
-		rs.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(&metav1.ObjectMeta{Name: name, UID: meta.UID}, appsv1.SchemeGroupVersion.WithKind("Deployment"))}
+		add(c.informers.deployments.GetIndexer(),
+			&appsv1.Deployment{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{Template: template}})
+		rs := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name + "-1",
+			UID: types.UID("rs-" + name)}, Spec: appsv1.ReplicaSetSpec{Template: template}}
+		rs.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(
+			&metav1.ObjectMeta{Name: name, UID: meta.UID}, appsv1.SchemeGroupVersion.WithKind("Deployment"))}
 		add(c.informers.replicaSets.GetIndexer(), rs)
-		add(c.informers.services.GetIndexer(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: corev1.ServiceSpec{
-			Selector: template.Labels, Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}},
-		}})
+		add(c.informers.services.GetIndexer(),
+			&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: corev1.ServiceSpec{
+				Selector: template.Labels,
+				Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}},
+			}})
 		for r := range replicas {
 			add(c.informers.pods.GetIndexer(), largePod(rs, w*replicas+r))
 		}
 		for d := range developers {
-			ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: fmt.Sprintf("%s-%d", name, d), UID: types.UID(fmt.Sprintf("ic-%s-%d", name, d)), Generation: 1}}
+			ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns,
+				Name: fmt.Sprintf("%s-%d", name, d), UID: types.UID(fmt.Sprintf("ic-%s-%d", name, d)),
+				Generation: 1}}
 			value := fmt.Sprint(d)
 			ic.Spec = v1alpha1.InterceptSpec{
-				Name: name, Workload: v1alpha1.WorkloadReference{Kind: "Deployment", Name: name}, Mechanism: v1alpha1.MechanismHTTP,
-				HTTP:   &v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &value}}},
-				Client: v1alpha1.ClientReference{Holder: "dev@laptop", KeyHash: value},
+				Name: name, Workload: v1alpha1.WorkloadReference{Kind: "Deployment", Name: name},
+				Mechanism: v1alpha1.MechanismHTTP,
+				HTTP:      &v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &value}}},
+				Client:    v1alpha1.ClientReference{Holder: "dev@laptop", KeyHash: value},
 			}
 			add(c.informers.intercepts.GetIndexer(), ic)
 		}
@@ -82,11 +92,14 @@ func large(tb testing.TB, workloads int) (*Controller, []*plan.Stream) {
 }
 
 func largePod(rs *appsv1.ReplicaSet, number int) *corev1.Pod {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: rs.Namespace, Name: fmt.Sprintf("%s-%d", rs.Name, number), UID: types.UID(fmt.Sprintf("pod-%d", number))}}
-	p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(&metav1.ObjectMeta{Name: rs.Name, UID: rs.UID}, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: rs.Namespace,
+		Name: fmt.Sprintf("%s-%d", rs.Name, number), UID: types.UID(fmt.Sprintf("pod-%d", number))}}
+	p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(
+		&metav1.ObjectMeta{Name: rs.Name, UID: rs.UID}, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
 	p.Spec = *rs.Spec.Template.Spec.DeepCopy()
 	p.Spec.NodeName = fmt.Sprintf("node-%d", number%nodes)
-	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", HostIP: "192.0.2.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
+	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", HostIP: "192.0.2.1",
+		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	return p
 }
 

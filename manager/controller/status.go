@@ -50,7 +50,8 @@ func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
 	}
 	var cov coverage
 	if res := f.resolution; res != nil {
-		st.Service, st.Port, st.ServicePort, st.Container = res.Service, res.Port, res.ServicePort, res.Container
+		st.Service, st.Port, st.ServicePort, st.Container = res.Service, res.Port, res.ServicePort,
+			res.Container
 		if f.verdict.Accepted {
 			cov = c.cover(e, res)
 			st.Pods, st.Coverage = cov.pods, fmt.Sprintf("%d/%d", cov.steering, cov.ready)
@@ -79,7 +80,8 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 		pod.Steering = s.Steering
 		switch {
 		case !s.Attached:
-			pod.Message = cmp.Or(c.cfg.Plan.Refused(pod.Node), fmt.Sprintf("no node agent on node %s", pod.Node))
+			pod.Message = cmp.Or(c.cfg.Plan.Refused(pod.Node),
+				fmt.Sprintf("no node agent on node %s", pod.Node))
 		case !s.Reported:
 			pod.Message = fmt.Sprintf("waiting for the node agent on node %s", pod.Node)
 		default:
@@ -125,7 +127,8 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 		if ic.Spec.Wiretap {
 			meanwhile = "nothing is copied"
 		}
-		return v1alpha1.StateDisconnected, fmt.Sprintf("the laptop of %s is not connected; %s", ic.Spec.Client.Holder, meanwhile)
+		return v1alpha1.StateDisconnected,
+			fmt.Sprintf("the laptop of %s is not connected; %s", ic.Spec.Client.Holder, meanwhile)
 	case cov.ready == 0:
 		if ic.Spec.Workload.Kind == "Pod" {
 			return v1alpha1.StateNoPods, workload + " is not ready"
@@ -164,13 +167,15 @@ func portOf(res *resolve.Resolution) string {
 // conditions say the same for programs.
 func conditions(f findings, st *v1alpha1.InterceptStatus) []metav1.Condition {
 	condition := func(kind string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
-		return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: st.ObservedGeneration}
+		return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message,
+			ObservedGeneration: st.ObservedGeneration}
 	}
 	resolved := condition(v1alpha1.ConditionResolved, metav1.ConditionTrue, "Resolved", "")
 	accepted := condition(v1alpha1.ConditionAccepted, metav1.ConditionTrue, "Accepted", "")
 	switch {
 	case f.invalid != nil:
-		resolved = condition(v1alpha1.ConditionResolved, metav1.ConditionFalse, f.invalid.Reason, f.invalid.Message)
+		resolved = condition(v1alpha1.ConditionResolved, metav1.ConditionFalse, f.invalid.Reason,
+			f.invalid.Message)
 		accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionUnknown, "NotResolved", "")
 	case !f.verdict.Accepted:
 		accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse, "Conflict", st.Message)
@@ -180,8 +185,10 @@ func conditions(f findings, st *v1alpha1.InterceptStatus) []metav1.Condition {
 		connected = condition(v1alpha1.ConditionConnected, metav1.ConditionFalse, "SessionNotConnected", "")
 	}
 	reasons := map[v1alpha1.State]string{
-		v1alpha1.StateInvalid: "NotResolved", v1alpha1.StateConflict: "NotAccepted", v1alpha1.StateDisconnected: "NotConnected",
-		v1alpha1.StateNoPods: "NoReadyPods", v1alpha1.StateFailed: "PodFailed", v1alpha1.StatePending: "PodsPending",
+		v1alpha1.StateInvalid: "NotResolved", v1alpha1.StateConflict: "NotAccepted",
+		v1alpha1.StateDisconnected: "NotConnected",
+		v1alpha1.StateNoPods:       "NoReadyPods", v1alpha1.StateFailed: "PodFailed",
+		v1alpha1.StatePending: "PodsPending",
 	}
 	ready := condition(v1alpha1.ConditionReady, metav1.ConditionTrue, "AllPodsSteering", "")
 	if st.State != v1alpha1.StateActive {

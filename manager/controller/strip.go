@@ -13,20 +13,23 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// strip leaves of an object what the manager reads, so that a large cluster's pods fit into a small manager, and their environment is
-// not in its memory at all. It is the transform of the informers, and changes the object.
+// strip leaves of an object what the manager reads, so that a large cluster's pods fit into a small
+// manager, and their environment is not in its memory at all. It is the transform of the informers,
+// and changes the object.
 func strip(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		stripMeta(&o.ObjectMeta)
 		stripPodSpec(&o.Spec)
 		st := &o.Status
-		ready := slices.DeleteFunc(st.Conditions, func(c corev1.PodCondition) bool { return c.Type != corev1.PodReady })
+		ready := slices.DeleteFunc(st.Conditions,
+			func(c corev1.PodCondition) bool { return c.Type != corev1.PodReady })
 		for i := range ready {
 			ready[i] = corev1.PodCondition{Type: ready[i].Type, Status: ready[i].Status}
 		}
 		o.Status = corev1.PodStatus{
-			Phase: st.Phase, PodIP: st.PodIP, PodIPs: st.PodIPs, HostIP: st.HostIP, HostIPs: st.HostIPs, Conditions: ready,
+			Phase: st.Phase, PodIP: st.PodIP, PodIPs: st.PodIPs, HostIP: st.HostIP, HostIPs: st.HostIPs,
+			Conditions: ready,
 		}
 	case *appsv1.Deployment:
 		stripMeta(&o.ObjectMeta)
@@ -76,8 +79,9 @@ func stripContainers(all []corev1.Container) []corev1.Container {
 		c := &all[i]
 		all[i] = corev1.Container{
 			Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy,
-			ReadinessProbe: stripProbe(c.ReadinessProbe), LivenessProbe: stripProbe(c.LivenessProbe), StartupProbe: stripProbe(c.StartupProbe),
-			Lifecycle: stripLifecycle(c.Lifecycle),
+			ReadinessProbe: stripProbe(c.ReadinessProbe), LivenessProbe: stripProbe(c.LivenessProbe),
+			StartupProbe: stripProbe(c.StartupProbe),
+			Lifecycle:    stripLifecycle(c.Lifecycle),
 		}
 	}
 	return all

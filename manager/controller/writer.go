@@ -25,11 +25,12 @@ const (
 	writers = 8
 	// gather is how long a status waits for more to be said, unless somebody may be waiting for it.
 	gather = 50 * time.Millisecond
-	// settle is how long after a start an intercept that was active before is not called anything else for want of node agents and laptops: they
-	// are on their way back.
+	// settle is how long after a start an intercept that was active before is not called anything
+	// else for want of node agents and laptops: they are on their way back.
 	settle = 3 * time.Second
-	// recheck is the delay before a status that another has written is put right. A second manager, during a rollout, has a view of its own;
-	// answering it at once would make the two write without end.
+	// recheck is the delay before a status that another has written is put right. A second manager,
+	// during a rollout, has a view of its own; answering it at once would make the two write
+	// without end.
 	recheck    = 5 * time.Second
 	retryFirst = 200 * time.Millisecond
 	retryLast  = 10 * time.Second
@@ -65,7 +66,8 @@ type want struct {
 	failures int
 }
 
-func newWriter(c client.Client, log *slog.Logger, current func(types.NamespacedName) *v1alpha1.Intercept) *writer {
+func newWriter(c client.Client, log *slog.Logger,
+	current func(types.NamespacedName) *v1alpha1.Intercept) *writer {
 	w := &writer{
 		client: c, log: log, current: current, wants: map[types.UID]*want{},
 		queue: workqueue.NewTypedDelayingQueue[types.UID](),
@@ -222,7 +224,8 @@ func (w *writer) work(ctx context.Context, uid types.UID) {
 }
 
 // write writes the status if it differs, and returns the object as it then is.
-func (w *writer) write(ctx context.Context, base *v1alpha1.Intercept, st *v1alpha1.InterceptStatus) (*v1alpha1.Intercept, error) {
+func (w *writer) write(ctx context.Context, base *v1alpha1.Intercept,
+	st *v1alpha1.InterceptStatus) (*v1alpha1.Intercept, error) {
 	for attempt := 0; ; attempt++ {
 		next := merged(base, st)
 		if apiequality.Semantic.DeepEqual(base.Status, next) {
@@ -279,10 +282,12 @@ func (w *writer) delete(ctx context.Context, ic *v1alpha1.Intercept, why string)
 	event := &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: ic.Name + ".", Namespace: ic.Namespace},
 		InvolvedObject: corev1.ObjectReference{
-			APIVersion: v1alpha1.GroupVersion.String(), Kind: "Intercept", Namespace: ic.Namespace, Name: ic.Name, UID: ic.UID,
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: "Intercept", Namespace: ic.Namespace,
+			Name: ic.Name, UID: ic.UID,
 		},
 		Type: corev1.EventTypeNormal, Reason: "SessionGone", Message: "Ended: " + why,
-		Source: corev1.EventSource{Component: "sidestep-manager"}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
+		Source: corev1.EventSource{Component: "sidestep-manager"}, FirstTimestamp: now,
+		LastTimestamp: now, Count: 1,
 	}
 	if err := w.client.Create(ctx, event); err != nil {
 		w.log.Warn("cannot leave an event", "intercept", key(ic).String(), "error", err)

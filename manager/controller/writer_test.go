@@ -24,7 +24,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// api is an API server with one intercept. It counts updates of status, and fails those for which fail is set.
+// api is an API server with one intercept. It counts updates of status, and fails those for which
+// fail is set.
 type api struct {
 	client.WithWatch
 	fail    atomic.Pointer[error]
@@ -35,26 +36,33 @@ func newAPI(t *testing.T, st v1alpha1.InterceptStatus) (*api, *v1alpha1.Intercep
 	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, v1alpha1.AddToScheme(scheme))
-	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders", UID: "u1", Generation: 1}, Status: st}
+	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "orders",
+		UID: "u1", Generation: 1}, Status: st}
 	a := &api{}
-	a.WithWatch = fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(ic).WithObjects(ic).WithInterceptorFuncs(interceptor.Funcs{
-		SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
+	a.WithWatch = fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(ic).WithObjects(
+		ic).WithInterceptorFuncs(interceptor.Funcs{
+		SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, obj client.Object,
+			opts ...client.SubResourceUpdateOption) error {
 			a.updates.Add(1)
 			if err := a.fail.Load(); err != nil {
 				return *err
 			}
 			return c.SubResource(sub).Update(ctx, obj, opts...)
 		},
-		Delete: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.DeleteOption) error {
+		Delete: func(ctx context.Context, c client.WithWatch, obj client.Object,
+			opts ...client.DeleteOption) error {
 			var o client.DeleteOptions
 			o.ApplyOptions(opts)
-			if now := a.read(t); now != nil && o.Preconditions != nil && now.UID != *o.Preconditions.UID { // the fake does not look
-				return apierrors.NewConflict(schema.GroupResource{Resource: "intercepts"}, now.Name, errors.New("another UID"))
+			// the fake does not look
+			if now := a.read(t); now != nil && o.Preconditions != nil && now.UID != *o.Preconditions.UID {
+				return apierrors.NewConflict(schema.GroupResource{Resource: "intercepts"}, now.Name,
+					errors.New("another UID"))
 			}
 			return c.Delete(ctx, obj, opts...)
 		},
 	}).Build()
-	w := newWriter(a, slog.New(slog.DiscardHandler), func(types.NamespacedName) *v1alpha1.Intercept { return a.read(t) })
+	w := newWriter(a, slog.New(slog.DiscardHandler),
+		func(types.NamespacedName) *v1alpha1.Intercept { return a.read(t) })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); w.run(ctx) }()
@@ -64,7 +72,8 @@ func newAPI(t *testing.T, st v1alpha1.InterceptStatus) (*api, *v1alpha1.Intercep
 
 func (a *api) read(t *testing.T) *v1alpha1.Intercept {
 	ic := &v1alpha1.Intercept{}
-	err := a.Get(context.WithoutCancel(t.Context()), types.NamespacedName{Namespace: "shop", Name: "orders"}, ic)
+	err := a.Get(context.WithoutCancel(t.Context()),
+		types.NamespacedName{Namespace: "shop", Name: "orders"}, ic)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -79,7 +88,8 @@ func state(s v1alpha1.State) v1alpha1.InterceptStatus {
 	if s == v1alpha1.StateActive {
 		status = metav1.ConditionTrue
 	}
-	return v1alpha1.InterceptStatus{State: s, Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: status, Reason: "R"}}}
+	return v1alpha1.InterceptStatus{State: s,
+		Conditions: []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: status, Reason: "R"}}}
 }
 
 func until(t *testing.T, condition func() bool) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package environment gives laptops the environment of the containers that they intercept: it asks the container's node agent, for those who
-// may have it.
+// Package environment gives laptops the environment of the containers that they intercept: it asks
+// the container's node agent, for those who may have it.
 package environment
 
 import (
@@ -18,10 +18,12 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 )
 
-// concurrent bounds how many questions are open at all node agents together, and so the memory that answers can take.
+// concurrent bounds how many questions are open at all node agents together, and so the memory that
+// answers can take.
 const concurrent = 16
 
-// arrival is how long a question waits for a node agent: one that has just attached opens its stream a moment later.
+// arrival is how long a question waits for a node agent: one that has just attached opens its
+// stream a moment later.
 const arrival = 2 * time.Second
 
 var errGone = errors.New("the node agent has gone")
@@ -51,13 +53,15 @@ type line struct {
 
 // NewAgents makes one that ends its streams when closing is closed.
 func NewAgents(closing <-chan struct{}) *Agents {
-	return &Agents{closing: closing, slots: make(chan struct{}, concurrent), lines: map[string][]*line{}, came: make(chan struct{})}
+	return &Agents{closing: closing, slots: make(chan struct{}, concurrent),
+		lines: map[string][]*line{}, came: make(chan struct{})}
 }
 
 // Serve asks the agent on a node questions for as long as it is connected.
 func (a *Agents) Serve(node string, stream Stream) error {
 	l := &line{
-		questions: make(chan *agentpb.EnvironmentQuestion), gone: make(chan struct{}), waiting: map[uint64]chan *agentpb.EnvironmentAnswer{},
+		questions: make(chan *agentpb.EnvironmentQuestion), gone: make(chan struct{}),
+		waiting: map[uint64]chan *agentpb.EnvironmentAnswer{},
 	}
 	a.mu.Lock()
 	a.lines[node] = append(a.lines[node], l)
@@ -125,7 +129,8 @@ func (a *Agents) Ask(ctx context.Context, node, podUID, containerID string) ([][
 		if err != nil {
 			return nil, err
 		}
-		answer, err := l.ask(ctx, &agentpb.EnvironmentQuestion{Id: id, PodUid: podUID, ContainerId: containerID})
+		answer, err := l.ask(ctx,
+			&agentpb.EnvironmentQuestion{Id: id, PodUid: podUID, ContainerId: containerID})
 		switch {
 		case errors.Is(err, errGone):
 			continue // there may be another one
@@ -153,7 +158,8 @@ func (a *Agents) newest(ctx context.Context, node string) (*line, uint64, error)
 		select {
 		case <-came:
 		case <-timer.C:
-			return nil, 0, fmt.Errorf("no node agent on node %s answers: it is not connected, or older than the traffic manager", node)
+			return nil, 0, fmt.Errorf(
+				"no node agent on node %s answers: it is not connected, or older than the traffic manager", node)
 		case <-ctx.Done():
 			return nil, 0, context.Cause(ctx)
 		}

@@ -24,8 +24,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// Policy is the name of the ValidatingAdmissionPolicy, and of its binding, by which the API server admits spec.environment only from those who may
-// read environments.
+// Policy is the name of the ValidatingAdmissionPolicy, and of its binding, by which the API server
+// admits spec.environment only from those who may read environments.
 const Policy = "sidestep-environment"
 
 const (
@@ -47,8 +47,10 @@ type Keeper struct {
 	Log *slog.Logger
 }
 
-// Release gives the session with this key the environment of the container that it intercepts, or a gRPC status.
-func (k *Keeper) Release(ctx context.Context, keyHash string, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+// Release gives the session with this key the environment of the container that it intercepts, or a
+// gRPC status.
+func (k *Keeper) Release(ctx context.Context, keyHash string,
+	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("it takes too long"))
 	defer cancel()
 	ic, err := k.intercept(ctx, keyHash, req)
@@ -65,30 +67,39 @@ func (k *Keeper) Release(ctx context.Context, keyHash string, req *clientpb.Envi
 		log.Warn("environment not read", "reason", err)
 		return nil, err
 	}
-	log.Info("environment given to the laptop", "pod", reply.GetPod(), "container", reply.GetContainer(), "variables", len(reply.GetVariables()))
+	log.Info("environment given to the laptop", "pod", reply.GetPod(), "container",
+		reply.GetContainer(), "variables", len(reply.GetVariables()))
 	return reply, nil
 }
 
-// intercept gives the Intercept if the session may have the environment of its container. Of others' it does not even say that they exist.
-func (k *Keeper) intercept(ctx context.Context, keyHash string, req *clientpb.EnvironmentRequest) (*v1alpha1.Intercept, error) {
+// intercept gives the Intercept if the session may have the environment of its container. Of
+// others' it does not even say that they exist.
+func (k *Keeper) intercept(ctx context.Context, keyHash string,
+	req *clientpb.EnvironmentRequest) (*v1alpha1.Intercept, error) {
 	ic := &v1alpha1.Intercept{}
 	err := k.Client.Get(ctx, client.ObjectKey{Namespace: req.GetNamespace(), Name: req.GetName()}, ic)
 	if client.IgnoreNotFound(err) != nil {
 		return nil, status.Errorf(codes.Unavailable, "look up the intercept: %v", err)
 	}
 	switch {
-	case err != nil, string(ic.UID) != req.GetInterceptUid(), !ic.Spec.HeldBy(keyHash), ic.DeletionTimestamp != nil:
-		return nil, status.Errorf(codes.NotFound, "this session has no intercept %s in namespace %s", req.GetName(), req.GetNamespace())
+	case err != nil, string(ic.UID) != req.GetInterceptUid(), !ic.Spec.HeldBy(keyHash),
+		ic.DeletionTimestamp != nil:
+		return nil, status.Errorf(codes.NotFound, "this session has no intercept %s in namespace %s",
+			req.GetName(), req.GetNamespace())
 	case !ic.Spec.Environment:
-		return nil, status.Errorf(codes.PermissionDenied, "the intercept does not ask for the environment (spec.environment)")
-	case ic.Status.ObservedGeneration != ic.Generation || !meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted):
-		return nil, status.Errorf(codes.FailedPrecondition, "the intercept is not in force: %s", cmp.Or(ic.Status.Message, "it has not been decided about"))
+		return nil, status.Errorf(codes.PermissionDenied,
+			"the intercept does not ask for the environment (spec.environment)")
+	case ic.Status.ObservedGeneration != ic.Generation ||
+		!meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted):
+		return nil, status.Errorf(codes.FailedPrecondition, "the intercept is not in force: %s",
+			cmp.Or(ic.Status.Message, "it has not been decided about"))
 	}
 	return ic, nil
 }
 
-var errUnguarded = status.Errorf(codes.FailedPrecondition, "environments are given to nobody: the ValidatingAdmissionPolicy %s, "+
-	"by which the API server checks who may read them, is missing or not in force", Policy)
+var errUnguarded = status.Errorf(codes.FailedPrecondition,
+	"environments are given to nobody: the ValidatingAdmissionPolicy %s, "+
+		"by which the API server checks who may read them, is missing or not in force", Policy)
 
 // guarded makes sure that the API server checks who may set spec.environment.
 func (k *Keeper) guarded(ctx context.Context) error {
@@ -97,11 +108,13 @@ func (k *Keeper) guarded(ctx context.Context) error {
 		if err := k.Client.Get(ctx, client.ObjectKey{Name: Policy}, o); apierrors.IsNotFound(err) {
 			return errUnguarded
 		} else if err != nil {
-			return status.Errorf(codes.Unavailable, "make sure that the API server checks who may read environments: %v", err)
+			return status.Errorf(codes.Unavailable,
+				"make sure that the API server checks who may read environments: %v", err)
 		}
 	}
 	fails := policy.Spec.FailurePolicy == nil || *policy.Spec.FailurePolicy == admissionv1.Fail
-	if !fails || binding.Spec.PolicyName != Policy || !slices.Contains(binding.Spec.ValidationActions, admissionv1.Deny) {
+	if !fails || binding.Spec.PolicyName != Policy ||
+		!slices.Contains(binding.Spec.ValidationActions, admissionv1.Deny) {
 		return errUnguarded
 	}
 	return nil
@@ -111,7 +124,8 @@ func (k *Keeper) guarded(ctx context.Context) error {
 func (k *Keeper) read(ctx context.Context, ic *v1alpha1.Intercept) (*clientpb.EnvironmentReply, error) {
 	pods := k.ready(ic)
 	if len(pods) == 0 {
-		return nil, status.Errorf(codes.FailedPrecondition, "no pod of %s %s is ready, and an environment is that of a running process",
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"no pod of %s %s is ready, and an environment is that of a running process",
 			ic.Spec.Workload.Kind, ic.Spec.Workload.Name)
 	}
 	var problems []string
@@ -148,7 +162,8 @@ func isReady(pod *corev1.Pod) bool {
 	})
 }
 
-func (k *Keeper) readPod(ctx context.Context, ic *v1alpha1.Intercept, known *corev1.Pod) (*clientpb.EnvironmentReply, error) {
+func (k *Keeper) readPod(ctx context.Context, ic *v1alpha1.Intercept,
+	known *corev1.Pod) (*clientpb.EnvironmentReply, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, perPod, errors.New("no answer in time"))
 	defer cancel()
 	pod := &corev1.Pod{}
@@ -167,7 +182,8 @@ func (k *Keeper) readPod(ctx context.Context, ic *v1alpha1.Intercept, known *cor
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", name, err)
 	}
-	return &clientpb.EnvironmentReply{Variables: variables, Declared: declared(&pod.Spec, name), Container: name, Pod: pod.Name}, nil
+	return &clientpb.EnvironmentReply{Variables: variables, Declared: declared(&pod.Spec, name),
+		Container: name, Pod: pod.Name}, nil
 }
 
 // containerID is the runtime's ID of a container that runs now.
@@ -188,7 +204,8 @@ func containerID(pod *corev1.Pod, name string) (string, error) {
 	return "", fmt.Errorf("it has no container %q", name)
 }
 
-// declared are the names of the variables that the pod's specification sets one by one. Those by envFrom are in objects that the manager may not read.
+// declared are the names of the variables that the pod's specification sets one by one. Those by
+// envFrom are in objects that the manager may not read.
 func declared(spec *corev1.PodSpec, name string) []string {
 	var names []string
 	for _, c := range slices.Concat(spec.Containers, spec.InitContainers) {

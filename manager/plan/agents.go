@@ -24,7 +24,8 @@ func (s *Stream) Introduce(version, kernel string) {
 	s.agent.Version, s.agent.Kernel = version, kernel
 }
 
-// Agents lists the agents that are attached, and the nodes with placements that have none, by the names of the nodes.
+// Agents lists the agents that are attached, and the nodes with placements that have none, by the
+// names of the nodes.
 func (p *Plan) Agents() []Agent {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package plan holds what each node is to steer, and what the node agents have said about it. The controller writes it intercept by
-// intercept; each node agent's stream takes its node's share whenever that changes.
+// Package plan holds what each node is to steer, and what the node agents have said about it. The
+// controller writes it intercept by intercept; each node agent's stream takes its node's share
+// whenever that changes.
 package plan
 
 import (
@@ -27,7 +28,8 @@ type Placement struct {
 }
 
 func (p *Placement) same(o *Placement) bool {
-	return p.Node == o.Node && p.Port == o.Port && p.UDP == o.UDP && p.Wiretap == o.Wiretap && proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
+	return p.Node == o.Node && p.Port == o.Port && p.UDP == o.UDP && p.Wiretap == o.Wiretap &&
+		proto.Equal(p.Pod, o.Pod) && proto.Equal(p.Rule, o.Rule) &&
 		slices.EqualFunc(p.Probes, o.Probes, func(a, b *agentpb.Probe) bool { return proto.Equal(a, b) })
 }
 
@@ -79,22 +81,25 @@ type Plan struct {
 	refused    map[string]string // why the agent of a node may not attach, by node
 }
 
-// New makes an empty plan. changed is called, without any lock, when a node agent's word about intercepts may have changed.
+// New makes an empty plan. changed is called, without any lock, when a node agent's word about
+// intercepts may have changed.
 func New(changed func(intercepts []types.UID)) *Plan {
 	return &Plan{
-		changed: changed, open: make(chan struct{}), nodes: map[string]*node{}, intercepts: map[types.UID]map[spot]*Placement{},
-		refused: map[string]string{},
+		changed: changed, open: make(chan struct{}), nodes: map[string]*node{},
+		intercepts: map[types.UID]map[spot]*Placement{},
+		refused:    map[string]string{},
 	}
 }
 
-// Open lets node agents have their assignments. Before, the plan may be incomplete, and an assignment that lacks a pod makes its
-// node agent let go of it.
+// Open lets node agents have their assignments. Before, the plan may be incomplete, and an
+// assignment that lacks a pod makes its node agent let go of it.
 func (p *Plan) Open() { p.once.Do(func() { close(p.open) }) }
 
 // Opened is closed once the plan is open.
 func (p *Plan) Opened() <-chan struct{} { return p.open }
 
-// Set replaces the placements of an intercept; none takes it out. keyHash is of the session that may have its traffic.
+// Set replaces the placements of an intercept; none takes it out. keyHash is of the session that
+// may have its traffic.
 func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -166,8 +171,8 @@ func (p *Plan) tidy(name string, n *node) {
 	}
 }
 
-// KeyHash gives the hash of the session key that may have the intercept's traffic from the node; false if the intercept has no business
-// there.
+// KeyHash gives the hash of the session key that may have the intercept's traffic from the node;
+// false if the intercept has no business there.
 func (p *Plan) KeyHash(nodeName, interceptUID string) (string, bool) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -178,7 +183,8 @@ func (p *Plan) KeyHash(nodeName, interceptUID string) (string, bool) {
 	return "", false
 }
 
-// Spots gives where an intercept is in force, a pod once, and the hash of the session key that it belongs to.
+// Spots gives where an intercept is in force, a pod once, and the hash of the session key that it
+// belongs to.
 func (p *Plan) Spots(interceptUID string) (keyHash string, all []Placement) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -34,7 +34,8 @@ func on(node, pod string, port uint32, intercept string, connected bool) plan.Pl
 }
 
 func says(revision uint64, pod, intercept string, steering bool) *agentpb.Report {
-	return &agentpb.Report{Revision: revision, Targets: []*agentpb.TargetReport{{PodUid: pod, Port: 80, InterceptUid: intercept, Steering: steering}}}
+	return &agentpb.Report{Revision: revision,
+		Targets: []*agentpb.TargetReport{{PodUid: pod, Port: 80, InterceptUid: intercept, Steering: steering}}}
 }
 
 func woken(s *plan.Stream) bool {
@@ -48,7 +49,8 @@ func woken(s *plan.Stream) bool {
 
 func TestAssignmentIsTheWholeNode(t *testing.T) {
 	p := plan.New(func([]types.UID) {})
-	p.Set("b", "hash-b", []plan.Placement{on("n1", "p1", 80, "b", true), on("n1", "p2", 80, "b", true), on("n2", "p3", 80, "b", true)})
+	p.Set("b", "hash-b", []plan.Placement{on("n1", "p1", 80, "b", true), on("n1", "p2", 80, "b", true),
+		on("n2", "p3", 80, "b", true)})
 	p.Set("a", "hash-a", []plan.Placement{on("n1", "p1", 80, "a", false), on("n1", "p1", 81, "a", false)})
 	s := p.Attach("n1", plan.Birth{})
 	assert.True(t, woken(s), "there is something to send at the start, if only that there is nothing to do")
@@ -104,7 +106,8 @@ func TestSteeringIsBelievedOnlyOfTheRuleAsItIs(t *testing.T) {
 
 	s.Report(says(s.Next().Revision, "p1", "a", true))
 	assert.Equal(t, []types.UID{"a"}, told.take())
-	assert.Equal(t, plan.Steering{Attached: true, Reported: true, Steering: true}, p.Steering("a", "n1", "p1", 80))
+	assert.Equal(t, plan.Steering{Attached: true, Reported: true, Steering: true},
+		p.Steering("a", "n1", "p1", 80))
 	s.Report(says(1, "p1", "a", true))
 	assert.Empty(t, told.take(), "nothing new")
 

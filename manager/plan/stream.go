@@ -52,8 +52,9 @@ type Birth struct {
 // before says that the other agent of the same node is certainly younger.
 func (b Birth) before(other Birth) bool { return b.Boot == other.Boot && b.Epoch < other.Epoch }
 
-// Attach makes the agent on a node the one that the node's assignments go to. An earlier stream of the same node is replaced: it
-// is that of an older agent, or a dead connection that nobody has noticed yet. If it is that of a younger agent, Attach gives nil.
+// Attach makes the agent on a node the one that the node's assignments go to. An earlier stream of
+// the same node is replaced: it is that of an older agent, or a dead connection that nobody has
+// noticed yet. If it is that of a younger agent, Attach gives nil.
 func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
 	s := &Stream{plan: p, node: nodeName, birth: birth, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	s.poke()
@@ -167,7 +168,8 @@ func (s *Stream) Next() *agentpb.Assignment {
 	}
 	var udp *agentpb.Target
 	keys := slices.SortedFunc(maps.Keys(n.rules), func(a, b ruleKey) int {
-		return cmp.Or(strings.Compare(a.pod, b.pod), cmp.Compare(a.port, b.port), strings.Compare(a.intercept, b.intercept))
+		return cmp.Or(strings.Compare(a.pod, b.pod), cmp.Compare(a.port, b.port),
+			strings.Compare(a.intercept, b.intercept))
 	})
 	var pod *agentpb.Pod
 	var target *agentpb.Target
@@ -207,7 +209,8 @@ func (s *Stream) Next() *agentpb.Assignment {
 // withoutTargets is a shallow copy, so that the original stays as it is.
 func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 	return &agentpb.Pod{
-		Uid: p.Uid, Namespace: p.Namespace, Name: p.Name, Ips: p.Ips, HostIps: p.HostIps, RuntimeClass: p.RuntimeClass, HostNetwork: p.HostNetwork,
+		Uid: p.Uid, Namespace: p.Namespace, Name: p.Name, Ips: p.Ips, HostIps: p.HostIps,
+		RuntimeClass: p.RuntimeClass, HostNetwork: p.HostNetwork,
 	}
 }
 
@@ -215,7 +218,8 @@ func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 func (s *Stream) Report(r *agentpb.Report) {
 	targets := make(map[ruleKey]verdict, len(r.Targets))
 	for _, t := range r.Targets {
-		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message, t.Traffic, t.Copies}
+		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message,
+			t.Traffic, t.Copies}
 	}
 	p := s.plan
 	p.mu.Lock()

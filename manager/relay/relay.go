@@ -19,8 +19,8 @@ import (
 	"sidestep.dev/sidestep/manager/sessions"
 )
 
-// patience is how long a connection waits for a laptop that is connected and has no stream parked. The node agent gives up after two
-// seconds; answering before that tells it why.
+// patience is how long a connection waits for a laptop that is connected and has no stream parked.
+// The node agent gives up after two seconds; answering before that tells it why.
 const patience = 1500 * time.Millisecond
 
 // Plan says whose an intercept's traffic is.
@@ -52,10 +52,12 @@ func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Regi
 	r := &Relay{
 		plan: plan, sessions: sessions, log: log,
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "sidestep_manager_tunnels_open", Help: "Connections being relayed between node agents and laptops.",
+			Name: "sidestep_manager_tunnels_open",
+			Help: "Connections being relayed between node agents and laptops.",
 		}),
 		opened: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestep_manager_tunnels_total", Help: "Connections that node agents asked to be relayed, by outcome; RELAYED ones reached the laptop.",
+			Name: "sidestep_manager_tunnels_total",
+			Help: "Connections that node agents asked to be relayed, by outcome; RELAYED ones reached the laptop.",
 		}, []string{"result"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestep_manager_relayed_bytes_total", Help: "Payload relayed, by direction.",
@@ -75,7 +77,8 @@ func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	parked, result, why := r.find(agent.Context(), node, open)
 	r.opened.WithLabelValues(outcome(result)).Inc()
 	if result != tunnelpb.Opened_OK {
-		r.log.Debug("tunnel not relayed", "node", node, "pod", open.Pod, "intercept", open.InterceptNamespace+"/"+open.InterceptName, "result", result, "reason", why)
+		r.log.Debug("tunnel not relayed", "node", node, "pod", open.Pod, "intercept",
+			open.InterceptNamespace+"/"+open.InterceptName, "result", result, "reason", why)
 		return tunnel.SendOpened(agent, result, why)
 	}
 	r.open.Inc()
@@ -86,7 +89,8 @@ func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	}
 	err = tunnel.Relay(&counted{agent, r.toLap}, &counted{parked.Stream, r.toPod})
 	if err != nil {
-		r.log.Debug("tunnel ended early", "node", node, "pod", open.Pod, "intercept", open.InterceptNamespace+"/"+open.InterceptName, "reason", err)
+		r.log.Debug("tunnel ended early", "node", node, "pod", open.Pod, "intercept",
+			open.InterceptNamespace+"/"+open.InterceptName, "reason", err)
 		err = status.Error(codes.Aborted, err.Error())
 	}
 	parked.Release(err)
@@ -101,10 +105,13 @@ func outcome(r tunnelpb.Opened_Result) string {
 }
 
 // find gives the laptop's stream for a connection, or what to tell the node agent.
-func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*sessions.Parked, tunnelpb.Opened_Result, string) {
+func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*sessions.Parked,
+	tunnelpb.Opened_Result, string) {
 	keyHash, ok := r.plan.KeyHash(node, open.InterceptUid)
 	if !ok {
-		return nil, tunnelpb.Opened_UNKNOWN, fmt.Sprintf("the manager knows of no intercept %s/%s on node %s", open.InterceptNamespace, open.InterceptName, node)
+		return nil, tunnelpb.Opened_UNKNOWN,
+			fmt.Sprintf("the manager knows of no intercept %s/%s on node %s", open.InterceptNamespace,
+				open.InterceptName, node)
 	}
 	parked, err := r.sessions.Take(ctx, keyHash, patience)
 	switch {

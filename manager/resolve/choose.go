@@ -58,13 +58,15 @@ func wanted(ic *v1alpha1.Intercept) (protocols []corev1.Protocol, called string)
 	switch {
 	case ic.Spec.Protocol == v1alpha1.ProtocolUDP && !ic.Spec.Wiretap:
 		return []corev1.Protocol{corev1.ProtocolUDP}, "UDP"
-	case ic.Spec.Wiretap || ic.Spec.Protocol == v1alpha1.ProtocolTCP || ic.Spec.Mechanism == v1alpha1.MechanismHTTP || ic.Annotations[v1alpha1.KnowsUDP] != "true":
+	case ic.Spec.Wiretap || ic.Spec.Protocol == v1alpha1.ProtocolTCP ||
+		ic.Spec.Mechanism == v1alpha1.MechanismHTTP || ic.Annotations[v1alpha1.KnowsUDP] != "true":
 		return []corev1.Protocol{corev1.ProtocolTCP}, "TCP"
 	}
 	return []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP}, "TCP or UDP"
 }
 
-// choose finds the one port that an intercept asks for, or the only one if it asks for none; where is "service orders" or "Deployment orders".
+// choose finds the one port that an intercept asks for, or the only one if it asks for none; where
+// is "service orders" or "Deployment orders".
 func choose(all []candidate, ic *v1alpha1.Intercept, where string) (candidate, error) {
 	protocols, called := wanted(ic)
 	var usable, others []candidate
@@ -81,18 +83,22 @@ func choose(all []candidate, ic *v1alpha1.Intercept, where string) (candidate, e
 	return chooseNamed(usable, others, ic, where, called)
 }
 
-// chooseOnly finds the port that is meant when none is named. Ports of UDP are in nobody's way who has one of TCP.
+// chooseOnly finds the port that is meant when none is named. Ports of UDP are in nobody's way who
+// has one of TCP.
 func chooseOnly(usable, others []candidate, ic *v1alpha1.Intercept, where, called string) (candidate, error) {
-	if isTCP := func(c candidate) bool { return c.protocol == corev1.ProtocolTCP }; slices.ContainsFunc(usable, isTCP) {
+	if isTCP := func(c candidate) bool { return c.protocol == corev1.ProtocolTCP }; slices.ContainsFunc(
+		usable, isTCP) {
 		usable = slices.DeleteFunc(slices.Clone(usable), func(c candidate) bool { return !isTCP(c) })
 	}
 	switch {
 	case len(usable) == 1:
 		return usable[0], nil
 	case len(usable) > 1:
-		return candidate{}, invalid(PortAmbiguous, "%s has %d ports: %s; use --port LOCAL:PORT to choose one", where, len(usable), choices(usable))
+		return candidate{}, invalid(PortAmbiguous,
+			"%s has %d ports: %s; use --port LOCAL:PORT to choose one", where, len(usable), choices(usable))
 	case len(others) > 0:
-		return candidate{}, invalid(ProtocolNotSupported, "%s has no %s port (it has %s)%s", where, called, choices(others), because(ic))
+		return candidate{}, invalid(ProtocolNotSupported, "%s has no %s port (it has %s)%s", where,
+			called, choices(others), because(ic))
 	}
 	return candidate{}, invalid(PortNotFound, "%s has no ports", where)
 }
@@ -119,9 +125,11 @@ func chooseNamed(usable, others []candidate, ic *v1alpha1.Intercept, where, call
 	if i < 0 {
 		switch {
 		case slices.ContainsFunc(others, match):
-			return candidate{}, invalid(ProtocolNotSupported, "port %s of %s is not a %s port%s", id, where, called, because(ic))
+			return candidate{}, invalid(ProtocolNotSupported, "port %s of %s is not a %s port%s", id,
+				where, called, because(ic))
 		case len(usable) == 0:
-			return candidate{}, invalid(PortNotFound, "%s has no %s port %s; it has none at all", where, called, id)
+			return candidate{}, invalid(PortNotFound, "%s has no %s port %s; it has none at all", where,
+				called, id)
 		}
 		return candidate{}, invalid(PortNotFound, "%s has no port %s; it has: %s", where, id, choices(usable))
 	}
@@ -136,8 +144,11 @@ func chooseNamed(usable, others []candidate, ic *v1alpha1.Intercept, where, call
 	case len(same) == 1:
 		return chosen, nil
 	case !slices.ContainsFunc(same, func(c candidate) bool { return c.number != chosen.number }):
-		return candidate{}, invalid(PortAmbiguous, "port %s of %s is there for TCP and for UDP: %s; use --port LOCAL:%s/TCP or --port LOCAL:%s/UDP to choose one",
+		return candidate{}, invalid(PortAmbiguous,
+			"port %s of %s is there for TCP and for UDP: %s; use --port LOCAL:%s/TCP or --port LOCAL:%s/UDP to choose one",
 			id, where, choices(same), id, id)
 	}
-	return candidate{}, invalid(PortAmbiguous, "several ports of %s are called %s: %s; use --port LOCAL:NUMBER to choose one", where, id, choices(usable))
+	return candidate{}, invalid(PortAmbiguous,
+		"several ports of %s are called %s: %s; use --port LOCAL:NUMBER to choose one", where, id,
+		choices(usable))
 }

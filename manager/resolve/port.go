@@ -27,7 +27,8 @@ type port struct {
 	tls       string // what says that the port speaks TLS; empty: nothing does
 }
 
-// in gives the container port in a pod: names are looked up in each, since pods of an old and a new template may differ.
+// in gives the container port in a pod: names are looked up in each, since pods of an old and a new
+// template may differ.
 func (p *port) in(spec *corev1.PodSpec) int32 {
 	if p.target.Type == intstr.String {
 		return namedPort(spec, p.protocol, p.target.StrVal, p.only)
@@ -56,8 +57,8 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	return p, err
 }
 
-// findService gives the service that leads to the workload, or nil if there is none. One that leads to some of the pods only is found if it is asked
-// for, or none leads to all.
+// findService gives the service that leads to the workload, or nil if there is none. One that leads
+// to some of the pods only is found if it is asked for, or none leads to all.
 func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Service, error) {
 	var all, some []*corev1.Service
 	var asked *corev1.Service
@@ -84,11 +85,14 @@ func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Servic
 	case 1:
 		return all[0], nil
 	}
-	return nil, invalid(ServiceAmbiguous, "%d services select the pods of %s: %s; use --service to choose one", len(all), w, nameList(all))
+	return nil, invalid(ServiceAmbiguous,
+		"%d services select the pods of %s: %s; use --service to choose one", len(all), w, nameList(all))
 }
 
-// findAsked gives the service that is asked for by name if it is among those that select pods of the workload.
-func findAsked(ic *v1alpha1.Intercept, w *workload, asked *corev1.Service, selecting []*corev1.Service) (*corev1.Service, error) {
+// findAsked gives the service that is asked for by name if it is among those that select pods of
+// the workload.
+func findAsked(ic *v1alpha1.Intercept, w *workload, asked *corev1.Service,
+	selecting []*corev1.Service) (*corev1.Service, error) {
 	name := ic.Spec.Service
 	if slices.Contains(selecting, asked) {
 		return asked, nil
@@ -99,11 +103,15 @@ func findAsked(ic *v1alpha1.Intercept, w *workload, asked *corev1.Service, selec
 	}
 	switch {
 	case asked == nil:
-		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s; %s", name, ic.Namespace, others)
+		return nil, invalid(ServiceNotFound, "there is no service %q in namespace %s; %s", name,
+			ic.Namespace, others)
 	case asked.Spec.Type == corev1.ServiceTypeExternalName:
-		return nil, invalid(ServiceNotFound, "service %q is an ExternalName: it is another name for %s and leads to no pods; %s", name, asked.Spec.ExternalName, others)
+		return nil, invalid(ServiceNotFound,
+			"service %q is an ExternalName: it is another name for %s and leads to no pods; %s", name,
+			asked.Spec.ExternalName, others)
 	case len(asked.Spec.Selector) == 0:
-		return nil, invalid(ServiceNotFound, "service %q has no selector, so its endpoints are not known to be pods of %s; %s", name, w, others)
+		return nil, invalid(ServiceNotFound,
+			"service %q has no selector, so its endpoints are not known to be pods of %s; %s", name, w, others)
 	}
 	return nil, invalid(ServiceNotFound, "service %q does not select the pods of %s; %s", name, w, others)
 }
@@ -144,12 +152,15 @@ func servicePort(svc *corev1.Service, ic *v1alpha1.Intercept, w *workload) (*por
 		target = intstr.FromInt32(chosen.number)
 	}
 	p := &port{
-		service: svc.Name, display: chosen.display(), protocol: chosen.protocol, number: chosen.number, target: target,
-		tls: speaksTLS(chosen.name, svc.Spec.Ports[chosen.index].AppProtocol),
+		service: svc.Name, display: chosen.display(), protocol: chosen.protocol, number: chosen.number,
+		target: target,
+		tls:    speaksTLS(chosen.name, svc.Spec.Ports[chosen.index].AppProtocol),
 	}
 	p.template = p.in(&w.template.Spec)
-	if p.template == 0 && !slices.ContainsFunc(w.pods, func(pod *corev1.Pod) bool { return p.in(&pod.Spec) != 0 }) {
-		return nil, invalid(PortNotFound, "port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, svc.Name, target.StrVal, w)
+	if p.template == 0 && !slices.ContainsFunc(w.pods,
+		func(pod *corev1.Pod) bool { return p.in(&pod.Spec) != 0 }) {
+		return nil, invalid(PortNotFound,
+			"port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, svc.Name, target.StrVal, w)
 	}
 	return p, nil
 }
@@ -162,18 +173,22 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 			continue
 		}
 		for _, p := range c.Ports {
-			all = append(all, candidate{name: p.Name, number: p.ContainerPort, protocol: protocolOf(p.Protocol)})
+			all = append(all, candidate{name: p.Name, number: p.ContainerPort,
+				protocol: protocolOf(p.Protocol)})
 		}
 	}
 	where := w.String() + ", which has no service,"
 	if len(all) == 0 {
-		// Containers may listen on ports that they do not declare; a number is then taken at its word.
+		// Containers may listen on ports that they do not declare; a number is then taken at its
+		// word.
 		number, err := strconv.ParseUint(ic.Spec.Port, 10, 16)
 		if err != nil || number == 0 {
-			return nil, invalid(PortNotFound, "%s declares no container ports; use --port LOCAL:NUMBER to say which", where)
+			return nil, invalid(PortNotFound,
+				"%s declares no container ports; use --port LOCAL:NUMBER to say which", where)
 		}
 		return &port{
-			display: ic.Spec.Port, protocol: protocolOf(corev1.Protocol(ic.Spec.Protocol)), target: intstr.FromInt32(int32(number)), template: int32(number),
+			display: ic.Spec.Port, protocol: protocolOf(corev1.Protocol(ic.Spec.Protocol)),
+			target: intstr.FromInt32(int32(number)), template: int32(number),
 		}, nil
 	}
 	chosen, err := choose(all, ic, where)
@@ -181,8 +196,9 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 		return nil, err
 	}
 	p := &port{
-		display: chosen.display(), protocol: chosen.protocol, target: intstr.FromInt32(chosen.number), template: chosen.number,
-		tls: speaksTLS(chosen.name, nil),
+		display: chosen.display(), protocol: chosen.protocol, target: intstr.FromInt32(chosen.number),
+		template: chosen.number,
+		tls:      speaksTLS(chosen.name, nil),
 	}
 	if chosen.name != "" {
 		p.target, p.only = intstr.FromString(chosen.name), ic.Spec.Container

@@ -11,7 +11,8 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 )
 
-// KubeletProbes lists how the kubelet talks to a port of the pod, so that the node agent can tell its connections from others.
+// KubeletProbes lists how the kubelet talks to a port of the pod, so that the node agent can tell
+// its connections from others.
 func KubeletProbes(spec *corev1.PodSpec, port int32) []*agentpb.Probe {
 	var probes []*agentpb.Probe
 	seen := map[string]bool{}
@@ -22,7 +23,8 @@ func KubeletProbes(spec *corev1.PodSpec, port int32) []*agentpb.Probe {
 		}
 	}
 	at := func(c *corev1.Container, p intstr.IntOrString) bool {
-		return p.Type == intstr.Int && p.IntVal == port || p.Type == intstr.String && numberIn(c, p.StrVal) == port
+		return p.Type == intstr.Int && p.IntVal == port || p.Type == intstr.String &&
+			numberIn(c, p.StrVal) == port
 	}
 	get := func(c *corev1.Container, h *corev1.HTTPGetAction) {
 		switch {
@@ -58,7 +60,8 @@ func KubeletProbes(spec *corev1.PodSpec, port int32) []*agentpb.Probe {
 	return probes
 }
 
-// numberIn gives the number of the container's own port of that name: the kubelet looks in no other container.
+// numberIn gives the number of the container's own port of that name: the kubelet looks in no other
+// container.
 func numberIn(c *corev1.Container, name string) int32 {
 	for _, p := range c.Ports {
 		if p.Name == name {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package resolve finds what an Intercept means in the cluster at this moment: from the workload that it names to the service, the service
-// port, the container port and the pods. It reads, and decides nothing else.
+// Package resolve finds what an Intercept means in the cluster at this moment: from the workload
+// that it names to the service, the service port, the container port and the pods. It reads, and
+// decides nothing else.
 package resolve
 
 import (
@@ -15,7 +16,8 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// Cluster is what resolving reads. Objects that are not there are nil; what is returned is not to be changed.
+// Cluster is what resolving reads. Objects that are not there are nil; what is returned is not to
+// be changed.
 type Cluster interface {
 	Deployment(namespace, name string) *appsv1.Deployment
 	ReplicaSet(namespace, name string) *appsv1.ReplicaSet
@@ -61,20 +63,22 @@ type Resolution struct {
 	// TemplatePort is the container port by the workload's pod template.
 	TemplatePort int32
 	Service      string // empty: the workload has none
-	Port         string // service port by name, else by number; the container port's where there is no service
-	Protocol     v1alpha1.Protocol
-	ServicePort  int32
-	Container    string
-	Pods         []Pod
+	// service port by name, else by number; the container port's where there is no service
+	Port        string
+	Protocol    v1alpha1.Protocol
+	ServicePort int32
+	Container   string
+	Pods        []Pod
 }
 
 // Pod is one pod of the workload that is on a node and has an address.
 type Pod struct {
 	*corev1.Pod
-	// Port is the container port in this pod; 0 if it has no such port, and then the service does not lead to it either.
+	// Port is the container port in this pod; 0 if it has no such port, and then the service does
+	// not lead to it either.
 	Port int32
-	// Ready pods are those that must steer before the intercept counts as active. A pod that is terminating is not
-	// ready, and is steered as long as connections may still reach it.
+	// Ready pods are those that must steer before the intercept counts as active. A pod that is
+	// terminating is not ready, and is steered as long as connections may still reach it.
 	Ready bool
 	// Problem is why the pod has no port.
 	Problem string
@@ -91,7 +95,8 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 		return nil, err
 	}
 	res := &Resolution{
-		Owners: w.owners, TemplatePort: p.template, Service: p.service, Port: p.display, Protocol: v1alpha1.Protocol(p.protocol), ServicePort: p.number, Container: p.container,
+		Owners: w.owners, TemplatePort: p.template, Service: p.service, Port: p.display,
+		Protocol: v1alpha1.Protocol(p.protocol), ServicePort: p.number, Container: p.container,
 	}
 	for _, pod := range w.pods {
 		if placed, ok := place(pod, p); ok {
@@ -101,7 +106,8 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 	return res, nil
 }
 
-// place says whether the pod is to be steered at all. Pods that are not ready yet are: so they are steered at the moment they become ready.
+// place says whether the pod is to be steered at all. Pods that are not ready yet are: so they are
+// steered at the moment they become ready.
 func place(pod *corev1.Pod, p *port) (Pod, bool) {
 	ready := isReady(pod)
 	terminating := pod.DeletionTimestamp != nil
@@ -111,7 +117,9 @@ func place(pod *corev1.Pod, p *port) (Pod, bool) {
 	}
 	placed := Pod{Pod: pod, Ready: ready && !terminating}
 	if placed.Port = p.in(&pod.Spec); placed.Port == 0 {
-		placed.Problem = fmt.Sprintf("the pod has no %s container port named %s, so the service does not lead to it", p.protocol, p.target.String())
+		placed.Problem = fmt.Sprintf(
+			"the pod has no %s container port named %s, so the service does not lead to it", p.protocol,
+			p.target.String())
 	}
 	return placed, true
 }

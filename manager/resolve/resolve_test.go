@@ -72,7 +72,8 @@ func meta(name, ownerKind, owner string) metav1.ObjectMeta {
 	m := metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(name)}
 	if owner != "" {
 		yes := true
-		m.OwnerReferences = []metav1.OwnerReference{{Kind: ownerKind, Name: owner, UID: types.UID(owner), Controller: &yes}}
+		m.OwnerReferences = []metav1.OwnerReference{{Kind: ownerKind, Name: owner,
+			UID: types.UID(owner), Controller: &yes}}
 	}
 	return m
 }
@@ -94,7 +95,8 @@ func template(containers ...corev1.Container) corev1.PodTemplateSpec {
 
 func pod(name, ownerKind, owner string, spec corev1.PodSpec, change ...func(*corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: meta(name, ownerKind, owner), Spec: *spec.DeepCopy(), Status: corev1.PodStatus{
-		Phase: corev1.PodRunning, PodIP: "10.0.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		Phase: corev1.PodRunning, PodIP: "10.0.0.1",
+		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
 	}}
 	p.Spec.NodeName = "node-1"
 	for _, f := range change {
@@ -104,7 +106,8 @@ func pod(name, ownerKind, owner string, spec corev1.PodSpec, change ...func(*cor
 }
 
 func service(name string, ports ...corev1.ServicePort) *corev1.Service {
-	return &corev1.Service{ObjectMeta: meta(name, "", ""), Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "orders"}, Ports: ports}}
+	return &corev1.Service{ObjectMeta: meta(name, "", ""),
+		Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "orders"}, Ports: ports}}
 }
 
 func port(name string, number int32, target intstr.IntOrString) corev1.ServicePort {
@@ -119,7 +122,8 @@ func udp(p corev1.ServicePort) corev1.ServicePort {
 // orders is Deployment orders with one ReplicaSet and one pod.
 func orders(t corev1.PodTemplateSpec, services ...*corev1.Service) *cluster {
 	return &cluster{
-		deployments: map[string]*appsv1.Deployment{"orders": {ObjectMeta: meta("orders", "", ""), Spec: appsv1.DeploymentSpec{Template: t}}},
+		deployments: map[string]*appsv1.Deployment{"orders": {ObjectMeta: meta("orders", "", ""),
+			Spec: appsv1.DeploymentSpec{Template: t}}},
 		replicaSets: map[string]*appsv1.ReplicaSet{"orders-1": {
 			ObjectMeta: meta("orders-1", "Deployment", "orders"), Spec: appsv1.ReplicaSetSpec{Template: t},
 		}},
@@ -129,7 +133,8 @@ func orders(t corev1.PodTemplateSpec, services ...*corev1.Service) *cluster {
 }
 
 func intercept(change ...func(*v1alpha1.InterceptSpec)) *v1alpha1.Intercept {
-	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "orders-x", Annotations: map[string]string{v1alpha1.KnowsUDP: "true"}}}
+	ic := &v1alpha1.Intercept{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "orders-x",
+		Annotations: map[string]string{v1alpha1.KnowsUDP: "true"}}}
 	ic.Spec.Name = "orders"
 	ic.Spec.Workload = v1alpha1.WorkloadReference{Kind: "Deployment", Name: "orders"}
 	for _, f := range change {
@@ -196,32 +201,78 @@ func TestPortIsFound(t *testing.T) {
 		ask      []func(*v1alpha1.InterceptSpec)
 		want     want
 	}{
-		{"the only port of the only service is taken", template(app), []*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
-		{"a port is asked for by name", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("grpc")), want{"orders", "grpc", 9090, 9000, "app"}},
-		{"a port is asked for by number", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("80")), want{"orders", "http", 80, 8080, "app"}},
-		{"a port without a name is called by its number", template(app), []*corev1.Service{service("orders", port("", 80, num(8080)))}, nil, want{"orders", "80", 80, 8080, "app"}},
-		{"a target port that is not given is the service port", template(app), []*corev1.Service{service("orders", port("", 8080, num(0)))}, nil, want{"orders", "8080", 8080, 8080, "app"}},
-		{"a headless service is one like any other", template(app), []*corev1.Service{headless}, nil, want{"orders", "http", 80, 8080, "app"}},
-		{"one of several services is asked for", template(app), []*corev1.Service{service("canary", http), service("orders", grpc)}, ask(withService("orders")), want{"orders", "grpc", 9090, 9000, "app"}},
-		{"services that lead nowhere do not count", template(app), []*corev1.Service{external("bank"), manual("made"), service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
-		{"a UDP port beside the TCP port does not make it ambiguous", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, nil, want{"orders", "http", 80, 8080, "app"}},
-		{"one number for TCP and UDP is the one of TCP if that is asked for", template(app), []*corev1.Service{dns}, ask(withPort("53"), withProtocol("TCP")), want{"orders", "dns-tcp", 53, 5353, "app"}},
-		{"one number for TCP and UDP is the one of UDP if that is asked for", template(app), []*corev1.Service{dns}, ask(withPort("53"), withProtocol("UDP")), want{"orders", "dns/UDP", 53, 53, "app"}},
-		{"one number for TCP and UDP is the one of TCP for HTTP requests", template(app), []*corev1.Service{dns}, ask(withPort("53"), withHTTP), want{"orders", "dns-tcp", 53, 5353, "app"}},
-		{"a UDP port is found by its name", template(app), []*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))}, ask(withPort("dns")), want{"orders", "dns/UDP", 53, 5300, "app"}},
-		{"a UDP port is found by its number", template(app), []*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))}, ask(withPort("53")), want{"orders", "dns/UDP", 53, 5300, "app"}},
-		{"the only UDP port is taken if one is asked for", template(app), []*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))}, ask(withProtocol("UDP")), want{"orders", "dns/UDP", 53, 5300, "app"}},
-		{"the only port is taken, though it is of UDP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(5300))))}, nil, want{"orders", "dns/UDP", 53, 5300, "app"}},
-		{"a UDP port's target is looked for among those of UDP", template(container("app", named("dns", 7000), udpContainer("dns", 7001))), []*corev1.Service{service("orders", udp(port("dns", 53, str("dns"))))}, nil, want{"orders", "dns/UDP", 53, 7001, "app"}},
-		{"without a service a UDP container port is found", template(container("app", named("web", 80), udpContainer("dns", 53))), nil, ask(withPort("dns")), want{"", "dns/UDP", 0, 53, "app"}},
-		{"without a service and declared ports a number is one of UDP if that is asked for", template(container("app")), nil, ask(withPort("6379"), withProtocol("UDP")), want{"", "6379/UDP", 0, 6379, "app"}},
-		{"the container that declares the port is meant", template(container("mesh"), app), []*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
-		{"the first container is meant when none declares the port", template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)}, nil, want{"orders", "grpc", 9090, 9000, "one"}},
-		{"the container that is asked for is meant", template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)}, ask(withContainer("two")), want{"orders", "grpc", 9090, 9000, "two"}},
-		{"without a service the only container port is taken", template(app), nil, nil, want{"", "web", 0, 8080, "app"}},
-		{"without a service a container port is asked for by number", template(container("app", named("", 7000), named("", 7001))), nil, ask(withPort("7001")), want{"", "7001", 0, 7001, "app"}},
-		{"without a service the container narrows the choice", template(container("one", named("web", 1)), container("two", named("web", 2))), nil, ask(withContainer("two")), want{"", "web", 0, 2, "two"}},
-		{"without a service and declared ports a number is taken at its word", template(container("app")), nil, ask(withPort("6379")), want{"", "6379", 0, 6379, "app"}},
+		{"the only port of the only service is taken", template(app),
+			[]*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"a port is asked for by name", template(app), []*corev1.Service{service("orders", http, grpc)},
+			ask(withPort("grpc")), want{"orders", "grpc", 9090, 9000, "app"}},
+		{"a port is asked for by number", template(app),
+			[]*corev1.Service{service("orders", http, grpc)}, ask(withPort("80")),
+			want{"orders", "http", 80, 8080, "app"}},
+		{"a port without a name is called by its number", template(app),
+			[]*corev1.Service{service("orders", port("", 80, num(8080)))}, nil,
+			want{"orders", "80", 80, 8080, "app"}},
+		{"a target port that is not given is the service port", template(app),
+			[]*corev1.Service{service("orders", port("", 8080, num(0)))}, nil,
+			want{"orders", "8080", 8080, 8080, "app"}},
+		{"a headless service is one like any other", template(app), []*corev1.Service{headless}, nil,
+			want{"orders", "http", 80, 8080, "app"}},
+		{"one of several services is asked for", template(app),
+			[]*corev1.Service{service("canary", http), service("orders", grpc)},
+			ask(withService("orders")), want{"orders", "grpc", 9090, 9000, "app"}},
+		{"services that lead nowhere do not count", template(app),
+			[]*corev1.Service{external("bank"), manual("made"), service("orders", http)}, nil,
+			want{"orders", "http", 80, 8080, "app"}},
+		{"a UDP port beside the TCP port does not make it ambiguous", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, nil,
+			want{"orders", "http", 80, 8080, "app"}},
+		{"one number for TCP and UDP is the one of TCP if that is asked for", template(app),
+			[]*corev1.Service{dns}, ask(withPort("53"), withProtocol("TCP")),
+			want{"orders", "dns-tcp", 53, 5353, "app"}},
+		{"one number for TCP and UDP is the one of UDP if that is asked for", template(app),
+			[]*corev1.Service{dns}, ask(withPort("53"), withProtocol("UDP")),
+			want{"orders", "dns/UDP", 53, 53, "app"}},
+		{"one number for TCP and UDP is the one of TCP for HTTP requests", template(app),
+			[]*corev1.Service{dns}, ask(withPort("53"), withHTTP), want{"orders", "dns-tcp", 53, 5353, "app"}},
+		{"a UDP port is found by its name", template(app),
+			[]*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))},
+			ask(withPort("dns")), want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"a UDP port is found by its number", template(app),
+			[]*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))},
+			ask(withPort("53")), want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"the only UDP port is taken if one is asked for", template(app),
+			[]*corev1.Service{service("orders", http, udp(port("dns", 53, num(5300))))},
+			ask(withProtocol("UDP")), want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"the only port is taken, though it is of UDP", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(5300))))}, nil,
+			want{"orders", "dns/UDP", 53, 5300, "app"}},
+		{"a UDP port's target is looked for among those of UDP",
+			template(container("app", named("dns", 7000), udpContainer("dns", 7001))),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, str("dns"))))}, nil,
+			want{"orders", "dns/UDP", 53, 7001, "app"}},
+		{"without a service a UDP container port is found",
+			template(container("app", named("web", 80), udpContainer("dns", 53))), nil,
+			ask(withPort("dns")), want{"", "dns/UDP", 0, 53, "app"}},
+		{"without a service and declared ports a number is one of UDP if that is asked for",
+			template(container("app")), nil, ask(withPort("6379"), withProtocol("UDP")),
+			want{"", "6379/UDP", 0, 6379, "app"}},
+		{"the container that declares the port is meant", template(container("mesh"), app),
+			[]*corev1.Service{service("orders", http)}, nil, want{"orders", "http", 80, 8080, "app"}},
+		{"the first container is meant when none declares the port",
+			template(container("one"), container("two")), []*corev1.Service{service("orders", grpc)},
+			nil, want{"orders", "grpc", 9090, 9000, "one"}},
+		{"the container that is asked for is meant", template(container("one"), container("two")),
+			[]*corev1.Service{service("orders", grpc)}, ask(withContainer("two")),
+			want{"orders", "grpc", 9090, 9000, "two"}},
+		{"without a service the only container port is taken", template(app), nil, nil,
+			want{"", "web", 0, 8080, "app"}},
+		{"without a service a container port is asked for by number",
+			template(container("app", named("", 7000), named("", 7001))), nil, ask(withPort("7001")),
+			want{"", "7001", 0, 7001, "app"}},
+		{"without a service the container narrows the choice",
+			template(container("one", named("web", 1)), container("two", named("web", 2))), nil,
+			ask(withContainer("two")), want{"", "web", 0, 2, "two"}},
+		{"without a service and declared ports a number is taken at its word",
+			template(container("app")), nil, ask(withPort("6379")), want{"", "6379", 0, 6379, "app"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			res, err := resolve.Intercept(orders(c.template, c.services...), intercept(c.ask...))
@@ -229,7 +280,8 @@ func TestPortIsFound(t *testing.T) {
 			if res.Protocol != v1alpha1.ProtocolTCP {
 				res.Port += "/" + string(res.Protocol)
 			}
-			assert.Equal(t, c.want, want{res.Service, res.Port, res.ServicePort, res.TemplatePort, res.Container})
+			assert.Equal(t, c.want, want{res.Service, res.Port, res.ServicePort, res.TemplatePort,
+				res.Container})
 			require.Len(t, res.Pods, 1)
 			assert.Equal(t, c.want.target, res.Pods[0].Port)
 			assert.True(t, res.Pods[0].Ready)
@@ -248,53 +300,88 @@ func TestWhatCannotBeResolvedIsExplained(t *testing.T) {
 		reason   string
 		message  string
 	}{
-		{"a workload that is not there", template(app), nil, ask(withWorkload("StatefulSet", "orders")), resolve.WorkloadNotFound,
+		{"a workload that is not there", template(app), nil, ask(withWorkload("StatefulSet", "orders")),
+			resolve.WorkloadNotFound,
 			`there is no StatefulSet "orders" in namespace shop`},
-		{"a kind that is not supported", template(app), nil, ask(withWorkload("CronJob", "orders")), resolve.WorkloadNotFound,
+		{"a kind that is not supported", template(app), nil, ask(withWorkload("CronJob", "orders")),
+			resolve.WorkloadNotFound,
 			`workloads of kind "CronJob" cannot be intercepted: use one of Deployment, StatefulSet, DaemonSet, Rollout, ReplicaSet, Pod`},
-		{"several services", template(app), []*corev1.Service{service("orders", http), service("canary", http)}, nil, resolve.ServiceAmbiguous,
+		{"several services", template(app),
+			[]*corev1.Service{service("orders", http), service("canary", http)}, nil, resolve.ServiceAmbiguous,
 			"2 services select the pods of Deployment orders: canary, orders; use --service to choose one"},
-		{"a service that is not there", template(app), []*corev1.Service{service("orders", http)}, ask(withService("order")), resolve.ServiceNotFound,
+		{"a service that is not there", template(app), []*corev1.Service{service("orders", http)},
+			ask(withService("order")), resolve.ServiceNotFound,
 			`there is no service "order" in namespace shop; services of Deployment orders: orders`},
-		{"a service that is not there, beside none", template(app), nil, ask(withService("order")), resolve.ServiceNotFound,
+		{"a service that is not there, beside none", template(app), nil, ask(withService("order")),
+			resolve.ServiceNotFound,
 			`there is no service "order" in namespace shop; no service selects the pods of Deployment orders: leave out --service to intercept a port of the container`},
-		{"a service of other pods", template(app), []*corev1.Service{service("orders", http), other("stock")}, ask(withService("stock")), resolve.ServiceNotFound,
+		{"a service of other pods", template(app),
+			[]*corev1.Service{service("orders", http), other("stock")}, ask(withService("stock")),
+			resolve.ServiceNotFound,
 			`service "stock" does not select the pods of Deployment orders; services of Deployment orders: orders`},
-		{"a service of other pods, beside none", template(app), []*corev1.Service{other("stock")}, ask(withService("stock")), resolve.ServiceNotFound,
+		{"a service of other pods, beside none", template(app), []*corev1.Service{other("stock")},
+			ask(withService("stock")), resolve.ServiceNotFound,
 			`service "stock" does not select the pods of Deployment orders; no service selects the pods of Deployment orders: leave out --service to intercept a port of the container`},
-		{"a service that leads out of the cluster", template(app), []*corev1.Service{service("orders", http), external("bank")}, ask(withService("bank")), resolve.ServiceNotFound,
+		{"a service that leads out of the cluster", template(app),
+			[]*corev1.Service{service("orders", http), external("bank")}, ask(withService("bank")),
+			resolve.ServiceNotFound,
 			`service "bank" is an ExternalName: it is another name for bank.example and leads to no pods; services of Deployment orders: orders`},
-		{"a service without a selector", template(app), []*corev1.Service{manual("made")}, ask(withService("made")), resolve.ServiceNotFound,
+		{"a service without a selector", template(app), []*corev1.Service{manual("made")},
+			ask(withService("made")), resolve.ServiceNotFound,
 			`service "made" has no selector, so its endpoints are not known to be pods of Deployment orders; no service selects the pods of Deployment orders: leave out --service to intercept a port of the container`},
-		{"several ports", template(app), []*corev1.Service{service("orders", http, grpc, port("", 81, num(81)))}, nil, resolve.PortAmbiguous,
+		{"several ports", template(app),
+			[]*corev1.Service{service("orders", http, grpc, port("", 81, num(81)))}, nil, resolve.PortAmbiguous,
 			"service orders has 3 ports: http/80, grpc/9090, 81; use --port LOCAL:PORT to choose one"},
-		{"a port that is not there", template(app), []*corev1.Service{service("orders", http, grpc)}, ask(withPort("web")), resolve.PortNotFound,
+		{"a port that is not there", template(app), []*corev1.Service{service("orders", http, grpc)},
+			ask(withPort("web")), resolve.PortNotFound,
 			"service orders has no port web; it has: http/80, grpc/9090"},
-		{"a UDP port, for HTTP requests", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns"), withHTTP), resolve.ProtocolNotSupported,
+		{"a UDP port, for HTTP requests", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)},
+			ask(withPort("dns"), withHTTP), resolve.ProtocolNotSupported,
 			"port dns of service orders is not a TCP port, and only TCP carries HTTP requests that can be told apart: use --mechanism tcp to take everything of a UDP port"},
-		{"only UDP ports, for HTTP requests", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))))}, ask(withHTTP), resolve.ProtocolNotSupported,
+		{"only UDP ports, for HTTP requests", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))))}, ask(withHTTP),
+			resolve.ProtocolNotSupported,
 			"service orders has no TCP port (it has dns/53/UDP), and only TCP carries HTTP requests that can be told apart: use --mechanism tcp to take everything of a UDP port"},
-		{"a UDP port, for a wiretap", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns"), func(s *v1alpha1.InterceptSpec) { s.Wiretap = true }), resolve.ProtocolNotSupported,
+		{"a UDP port, for a wiretap", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)},
+			ask(withPort("dns"), func(s *v1alpha1.InterceptSpec) { s.Wiretap = true }),
+			resolve.ProtocolNotSupported,
 			"port dns of service orders is not a TCP port, and a wiretap copies nothing else"},
-		{"a UDP port, asked for as one of TCP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)}, ask(withPort("dns"), withProtocol("TCP")), resolve.ProtocolNotSupported,
+		{"a UDP port, asked for as one of TCP", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)},
+			ask(withPort("dns"), withProtocol("TCP")), resolve.ProtocolNotSupported,
 			"port dns of service orders is not a TCP port"},
-		{"a TCP port, asked for as one of UDP", template(app), []*corev1.Service{service("orders", http)}, ask(withPort("http"), withProtocol("UDP")), resolve.ProtocolNotSupported,
+		{"a TCP port, asked for as one of UDP", template(app),
+			[]*corev1.Service{service("orders", http)}, ask(withPort("http"), withProtocol("UDP")),
+			resolve.ProtocolNotSupported,
 			"port http of service orders is not a UDP port"},
-		{"a port of another protocol", template(app), []*corev1.Service{service("orders", sctp(port("signal", 2905, num(2905))))}, nil, resolve.ProtocolNotSupported,
+		{"a port of another protocol", template(app),
+			[]*corev1.Service{service("orders", sctp(port("signal", 2905, num(2905))))}, nil,
+			resolve.ProtocolNotSupported,
 			"service orders has no TCP or UDP port (it has signal/2905/SCTP), and only TCP and UDP can be intercepted"},
-		{"one number for TCP and UDP", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353)))}, ask(withPort("53")), resolve.PortAmbiguous,
+		{"one number for TCP and UDP", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))),
+				port("dns-tcp", 53, num(5353)))}, ask(withPort("53")), resolve.PortAmbiguous,
 			"port 53 of service orders is there for TCP and for UDP: dns/53/UDP, dns-tcp/53; use --port LOCAL:53/TCP or --port LOCAL:53/UDP to choose one"},
-		{"several UDP ports", template(app), []*corev1.Service{service("orders", udp(port("dns", 53, num(53))), udp(port("", 54, num(53))))}, nil, resolve.PortAmbiguous,
+		{"several UDP ports", template(app),
+			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))),
+				udp(port("", 54, num(53))))}, nil, resolve.PortAmbiguous,
 			"service orders has 2 ports: dns/53/UDP, 54/UDP; use --port LOCAL:PORT to choose one"},
-		{"a target port that no pod has", template(app), []*corev1.Service{service("orders", port("http", 80, str("www")))}, nil, resolve.PortNotFound,
+		{"a target port that no pod has", template(app),
+			[]*corev1.Service{service("orders", port("http", 80, str("www")))}, nil, resolve.PortNotFound,
 			`port http of service orders leads to a container port named "www", which the pods of Deployment orders do not have`},
-		{"a container that is not there", template(app, container("two")), []*corev1.Service{service("orders", http)}, ask(withContainer("three")), resolve.ContainerNotFound,
+		{"a container that is not there", template(app, container("two")),
+			[]*corev1.Service{service("orders", http)}, ask(withContainer("three")), resolve.ContainerNotFound,
 			`Deployment orders has no container "three"; it has: app, two`},
-		{"several container ports and no service", template(container("app", named("web", 80), named("", 81))), nil, nil, resolve.PortAmbiguous,
+		{"several container ports and no service",
+			template(container("app", named("web", 80), named("", 81))), nil, nil, resolve.PortAmbiguous,
 			"Deployment orders, which has no service, has 2 ports: web/80, 81; use --port LOCAL:PORT to choose one"},
 		{"a container port that is not there", template(app), nil, ask(withPort("80")), resolve.PortNotFound,
 			"Deployment orders, which has no service, has no port 80; it has: web/8080"},
-		{"one name in two containers and no service", template(container("one", named("web", 1)), container("two", named("web", 2))), nil, ask(withPort("web")), resolve.PortAmbiguous,
+		{"one name in two containers and no service",
+			template(container("one", named("web", 1)), container("two", named("web", 2))), nil,
+			ask(withPort("web")), resolve.PortAmbiguous,
 			"several ports of Deployment orders, which has no service, are called web: web/1, web/2; use --port LOCAL:NUMBER to choose one"},
 		{"no container ports and no service", template(container("app")), nil, nil, resolve.PortNotFound,
 			"Deployment orders, which has no service, declares no container ports; use --port LOCAL:NUMBER to say which"},
@@ -329,21 +416,28 @@ func manual(name string) *corev1.Service {
 
 func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 	c := orders(template(app), service("orders", http))
-	c.replicaSets["orders-2"] = &appsv1.ReplicaSet{ObjectMeta: meta("orders-2", "Deployment", "orders"), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
-	c.statefulSets = map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""), Spec: appsv1.StatefulSetSpec{Template: template(app)}}}
-	c.daemonSets = map[string]*appsv1.DaemonSet{"log": {ObjectMeta: meta("log", "", ""), Spec: appsv1.DaemonSetSpec{Template: template(app)}}}
+	c.replicaSets["orders-2"] = &appsv1.ReplicaSet{ObjectMeta: meta("orders-2", "Deployment", "orders"),
+		Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
+	c.statefulSets = map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""),
+		Spec: appsv1.StatefulSetSpec{Template: template(app)}}}
+	c.daemonSets = map[string]*appsv1.DaemonSet{"log": {ObjectMeta: meta("log", "", ""),
+		Spec: appsv1.DaemonSetSpec{Template: template(app)}}}
 	tmpl := template(app)
 	c.rollouts = map[string]*rollout.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: &tmpl}}
-	c.replicaSets["echo-1"] = &appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout", "echo"), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
+	c.replicaSets["echo-1"] = &appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout", "echo"),
+		Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
 	spec := template(app).Spec
-	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec), pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec),
-		pod("log-x", "DaemonSet", "log", spec), pod("echo-1-a", "ReplicaSet", "echo-1", spec), pod("clone-a", "CloneSet", "clone", spec))
+	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec),
+		pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec),
+		pod("log-x", "DaemonSet", "log", spec), pod("echo-1-a", "ReplicaSet", "echo-1", spec),
+		pod("clone-a", "CloneSet", "clone", spec))
 	for _, tc := range []struct {
 		kind, name string
 		owners     []types.UID
 		pods       []string
 	}{
-		{"Deployment", "orders", []types.UID{"orders", "orders-1", "orders-2"}, []string{"orders-1-a", "orders-2-a"}},
+		{"Deployment", "orders", []types.UID{"orders", "orders-1", "orders-2"},
+			[]string{"orders-1-a", "orders-2-a"}},
 		{"ReplicaSet", "orders-2", []types.UID{"orders-2"}, []string{"orders-2-a"}},
 		{"StatefulSet", "db", []types.UID{"db"}, []string{"db-0"}},
 		{"DaemonSet", "log", []types.UID{"log"}, []string{"log-x"}},
@@ -364,14 +458,16 @@ func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 func TestHolderThatKnowsNothingOfUDPGetsNone(t *testing.T) {
 	ic := intercept()
 	ic.Annotations = nil
-	both := orders(template(app), service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353))))
+	both := orders(template(app),
+		service("orders", udp(port("dns", 53, num(53))), port("dns-tcp", 53, num(5353))))
 	ic.Spec.Port = "53"
 	res, err := resolve.Intercept(both, ic)
 	require.NoError(t, err)
 	assert.Equal(t, "dns-tcp", res.Port, "as it always was")
 	ic.Spec.Port = "dns"
 	_, err = resolve.Intercept(both, ic)
-	assert.EqualError(t, err, "port dns of service orders is not a TCP port, and the program that asks is older than the traffic manager and knows nothing else")
+	assert.EqualError(t, err,
+		"port dns of service orders is not a TCP port, and the program that asks is older than the traffic manager and knows nothing else")
 }
 
 func podNames(res *resolve.Resolution) []string {
@@ -393,13 +489,19 @@ func TestWhichPodsAreSteered(t *testing.T) {
 		ready   bool
 	}{
 		{"a ready pod is steered and counts", nil, true, true},
-		{"a pod that is not ready is steered, so that it is when it becomes ready", []func(*corev1.Pod){notReady}, true, false},
-		{"a pod whose init containers run is steered", []func(*corev1.Pod){notReady, phase(corev1.PodPending)}, true, false},
-		{"a terminating pod is steered while it serves, and does not count", []func(*corev1.Pod){terminating}, true, false},
-		{"a terminating pod that no longer serves is let go", []func(*corev1.Pod){terminating, notReady}, false, false},
+		{"a pod that is not ready is steered, so that it is when it becomes ready",
+			[]func(*corev1.Pod){notReady}, true, false},
+		{"a pod whose init containers run is steered",
+			[]func(*corev1.Pod){notReady, phase(corev1.PodPending)}, true, false},
+		{"a terminating pod is steered while it serves, and does not count",
+			[]func(*corev1.Pod){terminating}, true, false},
+		{"a terminating pod that no longer serves is let go",
+			[]func(*corev1.Pod){terminating, notReady}, false, false},
 		{"a pod that has ended is let go", []func(*corev1.Pod){phase(corev1.PodSucceeded)}, false, false},
-		{"a pod without an address cannot be", []func(*corev1.Pod){func(p *corev1.Pod) { p.Status.PodIP = "" }}, false, false},
-		{"a pod without a node cannot be", []func(*corev1.Pod){func(p *corev1.Pod) { p.Spec.NodeName = "" }}, false, false},
+		{"a pod without an address cannot be",
+			[]func(*corev1.Pod){func(p *corev1.Pod) { p.Status.PodIP = "" }}, false, false},
+		{"a pod without a node cannot be",
+			[]func(*corev1.Pod){func(p *corev1.Pod) { p.Spec.NodeName = "" }}, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cl := orders(template(app), service("orders", http))
@@ -424,7 +526,8 @@ func TestNamedPortMayDifferFromPodToPodDuringARollout(t *testing.T) {
 	require.Equal(t, []string{"old", "older", "orders-1-a"}, podNames(res))
 	assert.EqualValues(t, 3000, res.Pods[0].Port)
 	assert.EqualValues(t, 0, res.Pods[1].Port)
-	assert.Equal(t, "the pod has no TCP container port named web, so the service does not lead to it", res.Pods[1].Problem)
+	assert.Equal(t, "the pod has no TCP container port named web, so the service does not lead to it",
+		res.Pods[1].Problem)
 	assert.EqualValues(t, 8080, res.Pods[2].Port)
 }
 
@@ -451,10 +554,12 @@ func TestKubeletProbesOfThePort(t *testing.T) {
 	c.StartupProbe = probe(corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}})
 	c.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: get("drain", num(8080))}}
 	elsewhere := container("two", named("admin", 9000))
-	elsewhere.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: get("/ready", str("web"))}) // web is no port of this container
+	// web is no port of this container
+	elsewhere.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: get("/ready", str("web"))})
 	elsewhere.LivenessProbe = probe(corev1.ProbeHandler{HTTPGet: get("/live", str("admin"))})
 	tls := container("three")
-	tls.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: num(9000), Scheme: corev1.URISchemeHTTPS}})
+	tls.ReadinessProbe = probe(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/",
+		Port: num(9000), Scheme: corev1.URISchemeHTTPS}})
 	spec := corev1.PodSpec{Containers: []corev1.Container{c, elsewhere, tls}}
 
 	list := func(port int32) []string {

@@ -25,12 +25,14 @@ func (w *workload) findRollout(c Cluster, namespace string) error {
 	case r.Broken != "":
 		return invalid(WorkloadNotFound, "%s cannot be intercepted: %s", w, r.Broken)
 	case r.FromName != "":
-		return invalid(WorkloadNotFound, "%s has the pods of %s %s, which is not there", w, r.FromKind, r.FromName)
+		return invalid(WorkloadNotFound, "%s has the pods of %s %s, which is not there", w, r.FromKind,
+			r.FromName)
 	}
 	return invalid(WorkloadNotFound, "%s has no pod template", w)
 }
 
-// templateOf is the Rollout's own, or that of the workload that it refers to, or what the newest ReplicaSet was made from.
+// templateOf is the Rollout's own, or that of the workload that it refers to, or what the newest
+// ReplicaSet was made from.
 func templateOf(r *rollout.Rollout, c Cluster, replicaSets []*appsv1.ReplicaSet) *corev1.PodTemplateSpec {
 	if r.Template != nil {
 		return r.Template
@@ -48,6 +50,7 @@ func templateOf(r *rollout.Rollout, c Cluster, replicaSets []*appsv1.ReplicaSet)
 	if len(replicaSets) == 0 {
 		return nil
 	}
-	newest := slices.MaxFunc(replicaSets, func(a, b *appsv1.ReplicaSet) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	newest := slices.MaxFunc(replicaSets,
+		func(a, b *appsv1.ReplicaSet) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
 	return &newest.Spec.Template
 }

@@ -25,7 +25,8 @@ func (c *cluster) revision(of string) {
 	t := template(app)
 	t.Labels = map[string]string{"app": "orders", hash: of}
 	name := "echo-" + of
-	rs := &appsv1.ReplicaSet{ObjectMeta: meta(name, "Rollout", "echo"), Spec: appsv1.ReplicaSetSpec{Template: t}}
+	rs := &appsv1.ReplicaSet{ObjectMeta: meta(name, "Rollout", "echo"),
+		Spec: appsv1.ReplicaSetSpec{Template: t}}
 	rs.CreationTimestamp = metav1.NewTime(time.Unix(int64(len(c.replicaSets)), 0))
 	c.replicaSets[name] = rs
 	p := pod(name+"-a", "ReplicaSet", name, t.Spec)
@@ -42,7 +43,8 @@ func leadingTo(name, of string) *corev1.Service {
 
 func echo(template *corev1.PodTemplateSpec, services ...*corev1.Service) *cluster {
 	return &cluster{
-		rollouts:    map[string]*rollout.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: template}},
+		rollouts: map[string]*rollout.Rollout{"echo": {ObjectMeta: meta("echo", "", ""),
+			Template: template}},
 		replicaSets: map[string]*appsv1.ReplicaSet{}, services: services,
 	}
 }
@@ -62,17 +64,22 @@ func TestServicesOfArgoRollouts(t *testing.T) {
 	}{
 		{"a revision has the one service that leads to it", []*corev1.Service{canary, stable},
 			ask(withWorkload("ReplicaSet", "echo-new")), "echo-canary", []string{"echo-new-a"}, ""},
-		{"a revision that both lead to needs --service", []*corev1.Service{promoted, stable}, ask(withWorkload("ReplicaSet", "echo-old")), "", nil,
+		{"a revision that both lead to needs --service", []*corev1.Service{promoted, stable},
+			ask(withWorkload("ReplicaSet", "echo-old")), "", nil,
 			"2 services select the pods of ReplicaSet echo-old: echo-canary, echo-stable; use --service to choose one"},
 		{"a revision with --service", []*corev1.Service{promoted, stable},
-			ask(withWorkload("ReplicaSet", "echo-old"), withService("echo-stable")), "echo-stable", []string{"echo-old-a"}, ""},
+			ask(withWorkload("ReplicaSet", "echo-old"), withService("echo-stable")), "echo-stable",
+			[]string{"echo-old-a"}, ""},
 		{"the Rollout has the service that leads to all its pods", []*corev1.Service{canary, root, stable},
 			ask(withWorkload("Rollout", "echo")), "echo", []string{"echo-new-a", "echo-old-a"}, ""},
-		{"the Rollout with services for its revisions only needs --service", []*corev1.Service{canary, stable}, ask(withWorkload("Rollout", "echo")), "", nil,
+		{"the Rollout with services for its revisions only needs --service",
+			[]*corev1.Service{canary, stable}, ask(withWorkload("Rollout", "echo")), "", nil,
 			"2 services select the pods of Rollout echo: echo-canary, echo-stable; use --service to choose one"},
 		{"the Rollout with --service, though another leads to all", []*corev1.Service{canary, root, stable},
-			ask(withWorkload("Rollout", "echo"), withService("echo-stable")), "echo-stable", []string{"echo-new-a", "echo-old-a"}, ""},
-		{"the Rollout with a service of others", []*corev1.Service{stable, other("stock")}, ask(withWorkload("Rollout", "echo"), withService("stock")), "", nil,
+			ask(withWorkload("Rollout", "echo"), withService("echo-stable")), "echo-stable",
+			[]string{"echo-new-a", "echo-old-a"}, ""},
+		{"the Rollout with a service of others", []*corev1.Service{stable, other("stock")},
+			ask(withWorkload("Rollout", "echo"), withService("stock")), "", nil,
 			`service "stock" does not select the pods of Rollout echo; services of Rollout echo: echo-stable`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -113,7 +120,8 @@ func TestRolloutWithTheTemplateOfAnotherWorkload(t *testing.T) {
 	assert.Equal(t, []string{"echo-1-a"}, podNames(res), "the Rollout's pods, and not the Deployment's")
 
 	c = from("ReplicaSet", "base")
-	c.replicaSets["base"] = &appsv1.ReplicaSet{ObjectMeta: meta("base", "", ""), Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
+	c.replicaSets["base"] = &appsv1.ReplicaSet{ObjectMeta: meta("base", "", ""),
+		Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
 	res, err = resolve.Intercept(c, asked)
 	require.NoError(t, err)
 	assert.Equal(t, []types.UID{"echo"}, res.Owners)
@@ -142,8 +150,10 @@ func TestPodsThatCanBeIntercepted(t *testing.T) {
 	spec := template(app).Spec
 	labelled := pod("web", "", "", spec)
 	labelled.Labels = map[string]string{"app": "orders"}
-	pending := pod("pending", "", "", spec, func(p *corev1.Pod) { p.Status = corev1.PodStatus{}; p.Spec.NodeName = "" })
-	c := &cluster{pods: []*corev1.Pod{labelled, pending, pod("db-0", "StatefulSet", "db", spec)}, services: []*corev1.Service{service("orders", http)}}
+	pending := pod("pending", "", "", spec,
+		func(p *corev1.Pod) { p.Status = corev1.PodStatus{}; p.Spec.NodeName = "" })
+	c := &cluster{pods: []*corev1.Pod{labelled, pending, pod("db-0", "StatefulSet", "db", spec)},
+		services: []*corev1.Service{service("orders", http)}}
 	res, err := resolve.Intercept(c, intercept(withWorkload("Pod", "web")))
 	require.NoError(t, err)
 	assert.Equal(t, "orders/http", res.Service+"/"+res.Port)
@@ -155,7 +165,8 @@ func TestPodsThatCanBeIntercepted(t *testing.T) {
 	assert.Empty(t, res.Pods)
 
 	for name, says := range map[string]string{
-		"db-0": "Pod db-0 belongs to StatefulSet db: intercept that", "gone": `there is no Pod "gone" in namespace shop`,
+		"db-0": "Pod db-0 belongs to StatefulSet db: intercept that",
+		"gone": `there is no Pod "gone" in namespace shop`,
 	} {
 		_, err = resolve.Intercept(c, intercept(withWorkload("Pod", name)))
 		assert.EqualError(t, err, says)
@@ -163,7 +174,8 @@ func TestPodsThatCanBeIntercepted(t *testing.T) {
 }
 
 func TestOneServiceForEachPodOfAStatefulSet(t *testing.T) {
-	c := &cluster{statefulSets: map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""), Spec: appsv1.StatefulSetSpec{Template: template(app)}}}}
+	c := &cluster{statefulSets: map[string]*appsv1.StatefulSet{"db": {ObjectMeta: meta("db", "", ""),
+		Spec: appsv1.StatefulSetSpec{Template: template(app)}}}}
 	for _, name := range []string{"db-0", "db-1"} {
 		p := pod(name, "StatefulSet", "db", template(app).Spec)
 		p.Labels = map[string]string{"app": "orders", "statefulset.kubernetes.io/pod-name": name}
@@ -173,7 +185,8 @@ func TestOneServiceForEachPodOfAStatefulSet(t *testing.T) {
 		c.services = append(c.services, s)
 	}
 	_, err := resolve.Intercept(c, intercept(withWorkload("StatefulSet", "db")))
-	require.EqualError(t, err, "2 services select the pods of StatefulSet db: db-0, db-1; use --service to choose one")
+	require.EqualError(t, err,
+		"2 services select the pods of StatefulSet db: db-0, db-1; use --service to choose one")
 	c.services = append(c.services, service("db", http))
 	res, err := resolve.Intercept(c, intercept(withWorkload("StatefulSet", "db")))
 	require.NoError(t, err)

@@ -10,10 +10,12 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// speaksTLS gives what says that a port speaks TLS, or nothing. An appProtocol is believed before a name.
+// speaksTLS gives what says that a port speaks TLS, or nothing. An appProtocol is believed before a
+// name.
 func speaksTLS(name string, appProtocol *string) string {
 	if appProtocol != nil && *appProtocol != "" {
-		if slices.Contains([]string{"https", "tls", "wss", "kubernetes.io/wss"}, strings.ToLower(*appProtocol)) {
+		if slices.Contains([]string{"https", "tls", "wss", "kubernetes.io/wss"},
+			strings.ToLower(*appProtocol)) {
 			return "its appProtocol is " + *appProtocol
 		}
 		return ""
@@ -35,6 +37,7 @@ func checkPlaintext(ic *v1alpha1.Intercept, p *port) error {
 	if p.service != "" {
 		where += " of service " + p.service
 	}
-	return &Invalid{Reason: PortSpeaksTLS, Message: fmt.Sprintf("%s speaks TLS (%s), so its requests cannot be read to match them: "+
-		"use --mechanism tcp to take every connection, or --plaintext if the app behind it speaks plaintext after all", where, p.tls)}
+	return &Invalid{Reason: PortSpeaksTLS,
+		Message: fmt.Sprintf("%s speaks TLS (%s), so its requests cannot be read to match them: "+
+			"use --mechanism tcp to take every connection, or --plaintext if the app behind it speaks plaintext after all", where, p.tls)}
 }

@@ -30,13 +30,20 @@ func TestRequestsOfATLSPortAreRefused(t *testing.T) {
 		port    corev1.ServicePort
 		message string // empty: it is not refused
 	}{
-		"appProtocol https":                          {speaking(http, "https"), "port http of service orders speaks TLS (its appProtocol is https)" + advice},
-		"appProtocol HTTPS":                          {speaking(http, "HTTPS"), "port http of service orders speaks TLS (its appProtocol is HTTPS)" + advice},
-		"appProtocol tls":                            {speaking(http, "tls"), "port http of service orders speaks TLS (its appProtocol is tls)" + advice},
-		"appProtocol kubernetes.io/wss":              {speaking(port("", 80, num(8080)), "kubernetes.io/wss"), "port 80 of service orders speaks TLS (its appProtocol is kubernetes.io/wss)" + advice},
-		"the name https":                             {port("https", 443, num(8443)), "port https of service orders speaks TLS (its name is https)" + advice},
-		"a name that begins with https-":             {port("https-api", 443, num(8443)), "port https-api of service orders speaks TLS (its name is https-api)" + advice},
-		"a name that begins with tls-":               {port("tls-db", 5432, num(5432)), "port tls-db of service orders speaks TLS (its name is tls-db)" + advice},
+		"appProtocol https": {speaking(http, "https"),
+			"port http of service orders speaks TLS (its appProtocol is https)" + advice},
+		"appProtocol HTTPS": {speaking(http, "HTTPS"),
+			"port http of service orders speaks TLS (its appProtocol is HTTPS)" + advice},
+		"appProtocol tls": {speaking(http, "tls"),
+			"port http of service orders speaks TLS (its appProtocol is tls)" + advice},
+		"appProtocol kubernetes.io/wss": {speaking(port("", 80, num(8080)),
+			"kubernetes.io/wss"), "port 80 of service orders speaks TLS (its appProtocol is kubernetes.io/wss)" + advice},
+		"the name https": {port("https", 443, num(8443)),
+			"port https of service orders speaks TLS (its name is https)" + advice},
+		"a name that begins with https-": {port("https-api", 443, num(8443)),
+			"port https-api of service orders speaks TLS (its name is https-api)" + advice},
+		"a name that begins with tls-": {port("tls-db", 5432, num(5432)),
+			"port tls-db of service orders speaks TLS (its name is tls-db)" + advice},
 		"appProtocol http, whatever the name":        {speaking(port("https", 443, num(8080)), "http"), ""},
 		"appProtocol kubernetes.io/ws":               {speaking(http, "kubernetes.io/ws"), ""},
 		"another name":                               {port("httpsy", 80, num(8080)), ""},
@@ -61,7 +68,8 @@ func TestRequestsOfATLSPortAreRefused(t *testing.T) {
 		})
 	}
 	t.Run("a container's port, where there is no service", func(t *testing.T) {
-		_, err := resolve.Intercept(orders(template(container("app", named("https", 8443)))), intercept(byRequest))
+		_, err := resolve.Intercept(orders(template(container("app", named("https", 8443)))),
+			intercept(byRequest))
 		assert.EqualError(t, err, "port https speaks TLS (its name is https)"+advice)
 	})
 }

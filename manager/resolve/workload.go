@@ -65,10 +65,13 @@ func findWorkload(c Cluster, namespace string, ref v1alpha1.WorkloadReference) (
 			return nil, err
 		}
 	default:
-		return nil, invalid(WorkloadNotFound, "workloads of kind %q cannot be intercepted: use one of %s", ref.Kind, strings.Join(v1alpha1.WorkloadKinds, ", "))
+		return nil, invalid(WorkloadNotFound,
+			"workloads of kind %q cannot be intercepted: use one of %s", ref.Kind,
+			strings.Join(v1alpha1.WorkloadKinds, ", "))
 	}
 	if w.template == nil {
-		return nil, invalid(WorkloadNotFound, "there is no %s %q in namespace %s", ref.Kind, ref.Name, namespace)
+		return nil, invalid(WorkloadNotFound, "there is no %s %q in namespace %s", ref.Kind, ref.Name,
+			namespace)
 	}
 	for _, owner := range w.owners {
 		w.pods = append(w.pods, c.PodsOf(owner)...)
@@ -77,29 +80,34 @@ func findWorkload(c Cluster, namespace string, ref v1alpha1.WorkloadReference) (
 	return w, nil
 }
 
-// findPod is for pods that nobody owns, or an owner that cannot be intercepted itself. A pod of a workload goes with its next revision, and what is
-// meant is the workload.
+// findPod is for pods that nobody owns, or an owner that cannot be intercepted itself. A pod of a
+// workload goes with its next revision, and what is meant is the workload.
 func (w *workload) findPod(c Cluster, namespace string) error {
 	p := c.Pod(namespace, w.ref.Name)
 	if p == nil {
 		return nil
 	}
-	if owner := metav1.GetControllerOfNoCopy(p); owner != nil && owner.Kind != "Pod" && slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
-		return invalid(WorkloadNotFound, "Pod %s belongs to %s %s: intercept that", p.Name, owner.Kind, owner.Name)
+	if owner := metav1.GetControllerOfNoCopy(p); owner != nil && owner.Kind != "Pod" &&
+		slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
+		return invalid(WorkloadNotFound, "Pod %s belongs to %s %s: intercept that", p.Name, owner.Kind,
+			owner.Name)
 	}
 	w.is(p.UID, &corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: p.Labels}, Spec: p.Spec})
 	w.pods = []*corev1.Pod{p}
 	return nil
 }
 
-// selectedBy says whether a service leads to pods of the workload by what all of them have in common.
+// selectedBy says whether a service leads to pods of the workload by what all of them have in
+// common.
 func (w *workload) selectedBy(s *corev1.Service) bool { return Selects(s, w.template.Labels) }
 
-// partlySelectedBy says whether a service leads to some of the pods: those of a revision, as the stable and the canary service of a Rollout
-// do, or one, as a service for each pod of a StatefulSet.
+// partlySelectedBy says whether a service leads to some of the pods: those of a revision, as the
+// stable and the canary service of a Rollout do, or one, as a service for each pod of a
+// StatefulSet.
 func (w *workload) partlySelectedBy(s *corev1.Service) bool {
 	return slices.ContainsFunc(w.pods, func(p *corev1.Pod) bool { return Selects(s, p.Labels) }) ||
-		slices.ContainsFunc(w.replicaSets, func(rs *appsv1.ReplicaSet) bool { return Selects(s, rs.Spec.Template.Labels) })
+		slices.ContainsFunc(w.replicaSets,
+			func(rs *appsv1.ReplicaSet) bool { return Selects(s, rs.Spec.Template.Labels) })
 }
 
 // Concerns says whether a service matters to the intercepts of a workload.
@@ -108,25 +116,29 @@ func Concerns(c Cluster, s *corev1.Service, ref v1alpha1.WorkloadReference) bool
 	return err == nil && (w.selectedBy(s) || w.partlySelectedBy(s))
 }
 
-// containersOf are the containers that run as long as the pod: the main ones first, then init containers that restart always.
+// containersOf are the containers that run as long as the pod: the main ones first, then init
+// containers that restart always.
 func containersOf(spec *corev1.PodSpec) []*corev1.Container {
 	var all []*corev1.Container
 	for i := range spec.Containers {
 		all = append(all, &spec.Containers[i])
 	}
 	for i := range spec.InitContainers {
-		if policy := spec.InitContainers[i].RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
+		if policy := spec.InitContainers[i].RestartPolicy; policy != nil &&
+			*policy == corev1.ContainerRestartPolicyAlways {
 			all = append(all, &spec.InitContainers[i])
 		}
 	}
 	return all
 }
 
-// namedPort gives the number of the pod's container port of that protocol and name, or 0. It may be limited to one container.
+// namedPort gives the number of the pod's container port of that protocol and name, or 0. It may be
+// limited to one container.
 func namedPort(spec *corev1.PodSpec, protocol corev1.Protocol, name, container string) int32 {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
-			if p.Name == name && protocolOf(p.Protocol) == protocol && (container == "" || container == c.Name) {
+			if p.Name == name && protocolOf(p.Protocol) == protocol &&
+				(container == "" || container == c.Name) {
 				return p.ContainerPort
 			}
 		}
@@ -146,7 +158,8 @@ func declarer(spec *corev1.PodSpec, protocol corev1.Protocol, port int32) string
 	return ""
 }
 
-// containerFor is the container that is meant: the one asked for, else the one that declares the port, else the first.
+// containerFor is the container that is meant: the one asked for, else the one that declares the
+// port, else the first.
 func containerFor(w *workload, asked string, port *port) (string, error) {
 	spec := &w.template.Spec
 	if asked != "" {
@@ -157,7 +170,8 @@ func containerFor(w *workload, asked string, port *port) (string, error) {
 			}
 			names = append(names, c.Name)
 		}
-		return "", invalid(ContainerNotFound, "%s has no container %q; it has: %s", w, asked, strings.Join(names, ", "))
+		return "", invalid(ContainerNotFound, "%s has no container %q; it has: %s", w, asked,
+			strings.Join(names, ", "))
 	}
 	if name := declarer(spec, port.protocol, port.template); name != "" {
 		return name, nil

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sessions knows which laptops are connected, and keeps the streams on which they wait for connections.
+// Package sessions knows which laptops are connected, and keeps the streams on which they wait for
+// connections.
 package sessions
 
 import (
@@ -42,7 +43,8 @@ type Registry struct {
 	wiretaps map[string]string // key hashes of sessions by v1alpha1.WiretapKeyHash of them
 }
 
-// NewRegistry makes an empty registry. changed is called, without any lock, when a laptop has come or gone.
+// NewRegistry makes an empty registry. changed is called, without any lock, when a laptop has come
+// or gone.
 func NewRegistry(changed func(keyHash string)) *Registry {
 	return &Registry{changed: changed, sessions: map[string]*session{}, wiretaps: map[string]string{}}
 }
@@ -69,11 +71,12 @@ type Parked struct {
 	session *session
 }
 
-// Release says that the stream is no longer in use. Without an error the laptop sees it end, with one it sees a reset. It is called once by
-// whoever took the stream.
+// Release says that the stream is no longer in use. Without an error the laptop sees it end, with
+// one it sees a reset. It is called once by whoever took the stream.
 func (p *Parked) Release(err error) { p.done <- err }
 
-// begin enters a session, unless there are as many as limit. If there is one with the same key it is the same laptop come back, and the new one takes its place.
+// begin enters a session, unless there are as many as limit. If there is one with the same key it
+// is the same laptop come back, and the new one takes its place.
 func (r *Registry) begin(keyHash string, limit int) (*session, error) {
 	s := &session{keyHash: keyHash, gone: make(chan struct{}), want: make(chan struct{}, 1)}
 	r.mu.Lock()
@@ -149,7 +152,8 @@ func (r *Registry) Connected(keyHash string) bool {
 	return r.sessions[keyHash] != nil
 }
 
-// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or nothing.
+// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or
+// nothing.
 func (r *Registry) Wiretapper(hash string) (keyHash string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -179,7 +183,8 @@ func (r *Registry) park(keyHash string, stream tunnel.Stream) (*Parked, error) {
 	return p, nil
 }
 
-// heard is a stream whose frames are signs of life: on a slow connection what a session says may be behind them for long.
+// heard is a stream whose frames are signs of life: on a slow connection what a session says may be
+// behind them for long.
 type heard struct {
 	tunnel.Stream
 	session *session
@@ -214,8 +219,8 @@ func (r *Registry) unpark(p *Parked) bool {
 	return true
 }
 
-// Take gives a stream to the laptop with this key, for one connection. If none is parked, the laptop is asked for one, and Take waits for it
-// no longer than patience.
+// Take gives a stream to the laptop with this key, for one connection. If none is parked, the
+// laptop is asked for one, and Take waits for it no longer than patience.
 func (r *Registry) Take(ctx context.Context, keyHash string, patience time.Duration) (*Parked, error) {
 	r.mu.Lock()
 	s := r.sessions[keyHash]
@@ -243,7 +248,8 @@ func (r *Registry) Take(ctx context.Context, keyHash string, patience time.Durat
 	return r.await(ctx, keyHash, w, patience)
 }
 
-func (r *Registry) await(ctx context.Context, keyHash string, w chan *Parked, patience time.Duration) (*Parked, error) {
+func (r *Registry) await(ctx context.Context, keyHash string, w chan *Parked,
+	patience time.Duration) (*Parked, error) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	err := ErrTimeout
@@ -259,7 +265,8 @@ func (r *Registry) await(ctx context.Context, keyHash string, w chan *Parked, pa
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.sessions[keyHash]; s != nil { // the session may be another one by now, which has taken over those that wait
+	// the session may be another one by now, which has taken over those that wait
+	if s := r.sessions[keyHash]; s != nil {
 		if i := slices.Index(s.waiting, w); i >= 0 {
 			s.waiting = slices.Delete(s.waiting, i, i+1)
 			return nil, err

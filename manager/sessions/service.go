@@ -39,12 +39,14 @@ type Config struct {
 	// Traffic is what was counted for the intercepts of the session with a key of this hash.
 	Traffic func(keyHash string) []*clientpb.InterceptTraffic
 	// Environment gives the session whose key has that hash what it may have.
-	Environment func(ctx context.Context, keyHash string, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
+	Environment func(ctx context.Context, keyHash string,
+		req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
 	// ToPod carries a connection to a port of a pod for the session whose key has that hash.
 	ToPod   func(keyHash string, stream tunnel.Stream) error
 	Ping    time.Duration // between pings; 0: 2 s
 	Timeout time.Duration // of silence, after which the laptop is given up; 0: 8 s
-	Limit   int           // of sessions, those of other services over the same registry included; 0: MaxSessions
+	// of sessions, those of other services over the same registry included; 0: MaxSessions
+	Limit int
 }
 
 // Service is the gRPC service that laptops talk to.
@@ -72,11 +74,13 @@ func keyHash(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	values := md.Get(KeyMetadata)
 	if len(values) != 1 {
-		return "", status.Errorf(codes.Unauthenticated, "the call shows %d session keys in metadata %s, and needs one", len(values), KeyMetadata)
+		return "", status.Errorf(codes.Unauthenticated,
+			"the call shows %d session keys in metadata %s, and needs one", len(values), KeyMetadata)
 	}
 	key, err := hex.DecodeString(values[0])
 	if err != nil || len(key) != keySize {
-		return "", status.Errorf(codes.Unauthenticated, "the session key is not %d bytes in hexadecimal", keySize)
+		return "", status.Errorf(codes.Unauthenticated,
+			"the session key is not %d bytes in hexadecimal", keySize)
 	}
 	sum := sha256.Sum256(key)
 	return hex.EncodeToString(sum[:]), nil
@@ -119,7 +123,8 @@ func (s *Service) Session(stream sessionStream) error {
 	log := s.cfg.Log.With("session", hello.Session, "holder", hello.Holder)
 	log.Info("laptop connected", "version", hello.Version)
 	err = stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: &clientpb.ManagerHello{
-		Version: version.Version, Protocol: version.Protocol, GraceSeconds: uint32(s.cfg.Grace / time.Second), Wiretaps: true,
+		Version: version.Version, Protocol: version.Protocol,
+		GraceSeconds: uint32(s.cfg.Grace / time.Second), Wiretaps: true,
 	}}})
 	if err == nil {
 		err = s.hold(stream, sess, received, ended)
@@ -128,7 +133,8 @@ func (s *Service) Session(stream sessionStream) error {
 	return err
 }
 
-func (s *Service) hello(received <-chan *clientpb.ClientMessage, ended <-chan error) (*clientpb.ClientHello, error) {
+func (s *Service) hello(received <-chan *clientpb.ClientMessage,
+	ended <-chan error) (*clientpb.ClientHello, error) {
 	timeout := time.NewTimer(s.cfg.Timeout)
 	defer timeout.Stop()
 	select {
@@ -138,7 +144,8 @@ func (s *Service) hello(received <-chan *clientpb.ClientMessage, ended <-chan er
 		case hello == nil:
 			return nil, status.Error(codes.InvalidArgument, "the first message of a session is hello")
 		case hello.Protocol != version.Protocol:
-			s.cfg.Log.Warn("laptop refused", "holder", hello.Holder, "version", hello.Version, "protocol", hello.Protocol)
+			s.cfg.Log.Warn("laptop refused", "holder", hello.Holder, "version", hello.Version,
+				"protocol", hello.Protocol)
 			return nil, skew(hello)
 		case uuid.Validate(hello.Session) != nil:
 			return nil, status.Errorf(codes.InvalidArgument, "session %q is not a UUID", hello.Session)
@@ -155,9 +162,11 @@ func (s *Service) hello(received <-chan *clientpb.ClientMessage, ended <-chan er
 
 // skew is a reason that the client knows.
 func skew(hello *clientpb.ClientHello) error {
-	s := status.Newf(codes.FailedPrecondition, "the traffic manager (%s) speaks protocol %d and the client (%s) protocol %d: install the same version of both",
+	s := status.Newf(codes.FailedPrecondition,
+		"the traffic manager (%s) speaks protocol %d and the client (%s) protocol %d: install the same version of both",
 		version.Version, version.Protocol, hello.Version, hello.Protocol)
-	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: "VERSION_SKEW", Domain: "sidestep.dev"}); err == nil {
+	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: "VERSION_SKEW",
+		Domain: "sidestep.dev"}); err == nil {
 		s = detailed
 	}
 	return s.Err()
@@ -166,7 +175,8 @@ func skew(hello *clientpb.ClientHello) error {
 var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
 
 // hold pings and answers until the session ends, and says why it did.
-func (s *Service) hold(stream sessionStream, sess *session, received <-chan *clientpb.ClientMessage, ended <-chan error) error {
+func (s *Service) hold(stream sessionStream, sess *session, received <-chan *clientpb.ClientMessage,
+	ended <-chan error) error {
 	ping := time.NewTicker(s.cfg.Ping)
 	defer ping.Stop()
 	silence := time.NewTimer(s.cfg.Timeout)
@@ -199,7 +209,8 @@ func (s *Service) hold(stream sessionStream, sess *session, received <-chan *cli
 				silence.Reset(s.cfg.Timeout)
 				continue
 			}
-			return status.Errorf(codes.DeadlineExceeded, "nothing was heard from the laptop for %s", s.cfg.Timeout)
+			return status.Errorf(codes.DeadlineExceeded, "nothing was heard from the laptop for %s",
+				s.cfg.Timeout)
 		case <-s.cfg.Closing:
 			return errClosing
 		}
@@ -224,7 +235,8 @@ func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 }
 
 // Environment gives the environment of a container that the session intercepts.
-func (s *Service) Environment(ctx context.Context, req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
+func (s *Service) Environment(ctx context.Context,
+	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	hash, err := keyHash(ctx)
 	if err != nil {
 		return nil, err
@@ -247,7 +259,8 @@ func (s *Service) ToPod(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb
 	return s.cfg.ToPod(hash, stream)
 }
 
-var errNoSession = status.Error(codes.FailedPrecondition, "there is no session with this key: open Session first")
+var errNoSession = status.Error(codes.FailedPrecondition,
+	"there is no session with this key: open Session first")
 
 // Accept keeps a stream until a connection takes it, and then until that connection has ended.
 func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
@@ -273,7 +286,8 @@ func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelp
 	if s.cfg.Registry.unpark(parked) {
 		return status.Error(codes.Unavailable, "the stream has not been needed")
 	}
-	// A connection has the stream; whoever relays it notices its end. Until then the stream must stay.
+	// A connection has the stream; whoever relays it notices its end. Until then the stream must
+	// stay.
 	select {
 	case err := <-parked.done:
 		return err

@@ -35,14 +35,16 @@ func serveWith(t *testing.T, timeout time.Duration) (clientpb.ClientsClient, *Re
 	registry := NewRegistry(func(string) {})
 	server := grpc.NewServer(tunnel.ServerOptions()...)
 	clientpb.RegisterClientsServer(server, NewService(Config{
-		Registry: registry, Log: slog.New(slog.DiscardHandler), Grace: time.Minute, Ping: 50 * time.Millisecond, Timeout: timeout,
+		Registry: registry, Log: slog.New(slog.DiscardHandler), Grace: time.Minute,
+		Ping: 50 * time.Millisecond, Timeout: timeout,
 	}))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	var wg sync.WaitGroup
 	wg.Go(func() { assert.NoError(t, server.Serve(listener)) })
 	t.Cleanup(func() { server.Stop(); wg.Wait() })
-	conn, err := grpc.NewClient(listener.Addr().String(), append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := grpc.NewClient(listener.Addr().String(),
+		append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return clientpb.NewClientsClient(conn), registry
@@ -58,13 +60,15 @@ func withKey(t *testing.T, b byte) (context.Context, string) {
 	return metadata.NewOutgoingContext(t.Context(), pairs), hash
 }
 
-func begin(t *testing.T, c clientpb.ClientsClient, ctx context.Context) grpc.BidiStreamingClient[clientpb.ClientMessage, clientpb.ManagerMessage] {
+func begin(t *testing.T, c clientpb.ClientsClient,
+	ctx context.Context) grpc.BidiStreamingClient[clientpb.ClientMessage, clientpb.ManagerMessage] {
 	t.Helper()
 	s, err := c.Session(ctx)
 	require.NoError(t, err)
-	require.NoError(t, s.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{
-		Session: "0b7a3f5e-9d0c-4b5e-8a52-6f2d1c0e9a11", Holder: "alice@laptop", Protocol: 1,
-	}}}))
+	require.NoError(t, s.Send(
+		&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{
+			Session: "0b7a3f5e-9d0c-4b5e-8a52-6f2d1c0e9a11", Holder: "alice@laptop", Protocol: 1,
+		}}}))
 	m, err := s.Recv()
 	require.NoError(t, err)
 	require.EqualValues(t, 60, m.GetHello().GetGraceSeconds())
@@ -117,7 +121,8 @@ func TestALaptopWhoseAnswersAreBehindItsDataIsNotSilent(t *testing.T) {
 		require.NoError(t, <-received)
 		require.True(t, registry.Connected(hash), "it was given up after %s", time.Since(began))
 	}
-	require.Eventually(t, func() bool { return !registry.Connected(hash) }, 5*time.Second, 5*time.Millisecond, "it is silent now")
+	require.Eventually(t, func() bool { return !registry.Connected(hash) }, 5*time.Second,
+		5*time.Millisecond, "it is silent now")
 	require.NoError(t, laptop.CloseSend())
 	assert.Error(t, <-received)
 }
@@ -126,7 +131,8 @@ func TestLaptopThatAnswersStaysAndItsPingsAreAnswered(t *testing.T) {
 	c, registry := serve(t)
 	ctx, hash := withKey(t, 1)
 	s := begin(t, c, ctx)
-	require.NoError(t, s.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Ping{Ping: &clientpb.Ping{Id: 42}}}))
+	require.NoError(t, s.Send(
+		&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Ping{Ping: &clientpb.Ping{Id: 42}}}))
 	var pong uint64
 	for began := time.Now(); time.Since(began) < 700*time.Millisecond; {
 		m, err := s.Recv()
@@ -158,9 +164,11 @@ func TestSessionsThatDoNotBeginRight(t *testing.T) {
 
 	s, err = c.Session(ctx)
 	require.NoError(t, err)
-	require.NoError(t, s.Send(&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{Protocol: 9, Version: "v9"}}}))
+	require.NoError(t, s.Send(
+		&clientpb.ClientMessage{Message: &clientpb.ClientMessage_Hello{Hello: &clientpb.ClientHello{Protocol: 9, Version: "v9"}}}))
 	_, err = s.Recv()
-	assert.ErrorContains(t, err, "speaks protocol 1 and the client (v9) protocol 9: install the same version of both")
+	assert.ErrorContains(t, err,
+		"speaks protocol 1 and the client (v9) protocol 9: install the same version of both")
 
 	a, err := c.Accept(ctx)
 	require.NoError(t, err)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package topod carries connections from laptops to ports of the pods that they intercept. A node agent cannot be dialled, so it parks streams here, and
-// each connection takes one.
+// Package topod carries connections from laptops to ports of the pods that they intercept. A node
+// agent cannot be dialled, so it parks streams here, and each connection takes one.
 package topod
 
 import (
@@ -55,7 +55,8 @@ func NewAgents(closing <-chan struct{}) *Agents {
 	return &Agents{closing: closing, nodes: map[string]*node{}}
 }
 
-// Serve keeps a stream of the agent on a node until a connection takes it, and then until that has ended.
+// Serve keeps a stream of the agent on a node until a connection takes it, and then until that has
+// ended.
 func (a *Agents) Serve(name string, stream tunnel.Stream) error {
 	p := &parked{Stream: stream, done: make(chan error, 1)}
 	if !a.park(name, p) {

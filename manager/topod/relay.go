@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	// patience is how long a connection waits for the node agent of one pod, before the next pod is tried.
+	// patience is how long a connection waits for the node agent of one pod, before the next pod is
+	// tried.
 	patience = 1500 * time.Millisecond
 	// tries is how many pods are tried.
 	tries = 3
@@ -40,7 +41,8 @@ type Place struct {
 
 // Plan says what is where.
 type Plan interface {
-	// Places gives those of an intercept, and the hash of the session key that it belongs to. There are none of one that is not accepted.
+	// Places gives those of an intercept, and the hash of the session key that it belongs to. There
+	// are none of one that is not accepted.
 	Places(interceptUID string) (keyHash string, places []Place)
 }
 
@@ -66,23 +68,27 @@ type Relay struct {
 // New makes a Relay and registers its metrics.
 func New(cfg Config) *Relay {
 	r := &Relay{cfg: cfg, count: map[string]int{}, open: prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "sidestep_manager_to_pod_connections_open", Help: "Connections being relayed from laptops to ports of pods.",
+		Name: "sidestep_manager_to_pod_connections_open",
+		Help: "Connections being relayed from laptops to ports of pods.",
 	})}
 	cfg.Metrics.MustRegister(r.open)
 	return r
 }
 
-// Serve handles one connection of the laptop whose session key has that hash, and returns what its call is to return.
+// Serve handles one connection of the laptop whose session key has that hash, and returns what its
+// call is to return.
 func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	if !r.enter(keyHash) {
-		return status.Errorf(codes.ResourceExhausted, "this laptop has %d connections to pods open, and may not have more", maxConnections)
+		return status.Errorf(codes.ResourceExhausted,
+			"this laptop has %d connections to pods open, and may not have more", maxConnections)
 	}
 	defer r.leave(keyHash)
 	open, err := tunnel.RecvOpen(laptop)
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "begin a connection to a pod: %v", err)
 	}
-	log := r.cfg.Log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port", open.GetToPort())
+	log := r.cfg.Log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port",
+		open.GetToPort())
 	places, why := r.places(keyHash, open)
 	if len(places) == 0 {
 		log.Debug("connection to a pod refused", "reason", why)
@@ -129,9 +135,11 @@ func (r *Relay) places(keyHash string, open *tunnelpb.Open) (all []Place, why st
 		// Of others' intercepts it is not even said that they exist.
 		return nil, "this laptop has no such intercept, or it has no pods"
 	}
-	all = slices.DeleteFunc(all, func(p Place) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
+	all = slices.DeleteFunc(all,
+		func(p Place) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
 	if len(all) == 0 {
-		return nil, fmt.Sprintf("port %d is not among those that the intercept asks for (spec.toPod)", open.GetToPort())
+		return nil, fmt.Sprintf("port %d is not among those that the intercept asks for (spec.toPod)",
+			open.GetToPort())
 	}
 	r.rank(all)
 	return all[:min(tries, len(all))], ""
@@ -148,7 +156,8 @@ func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place)
 			}
 			agent.release(status.Error(codes.Aborted, err.Error()))
 		}
-		problem = errors.Join(problem, fmt.Errorf("pod %s on node %s: %w", place.Pod.GetName(), place.Node, err))
+		problem = errors.Join(problem,
+			fmt.Errorf("pod %s on node %s: %w", place.Pod.GetName(), place.Node, err))
 		if laptop.Context().Err() != nil {
 			break
 		}
@@ -156,14 +165,17 @@ func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place)
 	return nil, Place{}, problem
 }
 
-// introduce sends OPEN to a node agent and its answer to the laptop. An agent that has gone meanwhile has taken nothing: what the laptop has sent
-// already is still to be read.
+// introduce sends OPEN to a node agent and its answer to the laptop. An agent that has gone
+// meanwhile has taken nothing: what the laptop has sent already is still to be read.
 func introduce(laptop tunnel.Stream, agent *parked, open *tunnelpb.Open, place Place) error {
-	stop := context.AfterFunc(laptop.Context(), func() { agent.release(status.Error(codes.Aborted, "the laptop has gone")) })
+	stop := context.AfterFunc(laptop.Context(),
+		func() { agent.release(status.Error(codes.Aborted, "the laptop has gone")) })
 	defer stop()
 	err := tunnel.SendOpen(agent, &tunnelpb.Open{
-		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(), InterceptName: place.Rule.GetInterceptName(),
-		RemoteAddr: open.GetRemoteAddr(), Pod: place.Pod.GetName(), PodUid: place.Pod.GetUid(), ToPort: open.GetToPort(),
+		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(),
+		InterceptName: place.Rule.GetInterceptName(),
+		RemoteAddr:    open.GetRemoteAddr(), Pod: place.Pod.GetName(), PodUid: place.Pod.GetUid(),
+		ToPort: open.GetToPort(),
 	})
 	var answer tunnel.Frame
 	if err == nil {
@@ -176,7 +188,8 @@ func introduce(laptop tunnel.Stream, agent *parked, open *tunnelpb.Open, place P
 	return laptop.SendMsg(&answer)
 }
 
-// rank puts ready pods first, and of these the oldest, so that connections go to the same pod for as long as it is there.
+// rank puts ready pods first, and of these the oldest, so that connections go to the same pod for
+// as long as it is there.
 func (r *Relay) rank(places []Place) {
 	type standing struct {
 		unready int
@@ -185,7 +198,8 @@ func (r *Relay) rank(places []Place) {
 	of := map[string]standing{}
 	for _, p := range places {
 		s := standing{unready: 1}
-		if pod := r.cfg.Pod(p.Pod.GetNamespace(), p.Pod.GetName()); pod != nil && string(pod.UID) == p.Pod.GetUid() {
+		if pod := r.cfg.Pod(p.Pod.GetNamespace(), p.Pod.GetName()); pod != nil &&
+			string(pod.UID) == p.Pod.GetUid() {
 			s.born = pod.CreationTimestamp.UnixNano()
 			if isReady(pod) {
 				s.unready = 0
@@ -195,12 +209,14 @@ func (r *Relay) rank(places []Place) {
 	}
 	slices.SortStableFunc(places, func(a, b Place) int {
 		x, y := of[a.Pod.GetUid()], of[b.Pod.GetUid()]
-		return cmp.Or(cmp.Compare(x.unready, y.unready), cmp.Compare(x.born, y.born), cmp.Compare(a.Pod.GetName(), b.Pod.GetName()))
+		return cmp.Or(cmp.Compare(x.unready, y.unready), cmp.Compare(x.born, y.born),
+			cmp.Compare(a.Pod.GetName(), b.Pod.GetName()))
 	})
 }
 
 func isReady(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
+	return pod.DeletionTimestamp == nil &&
+		slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		})
 }

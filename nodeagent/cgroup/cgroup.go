@@ -2,9 +2,9 @@
 
 // Package cgroup finds the control groups of pods, so that programs can be attached to them.
 //
-// A container seldom sees more of the node's control groups than its own. So a Tree looks as the node's first process does: it takes
-// the names that that one would see, in a mount of the unified hierarchy (cgroup2) of its own, which is nowhere in the file
-// system and goes with the Tree.
+// A container seldom sees more of the node's control groups than its own. So a Tree looks as the
+// node's first process does: it takes the names that that one would see, in a mount of the unified
+// hierarchy (cgroup2) of its own, which is nowhere in the file system and goes with the Tree.
 package cgroup
 
 import (
@@ -44,7 +44,8 @@ type Tree struct {
 	home *os.File // the own view; nil as above
 }
 
-// Open opens the hierarchy. proc is where all processes of the node are seen, /proc or another mount of it.
+// Open opens the hierarchy. proc is where all processes of the node are seen, /proc or another
+// mount of it.
 func Open(proc string) (*Tree, error) {
 	// Mounting the hierarchy where it is not in use would make it so.
 	if _, err := unified("/proc", "self"); err != nil {
@@ -58,8 +59,9 @@ func Open(proc string) (*Tree, error) {
 }
 
 func (t *Tree) open() (err error) {
-	// The second process of a whole machine is a kernel thread. It sees what the first does, which may be protected from being looked
-	// at. Without either the own view remains, which is the same one where containers have no cgroup namespaces.
+	// The second process of a whole machine is a kernel thread. It sees what the first does, which
+	// may be protected from being looked at. Without either the own view remains, which is the same
+	// one where containers have no cgroup namespaces.
 	for _, pid := range []string{"1", "2"} {
 		if t.view, err = os.Open(filepath.Join(t.proc, pid, "ns/cgroup")); err == nil {
 			break
@@ -91,8 +93,9 @@ func (t *Tree) Close() error {
 	return errors.Join(errs...)
 }
 
-// OfPod opens the groups that hold the processes of a pod and as little else as possible: the pod's own group, which all its containers are
-// below; where the node's unified hierarchy does not follow its pods (a hybrid of both versions), the groups that the processes are in.
+// OfPod opens the groups that hold the processes of a pod and as little else as possible: the pod's
+// own group, which all its containers are below; where the node's unified hierarchy does not follow
+// its pods (a hybrid of both versions), the groups that the processes are in.
 func (t *Tree) OfPod(uid string, pids []string) (groups []*Group, err error) {
 	var paths []string
 	err = t.visit(func() error {
@@ -141,7 +144,8 @@ func (t *Tree) group(path string) (*Group, error) {
 		return nil, fmt.Errorf("open control group %s: it is outside of those that this process sees (the node agent needs CAP_SYS_PTRACE and hostPID)", path)
 	}
 	// O_NOFOLLOW is enough: there are no links in this file system.
-	fd, err := unix.Openat(int(t.root.Fd()), "."+path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(t.root.Fd()), "."+path,
+		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open control group %s: %w", path, err)
 	}
@@ -154,8 +158,8 @@ func (t *Tree) group(path string) (*Group, error) {
 	return g, nil
 }
 
-// visit runs fn with the eyes of the node's first process. fn must not start goroutines, which would see as before. It panics if the
-// thread cannot come back.
+// visit runs fn with the eyes of the node's first process. fn must not start goroutines, which
+// would see as before. It panics if the thread cannot come back.
 func (t *Tree) visit(fn func() error) error {
 	if t.view == nil {
 		return fn()
@@ -173,8 +177,8 @@ func (t *Tree) visit(fn func() error) error {
 	return fn()
 }
 
-// mount makes a mount of the unified hierarchy that has no place in the file system. There is one such hierarchy however often it
-// is mounted; its root is that of the thread's cgroup namespace.
+// mount makes a mount of the unified hierarchy that has no place in the file system. There is one
+// such hierarchy however often it is mounted; its root is that of the thread's cgroup namespace.
 func mount() (fd int, err error) {
 	ctx, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -184,10 +188,12 @@ func mount() (fd int, err error) {
 	if err := unix.FsconfigCreate(ctx); err != nil {
 		return -1, err
 	}
-	return unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	return unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC,
+		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 }
 
-// unified is the group of the unified hierarchy that a process is in, as the thread sees it (cgroups(7), /proc/PID/cgroup).
+// unified is the group of the unified hierarchy that a process is in, as the thread sees it
+// (cgroups(7), /proc/PID/cgroup).
 func unified(proc, pid string) (string, error) {
 	text, err := os.ReadFile(filepath.Join(proc, pid, "cgroup"))
 	if err != nil {
@@ -202,10 +208,12 @@ func unified(proc, pid string) (string, error) {
 	return "", ErrNoUnified
 }
 
-// component is a part of a path that names a pod: pod<uid>, or with systemd kubepods-burstable-pod<uid with underscores>.slice.
+// component is a part of a path that names a pod: pod<uid>, or with systemd
+// kubepods-burstable-pod<uid with underscores>.slice.
 var component = regexp.MustCompile(`^(?:[a-z-]*-)?pod([0-9a-f_-]{36})(?:\.slice)?$`)
 
-// ofPod is the pod's part of the path of a group. Of nested clusters' pods it is the one with the UID.
+// ofPod is the pod's part of the path of a group. Of nested clusters' pods it is the one with the
+// UID.
 func ofPod(path, uid string) string {
 	parts := strings.Split(path, "/")
 	for i, part := range parts {

@@ -56,7 +56,8 @@ func inode(t *testing.T, dir string) string {
 	return fmt.Sprint(info.Sys().(*syscall.Stat_t).Ino)
 }
 
-// A container has a cgroup namespace of its own, in which the names of all other groups are different.
+// A container has a cgroup namespace of its own, in which the names of all other groups are
+// different.
 func TestGroupOfAPodIsFoundFromWithinAContainer(t *testing.T) {
 	pod := testnet.NewNode(t).NewPod(t)
 	dir := pod.Cgroup(t)
@@ -75,10 +76,12 @@ func TestGroupOfAPodIsFoundFromWithinAContainer(t *testing.T) {
 	defer group.Close()
 	look := exec.Command("/proc/self/exe")
 	look.Env = append(os.Environ(), fmt.Sprintf("%s=%d", envSeek, app.Process.Pid))
-	look.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd()), Cloneflags: syscall.CLONE_NEWCGROUP}
+	look.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd()),
+		Cloneflags: syscall.CLONE_NEWCGROUP}
 	out, err := look.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	assert.Equal(t, inode(t, filepath.Dir(dir)), strings.TrimSpace(string(out)), "the group of the pod, above that of its container")
+	assert.Equal(t, inode(t, filepath.Dir(dir)), strings.TrimSpace(string(out)),
+		"the group of the pod, above that of its container")
 }
 
 func TestNothing(t *testing.T) {
@@ -126,13 +129,17 @@ func TestOfPod(t *testing.T) {
 func TestPathOfAPod(t *testing.T) {
 	under := strings.ReplaceAll(uid, "-", "_")
 	for path, want := range map[string]string{
-		"/kubepods/burstable/pod" + uid + "/0123":                                        "/kubepods/burstable/pod" + uid,
-		"/kubepods.slice/kubepods-pod" + under + ".slice/x.scope":                        "/kubepods.slice/kubepods-pod" + under + ".slice",
-		"/kubelet.slice/kubelet-kubepods-besteffort-pod" + under + ".slice/x.scope/init": "/kubelet.slice/kubelet-kubepods-besteffort-pod" + under + ".slice",
-		"/kubepods/podffffffff-1111-2222-3333-000000000001/c/kubepods/pod" + uid + "/d":  "/kubepods/podffffffff-1111-2222-3333-000000000001/c/kubepods/pod" + uid,
-		"/kubepods/podffffffff-1111-2222-3333-000000000001/c":                            "/kubepods/podffffffff-1111-2222-3333-000000000001/c",
-		"/system.slice/containerd.service":                                               "/system.slice/containerd.service",
-		"/":                                                                              "/",
+		"/kubepods/burstable/pod" + uid +
+			"/0123": "/kubepods/burstable/pod" + uid,
+		"/kubepods.slice/kubepods-pod" + under +
+			".slice/x.scope": "/kubepods.slice/kubepods-pod" + under + ".slice",
+		"/kubelet.slice/kubelet-kubepods-besteffort-pod" + under +
+			".slice/x.scope/init": "/kubelet.slice/kubelet-kubepods-besteffort-pod" + under + ".slice",
+		"/kubepods/podffffffff-1111-2222-3333-000000000001/c/kubepods/pod" + uid +
+			"/d": "/kubepods/podffffffff-1111-2222-3333-000000000001/c/kubepods/pod" + uid,
+		"/kubepods/podffffffff-1111-2222-3333-000000000001/c": "/kubepods/podffffffff-1111-2222-3333-000000000001/c",
+		"/system.slice/containerd.service":                    "/system.slice/containerd.service",
+		"/":                                                   "/",
 	} {
 		assert.Equal(t, want, ofPod(path, uid))
 	}

@@ -12,7 +12,8 @@ import (
 )
 
 // ErrDisplaced says that a program of somebody else would not run any longer beside one of ours.
-var ErrDisplaced = errors.New("a program that is attached further up would not run here any longer (it was attached with BPF_F_ALLOW_OVERRIDE)")
+var ErrDisplaced = errors.New(
+	"a program that is attached further up would not run here any longer (it was attached with BPF_F_ALLOW_OVERRIDE)")
 
 // Program is one that can be attached to groups.
 type Program struct {
@@ -20,8 +21,9 @@ type Program struct {
 	Attach ebpf.AttachType
 }
 
-// Links keeps programs at groups for as long as somebody wants them there: several pods have the same group where the node's unified
-// hierarchy does not follow its pods. The links are not pinned, and so gone with the process. It is not safe for concurrent use.
+// Links keeps programs at groups for as long as somebody wants them there: several pods have the
+// same group where the node's unified hierarchy does not follow its pods. The links are not pinned,
+// and so gone with the process. It is not safe for concurrent use.
 type Links struct {
 	programs []Program
 	at       map[ID]*attached
@@ -37,8 +39,9 @@ func NewLinks(programs ...Program) *Links {
 	return &Links{programs: programs, at: map[ID]*attached{}}
 }
 
-// Attach attaches the programs to a group, unless they are there already. It is undone by as many calls of Detach. Programs of others go on
-// running before and after ours; where that cannot be, it fails with ErrDisplaced.
+// Attach attaches the programs to a group, unless they are there already. It is undone by as many
+// calls of Detach. Programs of others go on running before and after ours; where that cannot be, it
+// fails with ErrDisplaced.
 func (l *Links) Attach(g *Group) error {
 	a := l.at[g.ID]
 	if a == nil {
@@ -46,7 +49,8 @@ func (l *Links) Attach(g *Group) error {
 		for _, p := range l.programs {
 			made, err := attach(p, g)
 			if err != nil {
-				return errors.Join(fmt.Errorf("attach %s to control group %s: %w", p.Attach, g.Path, err), a.close())
+				return errors.Join(fmt.Errorf("attach %s to control group %s: %w", p.Attach, g.Path,
+					err), a.close())
 			}
 			a.links = append(a.links, made)
 		}
@@ -74,8 +78,9 @@ func (a *attached) close() error {
 	return errors.Join(errs...)
 }
 
-// attach makes a link, which leaves the programs of others at the same group alone, and those of groups further up but for one kind: one that
-// was attached to be overridden is, by whatever is attached below. That it runs is seen before it is attached and not after.
+// attach makes a link, which leaves the programs of others at the same group alone, and those of
+// groups further up but for one kind: one that was attached to be overridden is, by whatever is
+// attached below. That it runs is seen before it is attached and not after.
 func attach(p Program, g *Group) (link.Link, error) {
 	before, err := effective(p, g)
 	if err != nil {
@@ -111,7 +116,8 @@ const queryEffective = 1 << 0
 
 // effective lists the programs that run for a group, wherever they are attached.
 func effective(p Program, g *Group) ([]ebpf.ProgramID, error) {
-	found, err := link.QueryPrograms(link.QueryOptions{Target: int(g.Fd()), Attach: p.Attach, QueryFlags: queryEffective})
+	found, err := link.QueryPrograms(link.QueryOptions{Target: int(g.Fd()), Attach: p.Attach,
+		QueryFlags: queryEffective})
 	if err != nil {
 		return nil, fmt.Errorf("list the programs that run for the group: %w", err)
 	}

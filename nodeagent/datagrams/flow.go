@@ -18,7 +18,8 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// What may wait in flows, for a laptop that is slow or has not answered yet. More is dropped, as a full socket does.
+// What may wait in flows, for a laptop that is slow or has not answered yet. More is dropped, as a
+// full socket does.
 const (
 	maxWaiting      = 64        // datagrams of a flow
 	maxWaitingBytes = 256 << 10 // bytes of a flow
@@ -123,7 +124,8 @@ func (at *port) forget(f *flow) {
 	}
 }
 
-// offer puts a datagram into a flow's queue, if there is room. p.mu must be held, so that none comes to a flow that has ended.
+// offer puts a datagram into a flow's queue, if there is room. p.mu must be held, so that none
+// comes to a flow that has ended.
 func (p *Pod) offer(f *flow, datagram []byte) bool {
 	size := int64(len(datagram))
 	if f.waiting.Load()+size > maxWaitingBytes || p.queued.Load()+size > maxQueued {
@@ -185,7 +187,8 @@ func (p *Pod) count(f *flow, change func(*Stats)) {
 	}
 }
 
-// end takes a flow out. If it failed, the app gets what the laptop has not taken, and for a while whatever else comes.
+// end takes a flow out. If it failed, the app gets what the laptop has not taken, and for a while
+// whatever else comes.
 func (p *Pod) end(ctx context.Context, f *flow, kept [][]byte, err error) {
 	number := f.local.Port()
 	p.mu.Lock()
@@ -196,7 +199,8 @@ func (p *Pod) end(ctx context.Context, f *flow, kept [][]byte, err error) {
 		p.pause(number, at)
 		if time.Since(at.logged) > quietFor {
 			at.logged = time.Now()
-			p.cfg.Log.Info("datagrams go to the app for a moment (further such cases are only counted)", "port", number,
+			p.cfg.Log.Info("datagrams go to the app for a moment (further such cases are only counted)",
+				"port", number,
 				"intercept", f.rule.Namespace+"/"+f.rule.Name, "reason", err)
 		}
 	}
@@ -211,7 +215,8 @@ func (p *Pod) end(ctx context.Context, f *flow, kept [][]byte, err error) {
 	}
 }
 
-// toApp gives a datagram to the app as its client has sent it. Its port must not be steered, or it would come back.
+// toApp gives a datagram to the app as its client has sent it. Its port must not be steered, or it
+// would come back.
 func (p *Pod) toApp(key flowKey, datagram []byte) {
 	p.mu.Lock()
 	at := p.ports[key.local.Port()]
@@ -224,9 +229,11 @@ func (p *Pod) toApp(key flowKey, datagram []byte) {
 	}
 }
 
-// open opens the tunnel. What the client sends until the laptop has answered is sent on, and kept for the app.
+// open opens the tunnel. What the client sends until the laptop has answered is sent on, and kept
+// for the app.
 func (p *Pod) open(ctx context.Context, f *flow) (opened *tunnel.Conn, kept [][]byte, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.OpenTimeout, errors.New("the laptop did not answer in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.OpenTimeout,
+		errors.New("the laptop did not answer in time"))
 	defer cancel()
 	t, err := p.cfg.Tunnels.Open(ctx, &tunnelpb.Open{
 		InterceptUid: f.rule.InterceptUID, InterceptNamespace: f.rule.Namespace, InterceptName: f.rule.Name,
@@ -235,7 +242,8 @@ func (p *Pod) open(ctx context.Context, f *flow) (opened *tunnel.Conn, kept [][]
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a tunnel: %w", err)
 	}
-	defer context.AfterFunc(ctx, func() { t.Reset("the laptop did not answer in time") })() // a write may be held back
+	// a write may be held back
+	defer context.AfterFunc(ctx, func() { t.Reset("the laptop did not answer in time") })()
 	answer := make(chan error, 1)
 	go func() {
 		opened, err := t.Opened(ctx)
@@ -264,8 +272,8 @@ func (p *Pod) open(ctx context.Context, f *flow) (opened *tunnel.Conn, kept [][]
 	}
 }
 
-// carry passes datagrams both ways until the flow is idle or ended, which is no error, or until the laptop is gone: then it gives those of the
-// last that were not answered.
+// carry passes datagrams both ways until the flow is idle or ended, which is no error, or until the
+// laptop is gone: then it gives those of the last that were not answered.
 func (p *Pod) carry(ctx context.Context, f *flow, t *tunnel.Conn) (unanswered [][]byte, err error) {
 	answers := make(chan error, 1)
 	p.running.Go(func() { answers <- p.answer(f, t) })
@@ -298,8 +306,8 @@ func (p *Pod) carry(ctx context.Context, f *flow, t *tunnel.Conn) (unanswered []
 	}
 }
 
-// Of what a laptop has not answered yet, this much is kept for the app, for this long. A laptop that goes away, or whose process does, takes the answers
-// to it along.
+// Of what a laptop has not answered yet, this much is kept for the app, for this long. A laptop
+// that goes away, or whose process does, takes the answers to it along.
 const (
 	maxRecent      = 4
 	maxRecentBytes = 16 << 10

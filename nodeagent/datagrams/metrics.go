@@ -18,10 +18,12 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	}, []string{"to"})
 	m := &Metrics{
 		flows: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "sidestep_nodeagent_udp_flows", Help: "Clients of intercepted UDP ports that have a tunnel to a laptop, or are getting one.",
+			Name: "sidestep_nodeagent_udp_flows",
+			Help: "Clients of intercepted UDP ports that have a tunnel to a laptop, or are getting one.",
 		}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "sidestep_nodeagent_udp_flows_evicted_total", Help: "Flows that were ended to make room for others.",
+			Name: "sidestep_nodeagent_udp_flows_evicted_total",
+			Help: "Flows that were ended to make room for others.",
 		}),
 		toLaptop: datagrams.WithLabelValues("laptop"), toClient: datagrams.WithLabelValues("client"),
 		toApp: datagrams.WithLabelValues("app"), dropped: datagrams.WithLabelValues("nowhere"),

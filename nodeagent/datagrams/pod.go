@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package datagrams gives the datagrams that are steered away from an app to the laptop of the intercept that has their port, and the laptop's
-// answers to the clients, from the address that they had asked.
+// Package datagrams gives the datagrams that are steered away from an app to the laptop of the
+// intercept that has their port, and the laptop's answers to the clients, from the address that
+// they had asked.
 //
-// What a client sends to one port is a flow, and has a tunnel of its own. A laptop that cannot take a flow leaves it to the app, with every datagram that
-// was kept until the laptop had answered; so do all flows for a moment after that, since the steering of their port pauses.
+// What a client sends to one port is a flow, and has a tunnel of its own. A laptop that cannot take
+// a flow leaves it to the app, with every datagram that was kept until the laptop had answered; so
+// do all flows for a moment after that, since the steering of their port pauses.
 package datagrams
 
 import (
@@ -52,14 +54,18 @@ type Config struct {
 	Metrics  *Metrics
 	Log      *slog.Logger
 
-	// OpenTimeout is how long a laptop may take to answer before the app gets what was sent. Default 2 s.
+	// OpenTimeout is how long a laptop may take to answer before the app gets what was sent.
+	// Default 2 s.
 	OpenTimeout time.Duration
-	// Idle is how long a flow lasts in which nothing is sent, and IdleOnce how long if the client has sent but one datagram. Defaults 60 s, and 10 s: who
-	// asks a single question from a port, as resolvers do, comes from another with the next.
+	// Idle is how long a flow lasts in which nothing is sent, and IdleOnce how long if the client
+	// has sent but one datagram. Defaults 60 s, and 10 s: who asks a single question from a port,
+	// as resolvers do, comes from another with the next.
 	Idle, IdleOnce time.Duration
-	// Pause is how long the app gets everything after the laptop could not take something. Default 1 s.
+	// Pause is how long the app gets everything after the laptop could not take something. Default
+	// 1 s.
 	Pause time.Duration
-	// MaxFlows bounds the flows of a port. Default 4,096. For a new one the flow goes that was idle for the longest time.
+	// MaxFlows bounds the flows of a port. Default 4,096. For a new one the flow goes that was idle
+	// for the longest time.
 	MaxFlows int
 }
 
@@ -67,7 +73,8 @@ func (c Config) withDefaults() Config {
 	for _, d := range []struct {
 		value   *time.Duration
 		instead time.Duration
-	}{{&c.OpenTimeout, 2 * time.Second}, {&c.Idle, time.Minute}, {&c.IdleOnce, 10 * time.Second}, {&c.Pause, time.Second}} {
+	}{{&c.OpenTimeout, 2 * time.Second}, {&c.Idle, time.Minute}, {&c.IdleOnce, 10 * time.Second},
+		{&c.Pause, time.Second}} {
 		if *d.value <= 0 {
 			*d.value = d.instead
 		}
@@ -135,7 +142,8 @@ func Open(ns Namespace, cfg Config) (_ *Pod, err error) {
 	if p.sender, err = openSender(ns, four, six); err != nil {
 		return nil, err
 	}
-	for home, wanted := range map[netip.Addr]bool{netip.AddrFrom4([4]byte{127, 0, 0, 1}): four, netip.IPv6Loopback(): six} {
+	for home, wanted := range map[netip.Addr]bool{netip.AddrFrom4([4]byte{127, 0, 0, 1}): four,
+		netip.IPv6Loopback(): six} {
 		if !wanted {
 			continue
 		}
@@ -230,8 +238,9 @@ func (p *Pod) Stats(number uint16) Stats {
 	return Stats{}
 }
 
-// Prove sends to each address of the pod a datagram that nobody can receive, its checksum being wrong, and sees whether it is steered here. While the
-// port is left to the app, there is nothing to prove.
+// Prove sends to each address of the pod a datagram that nobody can receive, its checksum being
+// wrong, and sees whether it is steered here. While the port is left to the app, there is nothing
+// to prove.
 func (p *Pod) Prove(number uint16) error {
 	p.probing.Lock()
 	defer p.probing.Unlock()
@@ -251,7 +260,8 @@ func (p *Pod) Prove(number uint16) error {
 		if err := p.sender.sendBroken(netip.AddrPortFrom(home, 9), to); err != nil { // 9: discard (RFC 863)
 			return fmt.Errorf("see whether datagrams to %s are steered: %w", to, err)
 		}
-		// It has gone all its way before the call returns, unless the machine is so busy that the kernel puts it off.
+		// It has gone all its way before the call returns, unless the machine is so busy that the
+		// kernel puts it off.
 		for deadline := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
 			after, err := p.cfg.Steering.DatagramsProbed()
 			if err != nil {

@@ -28,7 +28,8 @@ import (
 
 const number = 5353
 
-// laptop is at the other end of all tunnels. It sends every datagram back; but in a tunnel whose first datagram is "stuck" it reads no more.
+// laptop is at the other end of all tunnels. It sends every datagram back; but in a tunnel whose
+// first datagram is "stuck" it reads no more.
 type laptop struct {
 	agentpb.UnimplementedAgentsServer
 	agents agentpb.AgentsClient
@@ -75,8 +76,12 @@ func newLaptop(t *testing.T) *laptop {
 	agentpb.RegisterAgentsServer(server, l)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
-	conn, err := grpc.NewClient("passthrough:laptop", append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))...)
+	conn, err := grpc.NewClient("passthrough:laptop",
+		append(tunnel.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn,
+				error) {
+				return listener.DialContext(ctx)
+			}))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	l.agents = agentpb.NewAgentsClient(conn)
@@ -94,12 +99,15 @@ type world struct {
 func newWorld(t *testing.T, change func(*datagrams.Config)) *world {
 	w := &world{node: testnet.NewNode(t), metrics: prometheus.NewRegistry()}
 	w.pod = w.node.NewPod(t)
-	n := steer.NewNode(testnet.BPFFS(t), "node", slog.New(slog.DiscardHandler), steer.WithDatapath(steer.SkLookup), steer.WithProc(w.node.Proc()))
+	n := steer.NewNode(testnet.BPFFS(t), "node", slog.New(slog.DiscardHandler),
+		steer.WithDatapath(steer.SkLookup), steer.WithProc(w.node.Proc()))
 	program, err := n.Load()
 	require.NoError(t, err)
 	cfg := datagrams.Config{
-		Name: "shop/resolver-0", IPs: []netip.Addr{w.pod.IP4, w.pod.IP6}, Steering: program, Tunnels: newLaptop(t),
-		Metrics: datagrams.NewMetrics(w.metrics), Log: slog.New(slog.DiscardHandler), OpenTimeout: 20 * time.Second,
+		Name: "shop/resolver-0", IPs: []netip.Addr{w.pod.IP4, w.pod.IP6}, Steering: program,
+		Tunnels: newLaptop(t),
+		Metrics: datagrams.NewMetrics(w.metrics), Log: slog.New(slog.DiscardHandler),
+		OpenTimeout: 20 * time.Second,
 	}
 	change(&cfg)
 	w.relay, err = datagrams.Open(w.pod, cfg)
@@ -123,7 +131,8 @@ func newWorld(t *testing.T, change func(*datagrams.Config)) *world {
 		assert.NoError(t, program.Close())
 		assert.NoError(t, n.Close())
 	})
-	require.NoError(t, w.relay.SetRules(map[uint16]*datagrams.Rule{number: {InterceptUID: "i", Connected: true}}))
+	require.NoError(t, w.relay.SetRules(map[uint16]*datagrams.Rule{number: {InterceptUID: "i",
+		Connected: true}}))
 	require.NoError(t, w.relay.Prove(number))
 	return w
 }
@@ -160,7 +169,8 @@ func (w *world) measured(t *testing.T, name, label string) float64 {
 	require.NoError(t, err)
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			if f.GetName() == "sidestep_nodeagent_udp_"+name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+			if f.GetName() == "sidestep_nodeagent_udp_"+name &&
+				(label == "" || m.GetLabel()[0].GetValue() == label) {
 				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
 			}
 		}
@@ -176,22 +186,28 @@ func TestFlowsAreBounded(t *testing.T) {
 		clients = append(clients, w.dial(t))
 		ask(t, clients[len(clients)-1], "hello")
 	}
-	assert.Eventually(t, func() bool { return w.measured(t, "flows", "") == 10 }, 20*time.Second, 10*time.Millisecond)
+	assert.Eventually(t, func() bool { return w.measured(t, "flows", "") == 10 }, 20*time.Second,
+		10*time.Millisecond)
 	evicted := w.measured(t, "flows_evicted_total", "")
 	assert.GreaterOrEqual(t, evicted, 20.0)
 	for _, c := range clients[20:] {
 		ask(t, c, "still there")
 	}
-	assert.Equal(t, evicted, w.measured(t, "flows_evicted_total", ""), "those that were used last are still there")
+	assert.Equal(t, evicted, w.measured(t, "flows_evicted_total", ""),
+		"those that were used last are still there")
 	ask(t, clients[0], "and again")
 }
 
 func TestFlowsEndWhenTheyAreIdle(t *testing.T) {
-	w := newWorld(t, func(c *datagrams.Config) { c.Idle, c.IdleOnce = 400*time.Millisecond, 100*time.Millisecond })
+	w := newWorld(t, func(c *datagrams.Config) {
+		c.Idle, c.IdleOnce = 400*time.Millisecond,
+			100*time.Millisecond
+	})
 	c := w.dial(t)
 	for range 3 {
 		ask(t, c, "hello")
-		require.Eventually(t, func() bool { return w.measured(t, "flows", "") == 0 }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return w.measured(t, "flows", "") == 0 }, 20*time.Second,
+			10*time.Millisecond)
 	}
 	assert.Zero(t, w.relay.Stats(number).Fallbacks)
 	assert.GreaterOrEqual(t, w.relay.Stats(number).Matched, uint64(3))

@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sender sends datagrams from addresses and ports that its sockets are not bound to: the app has bound those of the pod. It writes the header of
-// UDP itself, and leaves that of IP, with the cutting into fragments, to the kernel.
+// sender sends datagrams from addresses and ports that its sockets are not bound to: the app has
+// bound those of the pod. It writes the header of UDP itself, and leaves that of IP, with the
+// cutting into fragments, to the kernel.
 type sender struct {
 	mu     sync.RWMutex
 	closed bool
@@ -38,19 +39,22 @@ func openSender(ns Namespace, four, six bool) (_ *sender, err error) {
 		}
 	}()
 	if four {
-		if s.fd4, err = rawSocket(ns, unix.AF_INET, unix.IPPROTO_IP, unix.IP_TRANSPARENT, netip.AddrFrom4([4]byte{127, 115, 115, 7})); err != nil {
+		if s.fd4, err = rawSocket(ns, unix.AF_INET, unix.IPPROTO_IP, unix.IP_TRANSPARENT,
+			netip.AddrFrom4([4]byte{127, 115, 115, 7})); err != nil {
 			return nil, err
 		}
 	}
 	if six {
-		if s.fd6, err = rawSocket(ns, unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, netip.IPv6Loopback()); err != nil {
+		if s.fd6, err = rawSocket(ns, unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT,
+			netip.IPv6Loopback()); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// rawSocket opens a socket that receives nothing: the kernel would have it see a copy of every datagram to the address that it is bound to.
+// rawSocket opens a socket that receives nothing: the kernel would have it see a copy of every
+// datagram to the address that it is bound to.
 func rawSocket(ns Namespace, family, level, transparent int, home netip.Addr) (int, error) {
 	fd, err := socket(ns, family, unix.SOCK_RAW, unix.IPPROTO_UDP)
 	if err != nil {
@@ -58,7 +62,8 @@ func rawSocket(ns Namespace, family, level, transparent int, home netip.Addr) (i
 	}
 	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	err = errors.Join(
-		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]}),
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: 1, Filter: &nothing[0]}),
 		unix.SetsockoptInt(fd, level, transparent, 1),
 		unix.Bind(fd, sockaddr(home, 0)),
 	)
@@ -73,11 +78,12 @@ func (s *sender) send(from, to netip.AddrPort, payload []byte) error {
 	return s.transmit(from, to, segment(from, to, payload))
 }
 
-// brokenSize is more than the kernel adds up before it looks for a socket (CHECKSUM_BREAK, 76 bytes).
+// brokenSize is more than the kernel adds up before it looks for a socket (CHECKSUM_BREAK, 76
+// bytes).
 const brokenSize = 128
 
-// sendBroken sends a datagram whose checksum is wrong, so that whoever it is given to never sees it: the kernel looks for a socket, and drops it when that
-// is read from.
+// sendBroken sends a datagram whose checksum is wrong, so that whoever it is given to never sees
+// it: the kernel looks for a socket, and drops it when that is read from.
 func (s *sender) sendBroken(from, to netip.AddrPort) error {
 	d := segment(from, to, make([]byte, brokenSize))
 	sum := binary.BigEndian.Uint16(d[udpChecksum:])

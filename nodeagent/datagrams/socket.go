@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// received is how many bytes of datagrams may wait in a socket, the kernel's own account of them included.
+// received is how many bytes of datagrams may wait in a socket, the kernel's own account of them
+// included.
 const received = 4 << 20
 
-// listen opens a socket on a free port of ip, which is of the loopback device, in the namespace. It gets what is steered to it, and tells of each
-// datagram where that was sent to.
+// listen opens a socket on a free port of ip, which is of the loopback device, in the namespace. It
+// gets what is steered to it, and tells of each datagram where that was sent to.
 func listen(ns Namespace, ip netip.Addr) (*net.UDPConn, error) {
 	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR
 	if ip.Is6() {
@@ -36,7 +37,8 @@ func listen(ns Namespace, ip netip.Addr) (*net.UDPConn, error) {
 	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
 		return nil, fmt.Errorf("ask for the destinations of datagrams: %w", err)
 	}
-	// More than net.core.rmem_max of the namespace. With less room, more is lost when much comes at a time.
+	// More than net.core.rmem_max of the namespace. With less room, more is lost when much comes at
+	// a time.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, received)
 	if err := unix.Bind(fd, sockaddr(ip, 0)); err != nil {
 		return nil, fmt.Errorf("bind a UDP socket to %s: %w", ip, err)

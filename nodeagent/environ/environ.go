@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package environ reads the environment of a container: what its first process was started with, whatever the pod's specification, the image, the
-// container runtime and an entrypoint that ends in exec have made of it.
+// Package environ reads the environment of a container: what its first process was started with,
+// whatever the pod's specification, the image, the container runtime and an entrypoint that ends in
+// exec have made of it.
 package environ
 
 import (
@@ -21,18 +22,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxSize bounds an environment, in bytes. Linux takes up to six megabytes; nobody has a tenth of that.
+// MaxSize bounds an environment, in bytes. Linux takes up to six megabytes; nobody has a tenth of
+// that.
 const MaxSize = 4 << 20
 
 // Why there is no environment.
 var (
 	ErrNotFound    = errors.New("no process of the container was found on this node")
-	ErrOverwritten = errors.New("the process has overwritten its environment, as nginx and others do to change their titles")
+	ErrOverwritten = errors.New(
+		"the process has overwritten its environment, as nginx and others do to change their titles")
 )
 
 var validID = regexp.MustCompile(`^[0-9a-zA-Z]{8,128}$`)
 
-// Reader reads environments in Proc, which is /proc or where the node's /proc is mounted. It must show all of the node's processes (hostPID).
+// Reader reads environments in Proc, which is /proc or where the node's /proc is mounted. It must
+// show all of the node's processes (hostPID).
 type Reader struct{ Proc string }
 
 // Read gives the variables of the container's first process, as NAME=VALUE in the process's order.
@@ -63,8 +67,9 @@ type process struct {
 	inner   int    // its number in its own PID namespace
 }
 
-// find lists the container's processes, the first one first. Those that `kubectl exec` and probes start are younger. Clock ticks are coarse: of two
-// processes of one tick the first one has the lower number where it lives.
+// find lists the container's processes, the first one first. Those that `kubectl exec` and probes
+// start are younger. Clock ticks are coarse: of two processes of one tick the first one has the
+// lower number where it lives.
 func (r Reader) find(podUID, containerID string) ([]process, error) {
 	entries, err := os.ReadDir(r.Proc)
 	if err != nil {
@@ -93,14 +98,16 @@ func (r Reader) find(podUID, containerID string) ([]process, error) {
 		found = append(found, process{pid, started, innermost(status, pid)})
 	}
 	slices.SortFunc(found, func(a, b process) int {
-		return cmp.Or(cmp.Compare(a.started, b.started), cmp.Compare(a.inner, b.inner), cmp.Compare(a.pid, b.pid))
+		return cmp.Or(cmp.Compare(a.started, b.started), cmp.Compare(a.inner, b.inner),
+			cmp.Compare(a.pid, b.pid))
 	})
 	return found, nil
 }
 
 var errEnded = errors.New("it has ended")
 
-// of reads the environment of one process. The directory stays that of the process, and is empty when it has ended, whoever gets its number then.
+// of reads the environment of one process. The directory stays that of the process, and is empty
+// when it has ended, whoever gets its number then.
 func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, err error) {
 	dir, err := os.OpenRoot(filepath.Join(r.Proc, strconv.Itoa(p.pid)))
 	if err != nil {
@@ -125,8 +132,9 @@ func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, e
 	return parse(text)
 }
 
-// memory reads the part of a process's memory that the kernel would show as its environment. The file /proc/PID/environ has that, too, but is its
-// owner's alone, whom root without CAP_DAC_OVERRIDE is not.
+// memory reads the part of a process's memory that the kernel would show as its environment. The
+// file /proc/PID/environ has that, too, but is its owner's alone, whom root without
+// CAP_DAC_OVERRIDE is not.
 func memory(pid int, stat []byte) ([]byte, error) {
 	const start, end = 50 - 3, 51 - 3
 	all := fields(stat)
@@ -161,8 +169,9 @@ func memory(pid int, stat []byte) ([]byte, error) {
 	return text, nil
 }
 
-// parse splits what the kernel shows (proc_pid_environ(5)). The kernel shows the memory in which the environment was at the start; programs that write
-// a title there leave fragments without '=', or nothing but zeroes. What is after the first fragment may be as wrong as that.
+// parse splits what the kernel shows (proc_pid_environ(5)). The kernel shows the memory in which
+// the environment was at the start; programs that write a title there leave fragments without '=',
+// or nothing but zeroes. What is after the first fragment may be as wrong as that.
 func parse(text []byte) ([][]byte, error) {
 	if len(text) > MaxSize {
 		return nil, fmt.Errorf("it is larger than %d bytes", MaxSize)
@@ -186,13 +195,16 @@ func parse(text []byte) ([][]byte, error) {
 	return variables, nil
 }
 
-// isOf says whether a process with these control groups (cgroups(7), /proc/PID/cgroup) is the container's. The groups are named
-// /kubepods/burstable/pod<uid>/<id> (cgroupfs driver), .../kubepods-burstable-pod<uid with underscores>.slice/<runtime>-<id>.scope (systemd driver), or
-// kubepods-burstable-pod<uid>.slice:cri-containerd:<id>; there may be more below. CRI-O's conmon, in crio-conmon-<id>.scope, is not in the container.
+// isOf says whether a process with these control groups (cgroups(7), /proc/PID/cgroup) is the
+// container's. The groups are named /kubepods/burstable/pod<uid>/<id> (cgroupfs driver),
+// .../kubepods-burstable-pod<uid with underscores>.slice/<runtime>-<id>.scope (systemd driver), or
+// kubepods-burstable-pod<uid>.slice:cri-containerd:<id>; there may be more below. CRI-O's conmon,
+// in crio-conmon-<id>.scope, is not in the container.
 func isOf(cgroups []byte, podUID, containerID string) bool {
 	for line := range strings.Lines(string(cgroups)) {
 		_, groups, ok := strings.Cut(line, ":")
-		if _, path, more := strings.Cut(groups, ":"); ok && more && holds(strings.TrimSpace(path), podUID, containerID) {
+		if _, path, more := strings.Cut(groups, ":"); ok && more &&
+			holds(strings.TrimSpace(path), podUID, containerID) {
 			return true
 		}
 	}
@@ -217,14 +229,16 @@ func holds(groups, podUID, containerID string) bool {
 
 func isPod(component, podUID string) bool {
 	component, _, _ = strings.Cut(component, ":")
-	component = strings.ReplaceAll(strings.ToLower(strings.TrimSuffix(component, path.Ext(component))), "_", "-")
+	component = strings.ReplaceAll(strings.ToLower(strings.TrimSuffix(component, path.Ext(component))),
+		"_", "-")
 	uid := "pod" + strings.ReplaceAll(strings.ToLower(podUID), "_", "-")
 	return component == uid || strings.HasSuffix(component, "-"+uid)
 }
 
 func named(component, containerID string) bool {
 	component = strings.TrimSuffix(component, ".scope")
-	return component == containerID || strings.HasSuffix(component, "-"+containerID) && !strings.HasPrefix(component, "crio-conmon-")
+	return component == containerID || strings.HasSuffix(component, "-"+containerID) &&
+		!strings.HasPrefix(component, "crio-conmon-")
 }
 
 func cutLast(s, sep string) (before, after string, ok bool) {
@@ -234,7 +248,8 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 	return s, "", false
 }
 
-// fields are those of proc_pid_stat(5) after the command's name, which is in parentheses and may hold anything. The first is the state.
+// fields are those of proc_pid_stat(5) after the command's name, which is in parentheses and may
+// hold anything. The first is the state.
 func fields(stat []byte) [][]byte { return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) }
 
 func startOf(stat []byte) (uint64, error) {
@@ -251,7 +266,8 @@ func isZombie(stat []byte) bool {
 	return len(all) == 0 || string(all[0]) == "Z" || string(all[0]) == "X"
 }
 
-// innermost is a process's number in its own PID namespace: the last of NSpid in proc_pid_status(5).
+// innermost is a process's number in its own PID namespace: the last of NSpid in
+// proc_pid_status(5).
 func innermost(status []byte, pid int) int {
 	for line := range strings.Lines(string(status)) {
 		if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok {

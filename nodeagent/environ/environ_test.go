@@ -34,16 +34,21 @@ func TestAContainerIsToldByItsControlGroup(t *testing.T) {
 		cgroup string
 		is     bool
 	}{
-		"containerd, cgroupfs driver":               {"0::/kubepods/burstable/pod" + uid + "/" + id, true},
-		"containerd, systemd driver":                {"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscored + ".slice/cri-containerd-" + id + ".scope", true},
-		"guaranteed, systemd driver":                {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/cri-containerd-" + id + ".scope", true},
+		"containerd, cgroupfs driver": {"0::/kubepods/burstable/pod" + uid + "/" + id, true},
+		"containerd, systemd driver":  {"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscored + ".slice/cri-containerd-" + id + ".scope", true},
+		"guaranteed, systemd driver": {"0::/kubepods.slice/kubepods-pod" + underscored +
+			".slice/cri-containerd-" + id + ".scope", true},
 		"containerd in systemd, without its driver": {"1:name=systemd:/system.slice/containerd.service/kubepods-besteffort-pod" + underscored + ".slice:cri-containerd:" + id, true},
-		"cri-o":                                  {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/crio-" + id + ".scope/container", true},
-		"conmon of cri-o":                        {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/crio-conmon-" + id + ".scope", false},
-		"docker":                                 {"0::/kubepods.slice/kubepods-pod" + underscored + ".slice/docker-" + id + ".scope", true},
-		"systemd in the container":               {"0::/kubepods/pod" + uid + "/" + id + "/init.scope", true},
-		"seen from another control group":        {"0::/../../pod" + uid + "/" + id, true},
-		"version 1 first":                        {"12:cpu,cpuacct:/kubepods/pod" + uid + "/" + id + "\n0::/", true},
+		"cri-o": {"0::/kubepods.slice/kubepods-pod" + underscored +
+			".slice/crio-" + id + ".scope/container", true},
+		"conmon of cri-o": {"0::/kubepods.slice/kubepods-pod" + underscored +
+			".slice/crio-conmon-" + id + ".scope", false},
+		"docker": {"0::/kubepods.slice/kubepods-pod" + underscored +
+			".slice/docker-" + id + ".scope", true},
+		"systemd in the container":        {"0::/kubepods/pod" + uid + "/" + id + "/init.scope", true},
+		"seen from another control group": {"0::/../../pod" + uid + "/" + id, true},
+		"version 1 first": {"12:cpu,cpuacct:/kubepods/pod" + uid + "/" + id +
+			"\n0::/", true},
 		"a cluster in a pod":                     {"0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/" + other + "/kubelet/kubepods/pod" + uid + "/" + id, true},
 		"the pause container":                    {"0::/kubepods/pod" + uid + "/" + other, false},
 		"another pod":                            {"0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/" + id, false},
@@ -62,14 +67,15 @@ func TestParse(t *testing.T) {
 		want []string
 		err  error
 	}{
-		"anything but NUL may be in a value": {"A=1\x00B=x=y\n$z 'q'\"\\\x00C=\x00D=\xff\xfe\x00", []string{"A=1", "B=x=y\n$z 'q'\"\\", "C=", "D=\xff\xfe"}, nil},
-		"names need not be identifiers":      {"my.key-1=v\x00", []string{"my.key-1=v"}, nil},
-		"the last one without its NUL":       {"A=1\x00B=2", []string{"A=1", "B=2"}, nil},
-		"without a name":                     {"=x\x00A=1\x00", []string{"A=1"}, nil},
-		"empty":                              {"", nil, nil},
-		"overwritten with zeroes":            {strings.Repeat("\x00", 300), nil, ErrOverwritten},
-		"overwritten by the end of a title":  {"rocess\x00\x00\x00\x00B=2\x00", nil, ErrOverwritten},
-		"overwritten in the middle":          {"A=1\x00\x00\x00C=2\x00", nil, ErrOverwritten},
+		"anything but NUL may be in a value": {"A=1\x00B=x=y\n$z 'q'\"\\\x00C=\x00D=\xff\xfe\x00",
+			[]string{"A=1", "B=x=y\n$z 'q'\"\\", "C=", "D=\xff\xfe"}, nil},
+		"names need not be identifiers":     {"my.key-1=v\x00", []string{"my.key-1=v"}, nil},
+		"the last one without its NUL":      {"A=1\x00B=2", []string{"A=1", "B=2"}, nil},
+		"without a name":                    {"=x\x00A=1\x00", []string{"A=1"}, nil},
+		"empty":                             {"", nil, nil},
+		"overwritten with zeroes":           {strings.Repeat("\x00", 300), nil, ErrOverwritten},
+		"overwritten by the end of a title": {"rocess\x00\x00\x00\x00B=2\x00", nil, ErrOverwritten},
+		"overwritten in the middle":         {"A=1\x00\x00\x00C=2\x00", nil, ErrOverwritten},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := parse([]byte(c.text))
@@ -91,7 +97,9 @@ func container(t *testing.T, id string) func(cmd *exec.Cmd) {
 	if _, err := exec.LookPath("sh"); err != nil {
 		t.Skip(err) // a virtual machine for tests has no programs
 	}
-	top := filepath.Join(testnet.OwnCgroup(t), fmt.Sprintf("sidestep-environ-%d-%s", os.Getpid(), strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))))
+	top := filepath.Join(testnet.OwnCgroup(t),
+		fmt.Sprintf("sidestep-environ-%d-%s", os.Getpid(),
+			strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))))
 	dir := filepath.Join(top, "pod"+uid, id)
 	require.NoError(t, os.MkdirAll(dir, 0o755))
 	t.Cleanup(func() {
@@ -106,7 +114,8 @@ func container(t *testing.T, id string) func(cmd *exec.Cmd) {
 		if cmd.SysProcAttr == nil {
 			cmd.SysProcAttr = &syscall.SysProcAttr{}
 		}
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD, cmd.SysProcAttr.Setpgid = true, int(group.Fd()), true
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD, cmd.SysProcAttr.Setpgid = true,
+			int(group.Fd()), true
 		require.NoError(t, cmd.Start())
 		t.Cleanup(func() {
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -129,10 +138,13 @@ func texts(variables [][]byte) []string {
 
 func TestTheFirstProcessOfAContainer(t *testing.T) {
 	start := container(t, id)
-	// As an image does it: an entrypoint adds to the environment and is replaced by the app, which is the first process of a PID namespace and not root.
+	// As an image does it: an entrypoint adds to the environment and is replaced by the app, which
+	// is the first process of a PID namespace and not root.
 	app := exec.Command("/usr/bin/env", "-u", "GONE", "ADDED=by the entrypoint", "sleep", "600")
-	app.Env = []string{"PATH=/usr/bin:/bin", "A=one\ntwo", "my.key=$x='y'", "EMPTY=", "BYTES=\xff\xfe", "GONE=1"}
-	app.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	app.Env = []string{"PATH=/usr/bin:/bin", "A=one\ntwo", "my.key=$x='y'", "EMPTY=", "BYTES=\xff\xfe",
+		"GONE=1"}
+	app.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID,
+		Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	start(app)
 	reader := Reader{Proc: "/proc"}
 	require.EventuallyWithT(t, func(c *assert.CollectT) { // when it has come to exec
@@ -188,7 +200,8 @@ func TestTheCapabilitiesOfTheChartSuffice(t *testing.T) {
 				c <- answer{err: err}
 				return
 			}
-			if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", app.Process.Pid)); !errors.Is(err, os.ErrPermission) {
+			if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", app.Process.Pid)); !errors.Is(err,
+				os.ErrPermission) {
 				c <- answer{err: fmt.Errorf("the file may be read: %w", err)}
 				return
 			}
@@ -202,7 +215,8 @@ func TestTheCapabilitiesOfTheChartSuffice(t *testing.T) {
 		assert.NoError(c, got.err)
 		assert.Equal(c, []string{"A=1"}, texts(got.variables))
 	}, 20*time.Second, 10*time.Millisecond)
-	assert.ErrorContains(t, read(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN).err, "needs CAP_SYS_PTRACE")
+	assert.ErrorContains(t, read(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN).err,
+		"needs CAP_SYS_PTRACE")
 }
 
 // confine leaves the thread these capabilities alone.
@@ -233,7 +247,10 @@ func TestNginxOverwritesItsEnvironment(t *testing.T) {
 	start := container(t, id)
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "nginx.conf")
-	require.NoError(t, os.WriteFile(conf, []byte("daemon off; pid "+dir+"/pid; error_log stderr; events {} http { access_log off; server { listen unix:"+dir+"/s; } }"), 0o644))
+	require.NoError(t, os.WriteFile(conf,
+		[]byte("daemon off; pid "+dir+
+			"/pid; error_log stderr; events {} http { access_log off; server { listen unix:"+dir+
+			"/s; } }"), 0o644))
 	nginx := exec.Command("nginx", "-c", conf)
 	nginx.Env = append(os.Environ(), "A=1")
 	start(nginx)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mesh makes the connections of a service mesh's proxy to the app known to the steering, where the proxy runs in the pod
-// and connects like anybody else in it: from the pod's address to the pod's address, or on loopback. So do Linkerd, Consul, and Istio where a
-// Sidecar's defaultEndpoint is 127.0.0.1. Programs at the pod's control group bind the proxy's sockets to another address before they connect; they are
-// not pinned, and so gone with the process.
+// Package mesh makes the connections of a service mesh's proxy to the app known to the steering,
+// where the proxy runs in the pod and connects like anybody else in it: from the pod's address to
+// the pod's address, or on loopback. So do Linkerd, Consul, and Istio where a Sidecar's
+// defaultEndpoint is 127.0.0.1. Programs at the pod's control group bind the proxy's sockets to
+// another address before they connect; they are not pinned, and so gone with the process.
 //
-// Proxies that connect from an address of their own need nothing of this: Istio's and Kuma's come from 127.0.0.6, and
-// ztunnel's from the client's address.
+// Proxies that connect from an address of their own need nothing of this: Istio's and Kuma's come
+// from 127.0.0.6, and ztunnel's from the client's address.
 package mesh
 
 import (
@@ -25,8 +26,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
-// kinds are the proxies that are known, by the port to which a pod's rules send what arrives, and by the user who listens there. The same
-// rules know the proxies by these users, so nobody else in a pod has them.
+// kinds are the proxies that are known, by the port to which a pod's rules send what arrives, and
+// by the user who listens there. The same rules know the proxies by these users, so nobody else in
+// a pod has them.
 var kinds = []struct {
 	Proxy
 	port uint16
@@ -41,18 +43,21 @@ var kinds = []struct {
 // Proxy is what is known about the proxies of a mesh.
 type Proxy struct {
 	Name string // empty: there is none
-	// Known is whether, unless configured otherwise, it connects to the app from an address of its own.
+	// Known is whether, unless configured otherwise, it connects to the app from an address of its
+	// own.
 	Known bool
 }
 
 // userNamespace is how many users a pod has that has a user namespace of its own.
 const userNamespace = 1 << 16
 
-// DialsFrom is the address that a mesh's proxy connects from when it connects to the app at 127.0.0.1.
+// DialsFrom is the address that a mesh's proxy connects from when it connects to the app at
+// 127.0.0.1.
 var DialsFrom = bpf.MeshDialsFrom
 
-// Probers are addresses that meshes give to what asks for an app's health: on behalf of the kubelet in Istio's sidecar, and the kubelet itself in its ambient
-// mode; and those that other proxies get here.
+// Probers are addresses that meshes give to what asks for an app's health: on behalf of the kubelet
+// in Istio's sidecar, and the kubelet itself in its ambient mode; and those that other proxies get
+// here.
 var Probers = []netip.Addr{
 	netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), DialsFrom,
 	netip.MustParseAddr("127.0.0.6"), netip.MustParseAddr("::6"),
@@ -91,8 +96,9 @@ func (n *Node) Open(uid string, ns Namespace) *Pod {
 	return &Pod{node: n, uid: uid, ns: ns, noted: map[netip.AddrPort]uint32{}}
 }
 
-// Look sees whether the pod has a proxy, and makes its connections to the targets known from now on. It is to be called from time to
-// time, since a proxy may start after the app. pids are the numbers of some of the pod's processes.
+// Look sees whether the pod has a proxy, and makes its connections to the targets known from now
+// on. It is to be called from time to time, since a proxy may start after the app. pids are the
+// numbers of some of the pod's processes.
 func (p *Pod) Look(targets []netip.AddrPort, pids []string) (Proxy, error) {
 	proxy, uid, err := p.find()
 	if err != nil {
@@ -109,7 +115,8 @@ func (p *Pod) Look(targets []netip.AddrPort, pids []string) (Proxy, error) {
 		if p.noted[t] == uid {
 			continue
 		}
-		if err := p.node.objs.MeshTargets.Put(bpf.MeshTarget(p.cookie, t), bpf.MeshProxy{Uid: uid}); err != nil {
+		if err := p.node.objs.MeshTargets.Put(bpf.MeshTarget(p.cookie, t),
+			bpf.MeshProxy{Uid: uid}); err != nil {
 			return proxy, fmt.Errorf("note that %s's connections to %s are a mesh's: %w", proxy.Name, t, err)
 		}
 		p.noted[t] = uid
@@ -162,7 +169,8 @@ func (p *Pod) attach(pids []string) error {
 		for at, program := range map[ebpf.AttachType]*ebpf.Program{
 			ebpf.AttachCGroupInet4Connect: objs.Mesh4, ebpf.AttachCGroupInet6Connect: objs.Mesh6,
 		} {
-			l, attachErr := link.AttachRawLink(link.RawLinkOptions{Target: int(g.Fd()), Program: program, Attach: at})
+			l, attachErr := link.AttachRawLink(link.RawLinkOptions{Target: int(g.Fd()),
+				Program: program, Attach: at})
 			if attachErr != nil {
 				err = errors.Join(err, fmt.Errorf("attach %s to control group %s: %w", at, g.Path, attachErr))
 				continue
@@ -209,7 +217,8 @@ func cookie(ns Namespace) (number uint64, err error) {
 	return number, nil
 }
 
-// Older counts the proxy's open connections to a port which the app has accepted, so that nothing on them is seen.
+// Older counts the proxy's open connections to a port which the app has accepted, so that nothing
+// on them is seen.
 func (p *Pod) Older(port uint16) (n int, err error) {
 	err = p.ns.Do(func() error {
 		accepted, err := sockdiag.List(port)
@@ -252,7 +261,8 @@ func (p *Pod) forget(which func(netip.AddrPort) bool) error {
 		if !which(t) {
 			continue
 		}
-		if err := p.node.objs.MeshTargets.Delete(bpf.MeshTarget(p.cookie, t)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := p.node.objs.MeshTargets.Delete(bpf.MeshTarget(p.cookie, t)); err != nil &&
+			!errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("forget that connections to %s are a mesh's: %w", t, err)
 		}
 		delete(p.noted, t)

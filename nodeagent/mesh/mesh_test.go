@@ -22,8 +22,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/mesh"
 )
 
-// envProxy turns the test's program into a mesh's proxy that listens on a port. Who connects to it gives an address, and is told from where the
-// proxy connects to that.
+// envProxy turns the test's program into a mesh's proxy that listens on a port. Who connects to it
+// gives an address, and is told from where the proxy connects to that.
 const envProxy = "SIDESTEP_TEST_MESH_PROXY"
 
 func TestMain(m *testing.M) {
@@ -95,7 +95,8 @@ func newWorld(t *testing.T) *world {
 // look is Look, as the node agent would.
 func (w *world) look(t *testing.T) (mesh.Proxy, error) {
 	var targets []netip.AddrPort
-	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
+	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6, netip.MustParseAddr("127.0.0.1"),
+		netip.IPv6Loopback()} {
 		targets = append(targets, netip.AddrPortFrom(ip, appPort))
 	}
 	return w.it.Look(targets, []string{"1001"})
@@ -162,7 +163,10 @@ func TestProxyIsMadeKnown(t *testing.T) {
 		{"as another user", 15001, "-", w.pod.IP4, appPort, w.pod.IP4.String()},
 		{"as another user to 127.0.0.1", 15001, "-", loop4, appPort, "127.0.0.1"},
 	} {
-		t.Run(tc.name, func(t *testing.T) { assert.Equal(t, tc.want, w.from(t, tc.proxy, tc.bound, tc.ip, tc.port)) })
+		t.Run(tc.name, func(t *testing.T) {
+			assert.Equal(t, tc.want,
+				w.from(t, tc.proxy, tc.bound, tc.ip, tc.port))
+		})
 	}
 	_, missed := w.it.Missed()
 	assert.False(t, missed)
@@ -174,14 +178,16 @@ func TestProxyIsMadeKnown(t *testing.T) {
 	assert.Equal(t, w.pod.IP4.String(), w.from(t, 4143, "-", w.pod.IP4, appPort), "let go")
 }
 
-// Whoever listens where a mesh's proxy does is none unless it is the user that the mesh's rules know it by.
+// Whoever listens where a mesh's proxy does is none unless it is the user that the mesh's rules
+// know it by.
 func TestOnlyTheUsersOfMeshesAreProxies(t *testing.T) {
 	for _, tc := range []struct {
 		port uint16
 		uid  uint32
 		want string
 	}{
-		{4143, 1000, ""}, {15006, 0, ""}, {15006, 1337, "Istio"}, {15006, 5678, "Kuma"}, {20000, 5995, "Consul"}, {20000, 0, ""},
+		{4143, 1000, ""}, {15006, 0, ""}, {15006, 1337, "Istio"}, {15006, 5678, "Kuma"},
+		{20000, 5995, "Consul"}, {20000, 0, ""},
 		{4143, 3<<16 + 2102, "Linkerd"}, // in a user namespace of the pod's
 	} {
 		t.Run(fmt.Sprintf("user %d on port %d", tc.uid, tc.port), func(t *testing.T) {

@@ -25,7 +25,8 @@ const (
 	both  = "both"
 )
 
-// app is a program that tells its clients how it sees them, as "ADDRESS PORT" once for each way in which it asks.
+// app is a program that tells its clients how it sees them, as "ADDRESS PORT" once for each way in
+// which it asks.
 type app struct {
 	name       string
 	executable string // empty: this test's program
@@ -97,12 +98,13 @@ var otherApps = []app{
 	{name: "Node", executable: "node", command: func(t *testing.T, listen string) *exec.Cmd {
 		return exec.Command("node", write(t, "app.js", nodeApp), listen)
 	}},
-	{name: "nginx", executable: "nginx", request: "GET / HTTP/1.0\r\n\r\n", command: func(t *testing.T, listen string) *exec.Cmd {
-		conf := write(t, "nginx.conf", fmt.Sprintf(nginxConf, map[string]string{
-			only4: "0.0.0.0:8080", only6: "[::]:8080 ipv6only=on", both: "[::]:8080 ipv6only=off",
-		}[listen]))
-		return exec.Command("nginx", "-p", filepath.Dir(conf), "-c", conf)
-	}},
+	{name: "nginx", executable: "nginx", request: "GET / HTTP/1.0\r\n\r\n",
+		command: func(t *testing.T, listen string) *exec.Cmd {
+			conf := write(t, "nginx.conf", fmt.Sprintf(nginxConf, map[string]string{
+				only4: "0.0.0.0:8080", only6: "[::]:8080 ipv6only=on", both: "[::]:8080 ipv6only=off",
+			}[listen]))
+			return exec.Command("nginx", "-p", filepath.Dir(conf), "-c", conf)
+		}},
 }
 
 const pythonApp = `
@@ -150,7 +152,8 @@ func write(t *testing.T, name, text string) string {
 	return file
 }
 
-// need skips where an app cannot run: on a machine with nothing but tests, and on a developer's that lacks it.
+// need skips where an app cannot run: on a machine with nothing but tests, and on a developer's
+// that lacks it.
 func (a app) need(t *testing.T) {
 	t.Helper()
 	if a.executable == "" {

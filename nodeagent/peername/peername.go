@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package peername lets apps see their clients: the connections by which the node agent passes on what is not for a laptop come from the
-// pod's own address, and yet accept and getpeername give the app the address and port of the client. Nothing is added to what is
-// sent. Programs at the pod's control group answer these calls; they are not pinned, and so gone with the process.
+// Package peername lets apps see their clients: the connections by which the node agent passes on
+// what is not for a laptop come from the pod's own address, and yet accept and getpeername give the
+// app the address and port of the client. Nothing is added to what is sent. Programs at the pod's
+// control group answer these calls; they are not pinned, and so gone with the process.
 //
 // Whoever asks in other ways, such as ss or a packet filter in the pod, sees the pod's address.
 package peername
@@ -48,7 +49,8 @@ func New(proc string) *Node {
 	return &Node{proc: proc}
 }
 
-// Attach prepares the pod with the UID, of which some processes are given by their numbers, for being told its clients.
+// Attach prepares the pod with the UID, of which some processes are given by their numbers, for
+// being told its clients.
 func (n *Node) Attach(uid string, pids []string) (*Hold, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -95,8 +97,8 @@ func (n *Node) load() error {
 	return nil
 }
 
-// Introduce says whom a socket, which is about to connect to the app, is for. It has to be done before, since the app may ask as
-// soon as there is a connection.
+// Introduce says whom a socket, which is about to connect to the app, is for. It has to be done
+// before, since the app may ask as soon as there is a connection.
 func (h *Hold) Introduce(fd int, client netip.AddrPort) error {
 	if err := h.notes.Put(int32(fd), bpf.Client(client)); err != nil {
 		return fmt.Errorf("note %s on a connection to the app: %w", client, err)
@@ -104,7 +106,8 @@ func (h *Hold) Introduce(fd int, client netip.AddrPort) error {
 	return nil
 }
 
-// Close lets the app see the pod's address again, also on connections that are open. Introduce must not be called any more.
+// Close lets the app see the pod's address again, also on connections that are open. Introduce must
+// not be called any more.
 func (h *Hold) Close() (err error) {
 	h.once.Do(func() {
 		h.node.mu.Lock()

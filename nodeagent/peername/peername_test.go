@@ -41,7 +41,8 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// newPod makes a pod whose processes are in this test's control group. names is that of the node's other pods.
+// newPod makes a pod whose processes are in this test's control group. names is that of the node's
+// other pods.
 func newPod(t testing.TB, node *testnet.Node, names *peername.Node) *world {
 	t.Helper()
 	require.NoError(t, rlimit.RemoveMemlock())
@@ -87,7 +88,8 @@ func (w *world) hold(t testing.TB) *peername.Hold {
 	return h
 }
 
-// ask connects to the app as the node agent does, and gives the ways in which the app sees its client.
+// ask connects to the app as the node agent does, and gives the ways in which the app sees its
+// client.
 func (w *world) ask(t testing.TB, a app, ip netip.Addr, introduce func(fd int)) ([]netip.AddrPort, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -109,10 +111,12 @@ func introduce(t testing.TB, h *peername.Hold, client netip.AddrPort) func(fd in
 	return func(fd int) { assert.NoError(t, h.Introduce(fd, client)) }
 }
 
-// testApp runs an app on each kind of listener and sees that it is told its clients, by each of the ways in which it asks.
+// testApp runs an app on each kind of listener and sees that it is told its clients, by each of the
+// ways in which it asks.
 func testApp(t *testing.T, a app) {
 	a.need(t)
-	client4, client6 := netip.MustParseAddrPort("203.0.113.7:4711"), netip.MustParseAddrPort("[2001:db8::7]:65535")
+	client4, client6 := netip.MustParseAddrPort("203.0.113.7:4711"),
+		netip.MustParseAddrPort("[2001:db8::7]:65535")
 	for _, listen := range []string{only4, only6, both} {
 		t.Run(listen, func(t *testing.T) {
 			w := newWorld(t)
@@ -197,7 +201,8 @@ func TestPodsThatShareEverythingButTheirNamespacesAreNotMixedUp(t *testing.T) {
 	for i := range 2 {
 		w := newPod(t, testnet.NewNode(t), nil)
 		w.start(t, goApp, both)
-		pods = append(pods, pod{w, w.hold(t), netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 1000)})
+		pods = append(pods, pod{w, w.hold(t),
+			netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 1000)})
 	}
 	require.Equal(t, pods[0].pod.IP4, pods[1].pod.IP4)
 	var asking sync.WaitGroup
@@ -239,7 +244,8 @@ func attached(t *testing.T, cgroup string) int {
 	dir, err := os.Open(cgroup)
 	require.NoError(t, err)
 	defer dir.Close()
-	got, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: ebpf.AttachCgroupInet4GetPeername})
+	got, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()),
+		Attach: ebpf.AttachCgroupInet4GetPeername})
 	require.NoError(t, err)
 	return len(got.Programs)
 }
@@ -248,7 +254,8 @@ func attached(t *testing.T, cgroup string) int {
 func TestAgentsDoNotDisturbEachOther(t *testing.T) {
 	w := newWorld(t)
 	w.start(t, goApp, both)
-	older, younger := w.hold(t), (&world{pod: w.pod, node: peername.New(w.client.Proc()), finder: w.finder}).hold(t)
+	older, younger := w.hold(t),
+		(&world{pod: w.pod, node: peername.New(w.client.Proc()), finder: w.finder}).hold(t)
 	a, b := netip.MustParseAddrPort("203.0.113.1:1"), netip.MustParseAddrPort("203.0.113.2:2")
 	for range 10 {
 		got, err := w.ask(t, goApp, w.pod.IP4, introduce(t, older, a))
@@ -296,9 +303,11 @@ func TestPodWithoutControlGroup(t *testing.T) {
 	assert.ErrorContains(t, h.Introduce(1<<20, netip.MustParseAddrPort("203.0.113.1:1")), "bad file descriptor")
 }
 
-// BenchmarkAccept is what the app pays: a connection is accepted with its peer's address, which is then asked for again and again.
+// BenchmarkAccept is what the app pays: a connection is accepted with its peer's address, which is
+// then asked for again and again.
 func BenchmarkAccept(b *testing.B) {
-	for _, state := range []string{"nothing is attached", "attached, not introduced", "attached, introduced", "attached, a client outside"} {
+	for _, state := range []string{"nothing is attached", "attached, not introduced",
+		"attached, introduced", "attached, a client outside"} {
 		b.Run(state, func(b *testing.B) {
 			w := newPod(b, testnet.NewNode(b), nil)
 			l := testnet.Listen(b, w.pod.Namespace, netip.AddrPortFrom(w.pod.IP4, 8080).String())

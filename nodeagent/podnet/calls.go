@@ -10,18 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connect begins to connect a non-blocking socket. Go's scheduler is not told of it: the call walks through the pod's whole network stack, the app's side included, and
-// when the kernel interrupted it there, another thread would be woken to take this one's place, although it does not wait.
+// connect begins to connect a non-blocking socket. Go's scheduler is not told of it: the call walks
+// through the pod's whole network stack, the app's side included, and when the kernel interrupted
+// it there, another thread would be woken to take this one's place, although it does not wait.
 func connect(fd int, to netip.AddrPort) error {
 	var errno unix.Errno
 	if to.Addr().Is4() {
 		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: to.Addr().As4()}
 		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:], to.Port())
-		_, _, errno = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
+		_, _, errno = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)),
+			unix.SizeofSockaddrInet4)
 	} else {
 		sa := unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: to.Addr().As16()}
 		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:], to.Port())
-		_, _, errno = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6)
+		_, _, errno = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)),
+			unix.SizeofSockaddrInet6)
 	}
 	if errno != 0 {
 		return errno

@@ -21,18 +21,21 @@ import (
 	"sidestep.dev/sidestep/internal/netns"
 )
 
-// ErrNotFound says that no process of the pod was found in a namespace that has one of the pod's addresses.
+// ErrNotFound says that no process of the pod was found in a namespace that has one of the pod's
+// addresses.
 var ErrNotFound = errors.New("no process of the pod was found on this node")
 
 // scanInterval bounds how often all of /proc is read, however many pods are looked for.
 const scanInterval = 200 * time.Millisecond
 
-// podUID finds the pod in the path of a cgroup: /kubepods/burstable/pod<uid>/<container> (cgroupfs driver), or
-// /kubepods.slice/.../kubepods-burstable-pod<uid with underscores>.slice/<runtime>-<container>.scope (systemd driver).
-var podUID = regexp.MustCompile(`(?m)pod([0-9a-fA-F]{8}(?:[-_][0-9a-fA-F]{4}){3}[-_][0-9a-fA-F]{12})(?:[./:]|$)`)
+// podUID finds the pod in the path of a cgroup: /kubepods/burstable/pod<uid>/<container> (cgroupfs
+// driver), or /kubepods.slice/.../kubepods-burstable-pod<uid with
+// underscores>.slice/<runtime>-<container>.scope (systemd driver).
+var podUID = regexp.MustCompile(
+	`(?m)pod([0-9a-fA-F]{8}(?:[-_][0-9a-fA-F]{4}){3}[-_][0-9a-fA-F]{12})(?:[./:]|$)`)
 
-// Finder finds the network namespaces of pods by reading /proc, which works with any container runtime. The process that reads
-// must see all of the node's processes (hostPID).
+// Finder finds the network namespaces of pods by reading /proc, which works with any container
+// runtime. The process that reads must see all of the node's processes (hostPID).
 type Finder struct {
 	root string
 	proc fs.FS
@@ -53,8 +56,9 @@ func NewFinder(root string) *Finder {
 	return &Finder{root: root, proc: os.DirFS(root), open: Open}
 }
 
-// Find opens the network namespace of the pod: that of the oldest of its processes whose namespace has one of the pod's
-// addresses. The addresses are asked for because a process may be visiting another namespace.
+// Find opens the network namespace of the pod: that of the oldest of its processes whose namespace
+// has one of the pod's addresses. The addresses are asked for because a process may be visiting
+// another namespace.
 func (f *Finder) Find(uid string, ips []netip.Addr) (*Namespace, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -74,11 +78,13 @@ func (f *Finder) Alive(uid string, id netns.ID) bool {
 	if f.inhabited(uid, id) {
 		return true
 	}
-	// When /proc cannot be read, nothing is known about the pod, and a working one must not be given up.
+	// When /proc cannot be read, nothing is known about the pod, and a working one must not be
+	// given up.
 	return f.scan() != nil || f.inhabited(uid, id)
 }
 
-// Processes is the numbers of the pod's processes in the namespace, as far as they were there when /proc was last read.
+// Processes is the numbers of the pod's processes in the namespace, as far as they were there when
+// /proc was last read.
 func (f *Finder) Processes(uid string, id netns.ID) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -174,7 +180,8 @@ func (f *Finder) scan() error {
 	return nil
 }
 
-// podsOf is the UIDs of the pods that the process belongs to: several where a pod of the node is itself a node of a cluster.
+// podsOf is the UIDs of the pods that the process belongs to: several where a pod of the node is
+// itself a node of a cluster.
 func (f *Finder) podsOf(pid string) []string {
 	text, err := fs.ReadFile(f.proc, pid+"/cgroup")
 	if err != nil {
@@ -191,7 +198,8 @@ func (f *Finder) podsOf(pid string) []string {
 
 func (f *Finder) belongs(pid, uid string) bool { return slices.Contains(f.podsOf(pid), normal(uid)) }
 
-// startOf is field 22 of /proc/PID/stat (proc_pid_stat(5)). The second, in parentheses, may hold anything.
+// startOf is field 22 of /proc/PID/stat (proc_pid_stat(5)). The second, in parentheses, may hold
+// anything.
 func (f *Finder) startOf(pid string) (uint64, error) {
 	text, err := fs.ReadFile(f.proc, pid+"/stat")
 	if err != nil {

@@ -24,7 +24,8 @@ type proc struct{ fstest.MapFS }
 
 func (p proc) add(pid, cgroup string, started, inode uint64) proc {
 	p.MapFS[pid+"/cgroup"] = &fstest.MapFile{Data: []byte(cgroup)}
-	p.MapFS[pid+"/stat"] = &fstest.MapFile{Data: []byte(pid + " (a ) b) S" + strings.Repeat(" 1", 18) + " " + decimal(started) + " 0 0\n")}
+	p.MapFS[pid+"/stat"] = &fstest.MapFile{Data: []byte(pid + " (a ) b) S" + strings.Repeat(" 1", 18) +
+		" " + decimal(started) + " 0 0\n")}
 	p.MapFS[pid+"/ns/net"] = &fstest.MapFile{Mode: fs.ModeIrregular, Sys: &syscall.Stat_t{Dev: 4, Ino: inode}}
 	return p
 }
@@ -42,22 +43,25 @@ func finderOf(p proc) *Finder { return &Finder{root: "/proc", proc: p.MapFS} }
 func TestProcessesAreFoundByCgroup(t *testing.T) {
 	underscores := strings.ReplaceAll(uid, "-", "_")
 	for name, cgroup := range map[string]string{
-		"containerd, cgroup v2, systemd driver":   "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + underscores + ".slice/cri-containerd-0123.scope\n",
-		"containerd, cgroup v2, cgroupfs driver":  "0::/kubepods/besteffort/pod" + uid + "/0123456789\n",
-		"guaranteed pod, systemd driver":          "0::/kubepods.slice/kubepods-pod" + underscores + ".slice/cri-containerd-0123.scope\n",
-		"cri-o":                                   "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscores + ".slice/crio-0123.scope/container\n",
+		"containerd, cgroup v2, systemd driver":  "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + underscores + ".slice/cri-containerd-0123.scope\n",
+		"containerd, cgroup v2, cgroupfs driver": "0::/kubepods/besteffort/pod" + uid + "/0123456789\n",
+		"guaranteed pod, systemd driver": "0::/kubepods.slice/kubepods-pod" + underscores +
+			".slice/cri-containerd-0123.scope\n",
+		"cri-o": "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscores + ".slice/crio-0123.scope/container\n",
 		"containerd under systemd without driver": "1:name=systemd:/system.slice/containerd.service/kubepods-besteffort-pod" + underscores + ".slice:cri-containerd:0123\n",
 		"seen from a cgroup namespace":            "0::/../../pod" + uid + "/0123\n",
-		"hybrid, version 1 lines first":           "12:cpu:/kubepods/pod" + uid + "/c\n1:name=systemd:/kubepods/pod" + uid + "/c\n0::/\n",
-		"a cgroup of the pod itself":              "0::/kubepods/pod" + uid + "\n",
-		"upper case":                              "0::/kubepods/pod" + strings.ToUpper(uid) + "/c\n",
-		"a node that is a pod":                    "0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/kubelet/kubepods/pod" + uid + "/c\n",
+		"hybrid, version 1 lines first": "12:cpu:/kubepods/pod" + uid +
+			"/c\n1:name=systemd:/kubepods/pod" + uid + "/c\n0::/\n",
+		"a cgroup of the pod itself": "0::/kubepods/pod" + uid + "\n",
+		"upper case":                 "0::/kubepods/pod" + strings.ToUpper(uid) + "/c\n",
+		"a node that is a pod":       "0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/kubelet/kubepods/pod" + uid + "/c\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := finderOf(proc{fstest.MapFS{}}.add("42", cgroup, 7, 100))
 			assert.True(t, f.Alive(uid, netns.ID{Dev: 4, Inode: 100}))
 			assert.False(t, f.Alive(uid, netns.ID{Dev: 4, Inode: 101}), "another namespace")
-			assert.False(t, f.Alive("00000000-9abc-def0-1234-56789abcdef0", netns.ID{Dev: 4, Inode: 100}), "another pod")
+			assert.False(t, f.Alive("00000000-9abc-def0-1234-56789abcdef0",
+				netns.ID{Dev: 4, Inode: 100}), "another pod")
 		})
 	}
 }
@@ -75,7 +79,8 @@ func TestProcessesOutsideOfPodsAreIgnored(t *testing.T) {
 
 func TestOldestProcessComesFirst(t *testing.T) {
 	cgroup := "0::/kubepods/pod" + uid + "/c\n"
-	f := finderOf(proc{fstest.MapFS{}}.add("300", cgroup, 30, 3).add("100", cgroup, 20, 2).add("2000", cgroup, 10, 1))
+	f := finderOf(proc{fstest.MapFS{}}.add("300", cgroup, 30, 3).add("100", cgroup, 20, 2).add("2000",
+		cgroup, 10, 1))
 	require.NoError(t, f.scan())
 	var pids []string
 	for _, p := range f.pods[uid] {
@@ -105,7 +110,8 @@ func TestFind(t *testing.T) {
 	}
 	_, err := f.Find(pod.UID, []netip.Addr{other.IP4})
 	assert.ErrorIs(t, err, ErrNotFound)
-	assert.ErrorContains(t, err, "none of the pod's addresses", "a namespace with other addresses is not the pod's")
+	assert.ErrorContains(t, err, "none of the pod's addresses",
+		"a namespace with other addresses is not the pod's")
 	_, err = f.Find(uid, []netip.Addr{pod.IP4})
 	assert.ErrorIs(t, err, ErrNotFound)
 	id := pod.ID()

@@ -51,8 +51,8 @@ func (p *ports) bounds(n *Namespace) (low uint16, count uint32, err error) {
 	return p.low, p.count, nil
 }
 
-// scarce counts a dial, and says whether so many of the ports may be taken by connections that have ended that the kernel would search long for a
-// free one.
+// scarce counts a dial, and says whether so many of the ports may be taken by connections that have
+// ended that the kernel would search long for a free one.
 func (p *ports) scarce(count uint32) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in the namespace that it was
-// made in, so only its creation needs a visit.
+// Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in
+// the namespace that it was made in, so only its creation needs a visit.
 package podnet
 
 import (
@@ -24,7 +24,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
-// Namespace is the open network namespace of a pod. Holding it open, or any socket in it, keeps it alive after its pod is gone.
+// Namespace is the open network namespace of a pod. Holding it open, or any socket in it, keeps it
+// alive after its pod is gone.
 type Namespace struct {
 	*netns.Namespace
 
@@ -61,15 +62,17 @@ func (n *Namespace) Gateways() ([]netip.Addr, error) {
 	return gateways, nil
 }
 
-// Listen opens a listener on a free port of ip in the namespace. It is plain TCP (a sockmap refuses MPTCP), of ip's family only, with the
-// longest accept queue that the namespace allows. What it accepts is known to package sockdiag as the node agent's.
+// Listen opens a listener on a free port of ip in the namespace. It is plain TCP (a sockmap refuses
+// MPTCP), of ip's family only, with the longest accept queue that the namespace allows. What it
+// accepts is known to package sockdiag as the node agent's.
 func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	network := "tcp6"
 	if ip.Is4() {
 		network = "tcp4"
 	}
-	// What the listener has been told once, Go need not tell each connection. Steered connections have the app's own port as their local port, and inherit
-	// SO_REUSEADDR, which Go gives to all listeners: without it an app that restarts could not bind its port while any of them lives.
+	// What the listener has been told once, Go need not tell each connection. Steered connections
+	// have the app's own port as their local port, and inherit SO_REUSEADDR, which Go gives to all
+	// listeners: without it an app that restarts could not bind its port while any of them lives.
 	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
 		return control(raw, func(fd int) error { return errors.Join(keepAlive(fd), sockdiag.Mark(fd)) })
 	}}
@@ -89,7 +92,8 @@ func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 		err = control(raw, func(fd int) error { return unix.Listen(fd, math.MaxInt32) })
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lengthen the queue of the listener on %s: %w", ip, err), tcp.Close())
+		return nil, errors.Join(fmt.Errorf("lengthen the queue of the listener on %s: %w", ip, err),
+			tcp.Close())
 	}
 	return tcp, nil
 }
@@ -115,9 +119,10 @@ func keepAlive(fd int) error {
 	return nil
 }
 
-// Dial connects from an address of the namespace to an address of the same namespace. If bound is given, it learns the local
-// address before the peer can.
-func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
+// Dial connects from an address of the namespace to an address of the same namespace. If bound is
+// given, it learns the local address before the peer can.
+func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort,
+	bound func(netip.AddrPort)) (*net.TCPConn, error) {
 	var file *os.File
 	var err error
 	if bound != nil {
@@ -139,9 +144,11 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 	return c.(*net.TCPConn), nil
 }
 
-// DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried, before that connects. It gives the non-blocking
-// socket itself, which waits with the runtime's poller like any connection: to make a net.Conn of it would take a dozen system calls more.
-func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort, introduce func(fd int)) (*os.File, error) {
+// DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried,
+// before that connects. It gives the non-blocking socket itself, which waits with the runtime's
+// poller like any connection: to make a net.Conn of it would take a dozen system calls more.
+func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort,
+	introduce func(fd int)) (*os.File, error) {
 	c, err := n.BeginAs(from, to, false, introduce)
 	if err != nil {
 		return nil, err
@@ -149,9 +156,11 @@ func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPo
 	return c.finish(ctx)
 }
 
-// BeginAs is DialAs without any waiting. soon says that bytes to be sent are there already: the connection's last step then goes with them, in one segment, or alone
-// after a fifth of a second at most (TCP_DELACK_MAX).
-func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool, introduce func(fd int)) (*Begun, error) {
+// BeginAs is DialAs without any waiting. soon says that bytes to be sent are there already: the
+// connection's last step then goes with them, in one segment, or alone after a fifth of a second at
+// most (TCP_DELACK_MAX).
+func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool,
+	introduce func(fd int)) (*Begun, error) {
 	if soon {
 		introduce = withoutAck(introduce)
 	}
@@ -173,7 +182,8 @@ func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool, intro
 	return n.beginCrowded(from, to, introduce, low, count)
 }
 
-// withoutAck has a connection's last step wait for data. This holds for the handshake alone (tcp_rcv_synsent_state_process).
+// withoutAck has a connection's last step wait for data. This holds for the handshake alone
+// (tcp_rcv_synsent_state_process).
 func withoutAck(introduce func(fd int)) func(fd int) {
 	return func(fd int) {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // else it costs a segment more
@@ -213,10 +223,12 @@ func (b *Begun) finish(ctx context.Context) (*os.File, error) {
 	return b.File, nil
 }
 
-// beginCrowded chooses the port itself. The kernel does not give out ports of connections that have ended less than a minute ago,
-// which a busy pod would soon run out of, after searching ever longer for the last free ones; but it lets them be used by those who ask for
-// them, where timestamps keep old segments apart from new ones (tcp_twsk_unique).
-func (n *Namespace) beginCrowded(from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16, count uint32) (*Begun, error) {
+// beginCrowded chooses the port itself. The kernel does not give out ports of connections that have
+// ended less than a minute ago, which a busy pod would soon run out of, after searching ever longer
+// for the last free ones; but it lets them be used by those who ask for them, where timestamps keep
+// old segments apart from new ones (tcp_twsk_unique).
+func (n *Namespace) beginCrowded(from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16,
+	count uint32) (*Begun, error) {
 	for try := 0; ; try++ {
 		port := low + uint16(n.ports.next.Add(1)%count)
 		c, err := n.begin(netip.AddrPortFrom(from, port), to, introduce, nil)
@@ -233,7 +245,8 @@ func taken(err error) bool {
 // crowdedTries is how many ports may be found taken by open connections.
 const crowdedTries = 1000
 
-func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort)) (*Begun, error) {
+func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int),
+	bound func(netip.AddrPort)) (*Begun, error) {
 	fd, err := n.socket(to.Addr())
 	if err != nil {
 		return nil, err
@@ -243,7 +256,8 @@ func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int), bound
 		pending, err = start(fd, to)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to, err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to,
+			err), unix.Close(fd))
 	}
 	// It is non-blocking, and so joins the runtime's poller.
 	return &Begun{File: os.NewFile(uintptr(fd), "connection"), from: from, to: to, pending: pending}, nil
@@ -261,7 +275,8 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a socket in the pod: %w", err)
 	}
-	// So that a port of which connections are left may be bound; connect sees to it that no two have the same pair of addresses.
+	// So that a port of which connections are left may be bound; connect sees to it that no two
+	// have the same pair of addresses.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return -1, errors.Join(fmt.Errorf("have a port used again: %w", err), unix.Close(fd))
 	}
@@ -296,7 +311,8 @@ func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(net
 	return nil
 }
 
-// start begins to connect. Within one machine that is done when it returns, which a second call tells: waiting would cost much more.
+// start begins to connect. Within one machine that is done when it returns, which a second call
+// tells: waiting would cost much more.
 func start(fd int, to netip.AddrPort) (pending bool, err error) {
 	for range 2 {
 		switch err = connect(fd, to); err {
@@ -326,8 +342,8 @@ func await(ctx context.Context, file *os.File) error {
 	return errors.Join(err, result)
 }
 
-// connected says whether a connect has ended, and how. It is asked when nothing may have happened yet, so an absent error proves a
-// connection only together with a peer.
+// connected says whether a connect has ended, and how. It is asked when nothing may have happened
+// yet, so an absent error proves a connection only together with a peer.
 func connected(fd int) (bool, error) {
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {

@@ -70,7 +70,8 @@ func TestDial(t *testing.T) {
 		accepted, err := app.Accept()
 		require.NoError(t, err)
 		defer accepted.Close()
-		assert.Equal(t, local.String(), accepted.RemoteAddr().String(), "the address was known before the connection")
+		assert.Equal(t, local.String(), accepted.RemoteAddr().String(),
+			"the address was known before the connection")
 		assert.Equal(t, ip, local.Addr())
 		_, err = io.WriteString(c, "hello")
 		require.NoError(t, err)
@@ -127,7 +128,8 @@ func TestAcceptedConnectionsLookForDeadClientsAndLetTheAppBindItsPort(t *testing
 		require.NoError(t, raw.Control(func(fd uintptr) {
 			for _, o := range []struct{ level, name, want int }{
 				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
-				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
 				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 			} {
 				got, err := unix.GetsockoptInt(int(fd), o.level, o.name)
@@ -264,7 +266,8 @@ func TestBytesThatAreThereAlreadyLeaveWithTheLastStepOfTheHandshake(t *testing.T
 	for _, ip := range []netip.Addr{p.IP4, p.IP6} {
 		app := testnet.Listen(t, p.Namespace, netip.AddrPortFrom(ip, 0).String())
 		to := app.Addr().(*net.TCPAddr).AddrPort()
-		// says makes a connection, and tells how many segments it took to make it and say something.
+		// says makes a connection, and tells how many segments it took to make it and say
+		// something.
 		says := func(soon bool, what string) (segments uint32) {
 			c, err := ns.BeginAs(ip, to, soon, nil)
 			require.NoError(t, err)
@@ -293,7 +296,8 @@ func TestBytesThatAreThereAlreadyLeaveWithTheLastStepOfTheHandshake(t *testing.T
 		}
 		assert.GreaterOrEqual(t, says(false, "hello"), uint32(3), "SYN, ACK and data")
 		// The kernel waits for a fifth of a second, which may pass on a busy machine.
-		assert.Eventually(t, func() bool { return says(true, "hello") == 2 }, 30*time.Second, time.Millisecond, "SYN, and ACK with data")
+		assert.Eventually(t, func() bool { return says(true, "hello") == 2 }, 30*time.Second,
+			time.Millisecond, "SYN, and ACK with data")
 		says(true, "")
 	}
 }

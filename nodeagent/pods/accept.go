@@ -22,8 +22,9 @@ const (
 	acceptQuiet = 10 * time.Second
 )
 
-// accept serves what arrives at a listener until it is closed. When accepting fails, the loop counts as busy until it has worked
-// again or nothing waits any longer, so that a lack of file descriptors makes connections go to the app.
+// accept serves what arrives at a listener until it is closed. When accepting fails, the loop
+// counts as busy until it has worked again or nothing waits any longer, so that a lack of file
+// descriptors makes connections go to the app.
 func (s *site) accept(d *door) {
 	failing := false
 	var said time.Time
@@ -67,8 +68,8 @@ func (s *site) take(c *net.TCPConn) {
 		return
 	}
 	if !slices.Contains(s.ips, local.Addr()) && !s.isMeshs(local, remote) {
-		// Somebody in the pod has found the listener itself. There is no app at its address: to pass this on would be to meet
-		// ourselves, again and again.
+		// Somebody in the pod has found the listener itself. There is no app at its address: to
+		// pass this on would be to meet ourselves, again and again.
 		_ = c.Close()
 		return
 	}

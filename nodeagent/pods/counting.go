@@ -27,7 +27,8 @@ type Counter interface {
 	Close() error
 }
 
-// startCounting must come before the first connection. What cannot be counted is served all the same.
+// startCounting must come before the first connection. What cannot be counted is served all the
+// same.
 func (s *site) startCounting() {
 	if s.pod.set.cfg.Counting == nil {
 		return
@@ -98,7 +99,9 @@ func (s *site) trafficReport(port uint16) *agentpb.Traffic {
 	}
 	t := counted.Steered
 	return &agentpb.Traffic{
-		Opened: t.Opened, Closed: min(t.Opened, t.Closed), Aborted: t.Aborted, ReceivedBytes: t.Received, SentBytes: t.Sent,
-		RetransmittedSegments: t.Retransmits, RttSamples: t.RTT.Count, RttSumUs: uint64(t.RTT.Sum.Microseconds()),
+		Opened: t.Opened, Closed: min(t.Opened, t.Closed), Aborted: t.Aborted,
+		ReceivedBytes: t.Received, SentBytes: t.Sent,
+		RetransmittedSegments: t.Retransmits, RttSamples: t.RTT.Count,
+		RttSumUs: uint64(t.RTT.Sum.Microseconds()),
 	}
 }

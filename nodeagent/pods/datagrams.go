@@ -14,7 +14,8 @@ func (s *site) relay() *datagrams.Pod {
 	return s.datagrams
 }
 
-// applyDatagrams steers the UDP ports that are to be. Where that cannot be, the reason goes to the rules, and TCP ports are steered all the same.
+// applyDatagrams steers the UDP ports that are to be. Where that cannot be, the reason goes to the
+// rules, and TCP ports are steered all the same.
 func (s *site) applyDatagrams(want *agentpb.Pod, rejected map[claim]string) error {
 	relay := s.relay()
 	if len(want.GetUdpTargets()) > 0 && relay == nil {
@@ -35,7 +36,8 @@ func (s *site) applyDatagrams(want *agentpb.Pod, rejected map[claim]string) erro
 	for _, t := range want.GetUdpTargets() {
 		for _, r := range t.GetRules() {
 			wanted[uint16(t.GetPort())] = &datagrams.Rule{
-				InterceptUID: r.GetInterceptUid(), Namespace: r.GetInterceptNamespace(), Name: r.GetInterceptName(), Connected: r.GetConnected(),
+				InterceptUID: r.GetInterceptUid(), Namespace: r.GetInterceptNamespace(),
+				Name: r.GetInterceptName(), Connected: r.GetConnected(),
 			}
 		}
 	}
@@ -47,7 +49,8 @@ func (s *site) openDatagrams() (*datagrams.Pod, error) {
 		return nil, err
 	}
 	relay, err := datagrams.Open(s.ns, datagrams.Config{
-		Name: s.pod.name, IPs: s.ips, Steering: s.program, Tunnels: s.pod.set.cfg.Tunnels, Metrics: s.pod.set.cfg.Datagrams, Log: s.pod.log,
+		Name: s.pod.name, IPs: s.ips, Steering: s.program, Tunnels: s.pod.set.cfg.Tunnels,
+		Metrics: s.pod.set.cfg.Datagrams, Log: s.pod.log,
 	})
 	if err != nil {
 		return nil, err
@@ -58,7 +61,8 @@ func (s *site) openDatagrams() (*datagrams.Pod, error) {
 	return relay, nil
 }
 
-// releaseDatagrams leaves all UDP ports to the app. If a younger agent steers the pod, the answers that are on their way still arrive.
+// releaseDatagrams leaves all UDP ports to the app. If a younger agent steers the pod, the answers
+// that are on their way still arrive.
 func (s *site) releaseDatagrams() error {
 	relay := s.relay()
 	if relay == nil || isClosed(s.pod.set.Superseded()) {

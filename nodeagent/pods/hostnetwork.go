@@ -10,14 +10,17 @@ import (
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
-// errHostNetwork is why pods on the node's network are left alone unless the installation allows otherwise.
-var errHostNetwork = errors.New("the pod uses the node's network (hostNetwork), where whatever else listens on its port would be steered too: " +
-	"such pods cannot be intercepted unless the administrator allows it (chart value nodeagent.allowHostNetwork)")
+// errHostNetwork is why pods on the node's network are left alone unless the installation allows
+// otherwise.
+var errHostNetwork = errors.New(
+	"the pod uses the node's network (hostNetwork), where whatever else listens on its port would be steered too: " +
+		"such pods cannot be intercepted unless the administrator allows it (chart value nodeagent.allowHostNetwork)")
 
-// errHostNetworkByTC is why such pods are left alone on nodes that steer by TC: it would be attached to the devices of all pods of the
-// node, and see what is routed through it.
-var errHostNetworkByTC = errors.New("the pod uses the node's network (hostNetwork), where steering takes sk_lookup, and this node steers by TC: " +
-	"such pods cannot be intercepted here (it takes Linux 5.9, and --datapath=auto or sk_lookup)")
+// errHostNetworkByTC is why such pods are left alone on nodes that steer by TC: it would be
+// attached to the devices of all pods of the node, and see what is routed through it.
+var errHostNetworkByTC = errors.New(
+	"the pod uses the node's network (hostNetwork), where steering takes sk_lookup, and this node steers by TC: " +
+		"such pods cannot be intercepted here (it takes Linux 5.9, and --datapath=auto or sk_lookup)")
 
 // onHostNetwork says why a pod on the node's network cannot be steered, if that is so.
 func (s *Set) onHostNetwork() error {
@@ -30,7 +33,8 @@ func (s *Set) onHostNetwork() error {
 	return nil
 }
 
-// occupy takes a network namespace for one pod. Pods on the node's network share theirs, and it has room for the steering of one.
+// occupy takes a network namespace for one pod. Pods on the node's network share theirs, and it has
+// room for the steering of one.
 func (s *Set) occupy(p *pod, id netns.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

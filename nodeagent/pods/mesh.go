@@ -31,7 +31,8 @@ func (s *site) meetMesh() {
 	}
 }
 
-// steerable is where the app is reached on a port: at the pod's addresses, and at 127.0.0.1 by a mesh's proxy alone.
+// steerable is where the app is reached on a port: at the pod's addresses, and at 127.0.0.1 by a
+// mesh's proxy alone.
 func (s *site) steerable(port uint16) []netip.AddrPort {
 	var all []netip.AddrPort
 	for _, ip := range s.ips {
@@ -122,13 +123,14 @@ func (s *site) isMeshs(local, remote netip.AddrPort) bool {
 	return s.mesh.pod != nil && local.Addr() == loopback4 && remote.Addr() == mesh.DialsFrom
 }
 
-// isDisguised says whether a mesh's proxy would come from elsewhere if it were not made known to the steering. The app is to see what it
-// always sees: the address to which the proxy connects.
+// isDisguised says whether a mesh's proxy would come from elsewhere if it were not made known to
+// the steering. The app is to see what it always sees: the address to which the proxy connects.
 func (s *site) isDisguised(client netip.AddrPort) bool {
 	s.mesh.mu.Lock()
 	defer s.mesh.mu.Unlock()
 	from := client.Addr()
-	return s.mesh.proxy.Name != "" && (from == loopback4 || from == netip.IPv6Loopback() || from == mesh.DialsFrom)
+	return s.mesh.proxy.Name != "" &&
+		(from == loopback4 || from == netip.IPv6Loopback() || from == mesh.DialsFrom)
 }
 
 // leaveMesh lets a mesh's proxy connect as it would without the steering.

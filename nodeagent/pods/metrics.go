@@ -14,9 +14,11 @@ var (
 	claimsDesc = prometheus.NewDesc("sidestep_nodeagent_claims",
 		"Claims of intercepts on ports of pods, by whether they are proved to work.", []string{"steering"}, nil)
 	clientsDesc = prometheus.NewDesc("sidestep_nodeagent_client_addresses_shown",
-		"Whether the app of a pod sees its clients' addresses (1), or the pod's own instead (0).", []string{"pod"}, nil)
+		"Whether the app of a pod sees its clients' addresses (1), or the pod's own instead (0).",
+		[]string{"pod"}, nil)
 	unshownDesc = prometheus.NewDesc("sidestep_nodeagent_client_addresses_failed_total",
-		"Connections on which the app saw the pod's own address although it is told its clients'.", []string{"pod"}, nil)
+		"Connections on which the app saw the pod's own address although it is told its clients'.",
+		[]string{"pod"}, nil)
 	lookupsDesc = prometheus.NewDesc("sidestep_nodeagent_lookups_total",
 		"What the kernel did with new connections to steered ports; all but steered ones went to the app.", []string{"pod", "outcome"}, nil)
 	datagramsDesc = prometheus.NewDesc("sidestep_nodeagent_udp_lookups_total",
@@ -24,12 +26,14 @@ var (
 )
 
 var outcomes = map[bpf.Outcome]string{
-	bpf.Steered: "steered", bpf.AgentSilent: "agent_silent", bpf.NoListener: "no_listener", bpf.NotAssigned: "not_assigned",
-	bpf.TimeWait: "time_wait",
+	bpf.Steered: "steered", bpf.AgentSilent: "agent_silent", bpf.NoListener: "no_listener",
+	bpf.NotAssigned: "not_assigned",
+	bpf.TimeWait:    "time_wait",
 }
 
 var datagramOutcomes = map[bpf.Outcome]string{
-	bpf.DatagramSteered: "steered", bpf.DatagramAgentSilent: "agent_silent", bpf.DatagramNoListener: "no_listener",
+	bpf.DatagramSteered: "steered", bpf.DatagramAgentSilent: "agent_silent",
+	bpf.DatagramNoListener:  "no_listener",
 	bpf.DatagramNotAssigned: "not_assigned",
 }
 
@@ -64,11 +68,13 @@ func (s *Set) Collect(metrics chan<- prometheus.Metric) {
 			pods[counts != nil]++
 		}
 		for outcome, n := range counts {
-			metrics <- prometheus.MustNewConstMetric(lookupsDesc, prometheus.CounterValue, float64(n), p.name, outcomes[outcome])
+			metrics <- prometheus.MustNewConstMetric(lookupsDesc, prometheus.CounterValue, float64(n),
+				p.name, outcomes[outcome])
 		}
 		for outcome, word := range datagramOutcomes {
 			if datagrams != nil {
-				metrics <- prometheus.MustNewConstMetric(datagramsDesc, prometheus.CounterValue, float64(datagrams[outcome]), p.name, word)
+				metrics <- prometheus.MustNewConstMetric(datagramsDesc, prometheus.CounterValue,
+					float64(datagrams[outcome]), p.name, word)
 			}
 		}
 		p.collectTraffic(metrics)
@@ -97,7 +103,8 @@ func (p *pod) clients() (shown, failed float64, open bool) {
 	return shown, float64(p.site.clientele.failures.Load()), true
 }
 
-// lookups counts what the kernel did with connections, and with datagrams if any were to be steered.
+// lookups counts what the kernel did with connections, and with datagrams if any were to be
+// steered.
 func (p *pod) lookups() (connections, datagrams map[bpf.Outcome]uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

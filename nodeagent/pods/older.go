@@ -26,11 +26,12 @@ type Older interface {
 	Close() error
 }
 
-// lookBack deals with the connections that are open, before new ones are steered. When that fails they stay with the app, and steering
-// goes on.
+// lookBack deals with the connections that are open, before new ones are steered. When that fails
+// they stay with the app, and steering goes on.
 func (s *site) lookBack(t *agentpb.Target, rejected map[claim]string) {
 	port := uint16(t.GetPort())
-	if proto.Equal(s.lookedBack[port], t) { // for another port's sake the kernel need not go through all connections again
+	// for another port's sake the kernel need not go through all connections again
+	if proto.Equal(s.lookedBack[port], t) {
 		return
 	}
 	rules := olderRules(t, rejected)
@@ -54,7 +55,8 @@ func (s *site) lookBack(t *agentpb.Target, rejected map[claim]string) {
 func (s *site) setOlder(port uint16, rules []takeover.Rule) error {
 	o := s.older[port]
 	if o == nil {
-		// The interfaces of a node carry everybody's traffic, which is nothing to look into for one pod's sake.
+		// The interfaces of a node carry everybody's traffic, which is nothing to look into for one
+		// pod's sake.
 		if len(rules) == 0 || s.pod.set.cfg.Takeover == nil || s.hostNetwork {
 			return nil
 		}
@@ -89,7 +91,8 @@ func (s *site) forgetOlder(port uint16) error {
 	return o.Close()
 }
 
-// yieldOlder forgets which connections were open before. When the pod is established again, it begins anew.
+// yieldOlder forgets which connections were open before. When the pod is established again, it
+// begins anew.
 func (p *pod) yieldOlder() {
 	if p.site == nil || len(p.site.older) == 0 {
 		return
@@ -108,7 +111,8 @@ func (s *site) forgetAllOlder() error {
 	return errors.Join(errs...)
 }
 
-// olderProblem says why the open connections of a port are left alone, if that is not what the rule wants. p.mu must be held.
+// olderProblem says why the open connections of a port are left alone, if that is not what the rule
+// wants. p.mu must be held.
 func (p *pod) olderProblem(port uint16, r *agentpb.Rule) string {
 	s := p.site
 	if s == nil || r.GetExisting() == takeover.None || !r.GetConnected() {
@@ -119,7 +123,8 @@ func (p *pod) olderProblem(port uint16, r *agentpb.Rule) string {
 	return s.olderProblems[port]
 }
 
-// olderRules are the rules of a target that want something of open connections. Those whose laptop is away do not.
+// olderRules are the rules of a target that want something of open connections. Those whose laptop
+// is away do not.
 func olderRules(t *agentpb.Target, rejected map[claim]string) []takeover.Rule {
 	var rules []takeover.Rule
 	for _, r := range t.GetRules() {

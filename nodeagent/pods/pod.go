@@ -157,7 +157,8 @@ func (p *pod) step() (pause time.Duration, gone bool) {
 	}
 	if isClosed(p.set.Superseded()) {
 		p.yieldOlder()
-		return p.set.cfg.WatchEvery, false // another agent does what is wanted, which this one may no longer know
+		// another agent does what is wanted, which this one may no longer know
+		return p.set.cfg.WatchEvery, false
 	}
 	p.mu.Lock()
 	looks := p.looks
@@ -260,7 +261,8 @@ func (p *pod) open(want *agentpb.Pod) (*site, error) {
 	return s, nil
 }
 
-// letGo gives new connections to the app, and closes the listeners when no more can be on their way to them.
+// letGo gives new connections to the app, and closes the listeners when no more can be on their way
+// to them.
 func (p *pod) letGo(forever bool) (pause time.Duration, gone bool) {
 	p.settle(nil, false)
 	if p.site == nil {

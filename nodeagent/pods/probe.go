@@ -66,7 +66,8 @@ type status struct {
 	failures int              // rounds in which some probe failed, since the last without
 }
 
-// keep forgets what is no longer wanted, and what was proved about laptops that have been away since.
+// keep forgets what is no longer wanted, and what was proved about laptops that have been away
+// since.
 func (s *status) keep(want *agentpb.Pod, rejected map[claim]string) {
 	results := map[claim]string{}
 	for _, t := range spots(want) {
@@ -150,7 +151,8 @@ func (p *pod) report() []*agentpb.TargetReport {
 		for i, r := range allRules(t.Target) {
 			wiretap := i >= len(t.GetRules())
 			var idle string
-			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(), InterceptUid: r.GetInterceptUid(), Message: p.problem, Failed: p.lasting}
+			tr := &agentpb.TargetReport{PodUid: p.uid, Port: t.GetPort(),
+				InterceptUid: r.GetInterceptUid(), Message: p.problem, Failed: p.lasting}
 			if t.udp {
 				p.reportDatagrams(tr, t, r)
 				reports = append(reports, tr)
@@ -187,8 +189,9 @@ func (p *pod) report() []*agentpb.TargetReport {
 	return reports
 }
 
-// probe starts the probes that are due: at once what has not been proved yet, and everything if that was asked for; from time to time what has failed,
-// and some of the rest in turn. A result stands until the next one of its kind.
+// probe starts the probes that are due: at once what has not been proved yet, and everything if
+// that was asked for; from time to time what has failed, and some of the rest in turn. A result
+// stands until the next one of its kind.
 func (p *pod) probe(want *agentpb.Pod) {
 	p.mu.Lock()
 	asked, fresh, failures := p.asked, p.fresh, p.status.failures
@@ -229,11 +232,12 @@ type proof struct {
 	try func() error
 }
 
-// inTurn is how many claims that have been proved before are proved again in one round, so that a pod with very many of them costs no more at rest
-// than one with a few.
+// inTurn is how many claims that have been proved before are proved again in one round, so that a
+// pod with very many of them costs no more at rest than one with a few.
 const inTurn = 8
 
-// choose takes of the proofs those that have no result or a bad one, those whose turn it is, and all if asked.
+// choose takes of the proofs those that have no result or a bad one, those whose turn it is, and
+// all if asked.
 func (p *pod) choose(proofs []proof, round, asked bool) []proof {
 	slices.SortFunc(proofs, func(a, b proof) int {
 		return cmp.Or(cmp.Compare(a.port, b.port), cmp.Compare(a.intercept, b.intercept))
@@ -320,8 +324,8 @@ func (s *status) failing() bool {
 	return false
 }
 
-// proveDatapath connects to each address of the pod from its loopback address, as a mesh's proxy in the pod would, and sees
-// whether the connection comes out at one of the listeners.
+// proveDatapath connects to each address of the pod from its loopback address, as a mesh's proxy in
+// the pod would, and sees whether the connection comes out at one of the listeners.
 func (s *site) proveDatapath(port uint16) error {
 	ctx, cancel := context.WithTimeout(s.ctx, datapathPatience)
 	defer cancel()
@@ -352,8 +356,8 @@ func (s *site) connects(ctx context.Context, to netip.AddrPort) error {
 	defer c.Close()
 	select {
 	case <-arrived:
-		// Nothing has been said, so nothing is lost by a reset. If the pod's addresses go now, a FIN would never be acknowledged, and for
-		// two minutes keep the namespace alive.
+		// Nothing has been said, so nothing is lost by a reset. If the pod's addresses go now, a
+		// FIN would never be acknowledged, and for two minutes keep the namespace alive.
 		_ = c.SetLinger(0)
 		return nil
 	case <-ctx.Done():
@@ -366,8 +370,9 @@ func (s *site) proveTunnel(port uint16, r *agentpb.Rule) error {
 	ctx, cancel := context.WithTimeout(s.ctx, tunnelPatience)
 	defer cancel()
 	c, err := s.pod.set.cfg.Tunnels.Open(ctx, &tunnelpb.Open{
-		InterceptUid: r.GetInterceptUid(), InterceptNamespace: r.GetInterceptNamespace(), InterceptName: r.GetInterceptName(),
-		LocalAddr: netip.AddrPortFrom(s.ips[0], port).String(), Pod: s.pod.name, Probe: true,
+		InterceptUid: r.GetInterceptUid(), InterceptNamespace: r.GetInterceptNamespace(),
+		InterceptName: r.GetInterceptName(),
+		LocalAddr:     netip.AddrPortFrom(s.ips[0], port).String(), Pod: s.pod.name, Probe: true,
 	})
 	if err != nil {
 		return fmt.Errorf("open a tunnel to the laptop: %w", err)

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pods keeps the pods of an assignment steered: it opens listeners in each pod's network namespace, attaches the
-// steering program, serves what arrives, proves by probes that all of it works, and lets go again without losing a connection.
+// Package pods keeps the pods of an assignment steered: it opens listeners in each pod's network
+// namespace, attaches the steering program, serves what arrives, proves by probes that all of it
+// works, and lets go again without losing a connection.
 //
-// Each pod has a goroutine of its own that works towards the wanted state, so that one that fails holds up no other.
+// Each pod has a goroutine of its own that works towards the wanted state, so that one that fails
+// holds up no other.
 package pods
 
 import (
@@ -43,7 +45,8 @@ type Namespace interface {
 	ID() netns.ID
 	Gateways() ([]netip.Addr, error)
 	Listen(ip netip.Addr) (*net.TCPListener, error)
-	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error)
+	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort,
+		bound func(netip.AddrPort)) (*net.TCPConn, error)
 	BeginAs(from netip.Addr, to netip.AddrPort, soon bool, introduce func(fd int)) (*podnet.Begun, error)
 	Close() error
 }
@@ -113,10 +116,12 @@ type Config struct {
 	ProbeEvery time.Duration
 	// WatchEvery is how often it is checked that pods still exist. Default 1 s.
 	WatchEvery time.Duration
-	// Linger is how long listeners go on accepting after the kernel was told not to send them more: connections are then still
-	// on their way, until the last packet of the handshake of a slow client, or its repetition, has come. Default 5 s.
+	// Linger is how long listeners go on accepting after the kernel was told not to send them more:
+	// connections are then still on their way, until the last packet of the handshake of a slow
+	// client, or its repetition, has come. Default 5 s.
 	Linger time.Duration
-	// AllowHostNetwork lets pods on the node's network be steered, together with whatever else listens on the same port of its addresses.
+	// AllowHostNetwork lets pods on the node's network be steered, together with whatever else
+	// listens on the same port of its addresses.
 	AllowHostNetwork bool
 }
 
@@ -153,13 +158,14 @@ type Set struct {
 func New(cfg Config) *Set {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Set{
-		cfg: cfg.withDefaults(), ctx: ctx, cancel: cancel, pods: map[string]*pod{}, occupied: map[netns.ID]*pod{},
-		changed: make(chan struct{}, 1), superseded: make(chan struct{}),
+		cfg: cfg.withDefaults(), ctx: ctx, cancel: cancel, pods: map[string]*pod{},
+		occupied: map[netns.ID]*pod{},
+		changed:  make(chan struct{}, 1), superseded: make(chan struct{}),
 	}
 }
 
-// Apply makes the assignment the wanted state and returns at once. Assignments that come after Close, or after another agent
-// has taken over, change nothing.
+// Apply makes the assignment the wanted state and returns at once. Assignments that come after
+// Close, or after another agent has taken over, change nothing.
 func (s *Set) Apply(a *agentpb.Assignment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,14 +205,16 @@ func (s *Set) Assigned() bool {
 // Changed receives when a report would differ from the one before, counters aside.
 func (s *Set) Changed() <-chan struct{} { return s.changed }
 
-// Superseded is closed once another agent has taken over a pod, or StandBy was called; until Resume is.
+// Superseded is closed once another agent has taken over a pod, or StandBy was called; until Resume
+// is.
 func (s *Set) Superseded() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.superseded
 }
 
-// Resume takes the pods back, once the steering has been renewed because the agent that had taken over is gone.
+// Resume takes the pods back, once the steering has been renewed because the agent that had taken
+// over is gone.
 func (s *Set) Resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,7 +246,8 @@ func (s *Set) Probe() {
 	}
 }
 
-// SteeredAgain says that new connections have not been steered for a while, and are now: those that came to the apps meanwhile are older.
+// SteeredAgain says that new connections have not been steered for a while, and are now: those that
+// came to the apps meanwhile are older.
 func (s *Set) SteeredAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -247,7 +256,8 @@ func (s *Set) SteeredAgain() {
 	}
 }
 
-// Responsive says whether connections that are steered here are being taken. As long as they are not, they must not be steered.
+// Responsive says whether connections that are steered here are being taken. As long as they are
+// not, they must not be steered.
 func (s *Set) Responsive() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,8 +269,8 @@ func (s *Set) Responsive() error {
 	return nil
 }
 
-// Sweep removes what former agents have left behind and this one has no use for. While some pod has not been opened yet, its
-// namespace is unknown, and a former agent may be serving it.
+// Sweep removes what former agents have left behind and this one has no use for. While some pod has
+// not been opened yet, its namespace is unknown, and a former agent may be serving it.
 func (s *Set) Sweep() error {
 	s.mu.Lock()
 	unknown := !s.assigned
@@ -274,8 +284,8 @@ func (s *Set) Sweep() error {
 	return s.cfg.Steering.Sweep(func(inode uint64) bool { return unknown || keep[inode] })
 }
 
-// Close gives all pods' new connections back to the app and waits until those that are open have ended, or ends them
-// when ctx ends, in order where that is possible within seconds.
+// Close gives all pods' new connections back to the app and waits until those that are open have
+// ended, or ends them when ctx ends, in order where that is possible within seconds.
 func (s *Set) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -324,7 +334,8 @@ func (s *Set) notify() {
 	}
 }
 
-// StandBy leaves everything to a younger agent: nothing more will be attached, and what is open is served.
+// StandBy leaves everything to a younger agent: nothing more will be attached, and what is open is
+// served.
 func (s *Set) StandBy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -104,7 +104,8 @@ func (n *namespace) BeginAs(netip.Addr, netip.AddrPort, bool, func(int)) (*podne
 	return nil, errors.New("there is no app")
 }
 
-func (n *namespace) Dial(_ context.Context, from netip.Addr, to netip.AddrPort, bound func(netip.AddrPort)) (*net.TCPConn, error) {
+func (n *namespace) Dial(_ context.Context, from netip.Addr, to netip.AddrPort,
+	bound func(netip.AddrPort)) (*net.TCPConn, error) {
 	n.mu.Lock()
 	n.dials[to.Port()]++
 	p := n.kernel.attached[n.inode]
@@ -174,7 +175,10 @@ func (p *program) Detach() error {
 func (p *program) Outcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
 
 // Datagrams says that this kernel steers none.
-func (p *program) Datagrams() error                                  { return errors.New("there is no UDP here") }
+func (p *program) Datagrams() error {
+	return errors.New(
+		"there is no UDP here")
+}
 func (p *program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
 func (p *program) DatagramsProbed() (uint64, error)                  { return 0, nil }
 func (p *program) SetDatagrams(*net.UDPConn) error                   { return nil }
@@ -186,7 +190,8 @@ func (p *program) Close() error { return nil }
 func newSet(t *testing.T) (*kernel, *pods.Set) { return newSetProbing(t, 50*time.Millisecond) }
 
 func newSetProbing(t *testing.T, every time.Duration) (*kernel, *pods.Set) {
-	k := &kernel{missing: map[string]bool{}, gone: map[string]bool{}, attached: map[uint64]*program{}, dials: map[uint16]int{}}
+	k := &kernel{missing: map[string]bool{}, gone: map[string]bool{}, attached: map[uint64]*program{},
+		dials: map[uint16]int{}}
 	s := pods.New(pods.Config{
 		Finder: k, Steering: k, Clients: noClients{}, Tunnels: k, Log: slog.New(slog.DiscardHandler),
 		Serve:      func(_ context.Context, c *net.TCPConn, _ *proxy.Target) { _ = c.Close() },
@@ -237,7 +242,8 @@ func TestPodThatFailsHoldsUpNoOtherAndIsTriedAgain(t *testing.T) {
 	k.missing["b"] = true
 	assert.False(t, s.Assigned(), "before the first assignment")
 	assign(s, 1, "a", "b", "c")
-	eventually(t, "the others are steered", func() bool { return slices.Equal(steering(s), []string{"a", "c"}) })
+	eventually(t, "the others are steered",
+		func() bool { return slices.Equal(steering(s), []string{"a", "c"}) })
 	eventually(t, "every pod was tried", s.Assigned)
 	assert.Contains(t, message(s, "b"), "not there")
 	k.locked(func() { delete(k.missing, "b") })
@@ -276,7 +282,8 @@ func TestARuleThatChangesIsNotReportedBeforeItIsObeyed(t *testing.T) {
 	rules := func(revision uint64, wanted string) {
 		s.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{{
 			Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"},
-			Targets: []*agentpb.Target{{Port: 80, Rules: []*agentpb.Rule{{InterceptUid: "i", InterceptName: wanted}, {InterceptUid: "j"}}}},
+			Targets: []*agentpb.Target{{Port: 80,
+				Rules: []*agentpb.Rule{{InterceptUid: "i", InterceptName: wanted}, {InterceptUid: "j"}}}},
 		}}})
 	}
 	rules(1, "before")
@@ -319,17 +326,20 @@ func TestRuleWithLaptopNeedsATunnel(t *testing.T) {
 	_, s := newSet(t)
 	s.Apply(&agentpb.Assignment{Revision: 1, Pods: []*agentpb.Pod{{
 		Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"},
-		Targets: []*agentpb.Target{{Port: 80, Rules: []*agentpb.Rule{{InterceptUid: "i", Connected: true}, {InterceptUid: "j"}}}},
+		Targets: []*agentpb.Target{{Port: 80,
+			Rules: []*agentpb.Rule{{InterceptUid: "i", Connected: true}, {InterceptUid: "j"}}}},
 	}}})
 	eventually(t, "the rule without laptop works", func() bool { return len(steering(s)) == 1 })
-	eventually(t, "the other does not", func() bool { return strings.Contains(message(s, "a"), "the manager is away") })
+	eventually(t, "the other does not",
+		func() bool { return strings.Contains(message(s, "a"), "the manager is away") })
 }
 
 // assignPorts gives one pod, with an intercept of each port.
 func assignPorts(s *pods.Set, revision uint64, ports int) {
 	p := &agentpb.Pod{Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"}}
 	for n := range ports {
-		p.Targets = append(p.Targets, &agentpb.Target{Port: uint32(1000 + n), Rules: []*agentpb.Rule{{InterceptUid: "i"}}})
+		p.Targets = append(p.Targets,
+			&agentpb.Target{Port: uint32(1000 + n), Rules: []*agentpb.Rule{{InterceptUid: "i"}}})
 	}
 	s.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{p}})
 }

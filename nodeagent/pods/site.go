@@ -58,10 +58,12 @@ type site struct {
 // door is one listener with what is known about its accept loop.
 type door struct {
 	*net.TCPListener
-	busy atomic.Int64 // since when the loop has not been waiting for a connection, Unix nanoseconds; 0 while it waits
+	// since when the loop has not been waiting for a connection, Unix nanoseconds; 0 while it waits
+	busy atomic.Int64
 }
 
-// openSite opens listeners for the families of the pod's addresses, and a program that knows them. Nothing is steered yet.
+// openSite opens listeners for the families of the pod's addresses, and a program that knows them.
+// Nothing is steered yet.
 func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site, err error) {
 	program, err := p.set.cfg.Steering.Load()
 	if err != nil {
@@ -86,7 +88,8 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 		}
 	}()
 	for _, home := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
-		// Listening on the loopback address makes nothing reachable from outside that was not before.
+		// Listening on the loopback address makes nothing reachable from outside that was not
+		// before.
 		if !slices.ContainsFunc(ips, func(ip netip.Addr) bool { return ip.Is4() == home.Is4() }) {
 			continue
 		}
@@ -109,8 +112,8 @@ func openSite(p *pod, ns Namespace, ips []netip.Addr, hostNetwork bool) (_ *site
 	return s, nil
 }
 
-// apply brings rules into force and steers what is to be steered. It gives the reason for each rule, by intercept UID and port, that
-// cannot be obeyed; the others are in force all the same.
+// apply brings rules into force and steers what is to be steered. It gives the reason for each
+// rule, by intercept UID and port, that cannot be obeyed; the others are in force all the same.
 func (s *site) apply(want *agentpb.Pod) (rejected map[claim]string, err error) {
 	defer func() {
 		if err != nil {
@@ -175,7 +178,8 @@ func (s *site) unsteer(port uint16) error {
 		s.uncount(target)
 	}
 	delete(s.steered, port)
-	// What still arrives goes to the app; but during an upgrade the intercept goes on, and so it does on open connections.
+	// What still arrives goes to the app; but during an upgrade the intercept goes on, and so it
+	// does on open connections.
 	if !isClosed(s.pod.set.Superseded()) {
 		s.target(port).SetRules(nil, proxy.Kubelet{})
 	}
@@ -206,7 +210,8 @@ func (s *site) stats(port uint16) proxy.Stats {
 }
 
 // DialApp begins to connect to the app from its own address, which is never steered.
-func (s *site) DialApp(client, app netip.AddrPort, soon bool) (stream.Socket, func(context.Context) error, error) {
+func (s *site) DialApp(client, app netip.AddrPort, soon bool) (stream.Socket,
+	func(context.Context) error, error) {
 	c, err := s.ns.BeginAs(app.Addr(), app, soon, s.introduce(client))
 	switch {
 	case err != nil:
@@ -266,12 +271,14 @@ func (s *site) retire() {
 	})
 }
 
-// abort closes everything and resets what is open. An open socket would keep the pod's namespace alive.
+// abort closes everything and resets what is open. An open socket would keep the pod's namespace
+// alive.
 func (s *site) abort() error {
 	errs := []error{s.forgetAllOlder(), s.program.Detach(), s.closeDoors(), s.closeDatagrams()}
 	s.cancel()
 	s.serving.Wait()
-	return errors.Join(append(errs, s.leaveMesh(), s.dismissClients(), s.stopCounting(), s.program.Close(), s.ns.Close())...)
+	return errors.Join(append(errs, s.leaveMesh(), s.dismissClients(), s.stopCounting(),
+		s.program.Close(), s.ns.Close())...)
 }
 
 func (s *site) closeDoors() error {
@@ -308,8 +315,8 @@ func rulesOf(t *agentpb.Target, rejected map[claim]string) []proxy.Rule {
 	return rules
 }
 
-// kubeletOf tells how to know the kubelet. It dials from whichever of the node's addresses is nearest to the pod: with most networks the pod's
-// gateway.
+// kubeletOf tells how to know the kubelet. It dials from whichever of the node's addresses is
+// nearest to the pod: with most networks the pod's gateway.
 func kubeletOf(t *agentpb.Target, hosts []string, gateways []netip.Addr) proxy.Kubelet {
 	k := proxy.Kubelet{HostIPs: slices.Concat(gateways, mesh.Probers)}
 	for _, host := range hosts {

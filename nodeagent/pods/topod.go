@@ -31,7 +31,8 @@ type visit struct {
 	cancel    context.CancelCauseFunc
 }
 
-// ToPod serves a connection of a laptop to a port of a pod, if an assigned rule of the connection's intercept has that port. It returns at once.
+// ToPod serves a connection of a laptop to a port of a pod, if an assigned rule of the connection's
+// intercept has that port. It returns at once.
 func (s *Set) ToPod(open *tunnelpb.Open, conn *tunnel.Conn) {
 	s.mu.Lock()
 	p := s.pods[open.GetPodUid()]
@@ -93,7 +94,8 @@ func (v *visit) allowed(want *agentpb.Pod) bool {
 	})
 }
 
-// endVisits ends those that no rule allows any longer. During an upgrade, when another agent has the rules, they go on. p.mu must be held.
+// endVisits ends those that no rule allows any longer. During an upgrade, when another agent has
+// the rules, they go on. p.mu must be held.
 func (p *pod) endVisits() {
 	if len(p.visits) == 0 || isClosed(p.set.superseded) {
 		return
@@ -129,11 +131,13 @@ func (s *site) join(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Conn)
 	})
 	defer stop()
 	sent, received, err := tunnel.Copy(app, conn)
-	s.pod.log.Debug("connection of a laptop ended", "intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port", open.GetToPort(),
+	s.pod.log.Debug("connection of a laptop ended", "intercept", open.GetInterceptNamespace()+"/"+
+		open.GetInterceptName(), "port", open.GetToPort(),
 		"sent", sent, "received", received, "error", err)
 }
 
-// enter connects to a port from within the pod: on a loopback address, where its containers talk to one another, or else on its own.
+// enter connects to a port from within the pod: on a loopback address, where its containers talk to
+// one another, or else on its own.
 func (s *site) enter(ctx context.Context, port uint16) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, visitTimeout)
 	defer cancel()

@@ -10,8 +10,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent/tcpstats"
 )
 
-// There is one series of each for every intercepted port of a pod and each way in which connections come to it: steered, to the node agent;
-// direct, from clients to the app; local, from the pod itself to the app, and so from the node agent.
+// There is one series of each for every intercepted port of a pod and each way in which connections
+// come to it: steered, to the node agent; direct, from clients to the app; local, from the pod
+// itself to the app, and so from the node agent.
 var (
 	portLabels = []string{"pod", "port", "way"}
 
@@ -32,7 +33,8 @@ var (
 	targetDesc = prometheus.NewDesc("sidestep_nodeagent_target_info",
 		"1 for each intercept (namespace/name) of a port of a pod.", []string{"pod", "port", "intercept"}, nil)
 
-	trafficDescs = []*prometheus.Desc{openedDesc, openDesc, abortedDesc, receivedDesc, sentDesc, retransmitsDesc, rttDesc, targetDesc}
+	trafficDescs = []*prometheus.Desc{openedDesc, openDesc, abortedDesc, receivedDesc, sentDesc,
+		retransmitsDesc, rttDesc, targetDesc}
 )
 
 func (p *pod) collectTraffic(metrics chan<- prometheus.Metric) {
@@ -44,7 +46,8 @@ func (p *pod) collectTraffic(metrics chan<- prometheus.Metric) {
 		for _, r := range allRules(t) {
 			name := r.GetInterceptNamespace() + "/" + r.GetInterceptName()
 			if !named[name] {
-				metrics <- prometheus.MustNewConstMetric(targetDesc, prometheus.GaugeValue, 1, p.name, port, name)
+				metrics <- prometheus.MustNewConstMetric(targetDesc, prometheus.GaugeValue, 1, p.name,
+					port, name)
 			}
 			named[name] = true
 		}
@@ -65,7 +68,8 @@ func (p *pod) collectTraffic(metrics chan<- prometheus.Metric) {
 
 func collectWay(metrics chan<- prometheus.Metric, t tcpstats.Traffic, labels ...string) {
 	for desc, n := range map[*prometheus.Desc]uint64{
-		openedDesc: t.Opened, abortedDesc: t.Aborted, receivedDesc: t.Received, sentDesc: t.Sent, retransmitsDesc: t.Retransmits,
+		openedDesc: t.Opened, abortedDesc: t.Aborted, receivedDesc: t.Received, sentDesc: t.Sent,
+		retransmitsDesc: t.Retransmits,
 	} {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), labels...)
 	}

@@ -99,7 +99,9 @@ func TestAnIdleAppThatSpeaksDoesNotDisturbTheLaptop(t *testing.T) {
 	assert.Equal(t, "laptop GET / 0\n", c.get("/", mine))
 	w.setApp(says(t, "app"))
 	close(speak)
-	<-left // a request that crosses the app's word on its way would be answered by it, as without an intercept
+	// a request that crosses the app's word on its way would be answered by it, as without an
+	// intercept
+	<-left
 	assert.Equal(t, "laptop GET / 0\n", c.get("/", mine))
 	assert.Equal(t, "app GET / 0\n", c.get("/", ""))
 }
@@ -151,7 +153,8 @@ func TestAnAppThatIsDown(t *testing.T) {
 
 func TestAnAppThatEndsInAResponse(t *testing.T) {
 	const half = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
-	for _, say := range []string{"", "HTTP/1.1 20", half, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf"} {
+	for _, say := range []string{"", "HTTP/1.1 20", half,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf"} {
 		for _, reset := range []bool{false, true} {
 			said := make(chan struct{})
 			app := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {

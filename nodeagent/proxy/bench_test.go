@@ -26,7 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The app and the load are processes of their own, as they are in a cluster: this test's binary, told by its environment what to be.
+// The app and the load are processes of their own, as they are in a cluster: this test's binary,
+// told by its environment what to be.
 const roleVariable = "SIDESTEP_PROXY_BENCH_ROLE"
 
 func TestMain(m *testing.M) {
@@ -49,7 +50,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// leaked returns the stacks of goroutines of the proxy that are still there some time after all tests.
+// leaked returns the stacks of goroutines of the proxy that are still there some time after all
+// tests.
 func leaked() string {
 	var left []string
 	for range 100 {
@@ -57,7 +59,9 @@ func leaked() string {
 		all := make([]byte, 10<<20)
 		all = all[:runtime.Stack(all, true)]
 		for stack := range strings.SplitSeq(string(all), "\n\n") {
-			if strings.Contains(stack, "/proxy/router.") || strings.Contains(stack, "/proxy/tap.") || strings.Contains(stack, "/proxy/http2.") || strings.Contains(stack, "/proxy/stream.") || strings.Contains(stack, "proxy.(*connection)") {
+			if strings.Contains(stack, "/proxy/router.") || strings.Contains(stack, "/proxy/tap.") ||
+				strings.Contains(stack, "/proxy/http2.") || strings.Contains(stack, "/proxy/stream.") ||
+				strings.Contains(stack, "proxy.(*connection)") {
 				left = append(left, stack)
 			}
 		}
@@ -91,7 +95,8 @@ func benchApp() {
 	io.Copy(io.Discard, os.Stdin)
 }
 
-// benchLoad prints how much it got done: requests per second and the median and 99th percentile latency, or MiB per second.
+// benchLoad prints how much it got done: requests per second and the median and 99th percentile
+// latency, or MiB per second.
 func benchLoad(kind, addr, conns, millis string) {
 	n, _ := strconv.Atoi(conns)
 	ms, _ := strconv.Atoi(millis)
@@ -121,7 +126,8 @@ func benchLoad(kind, addr, conns, millis string) {
 	took := time.Since(start).Seconds()
 	slices.Sort(all)
 	if kind == "requests" {
-		fmt.Println(float64(len(all))/took, all[len(all)/2].Seconds()*1e6, all[len(all)*99/100].Seconds()*1e6, len(all))
+		fmt.Println(float64(len(all))/took, all[len(all)/2].Seconds()*1e6,
+			all[len(all)*99/100].Seconds()*1e6, len(all))
 		return
 	}
 	fmt.Println(float64(len(all)*size)/took/(1<<20), 0, 0, len(all))
@@ -183,7 +189,8 @@ func role(b *testing.B, args ...any) *exec.Cmd {
 	return cmd
 }
 
-// benchWorld returns the addresses of the app, of the proxy and of a httputil.ReverseProxy in front of it.
+// benchWorld returns the addresses of the app, of the proxy and of a httputil.ReverseProxy in front
+// of it.
 func benchWorld(b *testing.B) map[string]string {
 	cmd := role(b, "app")
 	in, err := cmd.StdinPipe()
@@ -210,8 +217,9 @@ func benchWorld(b *testing.B) map[string]string {
 	return map[string]string{"direct": app, "proxy": addr, "reverseproxy": httpServer(b, reverse.ServeHTTP)}
 }
 
-// BenchmarkAgainstDirect reports what the proxy makes of the same load as the app gets directly, and, for comparison, a
-// httputil.ReverseProxy. The machine is shared by load, proxy and app, so ratios tell more than figures.
+// BenchmarkAgainstDirect reports what the proxy makes of the same load as the app gets directly,
+// and, for comparison, a httputil.ReverseProxy. The machine is shared by load, proxy and app, so
+// ratios tell more than figures.
 func BenchmarkAgainstDirect(b *testing.B) {
 	for _, load := range []struct {
 		kind  string
@@ -220,7 +228,8 @@ func BenchmarkAgainstDirect(b *testing.B) {
 	}{{"requests", 1, "req/s"}, {"requests", 32, "req/s"}, {"down", 1, "MiB/s"}, {"up", 1, "MiB/s"}} {
 		b.Run(fmt.Sprintf("%s/connections=%d", load.kind, load.conns), func(b *testing.B) {
 			addrs := benchWorld(b)
-			rates, p50s, p99s, costs := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+			rates, p50s, p99s, costs := map[string][]float64{}, map[string][]float64{},
+				map[string][]float64{}, map[string][]float64{}
 			for b.Loop() {
 				for _, way := range []string{"direct", "proxy", "reverseproxy"} {
 					before := cpuTime()

@@ -28,9 +28,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// TestNobodyNoticesALaptopThatComesAndGoes sends requests that may be done twice, claimed and not, while the laptop's tunnels break, its process
-// refuses connections, the manager goes away, and the rules change. Every request must be answered, those that are not claimed
-// by the app.
+// TestNobodyNoticesALaptopThatComesAndGoes sends requests that may be done twice, claimed and not,
+// while the laptop's tunnels break, its process refuses connections, the manager goes away, and the
+// rules change. Every request must be answered, those that are not claimed by the app.
 func TestNobodyNoticesALaptopThatComesAndGoes(t *testing.T) {
 	app, local := says(t, "app"), says(t, "laptop")
 	w := newWorld(t, app, local)
@@ -63,7 +63,8 @@ func TestNobodyNoticesALaptopThatComesAndGoes(t *testing.T) {
 		load.Go(func() {
 			for j := range 60 {
 				body := bytes.Repeat([]byte{'x'}, (i*j*31)%3000)
-				req, _ := http.NewRequest("PUT", fmt.Sprintf("http://%s/%d/%d", w.addr, i, j), bytes.NewReader(body))
+				req, _ := http.NewRequest("PUT", fmt.Sprintf("http://%s/%d/%d", w.addr, i, j),
+					bytes.NewReader(body))
 				mine := (i+j)%2 == 0
 				if mine {
 					req.Header.Set("X-Dev", "me")
@@ -97,7 +98,8 @@ func TestNobodyNoticesALaptopThatComesAndGoes(t *testing.T) {
 
 type faultyApp struct{}
 
-func (faultyApp) DialApp(netip.AddrPort, netip.AddrPort, bool) (stream.Socket, func(context.Context) error, error) {
+func (faultyApp) DialApp(netip.AddrPort, netip.AddrPort, bool) (stream.Socket,
+	func(context.Context) error, error) {
 	panic("fault in the dialer")
 }
 
@@ -194,7 +196,10 @@ func TestMetrics(t *testing.T) {
 	assert.EqualValues(t, 1, gathered(t, w.metrics)["sidestep_proxy_open_tunnels"])
 	w.laptop.set(func(l *laptop) { l.gone = true })
 	w.laptop.kill()
-	require.Eventually(t, func() bool { return gathered(t, w.metrics)["sidestep_proxy_open_tunnels"] == 0 }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return gathered(t,
+			w.metrics)["sidestep_proxy_open_tunnels"] == 0
+	}, time.Second, time.Millisecond)
 	c.get("/", mine)
 	w.target.SetRules([]Rule{tcpRule()}, Kubelet{})
 	whole := w.connect()
@@ -216,5 +221,7 @@ func TestMetrics(t *testing.T) {
 		"sidestep_proxy_wiretap_tunnels":                  0,
 	}
 	// A request is counted when it was written, by when it may have been answered.
-	assert.EventuallyWithT(t, func(t *assert.CollectT) { assert.Equal(t, want, gathered(w.t, w.metrics)) }, 10*time.Second, time.Millisecond)
+	assert.EventuallyWithT(t,
+		func(t *assert.CollectT) { assert.Equal(t, want, gathered(w.t, w.metrics)) }, 10*time.Second,
+		time.Millisecond)
 }

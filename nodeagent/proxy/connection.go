@@ -25,9 +25,9 @@ type connection struct {
 	remote, local netip.AddrPort // the client; the app as the client knows it
 }
 
-// Serve serves one steered connection, whose local address is the app's and whose remote address is the client's. It
-// returns when the connection is done, and has closed it. When ctx is cancelled the connection is reset, or
-// ended in order: see ErrDrained. It never panics.
+// Serve serves one steered connection, whose local address is the app's and whose remote address is
+// the client's. It returns when the connection is done, and has closed it. When ctx is cancelled
+// the connection is reset, or ended in order: see ErrDrained. It never panics.
 func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
 	defer conn.Close()
 	t.connections.Add(1)
@@ -48,7 +48,8 @@ func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
 		p.cfg.Log.Warn("connection cannot be served", "pod", t.pod, "error", err)
 		return
 	}
-	c := &connection{proxy: p, target: t, client: client, conn: conn, remote: addrPort(conn.RemoteAddr()), local: addrPort(conn.LocalAddr())}
+	c := &connection{proxy: p, target: t, client: client, conn: conn,
+		remote: addrPort(conn.RemoteAddr()), local: addrPort(conn.LocalAddr())}
 	now := t.rules.Load()
 	switch tcp := now.tcp(); {
 	case tcp != nil:
@@ -63,7 +64,8 @@ func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
 // recovered keeps a fault in one connection from all the others.
 func (p *Proxy) recovered(t *Target, v any) {
 	p.metrics.panics.Inc()
-	p.cfg.Log.Error("connection was reset because of a fault in the proxy", "pod", t.pod, "panic", v, "stack", string(debug.Stack()))
+	p.cfg.Log.Error("connection was reset because of a fault in the proxy", "pod", t.pod, "panic", v,
+		"stack", string(debug.Stack()))
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
@@ -118,8 +120,9 @@ func (c *connection) began(first []byte, http bool) {
 	}
 }
 
-// isClientHello reports whether a connection that begins with p speaks TLS: a record of type handshake and major version 3, with a ClientHello in it
-// (RFC 8446 §4, §5.1), as far as these bytes are there.
+// isClientHello reports whether a connection that begins with p speaks TLS: a record of type
+// handshake and major version 3, with a ClientHello in it (RFC 8446 §4, §5.1), as far as these
+// bytes are there.
 func isClientHello(p []byte) bool {
 	return len(p) > 0 && p[0] == 0x16 && (len(p) < 2 || p[1] == 0x03) && (len(p) < 6 || p[5] == 0x01)
 }
@@ -133,7 +136,8 @@ func (c *connection) claimStream(head match.Head) router.Claim {
 	return claim
 }
 
-// dial begins to connect to the app. If wait is given there is a connection when that has returned; it waits for as long as the client is there.
+// dial begins to connect to the app. If wait is given there is a connection when that has returned;
+// it waits for as long as the client is there.
 func (c *connection) dial(soon bool) (app *stream.TCP, wait func(context.Context) error, err error) {
 	socket, connected, err := c.target.app.DialApp(c.remote, c.local, soon)
 	if err != nil {

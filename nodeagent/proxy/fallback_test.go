@@ -75,12 +75,14 @@ func TestALaptopThatComesBackIsUsedAgain(t *testing.T) {
 	assert.Equal(t, "laptop GET / 0\n", c.get("/", mine))
 	w.laptop.set(func(l *laptop) { l.gone = true })
 	w.laptop.kill()
-	assert.Eventually(t, func() bool { return c.get("/", mine) == "app GET / 0\n" }, time.Second, time.Millisecond)
+	assert.Eventually(t, func() bool { return c.get("/", mine) == "app GET / 0\n" }, time.Second,
+		time.Millisecond)
 	w.laptop.set(func(l *laptop) { l.gone = false })
 	assert.Equal(t, "laptop GET / 0\n", c.get("/", mine))
 }
 
-// dying is a local process that closes, or resets, a connection after it has read the head of the n-th request on it.
+// dying is a local process that closes, or resets, a connection after it has read the head of the
+// n-th request on it.
 func dying(t *testing.T, n int, say string, reset bool) string {
 	return rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
 		for i := 1; ; i++ {
@@ -111,15 +113,23 @@ func TestALaptopThatDiesWithAnAnswerOwed(t *testing.T) {
 		n                   int // request on the tunnel that it dies in
 		say                 string
 	}{
-		{"GET before any byte goes to the app", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n", "app GET /x 0\n", 1, ""},
-		{"GET after half a head goes to the app", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n", "app GET /x 0\n", 1, "HTTP/1.1 200 OK\r\nConte"},
-		{"GET after an interim response goes to the app", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n", "app GET /x 0\n", 1, "HTTP/1.1 102 Processing\r\n\r\n"},
-		{"PUT with a body goes to the app", "PUT /x HTTP/1.1\r\nHost: o\r\n" + mine + "Content-Length: 5\r\n\r\nhello", "app PUT /x 5\n", 1, ""},
+		{"GET before any byte goes to the app", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n",
+			"app GET /x 0\n", 1, ""},
+		{"GET after half a head goes to the app", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n",
+			"app GET /x 0\n", 1, "HTTP/1.1 200 OK\r\nConte"},
+		{"GET after an interim response goes to the app", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine +
+			"\r\n", "app GET /x 0\n", 1, "HTTP/1.1 102 Processing\r\n\r\n"},
+		{"PUT with a body goes to the app", "PUT /x HTTP/1.1\r\nHost: o\r\n" + mine +
+			"Content-Length: 5\r\n\r\nhello", "app PUT /x 5\n", 1, ""},
 		{"HEAD goes to the app", "HEAD /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n", "", 1, ""},
-		{"POST is answered with 502", "POST /x HTTP/1.1\r\nHost: o\r\n" + mine + "Content-Length: 5\r\n\r\nhello", "502 sidestep", 1, ""},
-		{"PUT that is too long to be kept is answered with 502", "PUT /read HTTP/1.1\r\nHost: o\r\n" + mine + "Content-Length: 200000\r\n\r\n" + long, "502 sidestep", 1, ""},
-		{"GET on a tunnel that was used goes to a new tunnel", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine + "\r\n", "laptop", 2, ""},
-		{"POST on a tunnel that was used goes to a new tunnel", "POST /x HTTP/1.1\r\nHost: o\r\n" + mine + "Content-Length: 5\r\n\r\nhello", "laptop", 2, ""},
+		{"POST is answered with 502", "POST /x HTTP/1.1\r\nHost: o\r\n" + mine +
+			"Content-Length: 5\r\n\r\nhello", "502 sidestep", 1, ""},
+		{"PUT that is too long to be kept is answered with 502", "PUT /read HTTP/1.1\r\nHost: o\r\n" +
+			mine + "Content-Length: 200000\r\n\r\n" + long, "502 sidestep", 1, ""},
+		{"GET on a tunnel that was used goes to a new tunnel", "GET /x HTTP/1.1\r\nHost: o\r\n" + mine +
+			"\r\n", "laptop", 2, ""},
+		{"POST on a tunnel that was used goes to a new tunnel", "POST /x HTTP/1.1\r\nHost: o\r\n" +
+			mine + "Content-Length: 5\r\n\r\nhello", "laptop", 2, ""},
 	}
 	for _, test := range tests {
 		for _, reset := range []bool{false, true} {
@@ -154,7 +164,8 @@ func TestABodyThatIsUnderWayFollowsToTheApp(t *testing.T) {
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	c := w.connect()
 	c.send("PUT /x HTTP/1.1\r\nHost: o\r\n%sTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", mine)
-	require.Eventually(t, func() bool { return w.target.Stats().Intercepts["uid-1"].Fallbacks == 1 }, 30*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return w.target.Stats().Intercepts["uid-1"].Fallbacks == 1 },
+		30*time.Second, time.Millisecond)
 	c.send("3\r\nyou\r\n0\r\n\r\n")
 	_, body := c.response("PUT")
 	assert.Equal(t, "app PUT /x 8\n", body)
@@ -217,7 +228,8 @@ func TestAnEarlyAnswerOfTheLaptopIsDelivered(t *testing.T) {
 	w := newWorld(t, says(t, "app"), local)
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	c := w.connect()
-	go fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: o\r\n%sContent-Length: 50000000\r\n\r\n%s", mine, strings.Repeat("x", 50_000_000))
+	go fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: o\r\n%sContent-Length: 50000000\r\n\r\n%s", mine,
+		strings.Repeat("x", 50_000_000))
 	resp, body := c.response("POST")
 	assert.Equal(t, 413, resp.StatusCode)
 	assert.Equal(t, "large", body)
@@ -288,7 +300,8 @@ func TestFallbackKeepsBytesInOrder(t *testing.T) {
 			more = mine
 		}
 		body := strings.Repeat(fmt.Sprint(i), i*1000)
-		fmt.Fprintf(&all, "PUT /%d HTTP/1.1\r\nHost: o\r\n%sContent-Length: %d\r\n\r\n%s", i, more, len(body), body)
+		fmt.Fprintf(&all, "PUT /%d HTTP/1.1\r\nHost: o\r\n%sContent-Length: %d\r\n\r\n%s", i, more,
+			len(body), body)
 	}
 	c := w.connect()
 	go func() {

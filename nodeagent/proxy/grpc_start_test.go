@@ -41,7 +41,8 @@ func TestGRPCProbesReachTheApp(t *testing.T) {
 	everything := Rule{InterceptUID: "uid-1", Namespace: "shop", Name: "orders", Connected: true}
 	check := func(kubelet Kubelet, agent string) healthpb.HealthCheckResponse_ServingStatus {
 		w.target.SetRules([]Rule{everything}, kubelet)
-		cc, err := grpc.NewClient("passthrough:"+w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent(agent))
+		cc, err := grpc.NewClient("passthrough:"+w.addr,
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent(agent))
 		require.NoError(t, err)
 		defer cc.Close()
 		ctx, _ := as(t, false)
@@ -72,7 +73,8 @@ func TestAnAppThatSendsSettingsFirstIsRoutedByStream(t *testing.T) {
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return w.appDials() == 1 }, 30*time.Second, time.Millisecond)
 		time.Sleep(5 * time.Millisecond) // so that the app speaks first
-		c := grpcClient(t, w.addr, grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
+		c := grpcClient(t, w.addr,
+			grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
 		for _, me := range []bool{false, true} {
 			ctx, who := as(t, me)
 			require.NoError(t, callAll(ctx, c, who))
@@ -83,13 +85,17 @@ func TestAnAppThatSendsSettingsFirstIsRoutedByStream(t *testing.T) {
 
 func TestConnectionsThatAreUpgradedToHTTP2GoWhole(t *testing.T) {
 	serve := func(name string) string {
-		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, name+" "+r.Proto) })
+		h := http.HandlerFunc(func(w http.ResponseWriter,
+			r *http.Request) {
+			io.WriteString(w, name+" "+r.Proto)
+		})
 		return httpServer(t, h2cupgrade.NewHandler(h, &xhttp2.Server{}).ServeHTTP)
 	}
 	w := newWorld(t, serve("app"), serve("laptop"))
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	for me, who := range map[string]string{"you": "app", "me": "laptop"} {
-		out, err := exec.Command("curl", "-sS", "--http2", "-H", "x-dev: "+me, "http://"+w.addr+"/").CombinedOutput()
+		out, err := exec.Command("curl", "-sS", "--http2", "-H", "x-dev: "+me, "http://"+w.addr+
+			"/").CombinedOutput()
 		require.NoError(t, err, "%s", out)
 		assert.Contains(t, string(out), who+" HTTP/")
 	}

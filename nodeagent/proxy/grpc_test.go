@@ -48,7 +48,8 @@ func (g *greeter) UnaryCall(ctx context.Context, req *pb.SimpleRequest) (*pb.Sim
 	return &pb.SimpleResponse{Payload: g.payload(req.ResponseSize), Username: g.name}, nil
 }
 
-func (g *greeter) StreamingOutputCall(req *pb.StreamingOutputCallRequest, s grpc.ServerStreamingServer[pb.StreamingOutputCallResponse]) error {
+func (g *greeter) StreamingOutputCall(req *pb.StreamingOutputCallRequest,
+	s grpc.ServerStreamingServer[pb.StreamingOutputCallResponse]) error {
 	g.trailer(s)
 	for _, p := range req.ResponseParameters {
 		if err := s.Send(&pb.StreamingOutputCallResponse{Payload: g.payload(p.Size)}); err != nil {
@@ -58,7 +59,8 @@ func (g *greeter) StreamingOutputCall(req *pb.StreamingOutputCallRequest, s grpc
 	return nil
 }
 
-func (g *greeter) StreamingInputCall(s grpc.ClientStreamingServer[pb.StreamingInputCallRequest, pb.StreamingInputCallResponse]) error {
+func (g *greeter) StreamingInputCall(s grpc.ClientStreamingServer[pb.StreamingInputCallRequest,
+	pb.StreamingInputCallResponse]) error {
 	g.trailer(s)
 	var n int
 	for {
@@ -74,7 +76,8 @@ func (g *greeter) StreamingInputCall(s grpc.ClientStreamingServer[pb.StreamingIn
 	}
 }
 
-func (g *greeter) FullDuplexCall(s grpc.BidiStreamingServer[pb.StreamingOutputCallRequest, pb.StreamingOutputCallResponse]) error {
+func (g *greeter) FullDuplexCall(s grpc.BidiStreamingServer[pb.StreamingOutputCallRequest,
+	pb.StreamingOutputCallResponse]) error {
 	g.trailer(s)
 	for {
 		req, err := s.Recv()
@@ -119,7 +122,8 @@ func grpcServer(t testing.TB, name string, options ...grpc.ServerOption) (*greet
 
 // grpcClient is one connection to the world.
 func grpcClient(t testing.TB, addr string, options ...grpc.DialOption) pb.TestServiceClient {
-	cc, err := grpc.NewClient("passthrough:"+addr, append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	cc, err := grpc.NewClient("passthrough:"+addr,
+		append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { cc.Close() })
 	return pb.NewTestServiceClient(cc)
@@ -138,21 +142,27 @@ func as(t testing.TB, me bool) (ctx context.Context, who string) {
 // callAll makes one call of each kind, and returns the first thing that was not as it must be.
 func callAll(ctx context.Context, c pb.TestServiceClient, who string) error {
 	var trailer metadata.MD
-	resp, err := c.UnaryCall(ctx, &pb.SimpleRequest{ResponseSize: 10, Payload: &pb.Payload{Body: make([]byte, 1000)}}, grpc.Trailer(&trailer))
+	resp, err := c.UnaryCall(ctx,
+		&pb.SimpleRequest{ResponseSize: 10, Payload: &pb.Payload{Body: make([]byte, 1000)}},
+		grpc.Trailer(&trailer))
 	if err != nil || resp.Username != who || fmt.Sprint(trailer["who"]) != "["+who+"]" {
 		return fmt.Errorf("unary: %v %v %w", resp.GetUsername(), trailer, err)
 	}
-	_, err = c.UnaryCall(ctx, &pb.SimpleRequest{ResponseStatus: &pb.EchoStatus{Code: 5, Message: "no süch thing"}})
+	_, err = c.UnaryCall(ctx,
+		&pb.SimpleRequest{ResponseStatus: &pb.EchoStatus{Code: 5, Message: "no süch thing"}})
 	if s := status.Convert(err); s.Code() != codes.NotFound || s.Message() != who+" no süch thing" {
 		return fmt.Errorf("unary that fails: %w", err)
 	}
-	out, err := c.StreamingOutputCall(ctx, &pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 5}, {Size: 100_000}, {Size: 0}}})
+	out, err := c.StreamingOutputCall(ctx,
+		&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 5},
+			{Size: 100_000}, {Size: 0}}})
 	if err != nil {
 		return err
 	}
 	for _, n := range []int{5, 100_000, 0} {
 		m, err := out.Recv()
-		if err != nil || len(m.Payload.Body) != n+len(who)+1 || !strings.HasPrefix(string(m.Payload.Body), who+" ") {
+		if err != nil || len(m.Payload.Body) != n+len(who)+1 ||
+			!strings.HasPrefix(string(m.Payload.Body), who+" ") {
 			return fmt.Errorf("server stream: %d %w", len(m.GetPayload().GetBody()), err)
 		}
 	}
@@ -164,7 +174,8 @@ func callAll(ctx context.Context, c pb.TestServiceClient, who string) error {
 		return err
 	}
 	for _, n := range []int{1, 200_000, 0} {
-		if err := in.Send(&pb.StreamingInputCallRequest{Payload: &pb.Payload{Body: make([]byte, n)}}); err != nil {
+		if err := in.Send(&pb.StreamingInputCallRequest{Payload: &pb.Payload{Body: make([]byte,
+			n)}}); err != nil {
 			return fmt.Errorf("client stream: %w", err)
 		}
 	}
@@ -248,7 +259,8 @@ func TestDeadlinesAndCancellationsReachWhoServes(t *testing.T) {
 		ctx, cancel := context.WithCancel(ctx)
 		both, err := c.FullDuplexCall(ctx)
 		require.NoError(t, err)
-		require.NoError(t, both.Send(&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 1}}}))
+		require.NoError(t, both.Send(
+			&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 1}}}))
 		_, err = both.Recv()
 		require.NoError(t, err)
 		cancel()
@@ -276,11 +288,26 @@ func TestGRPCGoesToTheAppWhenTheLaptopCannotTakeIt(t *testing.T) {
 	require.NoError(t, err)
 	closed.Close()
 	for name, spoil := range map[string]func(*world){
-		"there is no manager":                   func(w *world) { w.laptop.set(func(l *laptop) { l.gone = true }) },
-		"nothing listens there":                 func(w *world) { w.laptop.set(func(l *laptop) { l.local = closed.Addr().String() }) },
-		"the local process speaks HTTP/1":       func(w *world) { w.laptop.set(func(l *laptop) { l.local = says(t, "laptop") }) },
-		"the local process accepts and is mute": func(w *world) { w.laptop.set(func(l *laptop) { l.local = muteServer(t) }) },
-		"the laptop never answers":              func(w *world) { w.laptop.set(func(l *laptop) { l.delay = t.Context().Done() }) },
+		"there is no manager": func(
+			w *world) {
+			w.laptop.set(func(l *laptop) { l.gone = true })
+		},
+		"nothing listens there": func(
+			w *world) {
+			w.laptop.set(func(l *laptop) { l.local = closed.Addr().String() })
+		},
+		"the local process speaks HTTP/1": func(
+			w *world) {
+			w.laptop.set(func(l *laptop) { l.local = says(t, "laptop") })
+		},
+		"the local process accepts and is mute": func(
+			w *world) {
+			w.laptop.set(func(l *laptop) { l.local = muteServer(t) })
+		},
+		"the laptop never answers": func(
+			w *world) {
+			w.laptop.set(func(l *laptop) { l.delay = t.Context().Done() })
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, app := grpcServer(t, "app")
@@ -293,7 +320,8 @@ func TestGRPCGoesToTheAppWhenTheLaptopCannotTakeIt(t *testing.T) {
 				wg.Go(func() {
 					ctx, _ := as(t, true)
 					for range 3 {
-						resp, err := c.UnaryCall(ctx, &pb.SimpleRequest{Payload: &pb.Payload{Body: make([]byte, 5000)}})
+						resp, err := c.UnaryCall(ctx,
+							&pb.SimpleRequest{Payload: &pb.Payload{Body: make([]byte, 5000)}})
 						assert.NoError(t, err)
 						assert.Equal(t, "app", resp.GetUsername())
 					}
@@ -331,7 +359,8 @@ func TestRulesAreObeyedByTheNextStreams(t *testing.T) {
 	both, err := c.FullDuplexCall(ctx)
 	require.NoError(t, err)
 	pingPong := func(want string) {
-		require.NoError(t, both.Send(&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{}}}))
+		require.NoError(t, both.Send(
+			&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{}}}))
 		m, err := both.Recv()
 		require.NoError(t, err)
 		assert.Equal(t, want+" ", string(m.Payload.Body))
@@ -344,7 +373,10 @@ func TestRulesAreObeyedByTheNextStreams(t *testing.T) {
 	require.NoError(t, both.CloseSend())
 	_, err = both.Recv()
 	require.ErrorIs(t, err, io.EOF)
-	require.Eventually(t, func() bool { return gathered(t, w.metrics)["sidestep_proxy_open_tunnels"] == 0 }, 30*time.Second, time.Millisecond,
+	require.Eventually(t, func() bool {
+		return gathered(t,
+			w.metrics)["sidestep_proxy_open_tunnels"] == 0
+	}, 30*time.Second, time.Millisecond,
 		"the tunnel goes with its last stream")
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	require.NoError(t, callAll(ctx, c, who))
@@ -362,13 +394,15 @@ func TestALaptopThatDiesUnderStreams(t *testing.T) {
 	mineCtx, _ := as(t, true)
 	both, err := c.FullDuplexCall(mineCtx)
 	require.NoError(t, err)
-	require.NoError(t, both.Send(&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{}}}))
+	require.NoError(t, both.Send(
+		&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{}}}))
 	_, err = both.Recv()
 	require.NoError(t, err)
 	w.laptop.kill()
 	_, err = both.Recv()
 	assert.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
-	require.NoError(t, other.Send(&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{}}}))
+	require.NoError(t, other.Send(
+		&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{}}}))
 	m, err := other.Recv()
 	require.NoError(t, err)
 	assert.Equal(t, "app ", string(m.Payload.Body))
@@ -377,7 +411,8 @@ func TestALaptopThatDiesUnderStreams(t *testing.T) {
 }
 
 func TestServersThatEndTheirConnections(t *testing.T) {
-	aged := grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 60 * time.Millisecond, MaxConnectionAgeGrace: 10 * time.Second})
+	aged := grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 60 * time.Millisecond,
+		MaxConnectionAgeGrace: 10 * time.Second})
 	for name, options := range map[string][2][]grpc.ServerOption{
 		"the app":    {{aged}, nil},
 		"the laptop": {nil, {aged}},

@@ -119,7 +119,8 @@ func benchChild(b *testing.B, what string) string {
 	return strings.TrimSpace(addr)
 }
 
-// BenchmarkH2load reports what the proxy makes of HTTP/2 that is not claimed. Load, proxy and app share the machine.
+// BenchmarkH2load reports what the proxy makes of HTTP/2 that is not claimed. Load, proxy and app
+// share the machine.
 func BenchmarkH2load(b *testing.B) {
 	app := benchChild(b, "h2app")
 	w := &world{app: app}
@@ -161,7 +162,8 @@ func BenchmarkH2load(b *testing.B) {
 	}
 }
 
-// BenchmarkGRPC reports the latency of unary calls one after another, directly, through the proxy to the app, and to a laptop on the same machine.
+// BenchmarkGRPC reports the latency of unary calls one after another, directly, through the proxy
+// to the app, and to a laptop on the same machine.
 func BenchmarkGRPC(b *testing.B) {
 	_, _, app := grpcServer(b, "app")
 	_, _, local := grpcServer(b, "laptop")

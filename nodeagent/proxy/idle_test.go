@@ -21,13 +21,16 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// idleVariable says how many connections BenchmarkIdleConnections makes. Each takes three descriptors here and one in the app.
+// idleVariable says how many connections BenchmarkIdleConnections makes. Each takes three
+// descriptors here and one in the app.
 const idleVariable = "SIDESTEP_PROXY_IDLE_CONNECTIONS"
 
-// addressed dials the app from the client's own address, since one address has ports for some 28,000 connections only.
+// addressed dials the app from the client's own address, since one address has ports for some
+// 28,000 connections only.
 type addressed struct{ app string }
 
-func (a addressed) DialApp(client, _ netip.AddrPort, _ bool) (stream.Socket, func(context.Context) error, error) {
+func (a addressed) DialApp(client, _ netip.AddrPort, _ bool) (stream.Socket,
+	func(context.Context) error, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client.Addr(), 0))}
 	d.SetMultipathTCP(false)
 	c, err := d.Dial("tcp", a.app)
@@ -37,8 +40,9 @@ func (a addressed) DialApp(client, _ netip.AddrPort, _ bool) (stream.Socket, fun
 	return c.(*net.TCPConn), nil, nil
 }
 
-// BenchmarkIdleConnections reports what a connection that waits costs: memory of the process, and what the kernel's caches of sockets grew by, of which
-// half is due to the client's and the app's own ends.
+// BenchmarkIdleConnections reports what a connection that waits costs: memory of the process, and
+// what the kernel's caches of sockets grew by, of which half is due to the client's and the app's
+// own ends.
 func BenchmarkIdleConnections(b *testing.B) {
 	conns := 2000
 	if n, err := strconv.Atoi(os.Getenv(idleVariable)); err == nil {
@@ -63,7 +67,8 @@ func BenchmarkIdleConnections(b *testing.B) {
 		b.Run(kind.name, func(b *testing.B) {
 			proxy, target := New(Config{}), NewTarget("shop/orders-0", addressed{app})
 			target.SetRules(kind.rules, Kubelet{})
-			addr := netip.MustParseAddrPort(serveOn(b, func(ctx context.Context, c *net.TCPConn) { proxy.Serve(ctx, c, target) }))
+			addr := netip.MustParseAddrPort(serveOn(b,
+				func(ctx context.Context, c *net.TCPConn) { proxy.Serve(ctx, c, target) }))
 			for b.Loop() {
 				measureIdle(b, conns, func(i int) int { return idle(b, addr, i, kind.say) })
 			}
@@ -89,7 +94,8 @@ func idleApp(b *testing.B) string {
 	return strings.TrimSpace(addr)
 }
 
-// benchAnswers greets each connection that says something with an HTTP response, until its standard input ends.
+// benchAnswers greets each connection that says something with an HTTP response, until its standard
+// input ends.
 func benchAnswers() {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -142,7 +148,8 @@ func measureIdle(b *testing.B, conns int, connect func(i int) int) {
 	}
 }
 
-// socketCaches is what the kernel's caches hold that every socket takes from, in bytes; 0 where only root may know.
+// socketCaches is what the kernel's caches hold that every socket takes from, in bytes; 0 where
+// only root may know.
 func socketCaches(b *testing.B) (size float64) {
 	text, err := os.ReadFile("/proc/slabinfo")
 	if err != nil {
@@ -152,7 +159,8 @@ func socketCaches(b *testing.B) (size float64) {
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
 		switch f[0] {
-		case "TCP", "sock_inode_cache", "filp", "dentry", "eventpoll_epi", "eventpoll_pwq", "skbuff_head_cache", "skbuff_small_head", "tcp_bind_bucket":
+		case "TCP", "sock_inode_cache", "filp", "dentry", "eventpoll_epi", "eventpoll_pwq",
+			"skbuff_head_cache", "skbuff_small_head", "tcp_bind_bucket":
 			objects, _ := strconv.ParseFloat(f[1], 64)
 			each, _ := strconv.ParseFloat(f[3], 64)
 			size += objects * each
@@ -161,7 +169,8 @@ func socketCaches(b *testing.B) (size float64) {
 	return size
 }
 
-// idle makes a connection that costs this process no more than a descriptor, and says something on it that is answered.
+// idle makes a connection that costs this process no more than a descriptor, and says something on
+// it that is answered.
 func idle(b *testing.B, to netip.AddrPort, i int, say string) (fd int) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	require.NoError(b, err)

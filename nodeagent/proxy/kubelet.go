@@ -14,7 +14,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// probeWait bounds how long a connection from the node is looked at before a tcp rule has it, unless Kubelet.wait does.
+// probeWait bounds how long a connection from the node is looked at before a tcp rule has it,
+// unless Kubelet.wait does.
 const probeWait = 200 * time.Millisecond
 
 var (
@@ -35,20 +36,24 @@ func isKubelet(head match.Head) bool {
 
 // mayProbe reports whether a connection from there may be one of the kubelet's probes.
 func (k *Kubelet) mayProbe(from netip.Addr) bool {
-	return (len(k.HTTPPaths) > 0 || k.TCP || k.GRPC) && slices.ContainsFunc(k.HostIPs, func(ip netip.Addr) bool {
-		return ip.Unmap() == from
-	})
+	return (len(k.HTTPPaths) > 0 || k.TCP || k.GRPC) &&
+		slices.ContainsFunc(k.HostIPs, func(ip netip.Addr) bool {
+			return ip.Unmap() == from
+		})
 }
 
-// probesHealth reports whether a request from there is what a gRPC probe asks, whatever its client calls itself.
+// probesHealth reports whether a request from there is what a gRPC probe asks, whatever its client
+// calls itself.
 func (k *Kubelet) probesHealth(head match.Head, from netip.Addr) bool {
 	return k.GRPC && bytes.HasPrefix(head.Path(), healthService) && k.mayProbe(from)
 }
 
-// probes looks at the first bytes of a connection from the node, and reports whether it is a probe. What it read is in b.
+// probes looks at the first bytes of a connection from the node, and reports whether it is a probe.
+// What it read is in b.
 //
-// An http probe names itself in its request. A tcp probe is closed without a word. A gRPC probe cannot be told from other HTTP/2, since
-// its client says nothing but the preface before the server has spoken; so all HTTP/2 from the node counts as probes where there is a gRPC probe.
+// An http probe names itself in its request. A tcp probe is closed without a word. A gRPC probe
+// cannot be told from other HTTP/2, since its client says nothing but the preface before the server
+// has spoken; so all HTTP/2 from the node counts as probes where there is a gRPC probe.
 func (k *Kubelet) probes(c stream.Duplex, b *stream.Buffer) bool {
 	c.SetReadDeadline(time.Now().Add(cmp.Or(k.wait, probeWait)))
 	defer c.SetReadDeadline(time.Time{})

@@ -22,14 +22,16 @@ type metrics struct {
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	counter := func(name, help string, labels prometheus.Labels) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "sidestep", Subsystem: "proxy", Name: name, Help: help, ConstLabels: labels})
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "sidestep", Subsystem: "proxy",
+			Name: name, Help: help, ConstLabels: labels})
 		if r != nil {
 			r.MustRegister(c)
 		}
 		return c
 	}
 	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "sidestep", Subsystem: "proxy", Name: name, Help: help})
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "sidestep", Subsystem: "proxy",
+			Name: name, Help: help})
 		if r != nil {
 			r.MustRegister(g)
 		}
@@ -50,7 +52,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		claimedConns:    counter("claimed_connections_total", whole, to("laptop")),
 		claimedFellBack: counter("claimed_connections_total", whole, to("app")),
 		tunnels:         gauge("open_tunnels", "Open tunnels to laptops."),
-		panics:          counter("panics_total", "Connections that were reset because of a fault in the proxy.", nil),
+		panics: counter("panics_total",
+			"Connections that were reset because of a fault in the proxy.", nil),
 	}
 }
 
@@ -73,9 +76,11 @@ func registerCopies(r prometheus.Registerer, b *tap.Budget) {
 	}
 	r.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_bytes", Help: "Bytes of copies that are on their way to laptops.",
+			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_bytes",
+			Help: "Bytes of copies that are on their way to laptops.",
 		}, func() float64 { return float64(b.Bytes()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_tunnels", Help: "Open tunnels for copies.",
+			Namespace: "sidestep", Subsystem: "proxy", Name: "wiretap_tunnels",
+			Help: "Open tunnels for copies.",
 		}, func() float64 { return float64(b.Lines()) }))
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package proxy serves the connections that were steered away from an app: it reads the head of each request, gives what
-// an intercept claims to the laptop that holds it, and everything else, byte for byte, to the app.
+// Package proxy serves the connections that were steered away from an app: it reads the head of
+// each request, gives what an intercept claims to the laptop that holds it, and everything else,
+// byte for byte, to the app.
 //
-// Two rules decide every doubtful case. Whoever is not intercepted notices nothing: bytes pass unaltered, nothing is
-// added, and where a message could be read in two ways the whole connection becomes the app's, never to be parsed again.
-// Whatever breaks, the app gets its traffic: a request that the laptop cannot take goes to the app with all its bytes.
+// Two rules decide every doubtful case. Whoever is not intercepted notices nothing: bytes pass
+// unaltered, nothing is added, and where a message could be read in two ways the whole connection
+// becomes the app's, never to be parsed again. Whatever breaks, the app gets its traffic: a request
+// that the laptop cannot take goes to the app with all its bytes.
 package proxy
 
 import (
@@ -23,24 +25,28 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
-// ErrDrained, as the cause why the context of Serve was cancelled, has connections ended in order, within seconds, where that is possible: those of HTTP/1
-// between two requests, those of HTTP/2 by GOAWAY. Any other cause has them reset.
+// ErrDrained, as the cause why the context of Serve was cancelled, has connections ended in order,
+// within seconds, where that is possible: those of HTTP/1 between two requests, those of HTTP/2 by
+// GOAWAY. Any other cause has them reset.
 var ErrDrained = router.ErrDrained
 
-// DefaultOpenTimeout is how long a laptop may take to connect to its local process before the app gets the request.
+// DefaultOpenTimeout is how long a laptop may take to connect to its local process before the app
+// gets the request.
 const DefaultOpenTimeout = 2 * time.Second
 
-// AppDialer opens connections to the app, inside the pod's network namespace and from the pod's own address, so that they
-// are not steered again. client is who is being served, so that the app can be told; app is the address that the client
-// had connected to.
+// AppDialer opens connections to the app, inside the pod's network namespace and from the pod's own
+// address, so that they are not steered again. client is who is being served, so that the app can
+// be told; app is the address that the client had connected to.
 type AppDialer interface {
-	// DialApp does not wait. Where that is needed, it gives what waits until there is a connection; nil: there is one.
-	// soon says that there is something to be written at once.
-	DialApp(client, app netip.AddrPort, soon bool) (s stream.Socket, wait func(context.Context) error, err error)
+	// DialApp does not wait. Where that is needed, it gives what waits until there is a connection;
+	// nil: there is one. soon says that there is something to be written at once.
+	DialApp(client, app netip.AddrPort, soon bool) (s stream.Socket, wait func(context.Context) error,
+		err error)
 }
 
-// Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when there is no connection to
-// the manager. ctx bounds the opening, and has no say over the tunnel after it.
+// Tunnels opens tunnels to laptops. OPEN has been sent when Open returns; it fails at once when
+// there is no connection to the manager. ctx bounds the opening, and has no say over the tunnel
+// after it.
 type Tunnels interface {
 	Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error)
 }

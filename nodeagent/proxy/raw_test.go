@@ -21,7 +21,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
 )
 
-// switching is a server that answers an upgrade or a CONNECT and then echoes, with its name in front.
+// switching is a server that answers an upgrade or a CONNECT and then echoes, with its name in
+// front.
 func switching(t *testing.T, name string) string {
 	return rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
 		for {
@@ -75,7 +76,8 @@ func TestSwitchedConnections(t *testing.T) {
 				}()
 				got, err := c.rest()
 				require.NoError(t, err)
-				assert.True(t, got == fmt.Sprintf("%s:GET / HTTP/1.1\r\nHost: o\r\n%s\r\n%s", who, mine, big), "%d bytes", len(got))
+				assert.True(t, got == fmt.Sprintf("%s:GET / HTTP/1.1\r\nHost: o\r\n%s\r\n%s", who, mine,
+					big), "%d bytes", len(got))
 			})
 		}
 	}
@@ -108,9 +110,11 @@ func TestAmbiguousConnectionsAreTheApps(t *testing.T) {
 			})
 			w := newWorld(t, app, says(t, "laptop"))
 			w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
-			for _, marked := range []string{first, strings.Replace(first, "Host: o\r\n", "Host: o\r\n"+mine, 1)} {
+			for _, marked := range []string{first,
+				strings.Replace(first, "Host: o\r\n", "Host: o\r\n"+mine, 1)} {
 				for _, piece := range []int{1 << 20, 1} {
-					if piece == 1 && marked != first && (strings.HasPrefix(name, "chunk ") || strings.HasPrefix(name, "trailer ")) {
+					if piece == 1 && marked != first &&
+						(strings.HasPrefix(name, "chunk ") || strings.HasPrefix(name, "trailer ")) {
 						continue // its head is claimed, and on its way before the doubt arises
 					}
 					c := w.connect()

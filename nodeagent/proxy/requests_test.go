@@ -34,7 +34,8 @@ func TestMatchedGoesToTheLaptopAndAllElseToTheApp(t *testing.T) {
 
 func TestTwoInterceptsShareAConnection(t *testing.T) {
 	w := newWorld(t, says(t, "app"), says(t, "laptop"))
-	w.target.SetRules([]Rule{rule(t, "a", "x-dev", "a"), rule(t, "b", "x-dev", "b"), rule(t, "b2", "x-dev", "b")}, Kubelet{})
+	w.target.SetRules([]Rule{rule(t, "a", "x-dev", "a"), rule(t, "b", "x-dev", "b"),
+		rule(t, "b2", "x-dev", "b")}, Kubelet{})
 	c := w.connect()
 	for range 3 {
 		assert.Equal(t, "laptop GET / 0\n", c.get("/", "x-dev: a\r\n"))
@@ -154,7 +155,8 @@ func TestAMatchedRequestWaitsForUnansweredOnes(t *testing.T) {
 	assert.Equal(t, []string{"app", "laptop"}, order)
 }
 
-// echoServer answers each request with a chunked body that holds the request's bytes as they arrived, until the client stops.
+// echoServer answers each request with a chunked body that holds the request's bytes as they
+// arrived, until the client stops.
 func echoServer(t *testing.T, name string, seen *bytes.Buffer, mu *sync.Mutex) string {
 	return rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
 		var got bytes.Buffer
@@ -201,7 +203,8 @@ func TestBytesPassUnalteredInBothDirections(t *testing.T) {
 			rand.Read(big)
 			var all bytes.Buffer
 			fmt.Fprintf(&all, "GET /a%%20b?q=%%2F#f HTTP/1.1\r\nhOsT:  x \r\nA:1\r\nB: \r\na: 2\r\n%s\r\n", more)
-			fmt.Fprintf(&all, "POST / HTTP/1.1\r\nHost: x\r\ncontent-LENGTH:%d\r\n%s\r\n%s", len(big), more, big)
+			fmt.Fprintf(&all, "POST / HTTP/1.1\r\nHost: x\r\ncontent-LENGTH:%d\r\n%s\r\n%s", len(big),
+				more, big)
 			fmt.Fprintf(&all, "PUT http://h/p HTTP/1.1\r\nHost: x\r\n%stransfer-Encoding: \t CHUNKED\r\n\r\n5\r\nhello\r\n%x;a;b=c\r\n%s\r\n"+
 				"0\r\ntr: ail\r\n\r\n", more, len(big), big)
 			for i := range 100 {
@@ -220,10 +223,12 @@ func TestBytesPassUnalteredInBothDirections(t *testing.T) {
 			}
 			want := collect(direct)
 			got := collect(w.addr)
-			assert.True(t, bytes.Equal(want, got), "what the client gets: %d bytes, want %d", len(got), len(want))
+			assert.True(t, bytes.Equal(want, got), "what the client gets: %d bytes, want %d", len(got),
+				len(want))
 			mu.Lock()
 			defer mu.Unlock()
-			assert.True(t, bytes.Equal(all.Bytes(), seen.Bytes()), "what the server gets: %d bytes, want %d", seen.Len(), all.Len())
+			assert.True(t, bytes.Equal(all.Bytes(), seen.Bytes()),
+				"what the server gets: %d bytes, want %d", seen.Len(), all.Len())
 			if matched {
 				assert.EqualValues(t, 103, w.target.Stats().Intercepts["uid-1"].Matched)
 			}
@@ -318,7 +323,8 @@ func TestAnExpectationThatIsRefusedEndsTheParsing(t *testing.T) {
 	c.send("POST /1 HTTP/1.1\r\nHost: o\r\nExpect: 100-continue\r\nContent-Length: 400\r\n\r\n")
 	resp, _ := c.response("POST")
 	assert.Equal(t, "app /1", resp.Header.Get("X"))
-	// This app takes what follows for a request, another might take it for the body. It is the app's in any case.
+	// This app takes what follows for a request, another might take it for the body. It is the
+	// app's in any case.
 	c.send("GET /2 HTTP/1.1\r\nHost: o\r\n%s\r\n", mine)
 	resp, _ = c.response("GET")
 	assert.Equal(t, "app /2", resp.Header.Get("X"))
@@ -386,7 +392,8 @@ func TestConnectionCloseIsHonoured(t *testing.T) {
 
 func TestRealClientsManyConnectionsAtOnce(t *testing.T) {
 	w := newWorld(t, says(t, "app"), says(t, "laptop"))
-	w.proxy.cfg.OpenTimeout = time.Minute // all at once may take a slow machine some time, and none may go to the app instead
+	// all at once may take a slow machine some time, and none may go to the app instead
+	w.proxy.cfg.OpenTimeout = time.Minute
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	const conns, each = 32, 60
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: conns, MaxConnsPerHost: conns}}
@@ -396,7 +403,8 @@ func TestRealClientsManyConnectionsAtOnce(t *testing.T) {
 		wg.Go(func() {
 			for j := range each {
 				size := (i*j*997 + j) % 200_000
-				req, _ := http.NewRequest("POST", fmt.Sprintf("http://%s/%d/%d", w.addr, i, j), bytes.NewReader(make([]byte, size)))
+				req, _ := http.NewRequest("POST", fmt.Sprintf("http://%s/%d/%d", w.addr, i, j),
+					bytes.NewReader(make([]byte, size)))
 				who := "app"
 				if (i+j)%3 == 0 {
 					who = "laptop"

@@ -23,7 +23,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
 )
 
-// program finds a program that tests/deps.sh installs. Where that has not been run, the test is skipped.
+// program finds a program that tests/deps.sh installs. Where that has not been run, the test is
+// skipped.
 func program(t *testing.T, name string) string {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -97,8 +98,8 @@ func realServers(t *testing.T, test func(t *testing.T, addr string)) {
 
 var changing = regexp.MustCompile(`(?m)^Date: .*$`)
 
-// conversation sends everything at once and a half-close, and returns all that comes back. A server that closes with bytes unread resets the connection, which
-// may cost the end of what it has said.
+// conversation sends everything at once and a half-close, and returns all that comes back. A server
+// that closes with bytes unread resets the connection, which may cost the end of what it has said.
 func conversation(t *testing.T, addr, data string) (got string, reset bool) {
 	c := connect(t, addr)
 	c.SetDeadline(time.Now().Add(20 * time.Second))
@@ -132,7 +133,8 @@ func TestRealServersAnswerAsTheyDoDirectly(t *testing.T) {
 		}
 		assert.Zero(t, w.laptop.opened())
 		for _, name := range slices.Sorted(maps.Keys(corpus.Ambiguous)) {
-			// A request that is hidden behind an ambiguous one is the app's alone, even if it looks as if it were claimed.
+			// A request that is hidden behind an ambiguous one is the app's alone, even if it looks
+			// as if it were claimed.
 			assertSameConversation(t, name, addr, w.addr, corpus.Ambiguous[name]+fmt.Sprintf(next, mine))
 		}
 		assert.Zero(t, w.laptop.opened())
@@ -172,7 +174,8 @@ func TestHugeHeadsAreTheAppsBusiness(t *testing.T) {
 		w := newWorld(t, addr, says(t, "laptop"))
 		w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 		for _, size := range []int{10 << 10, 30 << 10, 100 << 10, 1200 << 10} {
-			data := "GET / HTTP/1.1\r\nHost: o\r\nConnection: close\r\nX: " + strings.Repeat("x", size) + "\r\n\r\n"
+			data := "GET / HTTP/1.1\r\nHost: o\r\nConnection: close\r\nX: " +
+				strings.Repeat("x", size) + "\r\n\r\n"
 			assertSameConversation(t, fmt.Sprint(size), addr, w.addr, data)
 		}
 	})

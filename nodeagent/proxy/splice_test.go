@@ -17,7 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// readBytes is how many bytes this process has read by read(2) and the like, from /proc/self/io. splice(2) does not count.
+// readBytes is how many bytes this process has read by read(2) and the like, from /proc/self/io.
+// splice(2) does not count.
 func readBytes(t *testing.T) int64 {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/io")
@@ -61,7 +62,8 @@ func TestLargeBodiesPassUnread(t *testing.T) {
 			require.NoError(t, err)
 			resp.Body.Close()
 			assert.Positive(t, n)
-			assert.Less(t, readBytes(t)-before, int64(size*3/2), "bytes read, which are the client's and the app's")
+			assert.Less(t, readBytes(t)-before, int64(size*3/2),
+				"bytes read, which are the client's and the app's")
 		})
 	}
 }

@@ -16,7 +16,8 @@ import (
 // Rule is one intercept's claim on a target.
 type Rule struct {
 	InterceptUID, Namespace, Name string
-	// TCP claims whole connections, when they are opened; a connected tcp rule has them before any other rule. Else HTTP says which requests are claimed.
+	// TCP claims whole connections, when they are opened; a connected tcp rule has them before any
+	// other rule. Else HTTP says which requests are claimed.
 	TCP  bool
 	HTTP match.Rule
 	// Connected is false while the laptop is away: the rule is then not tried.
@@ -25,7 +26,8 @@ type Rule struct {
 	Wiretap bool
 }
 
-// Kubelet tells how the kubelet probes a target, and from which addresses. Probes are never given to a laptop.
+// Kubelet tells how the kubelet probes a target, and from which addresses. Probes are never given
+// to a laptop.
 type Kubelet struct {
 	HostIPs   []netip.Addr
 	HTTPPaths []string
@@ -36,10 +38,12 @@ type Kubelet struct {
 
 // Stats is a target's state at one moment.
 type Stats struct {
-	Connections uint64                    // served since the target was made
-	Open        int                       // being served now
-	TLS, HTTP   uint64                    // of the connections that were looked into, those that began with a TLS handshake, and those with HTTP
-	Intercepts  map[string]InterceptStats // by InterceptUID, of the rules in force
+	Connections uint64 // served since the target was made
+	Open        int    // being served now
+	// of the connections that were looked into, those that began with a TLS handshake, and those
+	// with HTTP
+	TLS, HTTP  uint64
+	Intercepts map[string]InterceptStats // by InterceptUID, of the rules in force
 }
 
 // InterceptStats counts what one intercept claimed: connections of a tcp rule, requests of another.
@@ -93,9 +97,11 @@ func NewTarget(pod string, app AppDialer) *Target {
 	return t
 }
 
-// SetRules puts rules into force. When several rules claim a request, the first in the slice has it; wiretaps all get their copies. Open connections
-// follow at their next request, wiretaps of whole connections at the next connection; connections that a removed tcp rule gave to a laptop are reset, requests on their way to a
-// laptop finish. The counters of a rule live as long as its intercept is among the rules.
+// SetRules puts rules into force. When several rules claim a request, the first in the slice has
+// it; wiretaps all get their copies. Open connections follow at their next request, wiretaps of
+// whole connections at the next connection; connections that a removed tcp rule gave to a laptop
+// are reset, requests on their way to a laptop finish. The counters of a rule live as long as its
+// intercept is among the rules.
 func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 	t.setting.Lock()
 	defer t.setting.Unlock()
@@ -106,7 +112,8 @@ func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 		if r.Wiretap {
 			among, to = before.taps, &after.taps
 		}
-		i := slices.IndexFunc(among, func(c claimed) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
+		i := slices.IndexFunc(among,
+			func(c claimed) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
 		in := &intercept{tunnels: make(map[*tracked]struct{})}
 		if i >= 0 {
 			in = among[i].intercept
@@ -132,7 +139,8 @@ func (t *Target) Claims(head match.Head) (interceptUID string) {
 
 // Stats returns the counters.
 func (t *Target) Stats() Stats {
-	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), TLS: t.tls.Load(), HTTP: t.http.Load(), Intercepts: make(map[string]InterceptStats)}
+	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), TLS: t.tls.Load(),
+		HTTP: t.http.Load(), Intercepts: make(map[string]InterceptStats)}
 	for _, c := range t.rules.Load().claimed {
 		one := s.Intercepts[c.InterceptUID]
 		one.Matched += c.matched.Load()

@@ -14,7 +14,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// serveWhole gives a connection to the laptop of a tcp rule, or to the app if the laptop cannot take it.
+// serveWhole gives a connection to the laptop of a tcp rule, or to the app if the laptop cannot
+// take it.
 func (c *connection) serveWhole(ctx context.Context, rule *claimed) {
 	var in stream.Buffer
 	defer in.Free()
@@ -50,7 +51,8 @@ func (c *connection) serveWhole(ctx context.Context, rule *claimed) {
 
 var errClientGone = errors.New("client reset the connection")
 
-// openWhole opens the tunnel. Until the laptop has answered, what the client sends is sent on and kept in b, which bounds it.
+// openWhole opens the tunnel. Until the laptop has answered, what the client sends is sent on and
+// kept in b, which bounds it.
 func (c *connection) openWhole(ctx context.Context, rule *claimed, b *stream.Buffer) (*tunnel.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.proxy.cfg.OpenTimeout)
 	defer cancel()
@@ -58,7 +60,8 @@ func (c *connection) openWhole(ctx context.Context, rule *claimed, b *stream.Buf
 	if err != nil {
 		return nil, fmt.Errorf("open tunnel: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { t.Reset("laptop did not answer in time") }) // a write may be held back
+	// a write may be held back
+	stop := context.AfterFunc(ctx, func() { t.Reset("laptop did not answer in time") })
 	answer := make(chan error, 1)
 	go func() {
 		opened, err := t.Opened(ctx)
@@ -87,7 +90,8 @@ func (c *connection) openWhole(ctx context.Context, rule *claimed, b *stream.Buf
 	return t, nil
 }
 
-// speculate sends what the client sends, until it is interrupted, and reports whether the client is gone.
+// speculate sends what the client sends, until it is interrupted, and reports whether the client is
+// gone.
 func (c *connection) speculate(t *tunnel.Conn, b *stream.Buffer) (gone bool) {
 	sent := 0
 	for {

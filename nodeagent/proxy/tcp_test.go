@@ -22,7 +22,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 )
 
-// named greets if it speaks first, and answers everything up to the client's half-close with its name and what it got.
+// named greets if it speaks first, and answers everything up to the client's half-close with its
+// name and what it got.
 func named(t *testing.T, name string, first bool) string {
 	return rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
 		if first {
@@ -79,7 +80,8 @@ func TestTheAppGetsAConnectionWithAllItsBytes(t *testing.T) {
 		"nothing listens on the laptop": func(l *laptop) { l.local = "127.0.0.1:1" },
 		"nobody answers OPEN":           func(l *laptop) { l.delay = make(chan struct{}) },
 	} {
-		for size, say := range map[string]string{"nothing": "", "little": "abc", "much": strings.Repeat("0123456789", 50_000)} {
+		for size, say := range map[string]string{"nothing": "", "little": "abc",
+			"much": strings.Repeat("0123456789", 50_000)} {
 			t.Run(name+", "+size, func(t *testing.T) {
 				w := newWorld(t, named(t, "app", true), named(t, "laptop", false))
 				w.laptop.set(spoil)
@@ -175,7 +177,8 @@ func TestResetsPassThroughTunnels(t *testing.T) {
 }
 
 func TestCancellingServeResetsAllKindsOfConnections(t *testing.T) {
-	for name, rules := range map[string][]Rule{"tcp": {tcpRule()}, "none": nil, "raw": {{InterceptUID: "x", TCP: true}}} {
+	for name, rules := range map[string][]Rule{"tcp": {tcpRule()}, "none": nil,
+		"raw": {{InterceptUID: "x", TCP: true}}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, named(t, "app", true), named(t, "laptop", true))
 			w.target.SetRules(rules, Kubelet{})
@@ -193,7 +196,8 @@ func TestCancellingServeResetsAllKindsOfConnections(t *testing.T) {
 
 func TestKubeletProbesReachTheApp(t *testing.T) {
 	const probe = "User-Agent: kube-probe/1.34\r\n"
-	node := Kubelet{HostIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, HTTPPaths: []string{"/healthz"}, TCP: true, GRPC: true}
+	node := Kubelet{HostIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
+		HTTPPaths: []string{"/healthz"}, TCP: true, GRPC: true}
 	t.Run("from a rule for requests", func(t *testing.T) {
 		w := newWorld(t, says(t, "app"), says(t, "laptop"))
 		all := Rule{InterceptUID: "all", Connected: true}

@@ -57,10 +57,11 @@ func httpsClient(t *testing.T, addr string, config *tls.Config, size int, h2 boo
 	if !h2 {
 		config.NextProtos = []string{"http/1.1"}
 	}
-	tr := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: h2, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-		return pieces{c, size}, err
-	}}
+	tr := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: h2,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+			return pieces{c, size}, err
+		}}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
 }

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/net/websocket"
 )
 
-// chatting is a server with a WebSocket at /chat that greets with its name and echoes messages; elsewhere it answers with its name.
+// chatting is a server with a WebSocket at /chat that greets with its name and echoes messages;
+// elsewhere it answers with its name.
 func chatting(t *testing.T, name string) string {
 	chat := websocket.Server{Handler: func(c *websocket.Conn) {
 		c.MaxPayloadBytes = 8 << 20

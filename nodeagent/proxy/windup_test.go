@@ -45,8 +45,11 @@ func sayApp(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "app") }
 
 func TestIdleConnectionsEndInOrder(t *testing.T) {
 	for name, use := range map[string]func(c *rawClient){
-		"after an answer of the app":        func(c *rawClient) { require.Equal(t, "app", c.get("/", "")) },
-		"after an answer of the laptop":     func(c *rawClient) { require.Contains(t, c.get("/", mine), "laptop") },
+		"after an answer of the app": func(c *rawClient) { require.Equal(t, "app", c.get("/", "")) },
+		"after an answer of the laptop": func(c *rawClient) {
+			require.Contains(t, c.get("/", mine),
+				"laptop")
+		},
 		"of a client that has said nothing": func(*rawClient) {},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +100,8 @@ func TestConnectionsThatDoNotEndAreReset(t *testing.T) {
 	}
 }
 
-// Clients that ask again as soon as they are answered get all answers but, perhaps, that to a request which crosses with the end.
+// Clients that ask again as soon as they are answered get all answers but, perhaps, that to a
+// request which crosses with the end.
 func TestBusyConnectionsEndBetweenRequests(t *testing.T) {
 	w, end := ending(t, sayApp, says(t, "laptop"))
 	var answered, ended, crossed, reset atomic.Int64
@@ -160,11 +164,13 @@ func TestHTTP2ConnectionsEndByGoAway(t *testing.T) {
 			e := hpack.NewEncoder(&block)
 			ask := func(id uint32, path string, more ...hpack.HeaderField) {
 				block.Reset()
-				for _, h := range append([]hpack.HeaderField{{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"},
+				for _, h := range append([]hpack.HeaderField{{Name: ":method", Value: "GET"},
+					{Name: ":scheme", Value: "http"},
 					{Name: ":authority", Value: "orders"}, {Name: ":path", Value: path}}, more...) {
 					require.NoError(t, e.WriteField(h))
 				}
-				require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}))
+				require.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: id,
+					BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}))
 			}
 			ended := func(id uint32) { awaitEnd(t, f, id) }
 			ask(1, "/")
@@ -196,7 +202,8 @@ func TestHTTP2ConnectionsEndByGoAway(t *testing.T) {
 
 // h2Says is a server that answers with its name by HTTP/2.
 func h2Says(t *testing.T, name string) string {
-	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, name) })}
+	s := &http.Server{Protocols: new(http.Protocols),
+		Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, name) })}
 	s.Protocols.SetUnencryptedHTTP2(true)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -224,7 +231,8 @@ func awaitEnd(t *testing.T, f *http2.Framer, id uint32) {
 	t.Helper()
 	await(t, f, func(frame http2.Frame) bool {
 		h := frame.Header()
-		return h.StreamID == id && (h.Type == http2.FrameData || h.Type == http2.FrameHeaders) && h.Flags.Has(http2.FlagDataEndStream)
+		return h.StreamID == id && (h.Type == http2.FrameData || h.Type == http2.FrameHeaders) &&
+			h.Flags.Has(http2.FlagDataEndStream)
 	})
 }
 

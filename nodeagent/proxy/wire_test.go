@@ -50,16 +50,19 @@ func (b bursts) Read(p []byte) (int, error) {
 	return b.Reader.Read(p[:min(len(p), 1+b.sizes.IntN(1<<b.sizes.IntN(18)))])
 }
 
-// TestMuchRandomTrafficHasTheSameHashAtBothEnds sends random bytes in both directions at once over every kind of connection that there is.
+// TestMuchRandomTrafficHasTheSameHashAtBothEnds sends random bytes in both directions at once over
+// every kind of connection that there is.
 func TestMuchRandomTrafficHasTheSameHashAtBothEnds(t *testing.T) {
 	const size = 24 << 20
 	for name, test := range map[string]struct {
 		rules []Rule
 		start string // of the connection
 	}{
-		"unread":                        {[]Rule{headerRule(t)}, "\x00"},
-		"an upgrade by the app":         {[]Rule{headerRule(t)}, "GET / HTTP/1.1\r\nHost: o\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"},
-		"an upgrade by the laptop":      {[]Rule{headerRule(t)}, "GET / HTTP/1.1\r\nHost: o\r\n" + mine + "Connection: upgrade\r\nUpgrade: x\r\n\r\n"},
+		"unread": {[]Rule{headerRule(t)}, "\x00"},
+		"an upgrade by the app": {[]Rule{headerRule(t)},
+			"GET / HTTP/1.1\r\nHost: o\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"},
+		"an upgrade by the laptop": {[]Rule{headerRule(t)}, "GET / HTTP/1.1\r\nHost: o\r\n" +
+			mine + "Connection: upgrade\r\nUpgrade: x\r\n\r\n"},
 		"CONNECT":                       {[]Rule{headerRule(t)}, "CONNECT o:1 HTTP/1.1\r\nHost: o\r\n\r\n"},
 		"a tcp rule":                    {[]Rule{tcpRule()}, "\x00"},
 		"a tcp rule of a laptop away":   {[]Rule{{InterceptUID: "x", TCP: true}}, "\x00"},
@@ -116,7 +119,8 @@ func TestAServerThatSpeaksFirstIsHeardAtOnce(t *testing.T) {
 		io.WriteString(c, "220 ready\r\n")
 		r.ReadByte()
 	})
-	// The fastest of several tries: the machine may be busy with something else, but a delay would be in each.
+	// The fastest of several tries: the machine may be busy with something else, but a delay would
+	// be in each.
 	fastest := func(addr string) time.Duration {
 		best := time.Hour
 		for range 20 {
@@ -132,7 +136,8 @@ func TestAServerThatSpeaksFirstIsHeardAtOnce(t *testing.T) {
 	}
 	w := newWorld(t, banner, banner)
 	direct := fastest(banner)
-	for name, rules := range map[string][]Rule{"no rules": nil, "rules for requests": {headerRule(t)}, "a tcp rule": {tcpRule()}} {
+	for name, rules := range map[string][]Rule{"no rules": nil, "rules for requests": {headerRule(t)},
+		"a tcp rule": {tcpRule()}} {
 		t.Run(name, func(t *testing.T) {
 			w.target.SetRules(rules, Kubelet{})
 			through := fastest(w.addr)
@@ -142,10 +147,12 @@ func TestAServerThatSpeaksFirstIsHeardAtOnce(t *testing.T) {
 	}
 }
 
-// TestEndsOfConnectionsArriveAsTheyAre tries each way to end a connection, from both sides, over each way through the proxy.
+// TestEndsOfConnectionsArriveAsTheyAre tries each way to end a connection, from both sides, over
+// each way through the proxy.
 func TestEndsOfConnectionsArriveAsTheyAre(t *testing.T) {
 	for name, rules := range map[string][]Rule{
-		"no rules": nil, "rules for requests": {headerRule(t)}, "a tcp rule": {tcpRule()}, "a tcp rule of a laptop away": {{InterceptUID: "x", TCP: true}},
+		"no rules": nil, "rules for requests": {headerRule(t)}, "a tcp rule": {tcpRule()},
+		"a tcp rule of a laptop away": {{InterceptUID: "x", TCP: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ends := make(chan error, 1)
@@ -195,7 +202,10 @@ func TestEndsOfConnectionsArriveAsTheyAre(t *testing.T) {
 
 			c = w.connect()
 			c.send("z")
-			opened := func() bool { return w.target.Stats().Open == 1 && (w.appDials() > 3 || w.laptop.opened() > 3) }
+			opened := func() bool {
+				return w.target.Stats().Open == 1 &&
+					(w.appDials() > 3 || w.laptop.opened() > 3)
+			}
 			require.Eventually(t, opened, 30*time.Second, time.Millisecond)
 			c.SetLinger(0)
 			c.Close()
@@ -204,9 +214,11 @@ func TestEndsOfConnectionsArriveAsTheyAre(t *testing.T) {
 	}
 }
 
-// TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule makes the probes that the kubelet makes, in the way it makes them.
+// TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule makes the probes that the kubelet makes, in
+// the way it makes them.
 func TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule(t *testing.T) {
-	serve := func(name string, status grpc_health_v1.HealthCheckResponse_ServingStatus) (httpAddr, grpcAddr string) {
+	serve := func(name string, status grpc_health_v1.HealthCheckResponse_ServingStatus) (httpAddr,
+		grpcAddr string) {
 		s, h := grpc.NewServer(), health.NewServer()
 		h.SetServingStatus("", status)
 		grpc_health_v1.RegisterHealthServer(s, h)
@@ -218,11 +230,14 @@ func TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule(t *testing.T) {
 	}
 	appHTTP, appGRPC := serve("app", grpc_health_v1.HealthCheckResponse_SERVING)
 	laptopHTTP, laptopGRPC := serve("laptop", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
-	kubelet := Kubelet{HostIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, HTTPPaths: []string{"/healthz"}, TCP: true, GRPC: true}
+	kubelet := Kubelet{HostIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
+		HTTPPaths: []string{"/healthz"}, TCP: true, GRPC: true}
 	every := Rule{InterceptUID: "all", Namespace: "shop", Name: "orders", Connected: true}
 	for name, rules := range map[string][]Rule{
-		"requests with a header": {rule(t, "ua", "user-agent", "kube-probe/1.34")}, "every request": {every}, "every connection": {tcpRule()},
-		"every connection and every request": {tcpRule(), every}, "a laptop that is away": {{InterceptUID: "x", TCP: true}},
+		"requests with a header": {rule(t, "ua", "user-agent", "kube-probe/1.34")},
+		"every request":          {every}, "every connection": {tcpRule()},
+		"every connection and every request": {tcpRule(), every},
+		"a laptop that is away":              {{InterceptUID: "x", TCP: true}},
 	} {
 		t.Run("http, "+name, func(t *testing.T) {
 			w := newWorld(t, appHTTP, laptopHTTP)
@@ -247,7 +262,8 @@ func TestEveryKindOfProbeReachesTheAppUnderEveryKindOfRule(t *testing.T) {
 		t.Run("grpc, "+name, func(t *testing.T) {
 			w := newWorld(t, appGRPC, laptopGRPC)
 			w.target.SetRules(rules, kubelet)
-			cc, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUserAgent("kube-probe/1.34"))
+			cc, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithUserAgent("kube-probe/1.34"))
 			require.NoError(t, err)
 			defer cc.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

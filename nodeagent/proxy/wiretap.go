@@ -19,7 +19,8 @@ func (in *intercept) tapFor(p *Proxy, name string) *tap.Tap {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.tap == nil && !in.ended {
-		in.tap = tap.New(tap.Config{Name: name, Budget: &p.copies, OpenTimeout: p.cfg.OpenTimeout, Log: p.cfg.Log})
+		in.tap = tap.New(tap.Config{Name: name, Budget: &p.copies, OpenTimeout: p.cfg.OpenTimeout,
+			Log: p.cfg.Log})
 	}
 	return in.tap
 }
@@ -52,7 +53,8 @@ func (c *connection) begin(rule *claimed, r tap.Request) *tap.Copy {
 // copyRequest begins the copies of a request of HTTP/1 that goes to the app.
 func (c *connection) copyRequest(head *http1.Request) (copies tap.Copies) {
 	for _, rule := range c.tapping(head) {
-		if one := c.begin(rule, tap.Request{Protocol: tap.HTTP1, Kind: head.Kind(), Last: !head.Persists()}); one != nil {
+		if one := c.begin(rule, tap.Request{Protocol: tap.HTTP1, Kind: head.Kind(),
+			Last: !head.Persists()}); one != nil {
 			copies = append(copies, one)
 		}
 	}
@@ -88,7 +90,8 @@ func (c *connection) tapping(head match.Head) (wanted []*claimed) {
 	return wanted
 }
 
-// reach begins to connect to the app, with a copy of what the app is sent for each wiretap of whole connections.
+// reach begins to connect to the app, with a copy of what the app is sent for each wiretap of whole
+// connections.
 func (c *connection) reach(soon bool) (stream.Duplex, func(context.Context) error, error) {
 	app, wait, err := c.dial(soon)
 	if err != nil {
@@ -117,8 +120,8 @@ func (c *connection) connect(ctx context.Context) (stream.Duplex, error) {
 	return app, nil
 }
 
-// wholeCopy is the copy of a connection. It begins with the first bytes, so that connections on which nothing is said, as the kubelet makes them, are not
-// copied.
+// wholeCopy is the copy of a connection. It begins with the first bytes, so that connections on
+// which nothing is said, as the kubelet makes them, are not copied.
 type wholeCopy struct {
 	*connection
 	begun  bool
@@ -136,7 +139,8 @@ func (w *wholeCopy) Write(p []byte) {
 func (w *wholeCopy) start(p []byte) {
 	w.begun = true
 	now := w.target.rules.Load()
-	if k := &now.kubelet; k.mayProbe(w.remote.Addr()) && (namesKubelet(p) || k.GRPC && bytes.HasPrefix(p, http2Preface)) {
+	if k := &now.kubelet; k.mayProbe(w.remote.Addr()) &&
+		(namesKubelet(p) || k.GRPC && bytes.HasPrefix(p, http2Preface)) {
 		return
 	}
 	for i := range now.taps {

@@ -14,8 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkWiretap reports what an app behind the proxy is asked for under the same load without a wiretap, with one that matches nothing, with one that matches
-// everything and whose laptop answers, and with one whose laptop hangs. The laptop, and the tunnels to it, share this machine's processors with the app and its load.
+// BenchmarkWiretap reports what an app behind the proxy is asked for under the same load without a
+// wiretap, with one that matches nothing, with one that matches everything and whose laptop
+// answers, and with one whose laptop hangs. The laptop, and the tunnels to it, share this machine's
+// processors with the app and its load.
 func BenchmarkWiretap(b *testing.B) {
 	apps := make([]string, 2) // the app, and the laptop's local process
 	for i := range apps {
@@ -41,7 +43,8 @@ func BenchmarkWiretap(b *testing.B) {
 		rules []Rule
 		local string
 	}{
-		{"none", nil, apps[1]}, {"no-match", []Rule{other}, apps[1]}, {"all", []Rule{tapRule()}, apps[1]}, {"all-hanging", []Rule{tapRule()}, hang},
+		{"none", nil, apps[1]}, {"no-match", []Rule{other}, apps[1]},
+		{"all", []Rule{tapRule()}, apps[1]}, {"all-hanging", []Rule{tapRule()}, hang},
 	}
 	for _, load := range []struct {
 		kind  string

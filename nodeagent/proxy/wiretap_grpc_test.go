@@ -41,7 +41,8 @@ type call struct {
 
 func (c *calls) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
-	return context.WithValue(ctx, callKey{}, &call{name: fmt.Sprint(info.FullMethodName, md["x-dev"], md["te"], md["odd-bin"])})
+	return context.WithValue(ctx, callKey{},
+		&call{name: fmt.Sprint(info.FullMethodName, md["x-dev"], md["te"], md["odd-bin"])})
 }
 
 func (c *calls) HandleRPC(ctx context.Context, s stats.RPCStats) {
@@ -90,12 +91,16 @@ func TestAWiretapOfGRPC(t *testing.T) {
 			for range 3 {
 				clients.Go(func() {
 					ctx, _ := as(t, true)
-					assert.NoError(t, callAll(metadata.AppendToOutgoingContext(ctx, "odd-bin", "\x00\xff"), c, "app"))
+					assert.NoError(t, callAll(metadata.AppendToOutgoingContext(ctx, "odd-bin",
+						"\x00\xff"), c, "app"))
 				})
 			}
 		}
 		clients.Wait()
-		require.Eventually(t, func() bool { return assert.ObjectsAreEqual(atApp.seen(), atLaptop.seen()) }, 20*time.Second, 5*time.Millisecond,
+		require.Eventually(t, func() bool {
+			return assert.ObjectsAreEqual(atApp.seen(),
+				atLaptop.seen())
+		}, 20*time.Second, 5*time.Millisecond,
 			"%v\n%v", atApp, atLaptop)
 		assert.Equal(t, tap.Counts{Copied: 45}, w.copies())
 		w.settled()
@@ -131,19 +136,22 @@ func TestAWiretapOfGRPC(t *testing.T) {
 		ctx, cancel := context.WithCancel(ctx)
 		s, err := grpcClient(t, w.addr).FullDuplexCall(ctx)
 		require.NoError(t, err)
-		require.NoError(t, s.Send(&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 1}}}))
+		require.NoError(t, s.Send(
+			&pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 1}}}))
 		_, err = s.Recv()
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return arrived.received() == 1 }, 30*time.Second, time.Millisecond)
 		cancel()
 		_, err = s.Recv()
 		assert.Error(t, err)
-		require.Eventually(t, func() bool { return atApp.givenUp() == 1 && atLaptop.givenUp() == 1 }, 30*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return atApp.givenUp() == 1 && atLaptop.givenUp() == 1 },
+			30*time.Second, time.Millisecond)
 		assert.Equal(t, tap.Counts{Copied: 1, Cut: 1}, w.copies())
 	})
 	t.Run("changes nothing when the laptop speaks no HTTP/2, or hangs", func(t *testing.T) {
 		_, _, app := grpcServer(t, "app")
-		for _, local := range []string{says(t, "laptop"), "127.0.0.1:1", rawServer(t, func(*net.TCPConn, *bufio.Reader) { <-t.Context().Done() })} {
+		for _, local := range []string{says(t, "laptop"), "127.0.0.1:1",
+			rawServer(t, func(*net.TCPConn, *bufio.Reader) { <-t.Context().Done() })} {
 			w := patient(t, app, local)
 			w.target.SetRules([]Rule{tapRule()}, Kubelet{})
 			c := grpcClient(t, w.addr)
@@ -167,7 +175,8 @@ func TestBodiesOfHTTP2AreCopiedWhole(t *testing.T) {
 				return
 			}
 			mu.Lock()
-			got[fmt.Sprintf("%s %s %s %x %s", r.Method, r.Host, r.RequestURI, bytes.Count(p, []byte{7}), r.Trailer.Get("Sum"))] += len(p) + len(name)
+			got[fmt.Sprintf("%s %s %s %x %s", r.Method, r.Host, r.RequestURI, bytes.Count(p, []byte{7}),
+				r.Trailer.Get("Sum"))] += len(p) + len(name)
 			mu.Unlock()
 			rw.Write(p)
 		})
@@ -180,7 +189,8 @@ func TestBodiesOfHTTP2AreCopiedWhole(t *testing.T) {
 	defer client.CloseIdleConnections()
 	for _, size := range []int{0, 1, 70_000, 2_000_000} {
 		body := bytes.Repeat([]byte{7}, size)
-		req, err := http.NewRequest("POST", "http://"+w.addr+fmt.Sprint("/", size), io.MultiReader(bytes.NewReader(body)))
+		req, err := http.NewRequest("POST", "http://"+w.addr+fmt.Sprint("/", size),
+			io.MultiReader(bytes.NewReader(body)))
 		require.NoError(t, err)
 		req.Trailer = http.Header{"Sum": {fmt.Sprint("trailer ", size)}}
 		resp, err := client.Do(req)
@@ -194,7 +204,8 @@ func TestBodiesOfHTTP2AreCopiedWhole(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	for _, size := range []int{0, 1, 70_000, 2_000_000} {
-		assert.Equal(t, 2*size+6, got[fmt.Sprintf("POST %s /%d %x trailer %d", w.addr, size, size, size)], "%v", got)
+		assert.Equal(t, 2*size+6,
+			got[fmt.Sprintf("POST %s /%d %x trailer %d", w.addr, size, size, size)], "%v", got)
 	}
 	assert.Equal(t, tap.Counts{Copied: 4}, w.copies())
 }

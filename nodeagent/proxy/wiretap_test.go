@@ -48,7 +48,8 @@ func patient(t *testing.T, app, local string) *world { return newWorldWith(t, ap
 // settled waits until nothing is on its way to the laptop.
 func (w *world) settled() {
 	w.t.Helper()
-	require.Eventually(w.t, func() bool { return w.proxy.copies.Bytes() == 0 }, 30*time.Second, time.Millisecond)
+	require.Eventually(w.t, func() bool { return w.proxy.copies.Bytes() == 0 }, 30*time.Second,
+		time.Millisecond)
 }
 
 // witness is a server of HTTP/1 that notes the requests that it gets.
@@ -72,7 +73,8 @@ func (n *witness) serve(c *net.TCPConn, r *bufio.Reader) {
 		if err != nil {
 			return
 		}
-		line := fmt.Sprintf("%s %s %v %d %.4x %v", req.Method, req.RequestURI, req.Header, size, sum.Sum(nil), req.Trailer)
+		line := fmt.Sprintf("%s %s %v %d %.4x %v", req.Method, req.RequestURI, req.Header, size,
+			sum.Sum(nil), req.Trailer)
 		n.mu.Lock()
 		if n.requests == nil {
 			n.requests = map[string]int{}
@@ -104,7 +106,8 @@ func script() []byte {
 	var b bytes.Buffer
 	b.WriteString("GET /plain HTTP/1.1\r\nHost: orders\r\nx-ODD:  Case \r\nX-Dev: me\r\n\r\n")
 	b.WriteString("HEAD /head HTTP/1.1\r\nHost: orders\r\nX-Dev: me\r\n\r\n")
-	fmt.Fprintf(&b, "POST /sized HTTP/1.1\r\nHost: orders\r\nX-Dev: me\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	fmt.Fprintf(&b, "POST /sized HTTP/1.1\r\nHost: orders\r\nX-Dev: me\r\nContent-Length: %d\r\n\r\n%s",
+		len(body), body)
 	b.WriteString("POST /chunked HTTP/1.1\r\nHost: orders\r\nX-Dev: me\r\nTrailer: Sum\r\nTransfer-Encoding: chunked\r\n\r\n")
 	for rest := body; len(rest) > 0; {
 		n := min(len(rest), 1+random.Intn(40_000))
@@ -131,7 +134,8 @@ func (w *world) play(said []byte) string {
 func TestAWiretapChangesNothing(t *testing.T) {
 	said := script()
 	// played gives what the app was sent, and the client, when some connections played the script.
-	played := func(t *testing.T, rules []Rule, local string, prepare func(*laptop)) (sent, back string, w *world, app *witness) {
+	played := func(t *testing.T, rules []Rule, local string, prepare func(*laptop)) (sent, back string,
+		w *world, app *witness) {
 		app = &witness{}
 		var mu sync.Mutex
 		var sums []string
@@ -157,7 +161,12 @@ func TestAWiretapChangesNothing(t *testing.T) {
 			clients.Go(func() { answers[i] = fmt.Sprintf("%x", sha256.Sum256([]byte(w.play(said)))) })
 		}
 		clients.Wait()
-		require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(sums) == len(answers) }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(sums) == len(
+				answers)
+		}, 10*time.Second, time.Millisecond)
 		return strings.Join(sums, " "), strings.Join(answers, " "), w, app
 	}
 	sent, back, _, _ := played(t, nil, "", nil)
@@ -219,7 +228,8 @@ func TestAWiretapChangesNothing(t *testing.T) {
 		w.settled()
 	})
 	t.Run("when the laptop hangs", func(t *testing.T) {
-		w, _ := same(t, []Rule{tapRule()}, rawServer(t, func(c *net.TCPConn, r *bufio.Reader) { <-t.Context().Done() }), nil)
+		w, _ := same(t, []Rule{tapRule()},
+			rawServer(t, func(c *net.TCPConn, r *bufio.Reader) { <-t.Context().Done() }), nil)
 		w.target.SetRules(nil, Kubelet{})
 		w.settled()
 	})
@@ -326,11 +336,13 @@ func TestASlowLaptopCostsTheAppNothing(t *testing.T) {
 		sum.Write(block)
 	}
 	want := fmt.Sprintf("%x", sum.Sum(nil))
-	for name, rule := range map[string]Rule{"http": tapRule(), "tcp": {InterceptUID: "tap-1", Connected: true, Wiretap: true, TCP: true}} {
+	for name, rule := range map[string]Rule{"http": tapRule(),
+		"tcp": {InterceptUID: "tap-1", Connected: true, Wiretap: true, TCP: true}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, app, hang)
 			w.target.SetRules([]Rule{rule}, Kubelet{})
-			live := func() uint64 { // what the collection has found alive, without what has become garbage since
+			// what the collection has found alive, without what has become garbage since
+			live := func() uint64 {
 				runtime.GC()
 				sample := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
 				runtimemetrics.Read(sample)
@@ -459,12 +471,16 @@ func TestAWiretapOfWholeConnections(t *testing.T) {
 	t.Run("leaves the kubelet alone", func(t *testing.T) {
 		w := newWorld(t, says(t, "app"), says(t, "laptop"))
 		w.target.SetRules([]Rule{rule, func() Rule { r := tapRule(); r.InterceptUID = "tap-2"; return r }()},
-			Kubelet{HTTPPaths: []string{"/healthz"}, TCP: true, HostIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+			Kubelet{HTTPPaths: []string{"/healthz"}, TCP: true,
+				HostIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
 		probe := w.connect()
 		assert.Equal(t, "app GET /healthz 0\n", probe.get("/healthz", "User-Agent: kube-probe/1.34\r\n"))
 		probe.Close()
 		w.connect().Close()
-		require.Eventually(t, func() bool { return w.target.Stats().Connections == 2 && w.target.Stats().Open == 0 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return w.target.Stats().Connections == 2 &&
+				w.target.Stats().Open == 0
+		}, 10*time.Second, time.Millisecond)
 		assert.Zero(t, w.laptop.opened())
 		assert.Zero(t, w.proxy.copies.Counts())
 	})

@@ -31,7 +31,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// world is a pod's app, a proxy in front of it, and a laptop behind a tunnel over gRPC, all in this process.
+// world is a pod's app, a proxy in front of it, and a laptop behind a tunnel over gRPC, all in this
+// process.
 type world struct {
 	t       *testing.T
 	proxy   *Proxy
@@ -46,8 +47,8 @@ type world struct {
 	laptop *laptop
 }
 
-// laptop answers tunnels by connecting to a local address. Both its end and the node agent's are clients of one gRPC server, as they are
-// of the manager.
+// laptop answers tunnels by connecting to a local address. Both its end and the node agent's are
+// clients of one gRPC server, as they are of the manager.
 type laptop struct {
 	mu     sync.Mutex
 	local  string                                      // the local process
@@ -193,7 +194,10 @@ func newLaptop(t testing.TB) *laptop {
 	go server.Serve(pipe)
 	dial := func() *grpc.ClientConn {
 		cc, err := grpc.NewClient("passthrough:manager", append(tunnel.DialOptions(),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn,
+				error) {
+				return pipe.DialContext(ctx)
+			}),
 			grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 		require.NoError(t, err)
 		return cc
@@ -216,7 +220,8 @@ func newLaptop(t testing.TB) *laptop {
 }
 
 // DialApp implements AppDialer.
-func (w *world) DialApp(client, app netip.AddrPort, _ bool) (stream.Socket, func(context.Context) error, error) {
+func (w *world) DialApp(client, app netip.AddrPort, _ bool) (stream.Socket, func(context.Context) error,
+	error) {
 	w.mu.Lock()
 	w.dials++
 	addr, dials := w.app, w.dials
@@ -248,7 +253,8 @@ func (w *world) appDials() int {
 	return w.dials
 }
 
-// newWorld starts a world whose app and local process are at these addresses. Its end checks that all connections were let go.
+// newWorld starts a world whose app and local process are at these addresses. Its end checks that
+// all connections were let go.
 func newWorld(t *testing.T, app, local string) *world {
 	return newWorldWith(t, app, local, 500*time.Millisecond)
 }
@@ -268,7 +274,8 @@ func newWorldWith(t *testing.T, app, local string, openTimeout time.Duration) *w
 	w.target = NewTarget("shop/orders-0", w)
 	w.addr = serveOn(t, func(ctx context.Context, c *net.TCPConn) { w.proxy.Serve(ctx, c, w.target) })
 	t.Cleanup(func() {
-		require.Eventually(t, func() bool { return w.target.Stats().Open == 0 }, 30*time.Second, 5*time.Millisecond,
+		require.Eventually(t, func() bool { return w.target.Stats().Open == 0 }, 30*time.Second,
+			5*time.Millisecond,
 			"connections are still being served")
 	})
 	return w
@@ -316,7 +323,8 @@ func rawServer(t testing.TB, serve func(c *net.TCPConn, r *bufio.Reader)) string
 	})
 }
 
-// says is a net/http server that answers with its name, the method, the target and the size of the body.
+// says is a net/http server that answers with its name, the method, the target and the size of the
+// body.
 func says(t testing.TB, name string) string {
 	return httpServer(t, func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)

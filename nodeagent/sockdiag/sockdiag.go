@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sockdiag lists the TCP connections of a network namespace, and ends single ones, through the kernel's socket monitoring
-// interface (sock_diag(7)). What it does happens in the namespace of the calling thread.
+// Package sockdiag lists the TCP connections of a network namespace, and ends single ones, through
+// the kernel's socket monitoring interface (sock_diag(7)). What it does happens in the namespace of
+// the calling thread.
 package sockdiag
 
 import (
@@ -57,8 +58,8 @@ type Socket struct {
 // Cookie names the socket for as long as the machine runs.
 func (s *Socket) Cookie() uint64 { return binary.NativeEndian.Uint64(s.id[40:]) }
 
-// Mark makes the connections that will be accepted from a listener known to List. It sets what means nothing to TCP, and what accepted
-// sockets inherit: multicast options.
+// Mark makes the connections that will be accepted from a listener known to List. It sets what
+// means nothing to TCP, and what accepted sockets inherit: multicast options.
 func Mark(fd int) error {
 	for _, option := range []int{unix.IP_MULTICAST_LOOP, unix.IP_MULTICAST_ALL} {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, option, 0); err != nil {
@@ -70,12 +71,14 @@ func Mark(fd int) error {
 
 // List gives the established connections of a local port, those to loopback addresses included.
 func List(port uint16) ([]Socket, error) {
-	return list(func(r []byte) { binary.BigEndian.PutUint16(r[8:], port) }, func(s *Socket) bool { return s.Local.Port() == port })
+	return list(func(r []byte) { binary.BigEndian.PutUint16(r[8:], port) },
+		func(s *Socket) bool { return s.Local.Port() == port })
 }
 
 // ListTo gives the established connections to a remote port.
 func ListTo(port uint16) ([]Socket, error) {
-	return list(func(r []byte) { binary.BigEndian.PutUint16(r[10:], port) }, func(s *Socket) bool { return s.Remote.Port() == port })
+	return list(func(r []byte) { binary.BigEndian.PutUint16(r[10:], port) },
+		func(s *Socket) bool { return s.Remote.Port() == port })
 }
 
 // list asks for what fits both the request and the condition.
@@ -124,7 +127,8 @@ func Listeners(port uint16) ([]uint32, error) {
 	return users, nil
 }
 
-// Destroy ends the connection: its peer gets a reset, its owner an error. It succeeds if the connection has ended already.
+// Destroy ends the connection: its peer gets a reset, its owner an error. It succeeds if the
+// connection has ended already.
 func Destroy(s *Socket) error {
 	err := destroy(s.family, s.id[:])
 	if errors.Is(err, unix.ENOENT) {
@@ -136,8 +140,8 @@ func Destroy(s *Socket) error {
 	return nil
 }
 
-// CanDestroy says whether Destroy will work, or why not. It tries it on a listener of its own, for the kernel looks at what is allowed only once
-// it has found a socket.
+// CanDestroy says whether Destroy will work, or why not. It tries it on a listener of its own, for
+// the kernel looks at what is allowed only once it has found a socket.
 func CanDestroy() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
@@ -187,7 +191,8 @@ func newRequest(family uint8) []byte {
 	return r
 }
 
-// parse reads a struct inet_diag_msg: family, state, timer, retransmissions, id, expiry, queues, user, inode; then attributes.
+// parse reads a struct inet_diag_msg: family, state, timer, retransmissions, id, expiry, queues,
+// user, inode; then attributes.
 func parse(m []byte) (Socket, bool) {
 	if len(m) < messageSize || m[1] != stEstablished {
 		return Socket{}, false
@@ -207,7 +212,8 @@ func parse(m []byte) (Socket, bool) {
 	for _, a := range attributes {
 		switch {
 		case a.Attr.Type == diagInfo && len(a.Value) >= lastDataRecvAt+4:
-			last := min(binary.NativeEndian.Uint32(a.Value[lastDataSentAt:]), binary.NativeEndian.Uint32(a.Value[lastDataRecvAt:]))
+			last := min(binary.NativeEndian.Uint32(a.Value[lastDataSentAt:]),
+				binary.NativeEndian.Uint32(a.Value[lastDataRecvAt:]))
 			s.Quiet = time.Duration(last) * time.Millisecond
 		case a.Attr.Type == diagSockopt && len(a.Value) >= 2:
 			s.Marked = a.Value[0]&(bitMcLoop|bitMcAll) == 0

@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attach makes this program the one of the namespace. If another agent's is there, all of its state is replaced at once: fill
-// the maps first. It gives ErrSuperseded if that agent is younger. It may be called again, and as often as one likes, to attach to
-// devices that are new and to mend what others have broken: while there is nothing to do, it costs three system calls for each hook.
+// Attach makes this program the one of the namespace. If another agent's is there, all of its state
+// is replaced at once: fill the maps first. It gives ErrSuperseded if that agent is younger. It may
+// be called again, and as often as one likes, to attach to devices that are new and to mend what
+// others have broken: while there is nothing to do, it costs three system calls for each hook.
 func (p *Program) Attach(ns Namespace) error {
 	hooks, err := p.hooks(ns)
 	if err != nil {
@@ -98,8 +99,8 @@ func (p *Program) attachAt(ns Namespace, at hook, pins []pin) error {
 	return p.link(ns, own)
 }
 
-// takeOver exchanges the program of what is pinned, if its hook still exists; else it removes the pin, and so it does with one that
-// does not hold what it should.
+// takeOver exchanges the program of what is pinned, if its hook still exists; else it removes the
+// pin, and so it does with one that does not hold what it should.
 func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 	if found.kind == ClsAct {
 		// Whatever there is, a filter that is added replaces it.
@@ -118,10 +119,12 @@ func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 		err = h.(linkHold).Update(p.objs.Program)
 	}
 	switch {
-	case gone || errors.Is(err, unix.ENOLINK): // the inode number of a namespace that is gone was given to ours
+	// the inode number of a namespace that is gone was given to ours
+	case gone || errors.Is(err, unix.ENOLINK):
 		return false, errors.Join(h.Close(), os.Remove(found.path))
 	case err != nil:
-		return false, errors.Join(fmt.Errorf("replace the program of network namespace %d: %w", own.inode, err), h.Close())
+		return false, errors.Join(fmt.Errorf("replace the program of network namespace %d: %w",
+			own.inode, err), h.Close())
 	}
 	if found != own {
 		if err := os.Rename(found.path, own.path); err != nil {
@@ -156,7 +159,8 @@ func (p *Program) link(ns Namespace, own pin) error {
 	return nil
 }
 
-// filter adds a filter, or gives ours that is there this program. What it leaves without a pin when it is killed, the next agent finds.
+// filter adds a filter, or gives ours that is there this program. What it leaves without a pin when
+// it is killed, the next agent finds.
 func (p *Program) filter(ns Namespace, own pin) error {
 	program, err := p.objs.Clone()
 	if err != nil {
@@ -212,8 +216,8 @@ func (p *Program) hold(h hold, own pin) {
 	p.held[own.device] = held{own, h}
 }
 
-// tidy removes what else there is in the namespace: what an agent of another datapath has left, and what belonged to devices that
-// are gone.
+// tidy removes what else there is in the namespace: what an agent of another datapath has left, and
+// what belonged to devices that are gone.
 func (p *Program) tidy(ns Namespace, hooks []hook, pins []pin) error {
 	for device, h := range p.held {
 		if !slices.Contains(hooks, h.hook) || h.inode != ns.Inode() {
@@ -231,7 +235,8 @@ func (p *Program) tidy(ns Namespace, hooks []hook, pins []pin) error {
 	return errors.Join(errs...)
 }
 
-// Detach leaves all new connections of the pod to the app, unless a younger agent has taken over, whose business it is now.
+// Detach leaves all new connections of the pod to the app, unless a younger agent has taken over,
+// whose business it is now.
 func (p *Program) Detach() error {
 	if len(p.held) == 0 {
 		return nil

@@ -88,7 +88,10 @@ func TestDatagramsAreSteered(t *testing.T) {
 	// come waits until datagrams from a namespace come to a box, which a late heartbeat may delay.
 	come := func(from *netns.Namespace, to netip.Addr, box, why string) {
 		t.Helper()
-		assert.Eventually(t, func() bool { return arrives(t, from, netip.AddrPortFrom(to, port), boxes) == box }, 30*time.Second, time.Millisecond, why)
+		assert.Eventually(t, func() bool {
+			return arrives(t, from, netip.AddrPortFrom(to, port),
+				boxes) == box
+		}, 30*time.Second, time.Millisecond, why)
 	}
 	for _, ip := range addresses {
 		come(w.node.Namespace, ip, "app", "nobody steers")

@@ -21,11 +21,12 @@ type Datapath string
 
 // Auto and TC leave the rest of the choice to what the kernel can do.
 const (
-	Auto     Datapath = "auto"      // SkLookup, else TC
-	SkLookup Datapath = "sk_lookup" // where the kernel looks for the socket of a new connection, from Linux 5.9 on
-	TC       Datapath = "tc"        // TCX, else ClsAct
-	TCX      Datapath = "tcx"       // at the ingress of devices, by links, from Linux 6.6 on
-	ClsAct   Datapath = "clsact"    // at the ingress of devices, by filters, from Linux 5.8 on
+	Auto Datapath = "auto" // SkLookup, else TC
+	// where the kernel looks for the socket of a new connection, from Linux 5.9 on
+	SkLookup Datapath = "sk_lookup"
+	TC       Datapath = "tc"     // TCX, else ClsAct
+	TCX      Datapath = "tcx"    // at the ingress of devices, by links, from Linux 6.6 on
+	ClsAct   Datapath = "clsact" // at the ingress of devices, by filters, from Linux 5.8 on
 )
 
 // ParseDatapath reads one of the three among which people choose.
@@ -97,7 +98,8 @@ func (d Datapath) supported() error {
 // loopback is the index of lo in every network namespace.
 const loopback = 1
 
-// try loads the program for TC and lets attach try it in a network namespace that nobody else uses and that is gone afterwards.
+// try loads the program for TC and lets attach try it in a network namespace that nobody else uses
+// and that is gone afterwards.
 func try(attach func(*ebpf.Program) error) error {
 	if err := bpf.SupportedTC(); err != nil {
 		return err
@@ -127,5 +129,6 @@ func try(attach func(*ebpf.Program) error) error {
 
 func attachTCX(device int, p *ebpf.Program) (link.Link, error) {
 	// Before all others: what ends the chain would hide packets from us, and we never end it.
-	return link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+	return link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: ebpf.AttachTCXIngress,
+		Anchor: link.Head()})
 }

@@ -19,7 +19,8 @@ const (
 	filterHandle = 0x51de
 )
 
-// ourFilter gives our filter at the ingress of a device, or nil, and the priorities that are in use there.
+// ourFilter gives our filter at the ingress of a device, or nil, and the priorities that are in use
+// there.
 func ourFilter(device int) (ours *netlink.BpfFilter, taken map[uint16]bool, err error) {
 	filters, err := filtersOf(device, netlink.HANDLE_MIN_INGRESS)
 	if err != nil {
@@ -40,7 +41,8 @@ func ourFilter(device int) (ours *netlink.BpfFilter, taken map[uint16]bool, err 
 // filtersOf lists filters. A device without a place for them, or one that is gone, has none.
 func filtersOf(device int, parent uint32) ([]netlink.Filter, error) {
 	filters, err := netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: device}}, parent)
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) ||
+		errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
 	if err != nil {
@@ -49,8 +51,8 @@ func filtersOf(device int, parent uint32) ([]netlink.Filter, error) {
 	return filters, nil
 }
 
-// addFilter makes p the program of our filter at the ingress of a device. If there is one already, it changes its program at once. made
-// says that the device had no qdisc for filters before.
+// addFilter makes p the program of our filter at the ingress of a device. If there is one already,
+// it changes its program at once. made says that the device had no qdisc for filters before.
 func addFilter(device int, p *ebpf.Program) (made bool, err error) {
 	made, err = ensureQdisc(device)
 	if err != nil {
@@ -60,7 +62,8 @@ func addFilter(device int, p *ebpf.Program) (made bool, err error) {
 	if err != nil {
 		return made, err
 	}
-	// Before all others, if they leave room: what ends the chain would hide packets from us, and we never end it.
+	// Before all others, if they leave room: what ends the chain would hide packets from us, and we
+	// never end it.
 	priority := uint16(1)
 	for taken[priority] {
 		priority++
@@ -70,7 +73,8 @@ func addFilter(device int, p *ebpf.Program) (made bool, err error) {
 	}
 	err = netlink.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: device, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle, Protocol: unix.ETH_P_ALL, Priority: priority,
+			LinkIndex: device, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle,
+			Protocol: unix.ETH_P_ALL, Priority: priority,
 		},
 		Fd: p.FD(), Name: filterName, DirectAction: true,
 	})
@@ -86,8 +90,9 @@ func addFilter(device int, p *ebpf.Program) (made bool, err error) {
 
 func clsact(device int) netlink.Qdisc {
 	return &netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: device, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: device, Handle: netlink.MakeHandle(0xffff, 0),
+			Parent: netlink.HANDLE_CLSACT},
+		QdiscType: "clsact",
 	}
 }
 
@@ -102,8 +107,8 @@ func ensureQdisc(device int) (made bool, err error) {
 	return true, nil
 }
 
-// removeFilter removes our filter from the ingress of a device if it has the program of that number, and the qdisc with it if it was
-// made for it and nobody else uses it.
+// removeFilter removes our filter from the ingress of a device if it has the program of that
+// number, and the qdisc with it if it was made for it and nobody else uses it.
 func removeFilter(device int, id ebpf.ProgramID, made bool) error {
 	ours, _, err := ourFilter(device)
 	if err != nil {
@@ -112,7 +117,8 @@ func removeFilter(device int, id ebpf.ProgramID, made bool) error {
 	if ours == nil || ebpf.ProgramID(ours.Id) != id {
 		return nil // a younger agent's, or none
 	}
-	if err := netlink.FilterDel(ours); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+	if err := netlink.FilterDel(ours); err != nil && !errors.Is(err, unix.ENOENT) &&
+		!errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove the filter from device %d: %w", device, err)
 	}
 	if !made {
@@ -132,13 +138,15 @@ func removeQdisc(device int) error {
 		}
 	}
 	err := netlink.QdiscDel(clsact(device))
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) {
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) &&
+		!errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("remove qdisc clsact from device %d: %w", device, err)
 	}
 	return nil
 }
 
-// devices lists the indexes of all devices. lo is among them: a mesh's proxy in the pod dials the app there.
+// devices lists the indexes of all devices. lo is among them: a mesh's proxy in the pod dials the
+// app there.
 func devices() ([]int, error) {
 	links, err := netlink.LinkList()
 	if err != nil {

@@ -30,9 +30,13 @@ func (w *world) dialFrom(t *testing.T, port uint16, to netip.Addr) net.Conn {
 	defer cancel()
 	var c net.Conn
 	require.NoError(t, w.node.Do(func() (err error) {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)}, Control: func(_, _ string, raw syscall.RawConn) error {
-			return raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-		}}
+		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)},
+			Control: func(_, _ string, raw syscall.RawConn) error {
+				return raw.Control(func(fd uintptr) {
+					_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET,
+						unix.SO_REUSEADDR, 1)
+				})
+			}}
 		d.SetMultipathTCP(false)
 		c, err = d.DialContext(ctx, "tcp", netip.AddrPortFrom(to, 8080).String())
 		return err
@@ -49,8 +53,8 @@ func wordOf(t *testing.T, c net.Conn) string {
 	return strings.TrimSpace(word)
 }
 
-// A client may use the addresses of a connection again while the pod's side is still in TIME_WAIT. The kernel must find that socket before
-// anything else, so TC leaves such connections to the app.
+// A client may use the addresses of a connection again while the pod's side is still in TIME_WAIT.
+// The kernel must find that socket before anything else, so TC leaves such connections to the app.
 func TestConnectionThatFollowsOneInTimeWaitIsServedAtOnce(t *testing.T) {
 	everyDatapath(t, func(t *testing.T, w *world) {
 		second := "app"
@@ -83,7 +87,8 @@ func TestConnectionThatFollowsOneInTimeWaitIsServedAtOnce(t *testing.T) {
 		if w.datapath == steer.SkLookup {
 			assert.Equal(t, uint64(6), outcomes[bpf.Steered])
 		} else {
-			assert.Equal(t, map[bpf.Outcome]uint64{bpf.Steered: 0, bpf.AgentSilent: 0, bpf.NoListener: 0, bpf.NotAssigned: 0, bpf.TimeWait: 6}, outcomes)
+			assert.Equal(t, map[bpf.Outcome]uint64{bpf.Steered: 0, bpf.AgentSilent: 0,
+				bpf.NoListener: 0, bpf.NotAssigned: 0, bpf.TimeWait: 6}, outcomes)
 		}
 	})
 }
@@ -135,7 +140,8 @@ func TestOpenConnectionsAreLeftAlone(t *testing.T) {
 	})
 }
 
-// Handshakes that have begun before the program goes, or before another agent's comes, end where they began.
+// Handshakes that have begun before the program goes, or before another agent's comes, end where
+// they began.
 func TestNoConnectionIsLostWhileAgentsChange(t *testing.T) {
 	everyDatapath(t, func(t *testing.T, w *world) {
 		for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {

@@ -12,7 +12,8 @@ import (
 	"sidestep.dev/sidestep/internal/netns"
 )
 
-// hook is a place where a program can be attached: the socket lookup of a namespace, or the ingress of one of its devices.
+// hook is a place where a program can be attached: the socket lookup of a namespace, or the ingress
+// of one of its devices.
 type hook struct {
 	kind   Datapath // SkLookup, TCX or ClsAct
 	device int      // 0 for SkLookup
@@ -70,7 +71,8 @@ func (h linkHold) detach() error {
 	return nil
 }
 
-// filterHold is a filter of a device. What is pinned in its place is its program, by which the filter is known again.
+// filterHold is a filter of a device. What is pinned in its place is its program, by which the
+// filter is known again.
 type filterHold struct {
 	program *ebpf.Program
 	id      ebpf.ProgramID
@@ -129,8 +131,8 @@ func visitor(ns Namespace) func(func() error) (bool, error) {
 	return func(fn func() error) (bool, error) { return true, ns.Do(fn) }
 }
 
-// searcher visits a namespace that is to be found by its number among those of the processes below proc. One without processes is as
-// good as gone: nobody is left in it whom a filter could concern.
+// searcher visits a namespace that is to be found by its number among those of the processes below
+// proc. One without processes is as good as gone: nobody is left in it whom a filter could concern.
 func searcher(proc string, inode uint64) func(func() error) (bool, error) {
 	return func(fn func() error) (bool, error) {
 		ns, err := netns.Find(proc, inode)

@@ -19,7 +19,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
-// counter is somebody else's program at the ingress of a device. It counts packets and gives them a verdict.
+// counter is somebody else's program at the ingress of a device. It counts packets and gives them a
+// verdict.
 type counter struct {
 	*ebpf.Program
 	packets *ebpf.Map
@@ -30,18 +31,19 @@ func newCounter(t *testing.T, verdict int32) *counter {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = m.Close() })
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
-		asm.StoreImm(asm.R10, -4, 0, asm.Word),
-		asm.LoadMapPtr(asm.R1, m.FD()),
-		asm.Mov.Reg(asm.R2, asm.R10),
-		asm.Add.Imm(asm.R2, -4),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "out"),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R0, verdict).WithSymbol("out"),
-		asm.Return(),
-	}})
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{
+			asm.StoreImm(asm.R10, -4, 0, asm.Word),
+			asm.LoadMapPtr(asm.R1, m.FD()),
+			asm.Mov.Reg(asm.R2, asm.R10),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "out"),
+			asm.Mov.Imm(asm.R1, 1),
+			asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+			asm.Mov.Imm(asm.R0, verdict).WithSymbol("out"),
+			asm.Return(),
+		}})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = p.Close() })
 	return &counter{p, m}
@@ -60,7 +62,8 @@ func addFilter(t *testing.T, pod *testnet.Pod, priority uint16, p *ebpf.Program)
 	require.NoError(t, pod.Do(func() error {
 		return netlink.FilterAdd(&netlink.BpfFilter{
 			FilterAttrs: netlink.FilterAttrs{
-				LinkIndex: eth0(t).Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority,
+				LinkIndex: eth0(t).Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1,
+				Protocol: unix.ETH_P_ALL, Priority: priority,
 			},
 			Fd: p.FD(), Name: "theirs", DirectAction: true,
 		})
@@ -93,10 +96,11 @@ func TestOtherProgramsOnTheDeviceGoOnWorking(t *testing.T) {
 		name string
 		add  func(t *testing.T, pod *testnet.Pod, theirs *counter)
 	}{
-		{"their filter with a later priority, in their qdisc", func(t *testing.T, pod *testnet.Pod, theirs *counter) {
-			addQdisc(t, pod, "clsact", netlink.HANDLE_CLSACT)
-			addFilter(t, pod, 7, theirs.Program)
-		}},
+		{"their filter with a later priority, in their qdisc",
+			func(t *testing.T, pod *testnet.Pod, theirs *counter) {
+				addQdisc(t, pod, "clsact", netlink.HANDLE_CLSACT)
+				addFilter(t, pod, 7, theirs.Program)
+			}},
 		{"their filter in the older qdisc ingress", func(t *testing.T, pod *testnet.Pod, theirs *counter) {
 			addQdisc(t, pod, "ingress", netlink.HANDLE_INGRESS)
 			addFilter(t, pod, 7, theirs.Program)
@@ -109,7 +113,8 @@ func TestOtherProgramsOnTheDeviceGoOnWorking(t *testing.T) {
 			}
 			var l link.Link
 			require.NoError(t, pod.Do(func() (err error) {
-				l, err = link.AttachTCX(link.TCXOptions{Interface: eth0(t).Attrs().Index, Program: theirs.Program, Attach: ebpf.AttachTCXIngress})
+				l, err = link.AttachTCX(link.TCXOptions{Interface: eth0(t).Attrs().Index,
+					Program: theirs.Program, Attach: ebpf.AttachTCXIngress})
 				return err
 			}))
 			t.Cleanup(func() { _ = l.Close() })
@@ -118,8 +123,11 @@ func TestOtherProgramsOnTheDeviceGoOnWorking(t *testing.T) {
 		for verdict, name := range map[int32]string{next: " that passes on", ok: " that ends the chain"} {
 			t.Run(tc.name+name, func(t *testing.T) {
 				everyDatapath(t, func(t *testing.T, w *world) {
-					if w.datapath == steer.ClsAct && verdict == ok && tc.name == "their tcx program" && testnet.KernelAtLeast(t, 6, 6) {
-						return // filters come after what ends the chain of tcx, and nothing can be done about that
+					if w.datapath == steer.ClsAct && verdict == ok && tc.name == "their tcx program" &&
+						testnet.KernelAtLeast(t, 6, 6) {
+						// filters come after what ends the chain of tcx, and nothing can be done
+						// about that
+						return
 					}
 					theirs := newCounter(t, verdict)
 					tc.add(t, w.pod, theirs)
@@ -213,7 +221,8 @@ func addDevice(t *testing.T, w *world, name string) (netip.Addr, func()) {
 	t.Helper()
 	require.NoError(t, w.node.Do(func() error {
 		return w.pod.Control(func(fd int) error {
-			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(fd)}
+			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name,
+				PeerNamespace: netlink.NsFd(fd)}
 			if err := netlink.LinkAdd(veth); err != nil {
 				return err
 			}

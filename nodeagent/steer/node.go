@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package steer attaches the steering program to the network namespaces of pods, and lets go of them again.
+// Package steer attaches the steering program to the network namespaces of pods, and lets go of
+// them again.
 //
-// Every agent process loads a program and maps of its own for each pod; it never uses those of another process, whatever their
-// version. There are three ways of steering, see Datapath: at the socket lookup of the namespace, or at the ingress of each of its
-// devices, by links (tcx) or by filters (clsact). What outlives the process is pinned:
+// Every agent process loads a program and maps of its own for each pod; it never uses those of
+// another process, whatever their version. There are three ways of steering, see Datapath: at the
+// socket lookup of the namespace, or at the ingress of each of its devices, by links (tcx) or by
+// filters (clsact). What outlives the process is pinned:
 //
 //	<bpffs>/sidestep/<node>/<inode of the namespace>-<epoch of the owner>                      a link
 //	<bpffs>/sidestep/<node>/<inode>-<epoch>-tcx-<index of the device>                          a link
 //	<bpffs>/sidestep/<node>/<inode>-<epoch>-clsact-<index of the device>[-made]                the program of a filter
 //
-// The epoch is the moment at which the owner started, so the names alone say who may do what. A younger agent takes a
-// namespace over by exchanging the program of the link or filter, which happens at once for all new connections, and renames the pin; the
-// older one sees that and keeps its hands off. The directory is changed under a lock, and exists only while something is pinned.
+// The epoch is the moment at which the owner started, so the names alone say who may do what. A
+// younger agent takes a namespace over by exchanging the program of the link or filter, which
+// happens at once for all new connections, and renames the pin; the older one sees that and keeps
+// its hands off. The directory is changed under a lock, and exists only while something is pinned.
 package steer
 
 import (
@@ -54,7 +57,8 @@ type Node struct {
 	beaten atomic.Uint64 // what is in the heartbeat
 }
 
-// recent is how old a heartbeat may be that the programs go by for long enough: well below the second after which they do not.
+// recent is how old a heartbeat may be that the programs go by for long enough: well below the
+// second after which they do not.
 const recent = 500 * time.Millisecond
 
 // Option is something that most callers of NewNode need not say.
@@ -66,9 +70,11 @@ func WithDatapath(d Datapath) Option { return func(n *Node) { n.want = d } }
 // WithProc names the directory where all processes of the node are seen. The default is /proc.
 func WithProc(dir string) Option { return func(n *Node) { n.proc = dir } }
 
-// NewNode describes the node called name, whose pins are below bpffs. Nothing is done before Open, or the first Load.
+// NewNode describes the node called name, whose pins are below bpffs. Nothing is done before Open,
+// or the first Load.
 func NewNode(bpffs, name string, log *slog.Logger, options ...Option) *Node {
-	n := &Node{bpffs: bpffs, name: name, log: log, want: Auto, proc: "/proc", why: "not tried yet", epoch: clock(unix.CLOCK_BOOTTIME)}
+	n := &Node{bpffs: bpffs, name: name, log: log, want: Auto, proc: "/proc", why: "not tried yet",
+		epoch: clock(unix.CLOCK_BOOTTIME)}
 	for _, o := range options {
 		o(n)
 	}
@@ -82,23 +88,24 @@ func (n *Node) Datapath() (chosen Datapath, why string) {
 	return n.datapath, n.why
 }
 
-// Epoch is when this agent came to be, in nanoseconds since the node's boot: of two agents the younger owns the node.
+// Epoch is when this agent came to be, in nanoseconds since the node's boot: of two agents the
+// younger owns the node.
 func (n *Node) Epoch() uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.epoch
 }
 
-// Renew makes this the youngest agent, to be called when the one that was younger has died. What is attached stays so, and is to be
-// attached again.
+// Renew makes this the youngest agent, to be called when the one that was younger has died. What is
+// attached stays so, and is to be attached again.
 func (n *Node) Renew() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.epoch = clock(unix.CLOCK_BOOTTIME)
 }
 
-// Open prepares for steering: it asks the kernel for what is needed and mounts bpffs if nobody has. It may be called again
-// after it failed.
+// Open prepares for steering: it asks the kernel for what is needed and mounts bpffs if nobody has.
+// It may be called again after it failed.
 func (n *Node) Open() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -147,7 +154,8 @@ func (n *Node) limited(err error) error {
 	return fmt.Errorf("%w: before Linux 5.11, BPF takes locked memory, of which a container has little: set nodeagent.beforeLinux511=true in the chart, which gives the node agent CAP_SYS_RESOURCE", err)
 }
 
-// Beat tells the programs of this agent that it is alive. Without it they pass all connections to the app after a second.
+// Beat tells the programs of this agent that it is alive. Without it they pass all connections to
+// the app after a second.
 func (n *Node) Beat() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -167,7 +175,8 @@ func (n *Node) Hush() error {
 	return n.putHeartbeat(0)
 }
 
-// Beating says whether the programs of this agent steer connections at this moment, and will for the next half second.
+// Beating says whether the programs of this agent steer connections at this moment, and will for
+// the next half second.
 func (n *Node) Beating() bool {
 	beaten := n.beaten.Load()
 	return beaten != 0 && clock(unix.CLOCK_MONOTONIC)-beaten < uint64(recent)
@@ -203,13 +212,14 @@ func (n *Node) Load() (*Program, error) {
 	return &Program{node: n, kind: n.datapath, objs: objs, id: id, held: map[int]held{}}, nil
 }
 
-// Sweep removes what agents before this one have left, except for the namespaces that keep names, and the pins of namespaces
-// that are gone.
+// Sweep removes what agents before this one have left, except for the namespaces that keep names,
+// and the pins of namespaces that are gone.
 func (n *Node) Sweep(keep func(inode uint64) bool) error {
 	epoch := n.Epoch()
 	return n.unload(func(p pin, gone func() bool) bool {
 		old := p.epoch < epoch
-		// That a namespace is gone takes a search to find out where a filter is concerned; those of this agent are their programs' business.
+		// That a namespace is gone takes a search to find out where a filter is concerned; those of
+		// this agent are their programs' business.
 		return old && !keep(p.inode) || (old || p.kind != ClsAct) && gone()
 	})
 }

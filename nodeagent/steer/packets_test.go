@@ -39,11 +39,14 @@ func TestHeadersBeforeTheOneOfTCP(t *testing.T) {
 		ip6     bool
 		options []option
 	}{
-		{"IPv4 options", false, []option{{unix.IPPROTO_IP, unix.IP_OPTIONS, "\x01\x01\x01\x01\x94\x04\x00\x00"}}}, // router alert
+		// router alert
+		{"IPv4 options", false, []option{{unix.IPPROTO_IP, unix.IP_OPTIONS,
+			"\x01\x01\x01\x01\x94\x04\x00\x00"}}},
 		{"hop-by-hop options", true, []option{{unix.IPPROTO_IPV6, unix.IPV6_HOPOPTS, extension(1)}}},
 		{"long hop-by-hop options", true, []option{{unix.IPPROTO_IPV6, unix.IPV6_HOPOPTS, extension(4)}}},
 		{"destination options", true, []option{{unix.IPPROTO_IPV6, unix.IPV6_DSTOPTS, extension(2)}}},
-		{"both", true, []option{{unix.IPPROTO_IPV6, unix.IPV6_HOPOPTS, extension(2)}, {unix.IPPROTO_IPV6, unix.IPV6_DSTOPTS, extension(1)}}},
+		{"both", true, []option{{unix.IPPROTO_IPV6, unix.IPV6_HOPOPTS, extension(2)},
+			{unix.IPPROTO_IPV6, unix.IPV6_DSTOPTS, extension(1)}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			everyDatapath(t, func(t *testing.T, w *world) {
@@ -221,7 +224,8 @@ func TestPacketsForOtherMachinesAreNotSteered(t *testing.T) {
 				return err
 			}
 			return netlink.NeighSet(&netlink.Neigh{
-				LinkIndex: l.Attrs().Index, IP: w.pod.IP4.AsSlice(), HardwareAddr: net.HardwareAddr{2, 3, 4, 5, 6, 7}, State: netlink.NUD_PERMANENT,
+				LinkIndex: l.Attrs().Index, IP: w.pod.IP4.AsSlice(),
+				HardwareAddr: net.HardwareAddr{2, 3, 4, 5, 6, 7}, State: netlink.NUD_PERMANENT,
 			})
 		}))
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)

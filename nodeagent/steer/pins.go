@@ -28,7 +28,8 @@ type pin struct {
 	made         bool // ClsAct: the qdisc was made by an agent, and goes with the filter
 }
 
-// newPin names a pin: of SkLookup <inode>-<epoch>, else <inode>-<epoch>-<kind>-<device>, with -made where the qdisc was made.
+// newPin names a pin: of SkLookup <inode>-<epoch>, else <inode>-<epoch>-<kind>-<device>, with -made
+// where the qdisc was made.
 func newPin(dir string, inode, epoch uint64, at hook, made bool) pin {
 	name := fmt.Sprintf("%d-%d", inode, epoch)
 	if at.kind != SkLookup {
@@ -65,8 +66,8 @@ func parsePin(path string) (pin, error) {
 	return p, errors.Join(errs[:]...)
 }
 
-// inDirectory calls fn with the pins in dir, while nobody else changes them. Without create, a missing dir means no pins and
-// fn is not called. The directory goes with its last pin.
+// inDirectory calls fn with the pins in dir, while nobody else changes them. Without create, a
+// missing dir means no pins and fn is not called. The directory goes with its last pin.
 func inDirectory(dir string, create bool, fn func([]pin) error) error {
 	lock, err := lockDirectory(dir, create)
 	if err != nil {
@@ -94,8 +95,8 @@ func inDirectory(dir string, create bool, fn func([]pin) error) error {
 	return fn(pins)
 }
 
-// lockDirectory opens and locks dir; nil if it does not exist and is not to be created. Others may remove it at any time before
-// it is locked.
+// lockDirectory opens and locks dir; nil if it does not exist and is not to be created. Others may
+// remove it at any time before it is locked.
 func lockDirectory(dir string, create bool) (*os.File, error) {
 	for {
 		if create {
@@ -163,8 +164,8 @@ func (p pin) open(visit func(fn func() error) (bool, error)) (h hold, err error)
 	return linkHold{l}, nil
 }
 
-// foreign marks the errors that say so. EACCES is the kernel's word for what is no BPF object at all, an error without a number the
-// library's for an object of another type.
+// foreign marks the errors that say so. EACCES is the kernel's word for what is no BPF object at
+// all, an error without a number the library's for an object of another type.
 func foreign(err error) error {
 	if errors.Is(err, unix.EACCES) || !errors.As(err, new(unix.Errno)) {
 		return fmt.Errorf("%w: %w", errForeign, err)
@@ -178,7 +179,8 @@ func (p pin) exists() bool {
 }
 
 // unloadIf detaches what is pinned and removes the pin if which says so.
-func (p pin) unloadIf(visit func(fn func() error) (bool, error), which func(p pin, gone func() bool) bool) error {
+func (p pin) unloadIf(visit func(fn func() error) (bool, error),
+	which func(p pin, gone func() bool) bool) error {
 	h, err := p.open(visit)
 	if errors.Is(err, errForeign) && which(p, func() bool { return true }) {
 		return os.Remove(p.path)
@@ -190,7 +192,8 @@ func (p pin) unloadIf(visit func(fn func() error) (bool, error), which func(p pi
 	if !which(p, h.gone) {
 		return nil
 	}
-	// Removing the pin of a link detaches too, but a little later and only if nobody else has the link open.
+	// Removing the pin of a link detaches too, but a little later and only if nobody else has the
+	// link open.
 	if err := h.detach(); err != nil {
 		return fmt.Errorf("detach from network namespace %d: %w", p.inode, err)
 	}
@@ -202,7 +205,8 @@ func (p pin) unloadIf(visit func(fn func() error) (bool, error), which func(p pi
 
 func always(pin, func() bool) bool { return true }
 
-// Purge detaches and removes everything that any agent of any node, of whatever version, has pinned below bpffs.
+// Purge detaches and removes everything that any agent of any node, of whatever version, has pinned
+// below bpffs.
 func Purge(bpffs string, options ...Option) error {
 	n := NewNode(bpffs, "", slog.New(slog.DiscardHandler), options...)
 	nodes, err := filepath.Glob(filepath.Join(bpffs, root, "*"))
@@ -216,7 +220,8 @@ func Purge(bpffs string, options ...Option) error {
 			for _, p := range pins {
 				errs = append(errs, p.unloadIf(searcher(n.proc, p.inode), always))
 			}
-			return errors.Join(append(errs, os.RemoveAll(dir))...) // also what has names that this version does not give
+			// also what has names that this version does not give
+			return errors.Join(append(errs, os.RemoveAll(dir))...)
 		}))
 	}
 	return errors.Join(errs...)
@@ -234,7 +239,8 @@ func ensureBPFFS(path string, log *slog.Logger) error {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return fmt.Errorf("make a mount point for bpffs: %w", err)
 	}
-	if err := unix.Mount("bpf", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=700"); err != nil {
+	if err := unix.Mount("bpf", path, "bpf",
+		unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=700"); err != nil {
 		return fmt.Errorf("mount bpffs at %s (mount it on the node, or give the node agent CAP_SYS_ADMIN): %w", path, err)
 	}
 	log.Info("mounted bpffs", "path", path)

@@ -78,8 +78,10 @@ func TestRubbishAmongThePins(t *testing.T) {
 		rubbish, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 		require.NoError(t, err)
 		defer rubbish.Close()
-		for _, name := range []string{"foo", "12", "12-", "-12", "12-13-14", "x-y", fmt.Sprintf("%d-1", w.pod.Inode()), "4-1", fmt.Sprintf("%d-1-tcx-1", w.pod.Inode()),
-			fmt.Sprintf("%d-1-clsact-1-made", w.pod.Inode()), "1-2-tcx-x", "1-2-none-3", "1-2-clsact-3-mad", "4-1-tcx-3", "4-1-clsact-3"} {
+		for _, name := range []string{"foo", "12", "12-", "-12", "12-13-14", "x-y",
+			fmt.Sprintf("%d-1", w.pod.Inode()), "4-1", fmt.Sprintf("%d-1-tcx-1", w.pod.Inode()),
+			fmt.Sprintf("%d-1-clsact-1-made", w.pod.Inode()), "1-2-tcx-x", "1-2-none-3",
+			"1-2-clsact-3-mad", "4-1-tcx-3", "4-1-clsact-3"} {
 			again, err := rubbish.Clone()
 			require.NoError(t, err)
 			require.NoError(t, again.Pin(filepath.Join(dir, name)), name)
@@ -89,7 +91,8 @@ func TestRubbishAmongThePins(t *testing.T) {
 		assert.Equal(t, "agent", w.ask(t, w.pod.IP4), "a map under the name of the pod's pin was replaced")
 		require.NoError(t, a.node.Sweep(func(uint64) bool { return true }))
 		for _, name := range []string{"4-1", "4-1-tcx-3", "4-1-clsact-3"} {
-			assert.NoFileExists(t, filepath.Join(dir, name), "what has the name of a pin and pins nothing is swept")
+			assert.NoFileExists(t, filepath.Join(dir, name),
+				"what has the name of a pin and pins nothing is swept")
 		}
 		assert.FileExists(t, filepath.Join(dir, "foo"), "names of other versions are left alone")
 		require.NoError(t, a.program.Detach())
@@ -113,7 +116,8 @@ func TestSweep(t *testing.T) {
 		w.pod.Delete()
 		assert.Eventually(t, func() bool {
 			return next.Sweep(func(uint64) bool { return true }) == nil && len(w.pins(t)) == 0
-		}, 30*time.Second, 10*time.Millisecond, "the pin of a namespace that is gone is removed whatever is to be kept")
+		}, 30*time.Second, 10*time.Millisecond,
+			"the pin of a namespace that is gone is removed whatever is to be kept")
 		assert.Empty(t, w.attached(t))
 	})
 }

@@ -21,7 +21,8 @@ type Namespace interface {
 	Do(fn func() error) error
 }
 
-// Program is the steering of one pod. Its methods must not be called concurrently, except for Outcomes, and those about datagrams.
+// Program is the steering of one pod. Its methods must not be called concurrently, except for
+// Outcomes, and those about datagrams.
 type Program struct {
 	node *Node
 	kind Datapath
@@ -30,7 +31,8 @@ type Program struct {
 	held map[int]held // by device, those hooks where it was attached
 }
 
-// held is a hook of this program. It is held open besides being pinned, so that steering goes on when somebody removes the pin.
+// held is a hook of this program. It is held open besides being pinned, so that steering goes on
+// when somebody removes the pin.
 type held struct {
 	pin
 	hold
@@ -48,7 +50,8 @@ func (p *Program) SetListener(l *net.TCPListener) error {
 	return nil
 }
 
-// SetDatagrams names the UDP socket of its address family that gets datagrams. The kernel forgets it when it is closed.
+// SetDatagrams names the UDP socket of its address family that gets datagrams. The kernel forgets
+// it when it is closed.
 func (p *Program) SetDatagrams(c *net.UDPConn) error {
 	slot := bpf.Datagrams6
 	if c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Is4() {
@@ -70,8 +73,8 @@ func (p *Program) register(socket syscall.Conn, slot uint32) error {
 	return errors.Join(err, put)
 }
 
-// Datagrams says why datagrams cannot be steered by this program, if that is so. At a device's ingress a datagram that came in fragments cannot be told
-// from others.
+// Datagrams says why datagrams cannot be steered by this program, if that is so. At a device's
+// ingress a datagram that came in fragments cannot be told from others.
 func (p *Program) Datagrams() error {
 	if p.kind != SkLookup {
 		return fmt.Errorf("UDP is steered by sk_lookup alone, and this node steers by %s: it takes Linux 5.9, and --datapath=auto or sk_lookup", p.kind)
@@ -79,7 +82,8 @@ func (p *Program) Datagrams() error {
 	return nil
 }
 
-// AddDatagrams steers datagrams to addr, one of the pod's own addresses, to the UDP socket of its family, if there is one.
+// AddDatagrams steers datagrams to addr, one of the pod's own addresses, to the UDP socket of its
+// family, if there is one.
 func (p *Program) AddDatagrams(addr netip.AddrPort) error {
 	key, value := bpf.DatagramTarget(addr)
 	if err := p.objs.Targets.Put(key, value); err != nil {
@@ -97,7 +101,8 @@ func (p *Program) RemoveDatagrams(addr netip.AddrPort) error {
 	return nil
 }
 
-// Add steers new connections to addr, one of the pod's own addresses, to the listener of its family, if there is one.
+// Add steers new connections to addr, one of the pod's own addresses, to the listener of its
+// family, if there is one.
 func (p *Program) Add(addr netip.AddrPort) error {
 	key, value := bpf.Target(addr)
 	if err := p.objs.Targets.Put(key, value); err != nil {
@@ -118,7 +123,8 @@ func (p *Program) Remove(addr netip.AddrPort) error {
 // Outcomes counts what became of connections to targets, by bpf.Outcome.
 func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 	counts := map[bpf.Outcome]uint64{}
-	for _, o := range []bpf.Outcome{bpf.Steered, bpf.AgentSilent, bpf.NoListener, bpf.NotAssigned, bpf.TimeWait} {
+	for _, o := range []bpf.Outcome{bpf.Steered, bpf.AgentSilent, bpf.NoListener, bpf.NotAssigned,
+		bpf.TimeWait} {
 		n, err := p.outcome(o)
 		if err != nil {
 			return nil, err
@@ -131,7 +137,8 @@ func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 // DatagramOutcomes counts what became of datagrams to targets.
 func (p *Program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) {
 	counts := map[bpf.Outcome]uint64{}
-	for _, o := range []bpf.Outcome{bpf.DatagramSteered, bpf.DatagramAgentSilent, bpf.DatagramNoListener, bpf.DatagramNotAssigned, bpf.DatagramProbed} {
+	for _, o := range []bpf.Outcome{bpf.DatagramSteered, bpf.DatagramAgentSilent,
+		bpf.DatagramNoListener, bpf.DatagramNotAssigned, bpf.DatagramProbed} {
 		n, err := p.outcome(o)
 		if err != nil {
 			return nil, err
@@ -156,7 +163,8 @@ func (p *Program) outcome(o bpf.Outcome) (uint64, error) {
 	return n, nil
 }
 
-// Close releases the program. If it is still attached and pinned, it goes on with what its maps say.
+// Close releases the program. If it is still attached and pinned, it goes on with what its maps
+// say.
 func (p *Program) Close() error {
 	var errs []error
 	for _, h := range p.held {

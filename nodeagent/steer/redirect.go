@@ -14,15 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errRedirected says that steering by TC would take connections away from whom the pod's own rules send them to.
-var errRedirected = errors.New("iptables or nftables in the pod redirect what arrives (a mesh's sidecar?), and TC would choose before them: use --datapath=sk_lookup for this node")
+// errRedirected says that steering by TC would take connections away from whom the pod's own rules
+// send them to.
+var errRedirected = errors.New(
+	"iptables or nftables in the pod redirect what arrives (a mesh's sidecar?), and TC would choose before them: use --datapath=sk_lookup for this node")
 
-// redirected says whether the namespace of the calling thread has rules that change the destination of what arrives. Those of the older
-// iptables are only known to exist as a table.
+// redirected says whether the namespace of the calling thread has rules that change the destination
+// of what arrives. Those of the older iptables are only known to exist as a table.
 func redirected() error {
 	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
 		names, err := os.ReadFile("/proc/thread-self/net/" + file)
-		if err == nil && slices.ContainsFunc(strings.Fields(string(names)), func(name string) bool { return name == "nat" || name == "mangle" }) {
+		if err == nil && slices.ContainsFunc(strings.Fields(string(names)),
+			func(name string) bool { return name == "nat" || name == "mangle" }) {
 			return errRedirected
 		}
 	}
@@ -49,7 +52,8 @@ func redirected() error {
 	return nil
 }
 
-// picksSocket says whether a rule gives what arrives to a transparent proxy, be it an expression of nftables or a target of iptables.
+// picksSocket says whether a rule gives what arrives to a transparent proxy, be it an expression of
+// nftables or a target of iptables.
 func picksSocket(rule []byte) bool {
 	return bytes.Contains(rule, []byte("tproxy\x00")) || bytes.Contains(rule, []byte("TPROXY\x00"))
 }

@@ -18,7 +18,8 @@ func TestPodThatRedirectsWhatArrivesIsNotSteeredByTC(t *testing.T) {
 	const redirect = " -t nat -A PREROUTING -p tcp --dport 15 -j REDIRECT --to-ports 16"
 	const tproxy = " -t mangle -A PREROUTING -p tcp --dport 15 -j TPROXY --on-port 16"
 	for _, rule := range []string{
-		"iptables" + redirect, "iptables-legacy" + redirect, "ip6tables" + redirect, "iptables" + tproxy, "iptables-legacy" + tproxy, "ip6tables" + tproxy,
+		"iptables" + redirect, "iptables-legacy" + redirect, "ip6tables" + redirect, "iptables" +
+			tproxy, "iptables-legacy" + tproxy, "ip6tables" + tproxy,
 	} {
 		t.Run(rule, func(t *testing.T) {
 			words := strings.Fields(rule)

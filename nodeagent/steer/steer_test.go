@@ -60,7 +60,8 @@ func everyDatapath(t *testing.T, test func(t *testing.T, w *world)) {
 }
 
 func (w *world) newNode() *steer.Node {
-	return steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler), steer.WithDatapath(w.datapath), steer.WithProc(w.node.Proc()))
+	return steer.NewNode(w.bpffs, "node.example", slog.New(slog.DiscardHandler),
+		steer.WithDatapath(w.datapath), steer.WithProc(w.node.Proc()))
 }
 
 // greet answers each connection with a word.
@@ -97,7 +98,8 @@ func ask(t *testing.T, from *netns.Namespace, to netip.Addr) string {
 	return strings.TrimSpace(word)
 }
 
-// ask is ask from the node. On a machine that is so slow that an agent's heartbeat was late meanwhile, it asks again.
+// ask is ask from the node. On a machine that is so slow that an agent's heartbeat was late
+// meanwhile, it asks again.
 func (w *world) ask(t *testing.T, to netip.Addr) (word string) {
 	t.Helper()
 	for range 20 {
@@ -125,9 +127,10 @@ type agent struct {
 	node       *steer.Node
 	program    *steer.Program
 	listeners  []*net.TCPListener
-	fallSilent func()       // ends the heartbeat
-	late       atomic.Int64 // how often the heartbeat has come so late that the agent may have been taken for dead
-	lastBeat   atomic.Int64 // nanoseconds
+	fallSilent func() // ends the heartbeat
+	// how often the heartbeat has come so late that the agent may have been taken for dead
+	late     atomic.Int64
+	lastBeat atomic.Int64 // nanoseconds
 }
 
 // start steers the pod to listeners that greet with word.
@@ -161,7 +164,8 @@ func (w *world) start(t *testing.T, word string) *agent {
 const tooLate = 800 * time.Millisecond
 
 func (a *agent) beat(t *testing.T) {
-	require.NoError(t, a.node.Beat()) // before the first connection, which may come sooner than the next goroutine
+	// before the first connection, which may come sooner than the next goroutine
+	require.NoError(t, a.node.Beat())
 	a.lastBeat.Store(time.Now().UnixNano())
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -186,7 +190,8 @@ func (a *agent) beat(t *testing.T) {
 	t.Cleanup(a.fallSilent)
 }
 
-// kill does what the kernel does when a process is killed: everything is closed, nothing is detached.
+// kill does what the kernel does when a process is killed: everything is closed, nothing is
+// detached.
 func (a *agent) kill(t *testing.T) {
 	t.Helper()
 	a.fallSilent()
@@ -227,7 +232,8 @@ func (w *world) hooks(t *testing.T) int {
 	return len(links)
 }
 
-// attached lists what is attached in a pod: links of the namespace, and links and filters at its devices.
+// attached lists what is attached in a pod: links of the namespace, and links and filters at its
+// devices.
 func (w *world) attached(t *testing.T) []string {
 	t.Helper()
 	all := socketLookups(t, w.pod.Inode())
@@ -265,7 +271,8 @@ func socketLookups(t *testing.T, inode uint64) (all []string) {
 func atIngress(t *testing.T, device netlink.Link) (all []string) {
 	t.Helper()
 	// ErrNotSupported: a kernel without tcx.
-	found, err := link.QueryPrograms(link.QueryOptions{Target: device.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+	found, err := link.QueryPrograms(link.QueryOptions{Target: device.Attrs().Index,
+		Attach: ebpf.AttachTCXIngress})
 	if !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EINVAL) {
 		require.NoError(t, err)
 	}
@@ -339,7 +346,8 @@ func TestMeshProxyInThePodIsSteered(t *testing.T) {
 		w.start(t, "agent")
 		ns := podnet.Namespace{Namespace: w.pod.Namespace}
 		// Envoy dials from 127.0.0.6.
-		c, err := ns.Dial(t.Context(), netip.MustParseAddr("127.0.0.6"), netip.AddrPortFrom(w.pod.IP4, port), nil)
+		c, err := ns.Dial(t.Context(), netip.MustParseAddr("127.0.0.6"),
+			netip.AddrPortFrom(w.pod.IP4, port), nil)
 		require.NoError(t, err)
 		defer c.Close()
 		word, err := bufio.NewReader(c).ReadString('\n')
@@ -373,7 +381,8 @@ func TestSilentAgentLeavesConnectionsToTheApp(t *testing.T) {
 		a := w.start(t, "agent")
 		require.Equal(t, "agent", w.ask(t, w.pod.IP4))
 		a.fallSilent()
-		assert.Eventually(t, func() bool { return w.ask(t, w.pod.IP4) == "app" }, 30*time.Second, 50*time.Millisecond)
+		assert.Eventually(t, func() bool { return w.ask(t, w.pod.IP4) == "app" }, 30*time.Second,
+			50*time.Millisecond)
 		assert.Equal(t, "app", w.ask(t, w.pod.IP6))
 		require.NoError(t, a.node.Beat())
 		assert.Equal(t, "agent", w.ask(t, w.pod.IP4), "it is back")

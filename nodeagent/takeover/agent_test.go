@@ -24,8 +24,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent/takeover"
 )
 
-// Set in the environment, it turns the test's program into an app, or into what watches the connections of a pod: by clsact, or as the kernel
-// has it. The pod's namespace is its file 3. It says what it does, and a watcher claims a request when it has been given a line.
+// Set in the environment, it turns the test's program into an app, or into what watches the
+// connections of a pod: by clsact, or as the kernel has it. The pod's namespace is its file 3. It
+// says what it does, and a watcher claims a request when it has been given a line.
 const envChild = "SIDESTEP_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -54,13 +55,17 @@ func app(ns *netns.Namespace) (err error) {
 		return err
 	}
 	fmt.Println("listening")
-	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Served-By", "app") }))
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter,
+		_ *http.Request) {
+		w.Header().Set("Served-By", "app")
+	}))
 }
 
 func watcher(ns *netns.Namespace, clsact bool) error {
 	lines := bufio.NewScanner(os.Stdin)
 	cfg := takeover.Config{
-		Namespace: ns, Port: port, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Namespace: ns, Port: port,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Claims: func(match.Head) string {
 			fmt.Println("asked")
 			lines.Scan()
@@ -157,7 +162,8 @@ func (c *client) askLater(request string) <-chan answer {
 	return later
 }
 
-// Whatever becomes of the one who holds a packet back, the app gets it, and nobody's connection breaks.
+// Whatever becomes of the one who holds a packet back, the app gets it, and nobody's connection
+// breaks.
 func TestAgentThatEndsWithAPacketInItsHandsHurtsNobody(t *testing.T) {
 	for _, c := range []struct {
 		name, how string
@@ -178,7 +184,9 @@ func TestAgentThatEndsWithAPacketInItsHandsHurtsNobody(t *testing.T) {
 			}
 			developer, bystander := dial(t, w.node.Namespace, ip), dial(t, w.node.Namespace, ip)
 			for _, c := range []*client{developer, bystander} {
-				for range 40 { // until TCP has forgotten how long it took to find the pod, and no longer waits for that
+				// until TCP has forgotten how long it took to find the pod, and no longer waits for
+				// that
+				for range 40 {
 					_, err := c.ask(plain)
 					require.NoError(t, err)
 				}
@@ -200,7 +208,8 @@ func TestAgentThatEndsWithAPacketInItsHandsHurtsNobody(t *testing.T) {
 			assert.EqualValues(t, 1, w.app.marked.Load())
 			t.Logf("the held request was answered after %v, somebody else's after %v", got.took, was.took)
 			if c.stop {
-				// The decision comes too late: the app has had the request, and the client may be in the middle of another one.
+				// The decision comes too late: the app has had the request, and the client may be
+				// in the middle of another one.
 				require.NoError(t, a.tell("take it"))
 				require.NoError(t, a.Process.Signal(unix.SIGCONT))
 			}
@@ -240,7 +249,8 @@ func TestWhoDecidesTooLateTakesNothingOver(t *testing.T) {
 	_, err = c.ask(plain)
 	require.NoError(t, err, "the app has had the request, so the connection lives on")
 	assert.Zero(t, w.counters.TakenOver.Load())
-	assert.Eventually(t, func() bool { return w.counters.LeftLate.Load() == 1 }, 20*time.Second, 10*time.Millisecond, "it is counted")
+	assert.Eventually(t, func() bool { return w.counters.LeftLate.Load() == 1 }, 20*time.Second,
+		10*time.Millisecond, "it is counted")
 	// The next one is taken over, once the kernel knows that there is somebody to decide.
 	assert.Eventually(t, func() bool {
 		held := c.askLater(marked)
@@ -282,7 +292,8 @@ func TestFilterOfAKilledAgentIsRemovedByTheNext(t *testing.T) {
 	w.startAgent(t, "clsact").kill()
 	left := w.filters(t)
 	require.Len(t, left, 1)
-	for range 5 { // also within the second in which its last sign of life counts, where nobody asks for it back
+	// also within the second in which its last sign of life counts, where nobody asks for it back
+	for range 5 {
 		for _, c := range []*client{developer, bystander} {
 			who, err := c.ask(plain)
 			require.NoError(t, err)

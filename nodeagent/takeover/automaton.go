@@ -11,12 +11,13 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// newAutomaton builds what the kernel runs over the bytes of a head. It says that something was found in every head that package http1
-// understands and that has one of the needles, and where a head ends. What cannot become a head, it calls ended.
+// newAutomaton builds what the kernel runs over the bytes of a head. It says that something was
+// found in every head that package http1 understands and that has one of the needles, and where a
+// head ends. What cannot become a head, it calls ended.
 func newAutomaton(generation uint32, needles []match.Needle) (*bpf.Automaton, error) {
 	var err error
-	// Long needles may make more states than there are. What their beginnings are found in is not less, unless so little is left of them
-	// that everybody's requests would be held back.
+	// Long needles may make more states than there are. What their beginnings are found in is not
+	// less, unless so little is left of them that everybody's requests would be held back.
 	for limit := maxNeedle; limit >= minNeedle; limit /= 2 {
 		var a *bpf.Automaton
 		if a, err = newBuilder(needles, limit).build(); err == nil {
@@ -27,7 +28,8 @@ func newAutomaton(generation uint32, needles []match.Needle) (*bpf.Automaton, er
 	return nil, fmt.Errorf("the intercepts of this port look for too many different headers and paths: %w", err)
 }
 
-// maxNeedle is how many bytes of a needle's parts are looked for, and minNeedle of how many it makes sense.
+// maxNeedle is how many bytes of a needle's parts are looked for, and minNeedle of how many it
+// makes sense.
 const (
 	maxNeedle = 64
 	minNeedle = 8
@@ -62,7 +64,8 @@ type node struct {
 func (n node) appendKey(key []byte) []byte {
 	key = append(key, byte(n.place), byte(n.end))
 	for _, p := range n.in {
-		key = binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(key, uint16(p.pattern)), uint16(p.at))
+		key = binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(key, uint16(p.pattern)),
+			uint16(p.at))
 	}
 	return key
 }

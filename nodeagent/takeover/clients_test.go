@@ -27,7 +27,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/takeover"
 )
 
-// need skips without the program where there is nothing but tests (a virtual machine has no shell), and elsewhere than in CI.
+// need skips without the program where there is nothing but tests (a virtual machine has no shell),
+// and elsewhere than in CI.
 func need(t *testing.T, program string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -39,7 +40,8 @@ func need(t *testing.T, program string) string {
 	} else if os.Getenv("CI") != "" {
 		t.Fatalf("%v (run tests/deps.sh run)", err)
 	}
-	t.Skipf("%s: %v: %v", program, exec.ErrNotFound, err) // which is what a path that does not exist is not said to be
+	// which is what a path that does not exist is not said to be
+	t.Skipf("%s: %v: %v", program, exec.ErrNotFound, err)
 	return ""
 }
 
@@ -60,8 +62,9 @@ type pooled struct {
 	ended atomic.Int64 // connections that were ended by the other side
 }
 
-// watchedConn is a connection of which is noted when the other side ends it. That the client opens another one says nothing: net/http
-// gives up a connection by itself when it is kept from running for a while.
+// watchedConn is a connection of which is noted when the other side ends it. That the client opens
+// another one says nothing: net/http gives up a connection by itself when it is kept from running
+// for a while.
 type watchedConn struct {
 	net.Conn
 	ended *atomic.Int64
@@ -142,7 +145,12 @@ func TestOf32BusyConnectionsThoseWithTheHeaderAreTakenOverAndNoOther(t *testing.
 		}
 		return true
 	}
-	require.Eventually(t, func() bool { w.app.mu.Lock(); defer w.app.mu.Unlock(); return len(w.app.seen) == 32 }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		w.app.mu.Lock()
+		defer w.app.mu.Unlock()
+		return len(
+			w.app.seen) == 32
+	}, 30*time.Second, 10*time.Millisecond)
 	w.watch(t, nil, rule(t, takeover.Auto))
 	w.steer(t)
 	on.Store(true)
@@ -159,7 +167,8 @@ func TestOf32BusyConnectionsThoseWithTheHeaderAreTakenOverAndNoOther(t *testing.
 	t.Log("held back and let go:", w.counters.Released.Load())
 }
 
-// begin lets an intercept begin while a client waits for an answer on a connection that it will use again.
+// begin lets an intercept begin while a client waits for an answer on a connection that it will use
+// again.
 func (w *world) begin(t *testing.T) {
 	t.Helper()
 	select {
@@ -208,7 +217,8 @@ for i in range(2):
 			if c.name == "curl" {
 				print := []string{"-s", "-S", "-o", "/dev/null", "-w", "%header{served-by}\n"}
 				args := append(append(append([]string{}, print...), host+"/wait", "--next"), print...)
-				cmd, out = start(t, w.node.Namespace, need(t, "curl"), append(args, "-H", "X-User: ann", host+"/")...)
+				cmd, out = start(t, w.node.Namespace, need(t, "curl"),
+					append(args, "-H", "X-User: ann", host+"/")...)
 			} else {
 				cmd, out = start(t, w.node.Namespace, need(t, "/usr/bin/python3"), "-c", python, host, c.name)
 			}

@@ -22,7 +22,8 @@ const (
 	maxKept   = 16 << 20
 )
 
-// decider decides on the packets that are held back. It keeps the first parts of heads that came in several packets.
+// decider decides on the packets that are held back. It keeps the first parts of heads that came in
+// several packets.
 type decider struct {
 	program *program
 	heads   map[bpf.FlowKey]*partial
@@ -97,8 +98,9 @@ func (d *decider) packet(sample []byte) {
 	}
 }
 
-// holdOn makes the kernel hold the packet for a while from now on. An error means that the app may have it already, or will have it soon,
-// as happens when the machine has not let this process run: then the connection is no longer one to be ended.
+// holdOn makes the kernel hold the packet for a while from now on. An error means that the app may
+// have it already, or will have it soon, as happens when the machine has not let this process run:
+// then the connection is no longer one to be ended.
 func (d *decider) holdOn(e *bpf.Event) error {
 	flows := d.program.objs.Flows
 	var f bpf.Flow
@@ -137,7 +139,8 @@ func (d *decider) keep(e *bpf.Event, payload []byte) {
 		h = &partial{begins: e.Head}
 		d.heads[e.Key] = h
 	}
-	if last := len(h.pieces) - 1; last >= 0 && h.pieces[last].seq+uint32(len(h.pieces[last].bytes)) == e.Seq && d.kept+len(payload) <= maxKept {
+	if last := len(h.pieces) - 1; last >= 0 && h.pieces[last].seq+
+		uint32(len(h.pieces[last].bytes)) == e.Seq && d.kept+len(payload) <= maxKept {
 		h.pieces[last].bytes = append(h.pieces[last].bytes, payload...)
 		d.kept += len(payload)
 		return
@@ -170,7 +173,8 @@ func (d *decider) sweep() {
 	}
 }
 
-// assemble gives the bytes from the beginning of the head as far as there is no gap, and the sequence number of their end.
+// assemble gives the bytes from the beginning of the head as far as there is no gap, and the
+// sequence number of their end.
 func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint32) {
 	pieces := []piece{{e.Seq, payload}}
 	if h := d.heads[e.Key]; h != nil && h.begins == e.Head {
@@ -190,8 +194,8 @@ func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint3
 	return head, e.Head + uint32(len(head))
 }
 
-// release tells the kernel not to hold the packet any longer. incomplete says that the head has not come to its end, so that more of it
-// is to be looked at.
+// release tells the kernel not to hold the packet any longer. incomplete says that the head has not
+// come to its end, so that more of it is to be looked at.
 func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []byte) error {
 	if incomplete {
 		d.keep(e, packet[e.Payload:])

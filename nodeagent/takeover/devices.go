@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filterName begins the names of our filters where there is no tcx. The rest says which process they belong to.
+// filterName begins the names of our filters where there is no tcx. The rest says which process
+// they belong to.
 const filterName = "sidestep-takeover-"
 
 // process tells our filters from those that another agent, or an earlier one, has left.
@@ -41,7 +42,8 @@ func newDevices(cfg Config) *devices {
 	return &devices{cfg: cfg, links: map[int]link.Link{}, filters: map[int]bool{}, made: map[int]bool{}}
 }
 
-// attach attaches wherever that has not been done. It may be called again when there are new interfaces.
+// attach attaches wherever that has not been done. It may be called again when there are new
+// interfaces.
 func (d *devices) attach(program *ebpf.Program) error {
 	return d.cfg.Namespace.Do(func() error {
 		interfaces, err := net.Interfaces()
@@ -65,7 +67,8 @@ func (d *devices) attachTo(index int, program *ebpf.Program) error {
 	if d.cfg.clsact {
 		return d.addFilter(index, program)
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: program, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: program,
+		Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
 	if errors.Is(err, ebpf.ErrNotSupported) { // before Linux 6.6
 		return d.addFilter(index, program)
 	}
@@ -78,8 +81,9 @@ func (d *devices) attachTo(index int, program *ebpf.Program) error {
 
 func (d *devices) addFilter(index int, program *ebpf.Program) error {
 	clsact := &netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0),
+			Parent: netlink.HANDLE_CLSACT},
+		QdiscType: "clsact",
 	}
 	switch err := netlink.QdiscAdd(clsact); {
 	case err == nil:
@@ -104,8 +108,8 @@ func (d *devices) filter(index, fd int) *netlink.BpfFilter {
 	}
 }
 
-// sweep removes the filters that a killed agent has left on the pod's devices, where there was no tcx. They pass everything, for it no longer
-// beats, but look at each packet.
+// sweep removes the filters that a killed agent has left on the pod's devices, where there was no
+// tcx. They pass everything, for it no longer beats, but look at each packet.
 func sweep(ns Namespace) error {
 	return ns.Do(func() error {
 		all, err := netlink.LinkList()

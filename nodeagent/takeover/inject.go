@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// injector gives packets that were held back to the app's kernel, through the loopback device of the pod. Without it they would arrive
-// when their sender repeats them, a fifth of a second later.
+// injector gives packets that were held back to the app's kernel, through the loopback device of
+// the pod. Without it they would arrive when their sender repeats them, a fifth of a second later.
 type injector struct {
 	ns       Namespace
 	fds      map[int]int // by family
@@ -29,8 +29,8 @@ const (
 	tcpChecksum  = 16 // offset in the TCP header
 )
 
-// inject sends the packet, whose payload begins at an offset. It changes the packet's checksum, which the network card may not have left
-// in order.
+// inject sends the packet, whose payload begins at an offset. It changes the packet's checksum,
+// which the network card may not have left in order.
 func (i *injector) inject(packet []byte, payload int) error {
 	if len(packet) < ip4MinHeader+tcpHeader || payload > len(packet) {
 		return errors.New("the packet is cut off")
@@ -51,7 +51,8 @@ func (i *injector) inject(packet []byte, payload int) error {
 	return i.send(unix.AF_INET6, packet, &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])})
 }
 
-// tcpOf6 is where the TCP header begins. Before it may be options, for the nodes on the way or for the destination.
+// tcpOf6 is where the TCP header begins. Before it may be options, for the nodes on the way or for
+// the destination.
 func tcpOf6(headers []byte) (int, error) {
 	at := ip6Header
 	if len(headers) < at {
@@ -114,7 +115,8 @@ func (i *injector) close() {
 	}
 }
 
-// checksum sets the checksum of a TCP segment (RFC 9293 §3.1). addresses are the source's and the destination's.
+// checksum sets the checksum of a TCP segment (RFC 9293 §3.1). addresses are the source's and the
+// destination's.
 func checksum(segment, addresses []byte) {
 	segment[tcpChecksum], segment[tcpChecksum+1] = 0, 0
 	sum := uint64(unix.IPPROTO_TCP) + uint64(len(segment))

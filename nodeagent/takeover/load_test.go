@@ -23,7 +23,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/takeover"
 )
 
-// each calls fn for all clients, a few at a time, and gives how long each call took, the shortest first.
+// each calls fn for all clients, a few at a time, and gives how long each call took, the shortest
+// first.
 func each(t *testing.T, all []*client, fn func(i int, c *client) error) []time.Duration {
 	t.Helper()
 	took := make([]time.Duration, len(all))
@@ -76,7 +77,8 @@ func TestTenThousandOpenConnections(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	require.Equal(t, n, w.port.Watched())
-	t.Logf("%d connections are watched after %v, with %d KiB more in use", n, took, (int64(after.HeapInuse)-int64(before.HeapInuse))>>10)
+	t.Logf("%d connections are watched after %v, with %d KiB more in use", n, took,
+		(int64(after.HeapInuse)-int64(before.HeapInuse))>>10)
 	w.steer(t)
 	waits := each(t, all, byApp(plain))
 	t.Logf("requests of all, 32 at a time: p50 %v, p99 %v, longest %v", waits[n/2], waits[n*99/100], waits[n-1])
@@ -85,7 +87,8 @@ func TestTenThousandOpenConnections(t *testing.T) {
 		_, err := c.ask(marked)
 		assert.ErrorIs(t, err, unix.ECONNRESET)
 	}
-	others := slices.DeleteFunc(slices.Clone(all), func(c *client) bool { return slices.Contains(developers, c) })
+	others := slices.DeleteFunc(slices.Clone(all),
+		func(c *client) bool { return slices.Contains(developers, c) })
 	each(t, others, byApp(plain))
 	w.tookOver(t, len(developers))
 	assert.EqualValues(t, 0, w.counters.LeftLate.Load()+w.counters.LeftUntold.Load())
@@ -100,7 +103,8 @@ func TestManyInterceptsOfOnePort(t *testing.T) {
 	w := newWorld(t)
 	var rules []takeover.Rule
 	for i := range 24 {
-		rules = append(rules, named(t, fmt.Sprint("intercept-", i), "x-sidestep-session", fmt.Sprintf("user-%d", i)))
+		rules = append(rules, named(t, fmt.Sprint("intercept-", i), "x-sidestep-session",
+			fmt.Sprintf("user-%d", i)))
 	}
 	developers, others := w.clients(t, w.pod.IP4, len(rules)), w.clients(t, w.pod.IP6, len(rules))
 	w.watch(t, nil, rules...)
@@ -136,7 +140,8 @@ func TestRulesThatAreTooManyLeaveConnectionsWithTheApp(t *testing.T) {
 	}
 	assert.Zero(t, w.port.Watched())
 	// Those that end connections do so all the same.
-	assert.Error(t, w.port.SetRules(append(rules, takeover.Rule{Intercept: "all", TCP: true, Existing: takeover.All})))
+	assert.Error(t, w.port.SetRules(append(rules,
+		takeover.Rule{Intercept: "all", TCP: true, Existing: takeover.All})))
 	require.NoError(t, w.port.Steered())
 	for _, c := range all {
 		_, err := c.ask(plain)
@@ -167,7 +172,8 @@ func TestKernelThatEndsNoConnections(t *testing.T) {
 	assert.EqualValues(t, 6, w.counters.LeftUndestroyed.Load())
 	assert.EqualValues(t, 6, w.counters.Released.Load(), "none has waited for TCP to repeat it")
 	// Where that is known beforehand nothing is watched.
-	_, err := takeover.Open(takeover.Config{Namespace: refusing{w.pod.Namespace}, Port: port, Claims: func(match.Head) string { return "" }})
+	_, err := takeover.Open(takeover.Config{Namespace: refusing{w.pod.Namespace}, Port: port,
+		Claims: func(match.Head) string { return "" }})
 	require.True(t, errors.Is(err, sockdiag.ErrCannotDestroy), "%v", err)
 	assert.Contains(t, err.Error(), "CONFIG_INET_DIAG_DESTROY")
 }

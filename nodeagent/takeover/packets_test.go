@@ -38,7 +38,8 @@ func (w *world) clients(t *testing.T, ip netip.Addr, n int) (all []*client) {
 	return all
 }
 
-// falseAlarm is a rule of which plain requests with x-user: ann-x have all that is looked for, and which they do not match.
+// falseAlarm is a rule of which plain requests with x-user: ann-x have all that is looked for, and
+// which they do not match.
 func falseAlarm(t testing.TB) takeover.Rule {
 	r := rule(t, takeover.Auto)
 	r.HTTP = regexRule(t, "x-user", "ann(-[0-9]+)?")
@@ -80,7 +81,8 @@ func TestPacketsOf64KiB(t *testing.T) {
 	pad := "x-pad: " + strings.Repeat("p", 60<<10)
 	body := strings.Repeat("0123456789abcdef", 20<<10)
 	post := func(headers ...string) string {
-		return "POST / HTTP/1.1\r\nHost: a\r\n" + strings.Join(append(headers, fmt.Sprintf("Content-Length: %d", len(body)), "", ""), "\r\n") + body
+		return "POST / HTTP/1.1\r\nHost: a\r\n" +
+			strings.Join(append(headers, fmt.Sprintf("Content-Length: %d", len(body)), "", ""), "\r\n") + body
 	}
 	w := newWorld(t)
 	c4, c6 := w.clients(t, w.pod.IP4, 4), w.clients(t, w.pod.IP6, 4)
@@ -92,19 +94,22 @@ func TestPacketsOf64KiB(t *testing.T) {
 	w.watch(t, nil, falseAlarm(t))
 	w.steer(t)
 	for _, all := range [][]*client{c4, c6} {
-		for i, request := range []string{get(pad, "x-user: ann"), post("x-user: ann"), post(pad, "x-user: ann")} {
+		for i, request := range []string{get(pad, "x-user: ann"), post("x-user: ann"),
+			post(pad, "x-user: ann")} {
 			_, err := all[i].ask(request)
 			assert.ErrorIs(t, err, unix.ECONNRESET)
 		}
 		for _, request := range []string{
-			get(pad, "x-user: ann-x"), post("x-user: ann-x"), post(pad, "x-user: ann-x"), post(pad), get(pad), get("x-user: ann-x", pad, "x-a: "+pad),
+			get(pad, "x-user: ann-x"), post("x-user: ann-x"), post(pad, "x-user: ann-x"), post(pad),
+			get(pad), get("x-user: ann-x", pad, "x-a: "+pad),
 		} {
 			before := w.counters.Released.Load()
 			start := time.Now()
 			who, err := all[3].ask(request)
 			require.NoError(t, err)
 			assert.Equal(t, "app", who)
-			t.Logf("%d bytes, %d packets held, answered after %v", len(request), w.counters.Released.Load()-before, time.Since(start))
+			t.Logf("%d bytes, %d packets held, answered after %v", len(request),
+				w.counters.Released.Load()-before, time.Since(start))
 			if strings.HasPrefix(request, "POST") {
 				assert.Equal(t, sha256.Sum256([]byte(body)), w.app.body.Load(), "the app got what was sent")
 			}
@@ -148,8 +153,8 @@ func (w *world) longest(t *testing.T) func() int {
 	return read
 }
 
-// lose attaches a program to the node's side of the pod that loses one packet in 32, both ways. What TCP does then repeats packets,
-// changes their order, and joins them.
+// lose attaches a program to the node's side of the pod that loses one packet in 32, both ways.
+// What TCP does then repeats packets, changes their order, and joins them.
 func (w *world) lose(t *testing.T) {
 	if !testnet.KernelAtLeast(t, 6, 6) {
 		t.Skip("needs Linux 6.6") // to attach it in this simple way
@@ -194,11 +199,13 @@ func TestLostRepeatedAndOvertakingPackets(t *testing.T) {
 	for i, c := range all {
 		go func() {
 			done <- func() error {
-				requests := []string{get(pad), get(pad, "x-user: ann-x"), get("x-user: ann-y", pad), get(pad, "x-user: anne")}
+				requests := []string{get(pad), get(pad, "x-user: ann-x"), get("x-user: ann-y", pad),
+					get(pad, "x-user: anne")}
 				for n := range 12 {
 					request := requests[(i+n)%len(requests)]
 					cut := len(request) * (n + 1) / 13
-					if who, err := c.askIn(time.Millisecond, request[:cut], request[cut:]); err != nil || who != "app" {
+					if who, err := c.askIn(time.Millisecond, request[:cut],
+						request[cut:]); err != nil || who != "app" {
 						return fmt.Errorf("request %d of client %d: %s, %w", n, i, who, err)
 					}
 				}
@@ -215,24 +222,28 @@ func TestLostRepeatedAndOvertakingPackets(t *testing.T) {
 	for range all {
 		assert.NoError(t, <-done)
 	}
-	t.Logf("taken over %d, let go %d, late %d", w.counters.TakenOver.Load(), w.counters.Released.Load(), w.counters.LeftLate.Load())
+	t.Logf("taken over %d, let go %d, late %d", w.counters.TakenOver.Load(), w.counters.Released.Load(),
+		w.counters.LeftLate.Load())
 	w.tookOver(t, 4)
 	assert.Zero(t, w.app.marked.Load())
 }
 
-// A client that asks whether the app has room again, or is still there, sends packets without a request.
+// A client that asks whether the app has room again, or is still there, sends packets without a
+// request.
 func TestProbesOfTCPAreNoRequests(t *testing.T) {
 	w := newWorld(t)
 	quiet, full := dial(t, w.node.Namespace, w.pod.IP4), dial(t, w.node.Namespace, w.pod.IP6)
 	for _, c := range []*client{quiet, full} {
-		require.NoError(t, c.Conn.(*net.TCPConn).SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 5}))
+		require.NoError(t, c.Conn.(*net.TCPConn).SetKeepAliveConfig(net.KeepAliveConfig{Enable: true,
+			Idle: time.Second, Interval: time.Second, Count: 5}))
 		_, err := c.ask(plain)
 		require.NoError(t, err)
 	}
 	w.watch(t, nil, rule(t, takeover.Auto))
 	w.steer(t)
 	const size = 16 << 20 // more than the app's kernel has room for
-	sent := full.askLater(fmt.Sprintf("POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n", size) + strings.Repeat("b", size))
+	sent := full.askLater(fmt.Sprintf("POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n",
+		size) + strings.Repeat("b", size))
 	<-w.app.begun
 	time.Sleep(3 * time.Second) // of probes, which is how often TCP sends them
 	w.app.let <- struct{}{}
@@ -261,7 +272,10 @@ func options(t *testing.T, c *client, headers ...int) {
 	pad := string([]byte{0, 0, 1, 4, 0, 0, 0, 0})
 	for _, header := range headers {
 		var problem error
-		require.NoError(t, raw.Control(func(fd uintptr) { problem = unix.SetsockoptString(int(fd), unix.IPPROTO_IPV6, header, pad) }))
+		require.NoError(t, raw.Control(func(fd uintptr) {
+			problem = unix.SetsockoptString(int(fd),
+				unix.IPPROTO_IPV6, header, pad)
+		}))
 		require.NoError(t, problem)
 	}
 }

@@ -22,7 +22,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/takeover"
 )
 
-// threads asks with as many pools as it is told to, without the header until a file appears. Then the first one has it.
+// threads asks with as many pools as it is told to, without the header until a file appears. Then
+// the first one has it.
 const threads = `
 import os, sys, threading, time
 import urllib3
@@ -94,7 +95,8 @@ func (p *pools) program(kind string, cmd *exec.Cmd) {
 
 func (p *pools) python() {
 	p.program("urllib3-", exec.CommandContext(p.t.Context(), need(p.t, "/usr/bin/python3"), "-c", threads,
-		"http://"+netip.AddrPortFrom(p.w.pod.IP4, port).String()+"/", p.flag, fmt.Sprint(ofEach), fmt.Sprint(after)))
+		"http://"+netip.AddrPortFrom(p.w.pod.IP4, port).String()+"/", p.flag, fmt.Sprint(ofEach),
+		fmt.Sprint(after)))
 }
 
 // curls ask some times, wait for an answer when the intercept begins, and go on.
@@ -102,7 +104,8 @@ func (p *pools) curls() {
 	host := "http://" + netip.AddrPortFrom(p.w.pod.IP4, port).String()
 	for i := range ofEach {
 		print := func(phase string) []string {
-			return []string{"-sS", "-o", "/dev/null", "-w", fmt.Sprintf("%d %s %%header{served-by}\\n", i, phase)}
+			return []string{"-sS", "-o", "/dev/null", "-w",
+				fmt.Sprintf("%d %s %%header{served-by}\\n", i, phase)}
 		}
 		args := append(print("before"), host+"/?[1-20]", "--next")
 		args = append(append(args, print("before")...), host+"/gate", "--next")
@@ -183,7 +186,8 @@ func TestPoolsOfRealClients(t *testing.T) {
 	for i, c := range direct[1:] {
 		assert.Zero(t, c.ended.Load(), "nobody has ended the connection of client %d", i+1)
 	}
-	t.Logf("of %d connections %d were taken over, %d packets were let go", 4*ofEach, w.counters.TakenOver.Load(), w.counters.Released.Load())
+	t.Logf("of %d connections %d were taken over, %d packets were let go", 4*ofEach,
+		w.counters.TakenOver.Load(), w.counters.Released.Load())
 }
 
 // startNginx starts a proxy at port 8000 of the node, with a pool of connections to the app.
@@ -212,8 +216,8 @@ http {
 	}, 30*time.Second, 50*time.Millisecond, "%s", out)
 }
 
-// posts says what becomes of the developer's requests that may not be repeated: of the first, on a connection that is older than the
-// intercept, and of the next.
+// posts says what becomes of the developer's requests that may not be repeated: of the first, on a
+// connection that is older than the intercept, and of the next.
 func TestPostOnAnOpenConnection(t *testing.T) {
 	const python = `
 import sys
@@ -236,7 +240,8 @@ for i in range(2):
 	run := func(name string, args ...string) func(*testing.T, *world) string {
 		return func(t *testing.T, w *world) string {
 			for i := range args {
-				args[i] = strings.ReplaceAll(args[i], "HOST", "http://"+netip.AddrPortFrom(w.pod.IP4, port).String())
+				args[i] = strings.ReplaceAll(args[i], "HOST", "http://"+
+					netip.AddrPortFrom(w.pod.IP4, port).String())
 			}
 			cmd, out := start(t, w.node.Namespace, need(t, name), args...)
 			w.begin(t)
@@ -250,11 +255,16 @@ for i in range(2):
 		name, want string
 		run        func(*testing.T, *world) string
 	}{
-		{"curl repeats it", "app\nlaptop\nlaptop\n", run("curl", append(append(append(append([]string{}, print...), "HOST/wait"), append(post, "HOST/")...), append(post, "HOST/")...)...)},
-		{"urllib3 does not", "app\nerror ProtocolError\nlaptop\n", run("/usr/bin/python3", "-c", python, "HOST", "urllib3")},
-		{"requests does not", "app\nerror ConnectionError\nlaptop\n", run("/usr/bin/python3", "-c", python, "HOST", "requests")},
+		{"curl repeats it", "app\nlaptop\nlaptop\n",
+			run("curl", append(append(append(append([]string{}, print...), "HOST/wait"),
+				append(post, "HOST/")...), append(post, "HOST/")...)...)},
+		{"urllib3 does not", "app\nerror ProtocolError\nlaptop\n",
+			run("/usr/bin/python3", "-c", python, "HOST", "urllib3")},
+		{"requests does not", "app\nerror ConnectionError\nlaptop\n",
+			run("/usr/bin/python3", "-c", python, "HOST", "requests")},
 		{"Go does not", "app\nerror\nlaptop\n", postGo(func(r *http.Request) {})},
-		{"Go does if there is a key", "app\nlaptop\nlaptop\n", postGo(func(r *http.Request) { r.Header.Set("Idempotency-Key", "1") })},
+		{"Go does if there is a key", "app\nlaptop\nlaptop\n",
+			postGo(func(r *http.Request) { r.Header.Set("Idempotency-Key", "1") })},
 		{"nginx does not", "app\n502\nlaptop\n", postNginx},
 	} {
 		t.Run(c.name, func(t *testing.T) {

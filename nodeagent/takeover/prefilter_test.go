@@ -65,9 +65,10 @@ func (b *bench) begin(t testing.TB) {
 	b.decider.forget(b.key())
 }
 
-// send gives a segment to the program. If it is held back, it decides; taken says that the rule has the request. What was held and
-// released counts as delivered, like what has passed.
-func (b *bench) send(t testing.TB, claims func(match.Head) bool, seq, ack uint32, payload []byte) (held, taken bool) {
+// send gives a segment to the program. If it is held back, it decides; taken says that the rule has
+// the request. What was held and released counts as delivered, like what has passed.
+func (b *bench) send(t testing.TB, claims func(match.Head) bool, seq, ack uint32, payload []byte) (held,
+	taken bool) {
 	ret, err := b.program.objs.Watch.Run(&ebpf.RunOptions{Data: frame(b.client, b.app, seq, ack, payload)})
 	require.NoError(t, err)
 	held = ret == shot
@@ -118,12 +119,14 @@ func (d dice) of(words ...string) string { return words[d.IntN(len(words))] }
 func (d dice) rule(t testing.TB) match.Rule {
 	spec := &v1alpha1.HTTPMatch{}
 	for range d.IntN(3) {
-		h := v1alpha1.HeaderMatch{Name: d.of("x-user", "X-User", "x-u", "host", "x-user-id", strings.Repeat("n", 70))}
+		h := v1alpha1.HeaderMatch{Name: d.of("x-user", "X-User", "x-u", "host", "x-user-id",
+			strings.Repeat("n", 70))}
 		if d.IntN(2) == 0 {
 			v := d.of("ann", "bob", "a", "", "anna\t", strings.Repeat("v", 90))
 			h.Value = &v
 		} else {
-			v := d.of("ann", "ann.*", "(ann|bob)", ".*", "(?i)ANN", "^ann$", "a(n)+", "an+ ?", " x", "ann\ufffd", "a|b", "\\Qa.b\\E", "")
+			v := d.of("ann", "ann.*", "(ann|bob)", ".*", "(?i)ANN", "^ann$", "a(n)+", "an+ ?", " x",
+				"ann\ufffd", "a|b", "\\Qa.b\\E", "")
 			h.Regex = &v
 		}
 		spec.Headers = append(spec.Headers, h)
@@ -148,12 +151,16 @@ func (d dice) rule(t testing.TB) match.Rule {
 func (d dice) request() []byte {
 	var s strings.Builder
 	s.WriteString(d.of("GET", "POST", "get", "X-Y", "CONNECT", "OPTIONS", "P", "G T") + " ")
-	s.WriteString(d.of("/", "/a", "/a?b", "/api/v1", "/api/v1/x?y=/a", "http://h", "http://h/a", "http://h?x", "*", "h:80", "/"+strings.Repeat("p", 100)))
-	s.WriteString(d.of(" HTTP/1.1\r\n", " HTTP/1.1\r\n", " HTTP/1.0\r\n", " HTTP/2.0\r\n", "\r\n", " HTTP/1.1\n"))
+	s.WriteString(d.of("/", "/a", "/a?b", "/api/v1", "/api/v1/x?y=/a", "http://h", "http://h/a",
+		"http://h?x", "*", "h:80", "/"+strings.Repeat("p", 100)))
+	s.WriteString(d.of(" HTTP/1.1\r\n", " HTTP/1.1\r\n", " HTTP/1.0\r\n", " HTTP/2.0\r\n", "\r\n",
+		" HTTP/1.1\n"))
 	for range d.IntN(6) {
-		s.WriteString(d.of("x-user", "X-USER", "x-User", "x-u", "Host", "x-user-id", "Accept", strings.Repeat("N", 70), "x user"))
+		s.WriteString(d.of("x-user", "X-USER", "x-User", "x-u", "Host", "x-user-id", "Accept",
+			strings.Repeat("N", 70), "x user"))
 		s.WriteString(d.of(":", ": ", ":\t ", " :", ":  "))
-		s.WriteString(d.of("ann", "bob", "anna", "ANN", "a", "ann, bob", "", "an", "annn ", "ann\xff", "a.b", "x-user: ann", "\u00e9", strings.Repeat("v", 90), strings.Repeat("v", 900)))
+		s.WriteString(d.of("ann", "bob", "anna", "ANN", "a", "ann, bob", "", "an", "annn ", "ann\xff",
+			"a.b", "x-user: ann", "\u00e9", strings.Repeat("v", 90), strings.Repeat("v", 900)))
 		s.WriteString(d.of("", "", " ", "\t\t") + d.of("\r\n", "\r\n", "\r\n", "\r\n", "\n", "\r\n ", "\r\r\n"))
 	}
 	s.WriteString("\r\n")
@@ -191,7 +198,8 @@ func (d dice) cut(n int) []part {
 	return parts
 }
 
-// trial says what is wrong, if of a few requests, a given one among them, the parser and the rule have a request that the kernel lets through.
+// trial says what is wrong, if of a few requests, a given one among them, the parser and the rule
+// have a request that the kernel lets through.
 func (b *bench) trial(t testing.TB, d dice, given []byte) string {
 	rule := d.rule(t)
 	if err := b.program.setRules([]Rule{{HTTP: rule}}); err != nil {
@@ -239,13 +247,15 @@ func (b *bench) ask(t testing.TB, d dice, rule match.Rule, request []byte) strin
 			delivered[i] = true
 		}
 		if matches && !slices.Contains(delivered[:n], false) {
-			return fmt.Sprintf("the app has seen %q in the parts %v, known %v, which is of: %v", request[:n], parts, known, rule)
+			return fmt.Sprintf("the app has seen %q in the parts %v, known %v, which is of: %v",
+				request[:n], parts, known, rule)
 		}
 	}
 	return ""
 }
 
-// The kernel may hold what does not match, and never lets through what does, however it is cut, repeated and mixed up.
+// The kernel may hold what does not match, and never lets through what does, however it is cut,
+// repeated and mixed up.
 func TestPrefilterMissesNothing(t *testing.T) {
 	b, trials := newBench(t), uint64(500)
 	if testing.Short() {

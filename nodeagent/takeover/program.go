@@ -88,7 +88,8 @@ func equal(a, b []match.Needle) bool {
 	return true
 }
 
-// follow makes the kernel watch the connections, except for those that it watches already, and forget those that are gone.
+// follow makes the kernel watch the connections, except for those that it watches already, and
+// forget those that are gone.
 func (g *program) follow(older, before map[bpf.FlowKey]sockdiag.Socket) error {
 	for key, s := range older {
 		if was, ok := before[key]; ok && was.Cookie() == s.Cookie() {
@@ -157,7 +158,8 @@ func (g *program) beat() error {
 	return nil
 }
 
-// serve decides on packets until close. It is also what tells the kernel that there is somebody to decide.
+// serve decides on packets until close. It is also what tells the kernel that there is somebody to
+// decide.
 func (g *program) serve() {
 	defer func() {
 		<-g.closed // until then others use it too

@@ -22,12 +22,14 @@ const request = "GET / HTTP/1.1\r\nHost: h\r\nx-user: ann\r\n\r\n"
 // ann is the rule that request matches.
 func ann(t testing.TB) Rule {
 	value := "ann"
-	m, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &value}}})
+	m, err := match.FromSpec(
+		&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &value}}})
 	require.NoError(t, err)
 	return Rule{Intercept: "ann", HTTP: m}
 }
 
-// frame6 is an Ethernet frame with an IPv6 packet with extension headers, given by their types and contents, and a TCP segment.
+// frame6 is an Ethernet frame with an IPv6 packet with extension headers, given by their types and
+// contents, and a TCP segment.
 func frame6(from, to netip.AddrPort, extensions []extension, segment []byte) []byte {
 	f := make([]byte, 14+40)
 	binary.BigEndian.PutUint16(f[12:], unix.ETH_P_IPV6)
@@ -81,15 +83,20 @@ func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
 		{"for another port", with4(func(ip []byte) { ip[23] = 81 }), false},
 		{"from somebody else", with4(func(ip []byte) { ip[15] = 9 }), false},
 		{"of UDP", with4(func(ip []byte) { ip[9] = unix.IPPROTO_UDP }), false},
-		{"whose TCP header ends behind the packet", with4(func(ip []byte) { ip[3] = 41; ip[32] = 0xf0 }), false},
+		{"whose TCP header ends behind the packet",
+			with4(func(ip []byte) { ip[3] = 41; ip[32] = 0xf0 }), false},
 		{"cut off in the TCP header", with4(func([]byte) {})[:14+20+10], false},
 		{"IPv6", frame6(client6, app6, nil, segment), true},
-		{"IPv6 with options for the nodes on the way", frame6(client6, app6, []extension{{unix.IPPROTO_HOPOPTS, pad}}, segment), true},
+		{"IPv6 with options for the nodes on the way",
+			frame6(client6, app6, []extension{{unix.IPPROTO_HOPOPTS, pad}}, segment), true},
 		{"IPv6 with options for the destination", frame6(client6, app6, many(1), segment), true},
 		{"IPv6 with as many extension headers as are looked at", frame6(client6, app6, many(5), segment), true},
 		{"IPv6 with more than that", frame6(client6, app6, many(20), segment), false},
-		{"IPv6 in a fragment", frame6(client6, app6, []extension{{unix.IPPROTO_FRAGMENT, []byte{0, 1, 0, 0, 0, 7}}}, segment), false},
-		{"IPv6 with options and in a fragment", frame6(client6, app6, []extension{{unix.IPPROTO_HOPOPTS, pad}, {unix.IPPROTO_FRAGMENT, []byte{0, 1, 0, 0, 0, 7}}}, segment), false},
+		{"IPv6 in a fragment", frame6(client6, app6,
+			[]extension{{unix.IPPROTO_FRAGMENT, []byte{0, 1, 0, 0, 0, 7}}}, segment), false},
+		{"IPv6 with options and in a fragment",
+			frame6(client6, app6, []extension{{unix.IPPROTO_HOPOPTS, pad},
+				{unix.IPPROTO_FRAGMENT, []byte{0, 1, 0, 0, 0, 7}}}, segment), false},
 		{"IPv6 that is encrypted", frame6(client6, app6, []extension{{unix.IPPROTO_ESP, pad}}, segment), false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -102,7 +109,8 @@ func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
 	}
 }
 
-// What repeats something that the app has, or is made up, does not count, and does not keep the next request from being seen.
+// What repeats something that the app has, or is made up, does not count, and does not keep the
+// next request from being seen.
 func TestWhatIsNoRequestDoesNotHideTheNext(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.program.setRules([]Rule{ann(t)}))
@@ -130,7 +138,8 @@ func TestWhatIsNoRequestDoesNotHideTheNext(t *testing.T) {
 				b.begin(t)
 				first()
 				c.send()
-				held, taken := b.send(t, func(match.Head) bool { return true }, begins, ack+100, []byte(request))
+				held, taken := b.send(t, func(match.Head) bool { return true }, begins, ack+100,
+					[]byte(request))
 				if c.name == "its end once more" && known == "of a connection that was not seen" {
 					continue // nobody can tell that from the beginning of something
 				}
@@ -141,7 +150,8 @@ func TestWhatIsNoRequestDoesNotHideTheNext(t *testing.T) {
 	// It is held once more when it is repeated, and goes to the app when it is not decided on.
 	b.begin(t)
 	run := func() bool {
-		ret, err := b.program.objs.Watch.Run(&ebpf.RunOptions{Data: frame(b.client, b.app, seq, ack, []byte(request))})
+		ret, err := b.program.objs.Watch.Run(&ebpf.RunOptions{Data: frame(b.client, b.app, seq, ack,
+			[]byte(request))})
 		require.NoError(t, err)
 		return ret == shot
 	}
@@ -170,7 +180,8 @@ func BenchmarkPacket(b *testing.B) {
 	}{
 		{"of another connection", false, bpf.Flow{}, long, 10_000},
 		{"acknowledgement of a watched connection", true, bpf.Flow{}, nil, 10_000},
-		{"body of a watched connection", true, bpf.Flow{Phase: bpf.PhaseRest, Next: 1000, Furthest: 1000, Ack: 1}, body, 10_000},
+		{"body of a watched connection", true,
+			bpf.Flow{Phase: bpf.PhaseRest, Next: 1000, Furthest: 1000, Ack: 1}, body, 10_000},
 		{"head without a match", true, bpf.Flow{}, long, 1},
 		{"head that is held back", true, bpf.Flow{}, []byte(request), 1},
 	} {

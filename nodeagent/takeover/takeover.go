@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package takeover deals with connections that are older than the intercept of their port. The kernel leaves them with the app, whatever
-// new connections are steered to.
+// Package takeover deals with connections that are older than the intercept of their port. The
+// kernel leaves them with the app, whatever new connections are steered to.
 //
-// Where an intercept takes single requests, a program in the kernel watches these connections and only these. It holds back the packet
-// that completes a request which may match, and asks; the decision is made here, on the bytes, by what the proxy itself goes by. If the
-// request is one of the intercept's, its connection is ended before the app has seen it: the client gets a reset, tries again, and its
-// new connection is steered. Else the packet is let go at once. Where an intercept takes whole connections, those that are idle are ended.
+// Where an intercept takes single requests, a program in the kernel watches these connections and
+// only these. It holds back the packet that completes a request which may match, and asks; the
+// decision is made here, on the bytes, by what the proxy itself goes by. If the request is one of
+// the intercept's, its connection is ended before the app has seen it: the client gets a reset,
+// tries again, and its new connection is steered. Else the packet is let go at once. Where an
+// intercept takes whole connections, those that are idle are ended.
 //
 // All other connections live on. When something fails here, they do too.
 package takeover
@@ -32,15 +34,19 @@ const (
 	idleFor = 200 * time.Millisecond
 	// endingFor is how long connections are looked for that have become idle.
 	endingFor = 10 * time.Second
-	// watchEvery is the pause between looks at which connections are still there, once nothing new is to be expected.
+	// watchEvery is the pause between looks at which connections are still there, once nothing new
+	// is to be expected.
 	watchEvery = 10 * time.Second
 )
 
-// looks are when connections are listed after steering began: what was on its way then appears a little later, or when a lost packet of its handshake
-// has been repeated, after one, three and seven seconds. Each look has the kernel walk through all connections of the machine.
-var looks = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second, 7 * time.Second, endingFor}
+// looks are when connections are listed after steering began: what was on its way then appears a
+// little later, or when a lost packet of its handshake has been repeated, after one, three and
+// seven seconds. Each look has the kernel walk through all connections of the machine.
+var looks = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second,
+	7 * time.Second, endingFor}
 
-// endEvery is the pause between looks for connections that have become idle and are to be ended then.
+// endEvery is the pause between looks for connections that have become idle and are to be ended
+// then.
 const endEvery = time.Second
 
 // Namespace is a pod's network namespace.
@@ -55,8 +61,9 @@ type Config struct {
 	Port      uint16
 	// Claims gives the UID of the intercept that has a request, as far as is known now.
 	Claims func(head match.Head) (intercept string)
-	// Steering says whether new connections are steered at this moment: the node agent may have the kernel pass them all to the app for a
-	// while. nil means that they are, once Steered has been called.
+	// Steering says whether new connections are steered at this moment: the node agent may have the
+	// kernel pass them all to the app for a while. nil means that they are, once Steered has been
+	// called.
 	Steering func() bool
 	Log      *slog.Logger
 	// Counters may be nil.
@@ -73,10 +80,13 @@ type Config struct {
 type Counters struct {
 	TakenOver atomic.Uint64 // connections ended because of a request
 	Ended     atomic.Uint64 // connections ended because they were idle, or all were to be
-	Held      atomic.Uint64 // packets held back; less than the sum of the others by those that are being held, or were asked about twice
-	Released  atomic.Uint64 // packets that were held back and let go
-	// Requests that were, or may have been, an intercept's, and went to the app: since the node agent had not decided in time, since
-	// there were too many to tell it, and since the kernel did not end their connections.
+	// packets held back; less than the sum of the others by those that are being held, or were
+	// asked about twice
+	Held     atomic.Uint64
+	Released atomic.Uint64 // packets that were held back and let go
+	// Requests that were, or may have been, an intercept's, and went to the app: since the node
+	// agent had not decided in time, since there were too many to tell it, and since the kernel did
+	// not end their connections.
 	LeftLate, LeftUntold, LeftUndestroyed atomic.Uint64
 	// Watched is the connections that are being watched.
 	Watched atomic.Int64
@@ -109,7 +119,8 @@ type view struct {
 	older map[bpf.FlowKey]sockdiag.Socket
 }
 
-// Open prepares for the port. It must be called before new connections are steered: what is open then is older.
+// Open prepares for the port. It must be called before new connections are steered: what is open
+// then is older.
 func Open(cfg Config) (*Port, error) {
 	if cfg.Counters == nil {
 		cfg.Counters = &Counters{}
@@ -132,8 +143,8 @@ func Open(cfg Config) (*Port, error) {
 	return p, nil
 }
 
-// SetRules says what is wanted from now on. Connections are watched when it returns; those that are to be ended are ended once Steered
-// has been called.
+// SetRules says what is wanted from now on. Connections are watched when it returns; those that are
+// to be ended are ended once Steered has been called.
 func (p *Port) SetRules(rules []Rule) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -166,7 +177,8 @@ func (p *Port) SetRules(rules []Rule) error {
 	return p.tooMany
 }
 
-// Steered says that new connections are steered now, so that older ones may be taken over, or ended.
+// Steered says that new connections are steered now, so that older ones may be taken over, or
+// ended.
 func (p *Port) Steered() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -181,7 +193,8 @@ func (p *Port) Steered() error {
 	return nil
 }
 
-// steers says whether a client whose connection is ended comes to the node agent when it tries again.
+// steers says whether a client whose connection is ended comes to the node agent when it tries
+// again.
 func (p *Port) steers() bool { return p.steered.Load() && (p.cfg.Steering == nil || p.cfg.Steering()) }
 
 // wanted says whether any rule cares about older connections. p.mu must be held.
@@ -289,7 +302,8 @@ func (p *Port) look() error {
 		before = nil
 	}
 	p.watched(len(p.older))
-	return errors.Join(p.program.setRules(p.rules), p.program.follow(p.older, before), p.program.attach(), p.program.count())
+	return errors.Join(p.program.setRules(p.rules), p.program.follow(p.older, before),
+		p.program.attach(), p.program.count())
 }
 
 // watched says how many connections are watched. p.mu must be held.
@@ -298,7 +312,8 @@ func (p *Port) watched(n int) {
 	p.counted = n
 }
 
-// private connections are never steered: those of the pod with itself, as the node agent's own to the app, and those on loopback.
+// private connections are never steered: those of the pod with itself, as the node agent's own to
+// the app, and those on loopback.
 func private(s *sockdiag.Socket) bool {
 	return s.Remote.Addr() == s.Local.Addr() || s.Local.Addr().IsLoopback()
 }
@@ -371,8 +386,8 @@ func (p *Port) takeOver(key bpf.FlowKey) error {
 	return nil
 }
 
-// claims says whether the head is that of a request which is to be taken over. None is while new connections are not steered: the client's
-// next one would come to the app as well.
+// claims says whether the head is that of a request which is to be taken over. None is while new
+// connections are not steered: the client's next one would come to the app as well.
 func (p *Port) claims(head match.Head) bool {
 	if !p.steers() {
 		return false

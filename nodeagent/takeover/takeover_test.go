@@ -72,7 +72,8 @@ func TestNothingIsTakenOverBeforeNewConnectionsAreSteered(t *testing.T) {
 	assert.ErrorIs(t, err, unix.ECONNRESET)
 }
 
-// A node agent that is short of something has the kernel pass all connections to the app until that is over.
+// A node agent that is short of something has the kernel pass all connections to the app until that
+// is over.
 func TestNothingIsTakenOverWhileTheAgentCannotServe(t *testing.T) {
 	for name, r := range map[string]takeover.Rule{
 		"a matching request":     rule(t, takeover.Auto),
@@ -95,7 +96,8 @@ func TestNothingIsTakenOverWhileTheAgentCannotServe(t *testing.T) {
 				assert.ErrorIs(t, err, unix.ECONNRESET, "as soon as it can")
 				return
 			}
-			assert.Eventually(t, func() bool { return w.counters.Ended.Load() == 1 }, 20*time.Second, 10*time.Millisecond, "as soon as it can")
+			assert.Eventually(t, func() bool { return w.counters.Ended.Load() == 1 }, 20*time.Second,
+				10*time.Millisecond, "as soon as it can")
 		})
 	}
 }

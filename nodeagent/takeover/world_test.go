@@ -48,10 +48,12 @@ type httptest struct {
 	// requests with the header, and all of them by the client's address.
 	marked atomic.Int64
 	seen   map[string]int
-	// strangers are requests without the header, and not by a proxy, on connections that were steered.
+	// strangers are requests without the header, and not by a proxy, on connections that were
+	// steered.
 	strangers atomic.Int64
 	body      atomic.Value // the last one's SHA-256
-	// begun and let are for requests to /wait, whose answer waits, and to /hold, whose body is not read before.
+	// begun and let are for requests to /wait, whose answer waits, and to /hold, whose body is not
+	// read before.
 	begun, let chan struct{}
 	// gate is for requests to /gate: their answers wait until it is closed. waiting is how many do.
 	gate    chan struct{}
@@ -94,7 +96,8 @@ func (h *httptest) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func serve(t testing.TB, l net.Listener, word string) *httptest {
-	h := &httptest{word: word, seen: map[string]int{}, begun: make(chan struct{}), let: make(chan struct{}), gate: make(chan struct{})}
+	h := &httptest{word: word, seen: map[string]int{}, begun: make(chan struct{}),
+		let: make(chan struct{}), gate: make(chan struct{})}
 	s := &http.Server{Handler: h}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
@@ -112,10 +115,12 @@ func newWorldWithoutApp(t testing.TB) *world {
 	return &world{node: node, pod: node.NewPod(t)}
 }
 
-// tookOver waits until as many connections have been taken over. Clients may notice before it is counted.
+// tookOver waits until as many connections have been taken over. Clients may notice before it is
+// counted.
 func (w *world) tookOver(t *testing.T, n int) {
 	t.Helper()
-	assert.Eventually(t, func() bool { return w.counters.TakenOver.Load() >= uint64(n) }, 20*time.Second, time.Millisecond)
+	assert.Eventually(t, func() bool { return w.counters.TakenOver.Load() >= uint64(n) },
+		20*time.Second, time.Millisecond)
 	assert.EqualValues(t, n, w.counters.TakenOver.Load())
 }
 
@@ -129,7 +134,8 @@ func rule(t testing.TB, existing string) takeover.Rule {
 
 func annsRule(existing string) (takeover.Rule, error) {
 	ann := "ann"
-	m, err := match.FromSpec(&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &ann}}})
+	m, err := match.FromSpec(
+		&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &ann}}})
 	return takeover.Rule{Intercept: "ann", HTTP: m, Existing: existing}, err
 }
 
@@ -145,7 +151,8 @@ func idleInTests() time.Duration {
 func (w *world) watch(t testing.TB, configure func(*takeover.Config), rules ...takeover.Rule) {
 	t.Helper()
 	cfg := takeover.Config{
-		Namespace: w.pod.Namespace, Port: port, Counters: &w.counters, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Namespace: w.pod.Namespace, Port: port, Counters: &w.counters,
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Claims: func(head match.Head) string {
 			for _, r := range rules {
 				if !r.TCP && r.HTTP.Match(head) {

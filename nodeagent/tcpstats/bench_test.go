@@ -51,7 +51,8 @@ func eachState(b *testing.B, run func(b *testing.B, w *world, l *net.TCPListener
 	}
 }
 
-// measure adds what the program itself has taken, which tells more than the difference of two runs on a busy machine.
+// measure adds what the program itself has taken, which tells more than the difference of two runs
+// on a busy machine.
 func measure(b *testing.B, w *world, attached bool, run func()) {
 	if !attached {
 		run()

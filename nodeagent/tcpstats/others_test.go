@@ -37,7 +37,8 @@ const (
 	allowOverride        = 1 // BPF_F_ALLOW_OVERRIDE
 )
 
-// foreign is somebody else's sockops program, which asks to be told of round trips and counts what it is called for.
+// foreign is somebody else's sockops program, which asks to be told of round trips and counts what
+// it is called for.
 func foreign(t testing.TB) (*ebpf.Program, *ebpf.Map) {
 	t.Helper()
 	called, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: ops})
@@ -85,7 +86,8 @@ func attachTo(t testing.TB, dir string, p *ebpf.Program) {
 
 func TestProgramsOfOthersGoOnWorking(t *testing.T) {
 	for name, set := range map[string]struct{ before, above bool }{
-		"attached before": {before: true}, "attached after": {}, "attached to a group above": {before: true, above: true},
+		"attached before": {before: true}, "attached after": {},
+		"attached to a group above": {before: true, above: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -111,7 +113,8 @@ func TestProgramsOfOthersGoOnWorking(t *testing.T) {
 			require.NoError(t, h.Close())
 			w.exchange(t, many, order{In: 100, Out: 100, Mode: clientFirst}, w.outside, w.pod.IP4, port)
 			assert.EqualValues(t, 2*many, calls(t, called, opPassiveEstablished))
-			assert.Equal(t, before, calls(t, called, opState), "it is not told any longer what it did not ask for")
+			assert.Equal(t, before, calls(t, called, opState),
+				"it is not told any longer what it did not ask for")
 		})
 	}
 }
@@ -156,7 +159,8 @@ func TestKilledAgentLeavesNothingBehind(t *testing.T) {
 	w.start(t, ":8080")
 	dir := filepath.Dir(w.cgroup)
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s %s", envAgent, w.proc, w.pod.UID, w.pod.IP4, w.processes(t)[0]))
+	cmd.Env = append(os.Environ(),
+		fmt.Sprintf("%s=%s %s %s %s", envAgent, w.proc, w.pod.UID, w.pod.IP4, w.processes(t)[0]))
 	cmd.Stderr = t.Output()
 	said, err := cmd.StdoutPipe()
 	require.NoError(t, err)

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tcpstats counts the TCP connections to intercepted ports, in the kernel: how many, how many bytes, how long a round trip takes, what
-// was sent again. A program at the control group of the node agent sees the connections that are steered, one at those of the pods those that
-// their apps accept. They run when a connection is established and when it ends, add to counters that lie ready, and tell nobody: user
-// space reads the counters when somebody asks for them. They are not pinned, and so gone with the process.
+// Package tcpstats counts the TCP connections to intercepted ports, in the kernel: how many, how
+// many bytes, how long a round trip takes, what was sent again. A program at the control group of
+// the node agent sees the connections that are steered, one at those of the pods those that their
+// apps accept. They run when a connection is established and when it ends, add to counters that lie
+// ready, and tell nobody: user space reads the counters when somebody asks for them. They are not
+// pinned, and so gone with the process.
 package tcpstats
 
 import (
@@ -62,8 +64,8 @@ type port struct {
 // New describes a node, whose processes are all seen below proc.
 func New(proc string) *Node { return &Node{proc: proc} }
 
-// Attach prepares the counting for the pod with the UID, of which the namespace and the numbers of some processes are given. Nothing is
-// counted yet.
+// Attach prepares the counting for the pod with the UID, of which the namespace and the numbers of
+// some processes are given. Nothing is counted yet.
 func (n *Node) Attach(ns Namespace, uid string, pids []string) (*Hold, error) {
 	cookie, err := cookieOf(ns)
 	if err != nil {
@@ -158,8 +160,8 @@ func (n *Node) nextID() uint32 {
 	return n.lastID
 }
 
-// Missing says why the connections that the app itself accepts are not counted, or not all of them; nil if they are. Those that are steered are
-// counted always.
+// Missing says why the connections that the app itself accepts are not counted, or not all of them;
+// nil if they are. Those that are steered are counted always.
 func (h *Hold) Missing() error { return h.missing }
 
 // Mark makes what a listener of the node agent will accept known as steered.
@@ -175,8 +177,8 @@ func (h *Hold) Mark(listener syscall.Conn) error {
 	return nil
 }
 
-// Add counts the connections to an address and port of the pod from now on. At a loopback address only steered ones are counted, and none
-// where the kernel does not tell namespaces apart.
+// Add counts the connections to an address and port of the pod from now on. At a loopback address
+// only steered ones are counted, and none where the kernel does not tell namespaces apart.
 func (h *Hold) Add(a netip.AddrPort) error {
 	if a.Addr().IsLoopback() && h.netns == 0 {
 		return nil
@@ -222,7 +224,8 @@ func (h *Hold) remove(a netip.AddrPort) error {
 	return nil
 }
 
-// Discount takes a steered connection, which is open, out of the counters: it is one of the node agent's own probes.
+// Discount takes a steered connection, which is open, out of the counters: it is one of the node
+// agent's own probes.
 func (h *Hold) Discount(c syscall.Conn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -45,7 +45,8 @@ func TestConnectionsAndBytesAreCountedExactly(t *testing.T) {
 					w.count(t, h, port)
 					w.exchange(t, many, order{In: 1000, Out: bytes, Mode: mode}, w.outside, tc.ip(w.pod), port)
 					becomes(t, h, port, ways{Direct: each(many, 1000, bytes)})
-					w.exchange(t, many, order{In: bytes, Out: 1, Mode: mode}, w.pod.Namespace, tc.ip(w.pod), port)
+					w.exchange(t, many, order{In: bytes, Out: 1, Mode: mode}, w.pod.Namespace,
+						tc.ip(w.pod), port)
 					becomes(t, h, port, ways{Direct: each(many, 1000, bytes), Local: each(many, bytes, 1)})
 				})
 			}
@@ -80,12 +81,16 @@ func TestSteeredConnectionsAreKnownByTheirListener(t *testing.T) {
 
 func TestSteeredConnectionsAreCountedUnderSYNCookies(t *testing.T) {
 	w := newWorld(t)
-	require.NoError(t, w.pod.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0) }))
+	require.NoError(t, w.pod.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies",
+			[]byte("2"), 0)
+	}))
 	h := w.hold(t)
 	w.count(t, h, port)
 	w.steered(t, h, w.pod.IP4, port)
 	w.exchange(t, many, order{In: 77, Out: 78, Mode: clientFirst}, w.outside, w.pod.IP4, port)
-	// With cookies, a repeated packet of a connection that has ended opens another one, which the kernel then has and the client has not.
+	// With cookies, a repeated packet of a connection that has ended opens another one, which the
+	// kernel then has and the client has not.
 	require.Eventually(t, func() bool {
 		got := traffic(t, h, port).Steered
 		return got.Closed >= many && got.Received >= many*77 && got.Sent >= many*78
@@ -153,7 +158,8 @@ func TestOpenConnections(t *testing.T) {
 	require.NoError(t, open[1].Close())
 	w.exchange(t, 1, order{In: 20, Out: 20, Mode: clientFirst}, w.outside, w.pod.IP6, port)
 	becomes(t, h, port, ways{Steered: each(1, 20, 20)})
-	assert.Equal(t, each(1, 20, 20), traffic(t, h, port).Steered, "what was opened before is not counted to what comes after")
+	assert.Equal(t, each(1, 20, 20), traffic(t, h, port).Steered,
+		"what was opened before is not counted to what comes after")
 }
 
 func TestProbesAreNotCounted(t *testing.T) {
@@ -175,7 +181,8 @@ func TestProbesAreNotCounted(t *testing.T) {
 	becomes(t, h, port, ways{Steered: each(1, 20, 30)})
 }
 
-// Pods of a node whose unified hierarchy does not follow its pods share its groups, also with the node agent.
+// Pods of a node whose unified hierarchy does not follow its pods share its groups, also with the
+// node agent.
 func TestPodsOfOneGroupAreCountedApart(t *testing.T) {
 	node := testnet.NewNode(t)
 	counting := tcpstats.New(node.Proc())

@@ -9,7 +9,8 @@ import (
 	"sidestep.dev/sidestep/bpf"
 )
 
-// Traffic is what is known of the connections that came to a port in one way. All but Opened is of connections that have ended.
+// Traffic is what is known of the connections that came to a port in one way. All but Opened is of
+// connections that have ended.
 type Traffic struct {
 	Opened, Closed uint64
 	Aborted        uint64 // ended by a reset or a timeout

@@ -27,8 +27,9 @@ import (
 
 // Set in the environment, these turn the test's program into another one.
 const (
-	envApp   = "SIDESTEP_TEST_TCPSTATS_APP"   // an app that listens so
-	envAgent = "SIDESTEP_TEST_TCPSTATS_AGENT" // a node agent that counts in this control group, until it is killed
+	envApp = "SIDESTEP_TEST_TCPSTATS_APP" // an app that listens so
+	// a node agent that counts in this control group, until it is killed
+	envAgent = "SIDESTEP_TEST_TCPSTATS_AGENT"
 )
 
 func TestMain(m *testing.M) {
@@ -68,7 +69,8 @@ const (
 )
 
 var endings = map[string]ending{
-	"the client closes first": clientFirst, "the app closes first": appFirst, "the client closes its side, then the app": halfClosed,
+	"the client closes first": clientFirst, "the app closes first": appFirst,
+	"the client closes its side, then the app": halfClosed,
 }
 
 // serve is an app that does what it is told. Its listener is one of MPTCP, as is Go's default.
@@ -159,7 +161,8 @@ func newWorld(t testing.TB) *world {
 func newPod(t testing.TB, node *testnet.Node, counting *tcpstats.Node) *world {
 	t.Helper()
 	require.NoError(t, rlimit.RemoveMemlock())
-	return &world{proc: node.Proc(), outside: node.Namespace, pod: node.NewPod(t), node: counting, finder: podnet.NewFinder(node.Proc())}
+	return &world{proc: node.Proc(), outside: node.Namespace, pod: node.NewPod(t), node: counting,
+		finder: podnet.NewFinder(node.Proc())}
 }
 
 // start starts the app in the pod.
@@ -284,7 +287,8 @@ func traffic(t testing.TB, h *tcpstats.Hold, port uint16) ways {
 	return ways{of(p.Steered), of(p.Direct), of(p.Local)}
 }
 
-// becomes waits until the counters are so: a connection ends a moment after the client has seen its end.
+// becomes waits until the counters are so: a connection ends a moment after the client has seen its
+// end.
 func becomes(t testing.TB, h *tcpstats.Hold, port uint16, want ways) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {

@@ -22,8 +22,9 @@ import (
 // serverName is what the manager's certificate says, whatever its address is.
 const serverName = "sidestep-manager"
 
-// Files are dial options that trust the certificates in caFile and identify the caller by the token in tokenFile. Both files are
-// read again when they are needed, since both are replaced from time to time.
+// Files are dial options that trust the certificates in caFile and identify the caller by the token
+// in tokenFile. Both files are read again when they are needed, since both are replaced from time
+// to time.
 func Files(caFile, tokenFile string) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(transport{credentials.NewTLS(&tls.Config{}), caFile}),
@@ -37,16 +38,19 @@ type transport struct {
 	caFile string
 }
 
-func (t transport) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (t transport) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net.Conn,
+	credentials.AuthInfo, error) {
 	pem, err := os.ReadFile(t.caFile)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the manager's certificate authority: %w", err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, nil, fmt.Errorf("read the manager's certificate authority: %s holds no certificate", t.caFile)
+		return nil, nil, fmt.Errorf("read the manager's certificate authority: %s holds no certificate",
+			t.caFile)
 	}
-	return tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: serverName, MinVersion: tls.VersionTLS13}).
+	return tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: serverName,
+		MinVersion: tls.VersionTLS13}).
 		ClientHandshake(ctx, serverName, raw)
 }
 

@@ -16,7 +16,8 @@ import (
 // Environment reads the environment of a container's first process, as NAME=VALUE.
 type Environment func(podUID, containerID string) ([][]byte, error)
 
-// answerEnvironments answers the manager's questions for environments until ctx ends. A manager that knows no such questions has none.
+// answerEnvironments answers the manager's questions for environments until ctx ends. A manager
+// that knows no such questions has none.
 func (u *Uplink) answerEnvironments(ctx context.Context) {
 	for pause := retryFirst; ctx.Err() == nil; pause = min(2*pause, retryMax) {
 		err := u.answerStream(ctx)
@@ -48,7 +49,8 @@ func (u *Uplink) answerStream(ctx context.Context) error {
 		if err != nil {
 			answer.Problem = err.Error()
 		}
-		u.cfg.Log.Info("environment read", "pod", question.GetPodUid(), "container", question.GetContainerId(), "error", err)
+		u.cfg.Log.Info("environment read", "pod", question.GetPodUid(), "container",
+			question.GetContainerId(), "error", err)
 		if err := stream.Send(answer); err != nil {
 			return err
 		}

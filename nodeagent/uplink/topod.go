@@ -15,7 +15,8 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// parkedToPod is how many streams wait for laptops' connections to pods. One that is taken is replaced at once, within a node's round trip to the manager.
+// parkedToPod is how many streams wait for laptops' connections to pods. One that is taken is
+// replaced at once, within a node's round trip to the manager.
 const parkedToPod = 4
 
 // ToPod serves one connection of a laptop to a port of a pod.
@@ -25,12 +26,14 @@ type ToPod func(open *tunnelpb.Open, conn *tunnel.Conn)
 func leadsToPods(a *agentpb.Assignment) bool {
 	return slices.ContainsFunc(a.GetPods(), func(p *agentpb.Pod) bool {
 		return slices.ContainsFunc(p.GetTargets(), func(t *agentpb.Target) bool {
-			return slices.ContainsFunc(t.GetRules(), func(r *agentpb.Rule) bool { return len(r.GetToPod()) > 0 })
+			return slices.ContainsFunc(t.GetRules(),
+				func(r *agentpb.Rule) bool { return len(r.GetToPod()) > 0 })
 		})
 	})
 }
 
-// waitForLaptops keeps one stream parked until ctx ends. A manager that knows no such streams wants none.
+// waitForLaptops keeps one stream parked until ctx ends. A manager that knows no such streams wants
+// none.
 func (u *Uplink) waitForLaptops(ctx context.Context) {
 	for pause := retryFirst; ctx.Err() == nil; {
 		open, conn, err := u.acceptLaptop(ctx)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package uplink is the node agent's connection to the manager: one gRPC connection, kept up with short pauses, with the Attach
-// stream for assignments and reports, and a stream for each tunnel.
+// Package uplink is the node agent's connection to the manager: one gRPC connection, kept up with
+// short pauses, with the Attach stream for assignments and reports, and a stream for each tunnel.
 package uplink
 
 import (
@@ -34,9 +34,10 @@ const (
 	dialTimeout   = 3 * time.Second
 )
 
-// Reports are sent every reportEvery if only counters have changed. Others follow at once, for a person waits for each change that they tell of, but
-// after a pause of reportShare times what the last one took, within bounds: a node with few pods tells of each, and one with a thousand rules of
-// many at a time.
+// Reports are sent every reportEvery if only counters have changed. Others follow at once, for a
+// person waits for each change that they tell of, but after a pause of reportShare times what the
+// last one took, within bounds: a node with few pods tells of each, and one with a thousand rules
+// of many at a time.
 const (
 	reportEvery = 5 * time.Second
 	pauseLeast  = 5 * time.Millisecond
@@ -82,7 +83,8 @@ type Uplink struct {
 func New(cfg Config) (*Uplink, error) {
 	options := append(tunnel.DialOptions(), cfg.Security...)
 	options = append(options, grpc.WithConnectParams(grpc.ConnectParams{
-		Backoff:           backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMax},
+		Backoff: backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2,
+			MaxDelay: retryMax},
 		MinConnectTimeout: dialTimeout,
 	}), grpc.WithIdleTimeout(0))
 	conn, err := grpc.NewClient(cfg.Manager, options...)
@@ -98,7 +100,8 @@ func (u *Uplink) Attached() bool { return u.attached.Load() }
 // Close closes the connection and all tunnels.
 func (u *Uplink) Close() error { return u.conn.Close() }
 
-// Run keeps pods as the manager wants them until ctx ends, or gives ErrSuperseded. Tunnels go on after that, until Close.
+// Run keeps pods as the manager wants them until ctx ends, or gives ErrSuperseded. Tunnels go on
+// after that, until Close.
 func (u *Uplink) Run(ctx context.Context, pods Pods) error {
 	pause := retryFirst
 	said := ""
@@ -115,7 +118,8 @@ func (u *Uplink) Run(ctx context.Context, pods Pods) error {
 		}
 		if err.Error() != said { // it may be away for a long time
 			said = err.Error()
-			u.cfg.Log.Warn("manager is away, carrying on with the last assignment", "manager", u.cfg.Manager, "error", err)
+			u.cfg.Log.Warn("manager is away, carrying on with the last assignment", "manager",
+				u.cfg.Manager, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -128,7 +132,8 @@ func (u *Uplink) Run(ctx context.Context, pods Pods) error {
 
 func superseded(err error) bool { return status.Code(err) == codes.AlreadyExists }
 
-// Vacant says whether the manager would take this agent, rather than a younger one. No answer is none.
+// Vacant says whether the manager would take this agent, rather than a younger one. No answer is
+// none.
 func (u *Uplink) Vacant(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -186,7 +191,8 @@ func ending(stream grpc.BidiStreamingClient[agentpb.AgentMessage, agentpb.Assign
 	return err
 }
 
-func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClient, newest <-chan *agentpb.Assignment, pods Pods) error {
+func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClient,
+	newest <-chan *agentpb.Assignment, pods Pods) error {
 	var sent *agentpb.Report
 	due := time.NewTimer(0)
 	due.Stop()

@@ -28,7 +28,8 @@ func newCallCommand(e env) *cobra.Command {
 		Short: "Send one HTTP request and print the body of the answer",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
-			request, err := http.NewRequestWithContext(command.Context(), method, args[0], strings.NewReader(body))
+			request, err := http.NewRequestWithContext(command.Context(), method, args[0],
+				strings.NewReader(body))
 			if err != nil {
 				return err
 			}
@@ -89,11 +90,15 @@ func newLoadCommand(e env) *cobra.Command {
 	flags.DurationVar(&plan.Duration, "duration", 0, "how long to go on; 0: until all requests are done")
 	flags.IntVarP(&plan.Concurrency, "concurrency", "c", 4, "requests at once")
 	flags.Float64Var(&plan.Rate, "rate", 0, "requests to start per second at most; 0: no limit")
-	flags.Float64Var(&plan.Matched, "matched", 0, "share of requests that carry the headers and the path below, 0 to 1")
-	flags.StringArrayVarP(&plan.Matching.Headers, "header", "H", nil, `header of matched requests, as "name: value"`)
+	flags.Float64Var(&plan.Matched, "matched", 0,
+		"share of requests that carry the headers and the path below, 0 to 1")
+	flags.StringArrayVarP(&plan.Matching.Headers, "header", "H", nil,
+		`header of matched requests, as "name: value"`)
 	flags.StringVar(&plan.Matching.Path, "path", "", "path of matched requests; empty: that of TARGET")
-	flags.StringVarP(&plan.Method, "method", "X", http.MethodGet, "method; on kept-alive connections POST is never sent again by the client itself")
-	flags.BoolVar(&plan.KeepAlive, "keep-alive", false, "use connections again; otherwise each request has its own")
+	flags.StringVarP(&plan.Method, "method", "X", http.MethodGet,
+		"method; on kept-alive connections POST is never sent again by the client itself")
+	flags.BoolVar(&plan.KeepAlive, "keep-alive", false,
+		"use connections again; otherwise each request has its own")
 	flags.DurationVar(&plan.Timeout, "timeout", 10*time.Second, "time for one request")
 	flags.StringVar(&plan.Laptop, "laptop", "laptop", "name of the service that answers in the app's place")
 	return command

@@ -29,7 +29,8 @@ func newCommand(e env) *cobra.Command {
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	root.AddCommand(
-		newServeCommand(e), newLinesCommand(e), newGreeterCommand(e), newSidecarCommand(e), newDatagramsCommand(e), newSleepCommand(),
+		newServeCommand(e), newLinesCommand(e), newGreeterCommand(e), newSidecarCommand(e),
+		newDatagramsCommand(e), newSleepCommand(),
 		newCallCommand(e), newAskCommand(e), newLoadCommand(e), newManifestsCommand(e),
 	)
 	return root
@@ -63,7 +64,8 @@ func newManifestsCommand(e env) *cobra.Command {
 	flags.StringVar(&options.Image, "image", "docker.io/sidestep/apps:v0.0.0-dev", "image with this program")
 	flags.StringVar(&options.PullPolicy, "pull-policy", "Never", "Always, IfNotPresent or Never")
 	flags.StringVar(&options.Namespace, "namespace", manifests.DefaultNamespace, "namespace, which is made too")
-	flags.BoolVar(&options.KeepAlive, "keep-alive", false, "let connections within the chain live on between requests")
+	flags.BoolVar(&options.KeepAlive, "keep-alive", false,
+		"let connections within the chain live on between requests")
 	return command
 }
 
@@ -79,7 +81,8 @@ func (i *identity) addFlags(command *cobra.Command, e env, name string) {
 		// Nobody has a better name for it if this fails.
 		pod, _ = e.hostname()
 	}
-	command.Flags().StringVar(&i.name, "name", or(e.getenv("SERVICE_NAME"), name), "name in the answers, or $SERVICE_NAME")
+	command.Flags().StringVar(&i.name, "name", or(e.getenv("SERVICE_NAME"), name),
+		"name in the answers, or $SERVICE_NAME")
 	command.Flags().StringVar(&i.pod, "pod", pod, "pod in the answers, or $POD_NAME")
 	command.Flags().DurationVar(&i.linger, "linger", 0, "how long to go on serving after being told to stop")
 }

@@ -37,7 +37,8 @@ func execute(t *testing.T, args ...string) (string, error) {
 	return stdout.String(), err
 }
 
-// background runs a service until the test ends and returns the addresses that it said it listens on.
+// background runs a service until the test ends and returns the addresses that it said it listens
+// on.
 func background(t *testing.T, vars map[string]string, listeners int, args ...string) []string {
 	t.Helper()
 	e, _ := surroundings(vars)
@@ -77,8 +78,10 @@ func TestTheStandInOnALaptopAnswersAsLaptop(t *testing.T) {
 }
 
 func TestAServiceTakesItsPlaceInTheChainFromItsEnvironment(t *testing.T) {
-	stock := background(t, map[string]string{"POD_NAME": "stock-0"}, 1, "serve", "--name", "stock", "--listen", "127.0.0.1:0")[0]
-	both := background(t, map[string]string{"UPSTREAM": "http://" + stock, "FORWARD_HEADERS": "x-user,x-team"}, 2,
+	stock := background(t, map[string]string{"POD_NAME": "stock-0"}, 1, "serve", "--name", "stock",
+		"--listen", "127.0.0.1:0")[0]
+	both := background(t, map[string]string{"UPSTREAM": "http://" + stock,
+		"FORWARD_HEADERS": "x-user,x-team"}, 2,
 		"serve", "--name", "orders", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 	body, err := execute(t, "call", "http://"+both[0], "-H", "X-Team: red")
 	require.NoError(t, err)
@@ -100,7 +103,8 @@ func TestLoadPrintsItsSummaryAsJSON(t *testing.T) {
 		"grpc": background(t, nil, 1, "greeter", "--listen", "127.0.0.1:0")[0],
 	}
 	for scheme, address := range addresses {
-		printed, err := execute(t, "load", scheme+"://"+address, "-n", "10", "-c", "2", "--matched", "1", "-H", "x-user: ada")
+		printed, err := execute(t, "load", scheme+"://"+address, "-n", "10", "-c", "2", "--matched",
+			"1", "-H", "x-user: ada")
 		require.NoError(t, err)
 		var summary load.Summary
 		require.NoError(t, json.Unmarshal([]byte(printed), &summary))
@@ -113,9 +117,10 @@ func TestErrorsSayWhatIsWrong(t *testing.T) {
 		args []string
 		says string
 	}{
-		"an address in use elsewhere":  {[]string{"serve", "--listen", "203.0.113.1:1"}, "laptop: listen"},
-		"a header without a value":     {[]string{"call", "http://127.0.0.1:1", "-H", "x"}, `"name: value"`},
-		"an answer that is an error":   {[]string{"call", "http://" + background(t, nil, 1, "serve", "--listen", "127.0.0.1:0")[0] + "/slow"}, "400"},
+		"an address in use elsewhere": {[]string{"serve", "--listen", "203.0.113.1:1"}, "laptop: listen"},
+		"a header without a value":    {[]string{"call", "http://127.0.0.1:1", "-H", "x"}, `"name: value"`},
+		"an answer that is an error": {[]string{"call", "http://" +
+			background(t, nil, 1, "serve", "--listen", "127.0.0.1:0")[0] + "/slow"}, "400"},
 		"a load without an end":        {[]string{"load", "http://127.0.0.1:1"}, "duration"},
 		"manifests without an image":   {[]string{"manifests", "--image", ""}, "no image"},
 		"a command that is not there":  {[]string{"eat"}, "unknown command"},

@@ -44,7 +44,8 @@ func answerDatagrams(ctx context.Context, socket net.PacketConn, name string) er
 		} else if err != nil {
 			return fmt.Errorf("receive a datagram: %w", err)
 		}
-		_, _ = socket.WriteTo(append([]byte(name+": "), buffer[:n]...), from) // whoever gets no answer asks again
+		// whoever gets no answer asks again
+		_, _ = socket.WriteTo(append([]byte(name+": "), buffer[:n]...), from)
 	}
 }
 

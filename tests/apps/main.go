@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command apps is the sample workloads in one static program: an HTTP chain, a line server, a gRPC service, the stand-in for a
-// process on a laptop, and clients for all of them.
+// Command apps is the sample workloads in one static program: an HTTP chain, a line server, a gRPC
+// service, the stand-in for a process on a laptop, and clients for all of them.
 package main
 
 import (

@@ -60,9 +60,11 @@ func newServeCommand(e env) *cobra.Command {
 	flags := command.Flags()
 	flags.StringVar(&listen, "listen", ":8080", "address to listen on")
 	flags.StringVar(&admin, "admin", "", "second address to listen on, where NAME-admin answers")
-	flags.StringVar(&service.Upstream, "upstream", e.getenv("UPSTREAM"), "base URL of the next service, or $UPSTREAM")
+	flags.StringVar(&service.Upstream, "upstream", e.getenv("UPSTREAM"),
+		"base URL of the next service, or $UPSTREAM")
 	flags.StringSliceVar(&service.Forward, "forward-header", list(e.getenv("FORWARD_HEADERS")),
-		"header to send on to upstream, besides "+strings.ToLower(shop.InterceptHeader)+"; or $FORWARD_HEADERS, with commas")
+		"header to send on to upstream, besides "+strings.ToLower(shop.InterceptHeader)+
+			"; or $FORWARD_HEADERS, with commas")
 	flags.BoolVar(&service.KeepAlive, "upstream-keep-alive", e.getenv("UPSTREAM_KEEP_ALIVE") == "true",
 		"let connections to upstream live on between requests, or $UPSTREAM_KEEP_ALIVE=true")
 	flags.BoolVar(&log, "log", false, "log every request")
@@ -89,7 +91,8 @@ func newLinesCommand(e env) *cobra.Command {
 	}
 	who.addFlags(command, e, "laptop")
 	command.Flags().StringVar(&listen, "listen", ":7777", "address to listen on")
-	command.Flags().StringVar(&greeting, "greeting", e.getenv("GREETING"), "line to send before the client says anything, or $GREETING")
+	command.Flags().StringVar(&greeting, "greeting", e.getenv("GREETING"),
+		"line to send before the client says anything, or $GREETING")
 	return command
 }
 

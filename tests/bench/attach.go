@@ -22,7 +22,8 @@ const attached = "attached"
 func (b *bench) attachAll(ctx context.Context) error {
 	defer b.remove(ctx, attached)
 	for _, replicas := range []int{1, 10, 50} {
-		err := b.row(ctx, fmt.Sprintf("attach, pods: %d", replicas), func(ctx context.Context) error { return b.attach(ctx, replicas) })
+		err := b.row(ctx, fmt.Sprintf("attach, pods: %d", replicas),
+			func(ctx context.Context) error { return b.attach(ctx, replicas) })
 		if err != nil {
 			return err
 		}
@@ -30,12 +31,14 @@ func (b *bench) attachAll(ctx context.Context) error {
 	return nil
 }
 
-// attach measures how long a developer waits for an intercept of a workload, and what other users of it notice meanwhile.
+// attach measures how long a developer waits for an intercept of a workload, and what other users
+// of it notice meanwhile.
 func (b *bench) attach(ctx context.Context, replicas int) error {
 	if _, err := b.deploy(ctx, attached, "", replicas, servicePort{"http", goPort}); err != nil {
 		return err
 	}
-	address, err := b.Kubectl(ctx, "-n", lab.Namespace, "get", "service", attached, "-o", "jsonpath={.spec.clusterIP}")
+	address, err := b.Kubectl(ctx, "-n", lab.Namespace, "get", "service", attached, "-o",
+		"jsonpath={.spec.clusterIP}")
 	if err != nil {
 		return err
 	}
@@ -44,7 +47,8 @@ func (b *bench) attach(ctx context.Context, replicas int) error {
 		_, err := b.Curl(ctx, node, 1, []lab.Request{{URL: url}})
 		return err
 	}
-	if err := lab.Eventually(ctx, 30*time.Second, answers); err != nil { // the node's rules for the service come after its pods
+	// the node's rules for the service come after its pods
+	if err := lab.Eventually(ctx, 30*time.Second, answers); err != nil {
 		return err
 	}
 	before, err := b.bystanders(ctx, url, func() error { wait(ctx, 5*time.Second); return nil })
@@ -76,8 +80,10 @@ func (b *bench) attach(ctx context.Context, replicas int) error {
 		fmt.Printf("  %-52s p50 %4.0f ms  p95 %4.0f ms\n", w.What, median(w.Values), quantile(w.Values, .95))
 	}
 	n := notice{
-		Pods: replicas, Requests: during.UnmatchedTotal, Failed: during.UnmatchedFailed, Strayed: during.UnmatchedToLaptop,
-		P50: during.Unmatched.P50, P99: during.Unmatched.P99, Max: during.Unmatched.Max, P50Before: before.Unmatched.P50, P99Before: before.Unmatched.P99,
+		Pods: replicas, Requests: during.UnmatchedTotal, Failed: during.UnmatchedFailed,
+		Strayed: during.UnmatchedToLaptop,
+		P50:     during.Unmatched.P50, P99: during.Unmatched.P99, Max: during.Unmatched.Max,
+		P50Before: before.Unmatched.P50, P99Before: before.Unmatched.P99,
 	}
 	fmt.Printf("  others: %s\n", n)
 	b.results.Waits = append(b.results.Waits, waits...)
@@ -85,7 +91,8 @@ func (b *bench) attach(ctx context.Context, replicas int) error {
 	return nil
 }
 
-// notice is what other users of a workload see of intercepts that come and go. Times are in milliseconds.
+// notice is what other users of a workload see of intercepts that come and go. Times are in
+// milliseconds.
 type notice struct {
 	Pods      int     `json:"pods"`
 	Requests  int     `json:"requests"`
@@ -106,7 +113,8 @@ func (n notice) String() string {
 // attachOnce gives how long the parts took.
 func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Duration, err error) {
 	started := time.Now()
-	if err := b.intercept(ctx, attached, "--port", fmt.Sprint(laptopPort), "--http-header", "x-user=ann"); err != nil {
+	if err := b.intercept(ctx, attached, "--port", fmt.Sprint(laptopPort), "--http-header",
+		"x-user=ann"); err != nil {
 		return took, err
 	}
 	took[0] = time.Since(started)
@@ -116,7 +124,8 @@ func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Durati
 	}
 	took[1] = time.Since(started)
 	if answers[0].Service != "laptop" {
-		return took, fmt.Errorf("the first request after intercept returned was answered by %s", answers[0].Service)
+		return took, fmt.Errorf("the first request after intercept returned was answered by %s",
+			answers[0].Service)
 	}
 	started = time.Now()
 	err = b.leave(ctx, attached)
@@ -127,7 +136,8 @@ func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Durati
 // bystanders ask 50 times a second, each time on a new connection, while something is done.
 func (b *bench) bystanders(ctx context.Context, url string, meanwhile func() error) (*load.Summary, error) {
 	var said, failed bytes.Buffer
-	cmd := b.OnNode(ctx, node, b.apps, "load", url, "--rate", "50", "-c", "4", "--duration", "10m", "--matched", "0")
+	cmd := b.OnNode(ctx, node, b.apps, "load", url, "--rate", "50", "-c", "4", "--duration", "10m",
+		"--matched", "0")
 	cmd.Stdout, cmd.Stderr = &said, &failed
 	if err := cmd.Start(); err != nil {
 		return nil, err

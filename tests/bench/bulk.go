@@ -20,12 +20,15 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// bulk is a load of endless transfers. What counts is what has arrived between two times, at the end at which it arrives.
+// bulk is a load of endless transfers. What counts is what has arrived between two times, at the
+// end at which it arrives.
 type bulk struct {
 	connections int
 	upload      bool
-	settle      time.Duration // since the start, and not counted: connections are opened in it, and TCP finds out what the way has
-	duration    time.Duration // that is counted
+	// since the start, and not counted: connections are opened in it, and TCP finds out what the
+	// way has
+	settle   time.Duration
+	duration time.Duration // that is counted
 }
 
 // arrived is what one end of some transfers says about them.
@@ -37,7 +40,8 @@ type arrived struct {
 
 func (a arrived) sample() sample { return sample{rate: a.Counted / 1e6 / a.Seconds, done: a.All / 1e6} }
 
-// transfer has a process on the machine from which the load comes make the transfers with the server of runBulkServer at the other end.
+// transfer has a process on the machine from which the load comes make the transfers with the
+// server of runBulkServer at the other end.
 func (b *bench) transfer(ctx context.Context, w way, l bulk) (sample, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -92,7 +96,8 @@ type order struct {
 	Settle, Duration time.Duration
 }
 
-// run makes the transfers, each on a connection of its own, and tells what has arrived, at whichever end that is.
+// run makes the transfers, each on a connection of its own, and tells what has arrived, at
+// whichever end that is.
 func (l bulk) run(ctx context.Context, dial dialer, address string) (a arrived, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -122,7 +127,8 @@ func (l bulk) run(ctx context.Context, dial dialer, address string) (a arrived, 
 }
 
 // transfer is one. An upload returns what the other end says of it, a download nothing.
-func (l bulk) transfer(ctx context.Context, dial dialer, address string, received *meter) (a arrived, err error) {
+func (l bulk) transfer(ctx context.Context, dial dialer, address string, received *meter) (a arrived,
+	err error) {
 	c, err := dial(ctx, "tcp", address)
 	if err != nil {
 		return a, err
@@ -195,7 +201,8 @@ func serveBulk(ctx context.Context, c net.Conn) {
 	var receiving sync.WaitGroup
 	receiving.Go(func() { _, _ = io.CopyBuffer(&m, struct{ io.Reader }{c}, make([]byte, piece)) })
 	_ = json.NewEncoder(c).Encode(m.watch(ctx, o.Settle, o.Duration))
-	receiving.Wait() // until the sender closes: kubectl ends all of a port-forward when one connection is reset
+	// until the sender closes: kubectl ends all of a port-forward when one connection is reset
+	receiving.Wait()
 }
 
 // serveBulks is the other end of all.

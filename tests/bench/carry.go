@@ -16,16 +16,19 @@ import (
 )
 
 const (
-	// largest is what one Read of a tun device gives at most: the head that says how a kernel is to cut it into packets, and 64 KiB.
+	// largest is what one Read of a tun device gives at most: the head that says how a kernel is to
+	// cut it into packets, and 64 KiB.
 	largest = 10 + 1<<16
-	// underWay is how many bytes there are on a link in one direction at most; packets that find no room are lost, as in a router.
+	// underWay is how many bytes there are on a link in one direction at most; packets that find no
+	// room are lost, as in a router.
 	underWay = 64 << 20
 	// early is how much before its time a packet may go: less than a sleep is exact to.
 	early = 100 * time.Microsecond
 )
 
-// openTun makes a tun device, which exists until the file is closed. Like a network card with offloads it takes TCP's data in pieces of up to 64 KiB,
-// which the kernel at the other end takes as the many packets that they stand for.
+// openTun makes a tun device, which exists until the file is closed. Like a network card with
+// offloads it takes TCP's data in pieces of up to 64 KiB, which the kernel at the other end takes
+// as the many packets that they stand for.
 func openTun(ns *netns.Namespace, name string) (*os.File, error) {
 	device := &netlink.Tuntap{
 		LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TUN,
@@ -49,7 +52,8 @@ func openTun(ns *netns.Namespace, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_TSO_ECN)
+	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD,
+		unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_TSO_ECN)
 	if err == nil {
 		err = unix.SetNonblock(fd, true)
 	}
@@ -59,13 +63,16 @@ func openTun(ns *netns.Namespace, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// direction is one of a delayed link: a ring of bytes, in which packets wait for their time in the order in which they came.
+// direction is one of a delayed link: a ring of bytes, in which packets wait for their time in the
+// order in which they came.
 type direction struct {
 	from, to *os.File
 	oneWay   time.Duration
 	ring     []byte
-	gone     atomic.Int64 // bytes of all packets so far that need no room any more, with what was left unused at the ring's end
-	waiting  chan packet
+	// bytes of all packets so far that need no room any more, with what was left unused at the
+	// ring's end
+	gone    atomic.Int64
+	waiting chan packet
 }
 
 // packet is in ring[at:][:n], and there is room for others when gone has become end.
@@ -77,7 +84,8 @@ type packet struct {
 
 // carry passes packets from one device to another until either is closed.
 func carry(from, to *os.File, oneWay time.Duration) {
-	d := &direction{from: from, to: to, oneWay: oneWay, ring: make([]byte, underWay), waiting: make(chan packet, 1<<16)}
+	d := &direction{from: from, to: to, oneWay: oneWay, ring: make([]byte, underWay),
+		waiting: make(chan packet, 1<<16)}
 	go d.deliver()
 	d.take()
 }

@@ -22,7 +22,8 @@ import (
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
-// delayedLink gives two networks, whose addresses 192.0.2.1 and .2 reach each other after so long each way, and a listener in the second.
+// delayedLink gives two networks, whose addresses 192.0.2.1 and .2 reach each other after so long
+// each way, and a listener in the second.
 func delayedLink(t testing.TB, oneWay time.Duration) (dial dialer, listener net.Listener) {
 	var networks [2]*netns.Namespace
 	var ends [2]*os.File
@@ -81,9 +82,11 @@ func TestBulkCountsWhatArrivesAfterItsStart(t *testing.T) {
 	for _, upload := range []bool{false, true} {
 		var a arrived
 		long := 100 * time.Millisecond
-		for ; (a.Counted == 0 || a.All == a.Counted) && long < 10*time.Second; long *= 2 { // a busy machine may take a while to begin
+		// a busy machine may take a while to begin
+		for ; (a.Counted == 0 || a.All == a.Counted) && long < 10*time.Second; long *= 2 {
 			var err error
-			a, err = bulk{connections: 3, upload: upload, settle: long, duration: long}.run(t.Context(), dial, listener.Addr().String())
+			a, err = bulk{connections: 3, upload: upload, settle: long, duration: long}.run(t.Context(),
+				dial, listener.Addr().String())
 			require.NoError(t, err)
 			assert.GreaterOrEqual(t, a.Seconds, long.Seconds())
 		}
@@ -101,7 +104,8 @@ func BenchmarkDelayedLink(b *testing.B) {
 				dial, listener := delayedLink(b, roundTrip/2)
 				go func() { _ = serveBulks(b.Context(), listener) }()
 				for b.Loop() {
-					a, err := bulk{connections: connections, settle: time.Second, duration: time.Second}.run(b.Context(), dial, listener.Addr().String())
+					a, err := bulk{connections: connections, settle: time.Second,
+						duration: time.Second}.run(b.Context(), dial, listener.Addr().String())
 					require.NoError(b, err)
 					b.ReportMetric(a.sample().rate, "MB/s")
 				}

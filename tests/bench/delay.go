@@ -17,8 +17,9 @@ import (
 // delayed is the name of the tun devices.
 const delayed = "delayed"
 
-// delay makes packets between the laptop and the control plane take so long, each way, until it is undone. This program carries them from one
-// tun device to another, since not every kernel has netem.
+// delay makes packets between the laptop and the control plane take so long, each way, until it is
+// undone. This program carries them from one tun device to another, since not every kernel has
+// netem.
 func (b *bench) delay(ctx context.Context, oneWay time.Duration) (undo func(), err error) {
 	if oneWay == 0 {
 		return func() {}, nil
@@ -42,7 +43,8 @@ func (b *bench) delay(ctx context.Context, oneWay time.Duration) (undo func(), e
 	return undo, nil
 }
 
-// tun makes a tun device on a machine, and a route by it from an address of the machine to another, in place of the one that there is.
+// tun makes a tun device on a machine, and a route by it from an address of the machine to another,
+// in place of the one that there is.
 func (b *bench) tun(ctx context.Context, machine, from, to string) (end *os.File, undo func(), err error) {
 	before, err := lab.Output(b.OnNode(ctx, machine, "ip", "route", "show", to+"/32"))
 	if err != nil {
@@ -59,10 +61,12 @@ func (b *bench) tun(ctx context.Context, machine, from, to string) (end *os.File
 	undo = func() {
 		_ = end.Close() // the device goes with it, and its route with the device
 		if before != "" {
-			_, _ = lab.Output(b.OnNode(context.WithoutCancel(ctx), machine, append([]string{"ip", "route", "replace"}, strings.Fields(before)...)...))
+			_, _ = lab.Output(b.OnNode(context.WithoutCancel(ctx), machine,
+				append([]string{"ip", "route", "replace"}, strings.Fields(before)...)...))
 		}
 	}
-	if _, err = lab.Output(b.OnNode(ctx, machine, "ip", "route", "replace", to+"/32", "dev", delayed, "src", from)); err != nil {
+	if _, err = lab.Output(b.OnNode(ctx, machine, "ip", "route", "replace", to+"/32", "dev", delayed,
+		"src", from)); err != nil {
 		undo()
 		return nil, nil, err
 	}

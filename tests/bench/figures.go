@@ -79,8 +79,10 @@ func (b *bench) record(r row, samples map[string][]sample) {
 			continue
 		}
 		b.results.Figures = append(b.results.Figures, f)
-		fmt.Printf("  %-36s %9.0f %-10s  %.2f (%.2f to %.2f)  p50 %8s  p99 %8s  CPU %7.1f µs a %s\n", w.name, median(f.Values), r.unit,
-			median(f.Ratios), slices.Min(f.Ratios), slices.Max(f.Ratios), micros(f.P50), micros(f.P99), median(f.CPU), r.per)
+		fmt.Printf("  %-36s %9.0f %-10s  %.2f (%.2f to %.2f)  p50 %8s  p99 %8s  CPU %7.1f µs a %s\n",
+			w.name, median(f.Values), r.unit,
+			median(f.Ratios), slices.Min(f.Ratios), slices.Max(f.Ratios), micros(f.P50), micros(f.P99),
+			median(f.CPU), r.per)
 	}
 }
 

@@ -20,10 +20,12 @@ const growthRow = "growth"
 // growthSizes are along two lines, which meet in the middle. Intercepts are in ascending order.
 func growthSizes(quick bool) []growth.Size {
 	if quick {
-		return []growth.Size{{Intercepts: 10, Agents: 10}, {Intercepts: 1000, Agents: 10}, {Intercepts: 1000, Agents: 100}}
+		return []growth.Size{{Intercepts: 10, Agents: 10}, {Intercepts: 1000, Agents: 10},
+			{Intercepts: 1000, Agents: 100}}
 	}
 	return []growth.Size{
-		{Intercepts: 10, Agents: 100}, {Intercepts: 1000, Agents: 100}, {Intercepts: 1000, Agents: 10}, {Intercepts: 1000, Agents: 1000},
+		{Intercepts: 10, Agents: 100}, {Intercepts: 1000, Agents: 100}, {Intercepts: 1000, Agents: 10},
+		{Intercepts: 1000, Agents: 1000},
 		{Intercepts: 10_000, Agents: 100},
 	}
 }
@@ -54,7 +56,8 @@ func (b *bench) grow(ctx context.Context) error {
 	}
 	fmt.Println("manager with many intercepts and node agents: until a node agent hears of a change (p50, p95), CPU, memory")
 	b.results.Growth, err = growth.Run(ctx, growth.Config{
-		Root: root, Assets: dir, Manager: filepath.Join(root, "bin/sidestep-manager"), Changes: changes, Rest: 2 * time.Second,
+		Root: root, Assets: dir, Manager: filepath.Join(root, "bin/sidestep-manager"), Changes: changes,
+		Rest:  2 * time.Second,
 		Sizes: growthSizes(b.quick), Say: say,
 	})
 	if err != nil {
@@ -66,7 +69,8 @@ func (b *bench) grow(ctx context.Context) error {
 	return nil
 }
 
-// linkPrograms puts the API server that tests/cluster has built, and its etcd, where they are looked for.
+// linkPrograms puts the API server that tests/cluster has built, and its etcd, where they are
+// looked for.
 func linkPrograms(dir string) error {
 	cache := os.Getenv("SIDESTEP_CLUSTER_CACHE")
 	if cache == "" {
@@ -82,7 +86,8 @@ func linkPrograms(dir string) error {
 			return err
 		}
 		if len(found) == 0 {
-			return fmt.Errorf("there is no %s: run make cluster-up once, which builds it", filepath.Join(cache, program))
+			return fmt.Errorf("there is no %s: run make cluster-up once, which builds it",
+				filepath.Join(cache, program))
 		}
 		if err := os.Symlink(found[len(found)-1], filepath.Join(dir, filepath.Base(program))); err != nil {
 			return err
@@ -97,7 +102,8 @@ func describePoint(p *growth.Point) string {
 		v := c.values(p)
 		fmt.Fprintf(&t, "%s %.0f, %.0f ms; ", c.name, median(v), quantile(v, .95))
 	}
-	fmt.Fprintf(&t, "CPU %.1f ms a change, %.1f %% at rest; %d MB; all told %.1f s after its start", p.ChangeCPU, 100*p.RestCPU, p.Memory.RSS>>20, p.Started/1000)
+	fmt.Fprintf(&t, "CPU %.1f ms a change, %.1f %% at rest; %d MB; all told %.1f s after its start",
+		p.ChangeCPU, 100*p.RestCPU, p.Memory.RSS>>20, p.Started/1000)
 	return t.String()
 }
 
@@ -138,8 +144,10 @@ func growthLines(points []growth.Point) (lines []growthLine) {
 		name         string
 		grows, stays func(growth.Size) int
 	}{
-		{"intercepts", func(s growth.Size) int { return s.Intercepts }, func(s growth.Size) int { return s.Agents }},
-		{"node agents", func(s growth.Size) int { return s.Agents }, func(s growth.Size) int { return s.Intercepts }},
+		{"intercepts", func(s growth.Size) int { return s.Intercepts },
+			func(s growth.Size) int { return s.Agents }},
+		{"node agents", func(s growth.Size) int { return s.Agents },
+			func(s growth.Size) int { return s.Intercepts }},
 	} {
 		lines = append(lines, lineOf(axis.name, longest(points, axis.stays), axis.grows))
 	}
@@ -165,7 +173,8 @@ func lineOf(name string, points []growth.Point, grows func(growth.Size) int) gro
 		for i := range points {
 			sizes, values = append(sizes, float64(grows(points[i].Size))), append(values, value(&points[i]))
 		}
-		l.exponents = append(l.exponents, exponent{of, math.Round(100*growth.Exponent(sizes, values, least))/100 + 0})
+		l.exponents = append(l.exponents,
+			exponent{of, math.Round(100*growth.Exponent(sizes, values, least))/100 + 0})
 	}
 	for _, c := range growthTimes {
 		add(c.name, .1, func(p *growth.Point) float64 { return median(c.values(p)) })
@@ -194,7 +203,8 @@ func growthTable(points []growth.Point) string {
 			v := c.values(&p)
 			fmt.Fprintf(&t, " %.0f, %.0f |", median(v), quantile(v, .95))
 		}
-		fmt.Fprintf(&t, " %.1f ms | %.1f %% | %d MB | %.1f s |\n", p.ChangeCPU, 100*p.RestCPU, p.Memory.RSS>>20, p.Started/1000)
+		fmt.Fprintf(&t, " %.1f ms | %.1f %% | %d MB | %.1f s |\n", p.ChangeCPU, 100*p.RestCPU,
+			p.Memory.RSS>>20, p.Started/1000)
 	}
 	for _, l := range growthLines(points) {
 		fmt.Fprintf(&t, "| exponent of | %s |", l.with)

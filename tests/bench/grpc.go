@@ -20,8 +20,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// grpcLoad has a process on the node call the greeter. kind is unary=N or stream=N, N being how many calls or streams there are at a time,
-// on one connection.
+// grpcLoad has a process on the node call the greeter. kind is unary=N or stream=N, N being how
+// many calls or streams there are at a time, on one connection.
 func (b *bench) grpcLoad(ctx context.Context, kind, address string) (sample, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -80,7 +80,8 @@ func runGRPCLoad(ctx context.Context, what string, out io.Writer) error {
 	if kind == "stream" {
 		call = backAndForth
 	}
-	result, err := repeat(ctx, n, duration, func(ctx context.Context) (func() error, error) { return call(ctx, client) })
+	result, err := repeat(ctx, n, duration,
+		func(ctx context.Context) (func() error, error) { return call(ctx, client) })
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,8 @@ func backAndForth(ctx context.Context, client testpb.TestServiceClient) (func() 
 }
 
 // repeat does in n places what each start gives, over and over, and measures how long each takes.
-func repeat(ctx context.Context, n int, duration time.Duration, start func(context.Context) (func() error, error)) (latencies, error) {
+func repeat(ctx context.Context, n int, duration time.Duration,
+	start func(context.Context) (func() error, error)) (latencies, error) {
 	var mu sync.Mutex
 	var all latencies
 	var failed error

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures what an intercept costs those whose requests it does not match, and how quick it is to make. Each figure is taken on the
-// same pod with and without the intercept, and through the proxies that others put before the same app, in one run and turn about, so that a machine
-// whose speed drifts does not matter: believe the ratios.
+// Command bench measures what an intercept costs those whose requests it does not match, and how
+// quick it is to make. Each figure is taken on the same pod with and without the intercept, and
+// through the proxies that others put before the same app, in one run and turn about, so that a
+// machine whose speed drifts does not matter: believe the ratios.
 package main
 
 import (
@@ -45,9 +46,12 @@ func main() {
 	flag.StringVar(&s.file, "results", "", "write all figures to this file as JSON")
 	flag.StringVar(&s.page, "page", "", "put the figures into this page, and a picture of them beside it")
 	grpcLoad := flag.String("grpc-load", "", "be a gRPC client: KIND=N,ADDRESS,DURATION (used by bench itself)")
-	grpcRelay := flag.String("grpc-relay", "", "be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
-	bulkLoad := flag.String("bulk-load", "", "make bulk transfers: KIND=N,ADDRESS,SETTLE,DURATION (used by bench itself)")
-	bulkServer := flag.String("bulk-server", "", "be the other end of bulk transfers, at this address (used by bench itself)")
+	grpcRelay := flag.String("grpc-relay", "",
+		"be a gRPC server that passes streams on: PORT,ADDRESS (used by bench itself)")
+	bulkLoad := flag.String("bulk-load", "",
+		"make bulk transfers: KIND=N,ADDRESS,SETTLE,DURATION (used by bench itself)")
+	bulkServer := flag.String("bulk-server", "",
+		"be the other end of bulk transfers, at this address (used by bench itself)")
 	held := flag.String("hold", "", "hold connections open: N,ADDRESS (used by bench itself)")
 	flag.Parse()
 	s.rounds, s.duration, s.attaches = 5, 750*time.Millisecond, 50
@@ -82,7 +86,8 @@ func main() {
 	}
 }
 
-// run measures what was asked for: what needs a cluster first, then what does not, with sidestep gone from the cluster.
+// run measures what was asked for: what needs a cluster first, then what does not, with sidestep
+// gone from the cluster.
 func run(ctx context.Context, s settings) error {
 	b := &bench{settings: s, nodes: map[string]string{}}
 	began := time.Now()
@@ -102,7 +107,8 @@ func run(ctx context.Context, s settings) error {
 	return errors.Join(append(b.failed, b.save())...)
 }
 
-// row measures a row if it is wanted. One that fails is noted, so that the others are not lost with it; an error is for the whole run.
+// row measures a row if it is wanted. One that fails is noted, so that the others are not lost with
+// it; an error is for the whole run.
 func (b *bench) row(ctx context.Context, name string, measure func(context.Context) error) error {
 	if !b.only.MatchString(name) {
 		return nil

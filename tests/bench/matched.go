@@ -40,7 +40,8 @@ const (
 func (b *bench) matchedRows() (rows []row) {
 	for _, connections := range []int{1, 32} {
 		rows = append(rows, row{
-			name: fmt.Sprintf("matched HTTP/1.1, connections: %d", connections), unit: "requests/s", per: "request",
+			name: fmt.Sprintf("matched HTTP/1.1, connections: %d", connections), unit: "requests/s",
+			per: "request",
 			ways: []way{
 				{name: bareGRPC},
 				{name: byTunnel, address: fmt.Sprintf("%s:%d", b.plain.IP, goPort), intercept: unmatched("go")},
@@ -50,7 +51,8 @@ func (b *bench) matchedRows() (rows []row) {
 			measure: func(ctx context.Context, w way) (sample, error) {
 				switch w.name {
 				case bareGRPC:
-					return b.grpcLoad(ctx, fmt.Sprintf("stream=%d", connections), fmt.Sprintf("%s:%d", b.nodes["node2"], relayPort))
+					return b.grpcLoad(ctx, fmt.Sprintf("stream=%d", connections),
+						fmt.Sprintf("%s:%d", b.nodes["node2"], relayPort))
 				case byTunnel:
 					return b.wrk(ctx, w, connections, "-H", "x-user: ann")
 				}
@@ -84,27 +86,32 @@ func all(ctx context.Context, prepare ...func(context.Context) (func(), error)) 
 func (b *bench) forward(port int) func(context.Context) (stop func(), err error) {
 	return func(ctx context.Context) (stop func(), err error) {
 		return b.serve(ctx, "laptop", forwardPort, func(ctx context.Context) *exec.Cmd {
-			return b.admin.Kubectl(ctx, "-n", lab.Namespace, "port-forward", "pod/"+b.plain.Name, fmt.Sprintf("%d:%d", forwardPort, port))
+			return b.admin.Kubectl(ctx, "-n", lab.Namespace, "port-forward", "pod/"+b.plain.Name,
+				fmt.Sprintf("%d:%d", forwardPort, port))
 		})
 	}
 }
 
-// relay keeps a process that passes gRPC streams on, as the manager does, from the second node to the greeter on the first.
+// relay keeps a process that passes gRPC streams on, as the manager does, from the second node to
+// the greeter on the first.
 func (b *bench) relay(ctx context.Context) (stop func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	return b.serve(ctx, "node2", relayPort, func(ctx context.Context) *exec.Cmd {
-		return b.OnNode(ctx, "node2", self, "-grpc-relay", fmt.Sprintf("%d,%s:%d", relayPort, b.plain.IP, grpcPort))
+		return b.OnNode(ctx, "node2", self, "-grpc-relay",
+			fmt.Sprintf("%d,%s:%d", relayPort, b.plain.IP, grpcPort))
 	})
 }
 
 // serve starts a server on a machine and waits until it listens.
-func (b *bench) serve(ctx context.Context, machine string, port int, command func(context.Context) *exec.Cmd) (stop func(), err error) {
+func (b *bench) serve(ctx context.Context, machine string, port int,
+	command func(context.Context) *exec.Cmd) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := command(ctx)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // which is handed on to a program on a node, unlike an interrupt
+	// which is handed on to a program on a node, unlike an interrupt
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = &said, &said

@@ -129,14 +129,16 @@ func idleCPU(ctx context.Context) (float64, error) {
 // tick is the unit of /proc/stat: USER_HZ is 100 everywhere that Go runs.
 const tick = 10 * time.Millisecond
 
-// usedCPU is the time for which this machine's CPUs have not been idle, all together (proc_stat(5)).
+// usedCPU is the time for which this machine's CPUs have not been idle, all together
+// (proc_stat(5)).
 func usedCPU() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return 0, err
 	}
 	var user, nice, system, idle, iowait, irq, softirq int64
-	if _, err := fmt.Sscanf(strings.TrimSpace(string(text)), "cpu %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &iowait, &irq, &softirq); err != nil {
+	if _, err := fmt.Sscanf(strings.TrimSpace(string(text)), "cpu %d %d %d %d %d %d %d", &user, &nice,
+		&system, &idle, &iowait, &irq, &softirq); err != nil {
 		return 0, fmt.Errorf("read /proc/stat: %w", err)
 	}
 	return time.Duration(user+nice+system+irq+softirq) * tick, nil

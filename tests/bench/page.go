@@ -15,7 +15,8 @@ const (
 	end   = "<!-- end of figures -->"
 )
 
-// writePage puts the figures into a page, and a picture of them, with the page's name and the ending .svg, beside it.
+// writePage puts the figures into a page, and a picture of them, with the page's name and the
+// ending .svg, beside it.
 func writePage(path string, r *results) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
@@ -36,7 +37,8 @@ func writePage(path string, r *results) error {
 
 func tables(r *results, picture string) string {
 	var t strings.Builder
-	fmt.Fprintf(&t, "\nLinux %s, %d CPUs (%s), commit %s, %s; %d rounds of %.2g s.\n", r.Kernel, r.CPUs, r.CPU, r.Commit, r.Time[:10], r.Rounds, r.Seconds)
+	fmt.Fprintf(&t, "\nLinux %s, %d CPUs (%s), commit %s, %s; %d rounds of %.2g s.\n", r.Kernel, r.CPUs,
+		r.CPU, r.Commit, r.Time[:10], r.Rounds, r.Seconds)
 	fmt.Fprintf(&t, "\n![Rates compared with direct](%s)\n", picture)
 	row := ""
 	for _, f := range r.Figures {
@@ -45,13 +47,15 @@ func tables(r *results, picture string) string {
 			fmt.Fprintf(&t, "\n**%s**\n\n| way | %s | of %s | from – to | p50 | p99 | CPU for one %s |\n|---|---|---|---|---|---|---|\n", row, f.Unit, shorter(f.Way), f.Per)
 		}
 		low, high := quantile(f.Ratios, 0), quantile(f.Ratios, 1)
-		fmt.Fprintf(&t, "| %s | %s | %.2f | %.2f – %.2f | %s | %s | %s |\n", f.Way, thousands(median(f.Values)), median(f.Ratios), low, high,
+		fmt.Fprintf(&t, "| %s | %s | %.2f | %.2f – %.2f | %s | %s | %s |\n", f.Way,
+			thousands(median(f.Values)), median(f.Ratios), low, high,
 			micros(f.P50), micros(f.P99), micros(f.CPU))
 	}
 	if len(r.Waits) > 0 {
 		fmt.Fprintf(&t, "\n**How long a person waits**\n\n| for | pods | p50 | p95 | times |\n|---|---|---|---|---|\n")
 		for _, w := range r.Waits {
-			fmt.Fprintf(&t, "| %s | %d | %.0f ms | %.0f ms | %d |\n", w.What, w.Pods, median(w.Values), quantile(w.Values, .95), len(w.Values))
+			fmt.Fprintf(&t, "| %s | %d | %.0f ms | %.0f ms | %d |\n", w.What, w.Pods, median(w.Values),
+				quantile(w.Values, .95), len(w.Values))
 		}
 	}
 	if len(r.Notices) > 0 {

@@ -22,7 +22,8 @@ const forwards = 3 // how many times a port-forward's rate the width is
 
 // colours of the ways: ours stands out.
 var colours = map[string]string{
-	direct: "#9aa5b1", intercepted: "#0b7285", reverseProxy: "#e8590c", byteProxy: "#f4a261", haproxy: "#b197fc", nginxProxy: "#74b816",
+	direct: "#9aa5b1", intercepted: "#0b7285", reverseProxy: "#e8590c", byteProxy: "#f4a261",
+	haproxy: "#b197fc", nginxProxy: "#74b816",
 	byTunnel: "#0b7285", portForward: "#9aa5b1",
 }
 
@@ -32,8 +33,9 @@ type picture struct {
 	y    int
 }
 
-// draw gives a picture (SVG 1.1) of each row's ways as bars. Unmatched traffic is compared with direct, what goes through tunnels with a port-forward;
-// rows that have neither are left out. Waits are as they are.
+// draw gives a picture (SVG 1.1) of each row's ways as bars. Unmatched traffic is compared with
+// direct, what goes through tunnels with a port-forward; rows that have neither are left out. Waits
+// are as they are.
 func draw(r *results) string {
 	p := &picture{}
 	for _, draw := range []func(*results){p.unmatched, p.tunnelled, p.waits} {
@@ -56,7 +58,8 @@ func (p *picture) head(title string, ways ...string) {
 	p.text(12, p.y+20, "start", "#212529", title)
 	x := 12
 	for _, name := range ways {
-		fmt.Fprintf(&p.body, `<rect x="%d" y="%d" width="12" height="12" fill="%s"/>`+"\n", x, p.y+32, colours[name])
+		fmt.Fprintf(&p.body, `<rect x="%d" y="%d" width="12" height="12" fill="%s"/>`+"\n", x, p.y+32,
+			colours[name])
 		p.text(x+17, p.y+43, "start", "#212529", name)
 		x += 34 + 7*len(name)
 	}
@@ -67,7 +70,8 @@ func (p *picture) unmatched(r *results) {
 	if !slices.ContainsFunc(r.Figures, func(f figure) bool { return f.Way == direct }) {
 		return
 	}
-	p.head("Unmatched traffic, compared with direct; longer is better", direct, intercepted, reverseProxy, byteProxy, haproxy, nginxProxy)
+	p.head("Unmatched traffic, compared with direct; longer is better", direct, intercepted,
+		reverseProxy, byteProxy, haproxy, nginxProxy)
 	top := p.y
 	row, compared := "", false
 	for _, f := range r.Figures {
@@ -91,7 +95,8 @@ func (p *picture) tunnelled(r *results) {
 	const scale = barsWidth / forwards
 	begun, top := false, 0
 	for _, theirs := range r.Figures {
-		at := slices.IndexFunc(r.Figures, func(f figure) bool { return f.Row == theirs.Row && f.Way == byTunnel })
+		at := slices.IndexFunc(r.Figures,
+			func(f figure) bool { return f.Row == theirs.Row && f.Way == byTunnel })
 		if theirs.Way != portForward || at < 0 {
 			continue
 		}
@@ -146,9 +151,11 @@ func (p *picture) bar(label, title, way string, width float64, value string) {
 
 // line marks a width from a height down to here.
 func (p *picture) line(width, top int) {
-	fmt.Fprintf(&p.body, `<line x1="%d" y1="%d" x2="%d" y2="%d" stroke="#ced4da"/>`+"\n", labelWidth+width, top, labelWidth+width, p.y)
+	fmt.Fprintf(&p.body, `<line x1="%d" y1="%d" x2="%d" y2="%d" stroke="#ced4da"/>`+"\n", labelWidth+
+		width, top, labelWidth+width, p.y)
 }
 
 func (p *picture) text(x, y int, anchor, colour, s string) {
-	fmt.Fprintf(&p.body, `<text x="%d" y="%d" text-anchor="%s" fill="%s">%s</text>`+"\n", x, y, anchor, colour, html.EscapeString(s))
+	fmt.Fprintf(&p.body, `<text x="%d" y="%d" text-anchor="%s" fill="%s">%s</text>`+"\n", x, y, anchor,
+		colour, html.EscapeString(s))
 }

@@ -20,7 +20,8 @@ import (
 //go:embed places.yaml
 var placesYAML string
 
-// node is where the measured pods and the load are, so that no network but this machine's memory lies between them.
+// node is where the measured pods and the load are, so that no network but this machine's memory
+// lies between them.
 const node = "node1"
 
 // place is a pod whose app is measured, with what else has been started in its network.
@@ -38,8 +39,10 @@ type servicePort struct {
 	Port int
 }
 
-// deploy makes a Deployment of the app, waits until it runs, and returns its pods. An empty node means any.
-func (b *bench) deploy(ctx context.Context, name, node string, replicas int, ports ...servicePort) (pods []lab.Pod, err error) {
+// deploy makes a Deployment of the app, waits until it runs, and returns its pods. An empty node
+// means any.
+func (b *bench) deploy(ctx context.Context, name, node string, replicas int,
+	ports ...servicePort) (pods []lab.Pod, err error) {
 	var yaml strings.Builder
 	err = template.Must(template.New("").Parse(placesYAML)).Execute(&yaml, map[string]any{
 		"Name": name, "Namespace": lab.Namespace, "Node": node, "Replicas": replicas, "Ports": ports,
@@ -51,7 +54,8 @@ func (b *bench) deploy(ctx context.Context, name, node string, replicas int, por
 	if err := b.Apply(ctx, yaml.String()); err != nil {
 		return nil, err
 	}
-	if _, err = b.Kubectl(ctx, "-n", lab.Namespace, "rollout", "status", "deployment/"+name, "--timeout=300s"); err == nil {
+	if _, err = b.Kubectl(ctx, "-n", lab.Namespace, "rollout", "status", "deployment/"+name,
+		"--timeout=300s"); err == nil {
 		pods, err = b.Pods(ctx, lab.Namespace, "app="+name)
 	}
 	if err == nil && len(pods) != replicas {
@@ -66,12 +70,14 @@ func (b *bench) deploy(ctx context.Context, name, node string, replicas int, por
 
 // remove begins to remove what deploy has made.
 func (b *bench) remove(ctx context.Context, name string) {
-	_, _ = b.Kubectl(context.WithoutCancel(ctx), "-n", lab.Namespace, "delete", "deployment/"+name, "service/"+name, "--ignore-not-found", "--wait=false")
+	_, _ = b.Kubectl(context.WithoutCancel(ctx), "-n", lab.Namespace, "delete", "deployment/"+name,
+		"service/"+name, "--ignore-not-found", "--wait=false")
 }
 
 // gone waits until nothing of it is left, so that its end does not cost what is measured next.
 func (b *bench) gone(ctx context.Context, names ...string) error {
-	_, err := b.Kubectl(ctx, "-n", lab.Namespace, "wait", "--for=delete", "pod", "--selector", "app in ("+strings.Join(names, ",")+")", "--timeout=60s")
+	_, err := b.Kubectl(ctx, "-n", lab.Namespace, "wait", "--for=delete", "pod", "--selector",
+		"app in ("+strings.Join(names, ",")+")", "--timeout=60s")
 	return err
 }
 
@@ -110,8 +116,9 @@ func (p *place) run(ctx context.Context, argv ...string) error {
 	return err
 }
 
-// command is of this machine's files and processes, and of the pod's network and control groups: what is started has the weight that an injected
-// sidecar has, where several want a processor at a time, as has the node agent in a pod of its own.
+// command is of this machine's files and processes, and of the pod's network and control groups:
+// what is started has the weight that an injected sidecar has, where several want a processor at a
+// time, as has the node agent in a pod of its own.
 func (p *place) command(ctx context.Context, argv ...string) *exec.Cmd {
 	const enter = `for g in $0; do echo $$ >"$g/cgroup.procs" || exit; done; exec nsenter "$@"`
 	args := []string{"-c", enter, strings.Join(p.groups, " "), "--net=/proc/" + p.pid + "/ns/net", "--"}
@@ -176,8 +183,8 @@ func inPod(dir, uid string) bool {
 	return err == nil && (strings.Contains(s, uid) || strings.Contains(s, strings.ReplaceAll(uid, "-", "_")))
 }
 
-// cpuGroups gives the directories of those control groups of a process that share out processor time: of version 1's hierarchy for that, or of
-// version 2's.
+// cpuGroups gives the directories of those control groups of a process that share out processor
+// time: of version 1's hierarchy for that, or of version 2's.
 func cpuGroups(pid string) (dirs []string, err error) {
 	text, err := os.ReadFile("/proc/" + pid + "/cgroup")
 	if err != nil {
@@ -187,7 +194,8 @@ func cpuGroups(pid string) (dirs []string, err error) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3) // 4:cpu,cpuacct:/kubepods/burstable/pod…
 		if len(f) == 3 && (f[0] == "0" || slices.Contains(strings.Split(f[1], ","), "cpu")) {
 			dir := filepath.Join("/sys/fs/cgroup", f[1], f[2])
-			if _, err := os.Stat(dir); err == nil { // where both versions are mounted, version 2 is elsewhere and shares out nothing
+			// where both versions are mounted, version 2 is elsewhere and shares out nothing
+			if _, err := os.Stat(dir); err == nil {
 				dirs = append(dirs, dir)
 			}
 		}

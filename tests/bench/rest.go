@@ -20,7 +20,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// restRow is the name of the row about what is used when nothing happens, and resting the workload that it is measured with.
+// restRow is the name of the row about what is used when nothing happens, and resting the workload
+// that it is measured with.
 const (
 	restRow = "at rest"
 	resting = "resting"
@@ -83,7 +84,8 @@ func (b *bench) rest(ctx context.Context) error {
 		made = intercepts
 		err := severally(intercepts-first, func(n int) error {
 			p := ports[first+n]
-			return b.intercept(ctx, p.Name, "--workload", resting, "--port", fmt.Sprintf("%d:%s", p.Port, p.Name), "--http-header", "x-user=ann")
+			return b.intercept(ctx, p.Name, "--workload", resting, "--port",
+				fmt.Sprintf("%d:%s", p.Port, p.Name), "--http-header", "x-user=ann")
 		})
 		if err != nil {
 			return err
@@ -95,7 +97,8 @@ func (b *bench) rest(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.intercept(ctx, resting, "--port", fmt.Sprint(laptopPort, ":http"), "--mechanism", "tcp"); err != nil {
+	if err := b.intercept(ctx, resting, "--port", fmt.Sprint(laptopPort, ":http"), "--mechanism",
+		"tcp"); err != nil {
 		return err
 	}
 	defer func() { _ = b.leave(context.WithoutCancel(ctx), resting) }()
@@ -119,7 +122,8 @@ func severally(n int, do func(n int) error) error {
 
 // weigh notes the sizes of programs and images.
 func (b *bench) weigh() error {
-	for _, pattern := range []string{"bin/sidestep*", "build/images/manager.tar", "build/images/nodeagent.tar"} {
+	for _, pattern := range []string{"bin/sidestep*", "build/images/manager.tar",
+		"build/images/nodeagent.tar"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
@@ -156,7 +160,8 @@ func (b *bench) restWith(ctx context.Context, intercepts, tunnels int, changed t
 		if err != nil {
 			return err
 		}
-		r := atRest{Program: p.name, Intercepts: intercepts, Ports: intercepts * restPods, Tunnels: tunnels, Memory: memory, CPU: cpu[i]}
+		r := atRest{Program: p.name, Intercepts: intercepts, Ports: intercepts * restPods,
+			Tunnels: tunnels, Memory: memory, CPU: cpu[i]}
 		b.results.Rest = append(b.results.Rest, r)
 		fmt.Printf("  %s\n", r)
 	}
@@ -165,7 +170,8 @@ func (b *bench) restWith(ctx context.Context, intercepts, tunnels int, changed t
 
 func (r atRest) String() string {
 	return fmt.Sprintf("%-11s %4d ports (%3d intercepts), %3d idle tunnels: RSS %.1f MB, PSS %.1f, anonymous %.1f; CPU %.2f %%",
-		r.Program, r.Ports, r.Intercepts, r.Tunnels, mb(r.Memory.RSS), mb(r.Memory.PSS), mb(r.Memory.Anonymous), 100*r.CPU)
+		r.Program, r.Ports, r.Intercepts, r.Tunnels, mb(r.Memory.RSS), mb(r.Memory.PSS),
+		mb(r.Memory.Anonymous), 100*r.CPU)
 }
 
 func mb(bytes int64) float64 { return float64(bytes) / 1e6 }
@@ -183,7 +189,8 @@ func (b *bench) programs(ctx context.Context) (all []running, err error) {
 		if err != nil {
 			return nil, err
 		}
-		at := slices.IndexFunc(pods, func(pod lab.Pod) bool { return p.component == "manager" || pod.Node == node })
+		at := slices.IndexFunc(pods,
+			func(pod lab.Pod) bool { return p.component == "manager" || pod.Node == node })
 		if at < 0 {
 			return nil, fmt.Errorf("there is no %s", p.name)
 		}
@@ -197,7 +204,8 @@ func (b *bench) programs(ctx context.Context) (all []running, err error) {
 	}
 	pid, err := processWhere(func(dir string) bool {
 		environment, err := os.ReadFile(filepath.Join(dir, "environ"))
-		return err == nil && filepath.Base(link(dir, "exe")) == "sidestep" && bytes.Contains(environment, []byte("HOME="+b.ann.Home()+"\x00"))
+		return err == nil && filepath.Base(link(dir, "exe")) == "sidestep" &&
+			bytes.Contains(environment, []byte("HOME="+b.ann.Home()+"\x00"))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", daemonIs, err)
@@ -277,7 +285,8 @@ func restTable(r *results) string {
 		t.WriteString("\n**At rest**\n\n| program | intercepted ports | intercepts | idle tunnels | RSS | of it shared | anonymous | CPU |\n|---|---|---|---|---|---|---|---|\n")
 	}
 	for _, u := range r.Rest {
-		fmt.Fprintf(&t, "| %s | %d | %d | %d | %.1f MB | %.1f MB | %.1f MB | %.2f %% |\n", u.Program, u.Ports, u.Intercepts, u.Tunnels,
+		fmt.Fprintf(&t, "| %s | %d | %d | %d | %.1f MB | %.1f MB | %.1f MB | %.2f %% |\n", u.Program,
+			u.Ports, u.Intercepts, u.Tunnels,
 			mb(u.Memory.RSS), mb(u.Memory.RSS-u.Memory.PSS), mb(u.Memory.Anonymous), 100*u.CPU)
 	}
 	if len(r.Sizes) > 0 {

@@ -40,7 +40,8 @@ func (w way) machine() string { return cmp.Or(w.from, node) }
 
 func (w way) url(path string) string { return "http://" + w.address + path }
 
-// ways gives the ways to an app: past the intercept, through it, and through all proxies that stand before it.
+// ways gives the ways to an app: past the intercept, through it, and through all proxies that stand
+// before it.
 func (b *bench) ways(port int, name string) []way {
 	at := func(p *place, port int) string { return fmt.Sprintf("%s:%d", p.IP, port) }
 	all := []way{
@@ -81,7 +82,8 @@ func (b *bench) rows(dir string) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(b.http1Rows(), b.http2Rows(), bulk, []row{b.connectionRow()}, b.matchedRows(), b.tunnelRows()), nil
+	return slices.Concat(b.http1Rows(), b.http2Rows(), bulk, []row{b.connectionRow()}, b.matchedRows(),
+		b.tunnelRows()), nil
 }
 
 func (b *bench) http1Rows() (rows []row) {
@@ -91,7 +93,8 @@ func (b *bench) http1Rows() (rows []row) {
 	}{{"Go", "go", goPort}, {"nginx", "nginx", nginxPort}, {"Node", "node", nodePort}} {
 		for _, connections := range []int{1, 32, 256} {
 			rows = append(rows, row{
-				name: fmt.Sprintf("HTTP/1.1, %s app, connections: %d", app.name, connections), unit: "requests/s", per: "request",
+				name: fmt.Sprintf("HTTP/1.1, %s app, connections: %d", app.name, connections),
+				unit: "requests/s", per: "request",
 				ways: b.ways(app.port, app.intercept),
 				measure: func(ctx context.Context, w way) (sample, error) {
 					return b.wrk(ctx, w, connections)
@@ -105,7 +108,8 @@ func (b *bench) http1Rows() (rows []row) {
 func (b *bench) http2Rows() (rows []row) {
 	for _, load := range []struct{ connections, streams int }{{1, 32}, {32, 8}} {
 		rows = append(rows, row{
-			name: fmt.Sprintf("HTTP/2, Go app, connections: %d of %d streams", load.connections, load.streams), unit: "requests/s", per: "request",
+			name: fmt.Sprintf("HTTP/2, Go app, connections: %d of %d streams", load.connections,
+				load.streams), unit: "requests/s", per: "request",
 			ways: b.waysHTTP2(goPort, "go"),
 			measure: func(ctx context.Context, w way) (sample, error) {
 				return b.h2load(ctx, load.connections, load.streams, w.url("/bytes/256"))
@@ -140,21 +144,24 @@ func (b *bench) bulkRows(dir string) ([]row, error) {
 	}
 	ways := b.ways(goPort, "go")
 	return []row{
-		{name: "download, one connection", unit: "MB/s", per: "MB", ways: ways, measure: func(ctx context.Context, w way) (sample, error) {
-			return b.curl(ctx, w.url(fmt.Sprintf("/bytes/%d", int64(bulkBytes))))
-		}},
-		{name: "upload, one connection", unit: "MB/s", per: "MB", ways: ways, measure: func(ctx context.Context, w way) (sample, error) {
-			if w.name == nginxProxy { // it keeps bodies on disk
-				return sample{}, errNotMeasured
-			}
-			return b.curl(ctx, "-T", zeros, "-H", "Expect:", w.url("/sink"))
-		}},
+		{name: "download, one connection", unit: "MB/s", per: "MB", ways: ways,
+			measure: func(ctx context.Context, w way) (sample, error) {
+				return b.curl(ctx, w.url(fmt.Sprintf("/bytes/%d", int64(bulkBytes))))
+			}},
+		{name: "upload, one connection", unit: "MB/s", per: "MB", ways: ways,
+			measure: func(ctx context.Context, w way) (sample, error) {
+				if w.name == nginxProxy { // it keeps bodies on disk
+					return sample{}, errNotMeasured
+				}
+				return b.curl(ctx, "-T", zeros, "-H", "Expect:", w.url("/sink"))
+			}},
 	}, nil
 }
 
 func (b *bench) connectionRow() row {
 	return row{
-		name: "new connection per request, 32 at a time", unit: "requests/s", per: "request", ways: b.ways(goPort, "go"),
+		name: "new connection per request, 32 at a time", unit: "requests/s", per: "request",
+		ways: b.ways(goPort, "go"),
 		measure: func(ctx context.Context, w way) (sample, error) {
 			return b.wrk(ctx, w, 32, "-H", "Connection: close")
 		},

@@ -19,8 +19,8 @@ const (
 	grpcPort  = 9090
 )
 
-// proxies of the second pod. Connections to port are redirected to the proxy by iptables, as an injected sidecar has it; it connects to the app over
-// loopback.
+// proxies of the second pod. Connections to port are redirected to the proxy by iptables, as an
+// injected sidecar has it; it connects to the app over loopback.
 var proxies = []struct {
 	name, kind string
 	port, app  int
@@ -79,7 +79,8 @@ func (b *bench) upPlain(ctx context.Context) (err error) {
 	if err := b.plain.startNginx(ctx, nginxPort, "return 200 '"+text256+"';"); err != nil {
 		return err
 	}
-	return b.plain.start(ctx, nodePort, "node", "-e", fmt.Sprintf("require('http').createServer((q,r)=>r.end('%s')).listen(%d,'0.0.0.0')", text256, nodePort))
+	return b.plain.start(ctx, nodePort, "node", "-e",
+		fmt.Sprintf("require('http').createServer((q,r)=>r.end('%s')).listen(%d,'0.0.0.0')", text256, nodePort))
 }
 
 // upMeshed brings up the pod with the proxies.
@@ -94,7 +95,8 @@ func (b *bench) upMeshed(ctx context.Context) (err error) {
 		if err := b.startProxy(ctx, x.kind, x.port-3000, x.app); err != nil {
 			return fmt.Errorf("start %s: %w", x.name, err)
 		}
-		if err := b.meshed.run(ctx, "iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", fmt.Sprint(x.port),
+		if err := b.meshed.run(ctx, "iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport",
+			fmt.Sprint(x.port),
 			"-j", "REDIRECT", "--to-ports", fmt.Sprint(x.port-3000)); err != nil {
 			return err
 		}
@@ -124,23 +126,27 @@ func (b *bench) startProxy(ctx context.Context, kind string, port, app int) erro
 	case "bytes":
 		return p.start(ctx, port, b.apps, "sidecar", "--tcp", listen, to)
 	case "nginx":
-		return p.startNginx(ctx, port, "proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ''; proxy_set_header Host $http_host;")
+		return p.startNginx(ctx, port,
+			"proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ''; proxy_set_header Host $http_host;")
 	}
 	proto := ""
 	if kind == "haproxy-h2" {
 		proto = "proto h2"
 	}
-	path, err := p.configure(fmt.Sprintf("haproxy-%d.cfg", port), fmt.Sprintf(haproxyConfig, port, proto, app, proto))
+	path, err := p.configure(fmt.Sprintf("haproxy-%d.cfg", port),
+		fmt.Sprintf(haproxyConfig, port, proto, app, proto))
 	if err != nil {
 		return err
 	}
 	return p.start(ctx, port, "haproxy", "-db", "-f", path)
 }
 
-// startNginx starts a server whose only location is as given. It can refer to the app as http://app.
+// startNginx starts a server whose only location is as given. It can refer to the app as
+// http://app.
 func (p *place) startNginx(ctx context.Context, port int, location string) error {
 	dir := filepath.Join(p.dir, fmt.Sprint("nginx-", port))
-	path, err := p.configure(fmt.Sprintf("nginx-%d.conf", port), fmt.Sprintf(nginxConfig, dir, dir, dir, dir, dir, dir, goPort, port, location))
+	path, err := p.configure(fmt.Sprintf("nginx-%d.conf", port),
+		fmt.Sprintf(nginxConfig, dir, dir, dir, dir, dir, dir, goPort, port, location))
 	if err != nil {
 		return err
 	}

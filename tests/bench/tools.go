@@ -64,7 +64,8 @@ var (
 
 // h2load loads a URL over HTTP/2 with prior knowledge.
 func (b *bench) h2load(ctx context.Context, connections, streams int, url string) (sample, error) {
-	out, err := lab.Output(b.OnNode(ctx, node, "h2load", "-t1", "-c", fmt.Sprint(connections), "-m", fmt.Sprint(streams),
+	out, err := lab.Output(b.OnNode(ctx, node, "h2load", "-t1", "-c", fmt.Sprint(connections), "-m",
+		fmt.Sprint(streams),
 		"-D", fmt.Sprintf("%dms", b.duration.Milliseconds()), url))
 	if err != nil {
 		return sample{}, err
@@ -83,7 +84,8 @@ func readH2load(out string) (s sample, err error) {
 
 // curl makes one transfer that does not come to its end, and gives the speed that it has had.
 func (b *bench) curl(ctx context.Context, args ...string) (sample, error) {
-	argv := append([]string{"curl", "--fail", "--silent", "--show-error", "-o", "/dev/null", "--max-time", fmt.Sprint(b.duration.Seconds()),
+	argv := append([]string{"curl", "--fail", "--silent", "--show-error", "-o", "/dev/null",
+		"--max-time", fmt.Sprint(b.duration.Seconds()),
 		"-w", "%{http_code} %{size_download} %{size_upload} %{time_total}"}, args...)
 	out, err := lab.Output(b.OnNode(ctx, node, argv...))
 	if err == nil {

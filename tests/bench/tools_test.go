@@ -49,11 +49,16 @@ func TestQuantile(t *testing.T) {
 }
 
 func TestPictureAndPage(t *testing.T) {
-	r := &results{Time: "2026-01-02T03:04:05Z", Kernel: "6.12.1", CPUs: 2, CPU: "a <fast> one", Commit: "abc", Rounds: 1, Figures: []figure{
-		{Row: "HTTP/1.1 & more", Way: direct, Unit: "requests/s", Per: "request", Values: []float64{41276}, Ratios: []float64{1}, P50: []float64{88}, P99: []float64{1050}, CPU: []float64{40}},
-		{Row: "HTTP/1.1 & more", Way: intercepted, Unit: "requests/s", Per: "request", Values: []float64{20638}, Ratios: []float64{.5}, CPU: []float64{60}},
-		{Row: "matched", Way: bareGRPC, Unit: "requests/s", Per: "request", Values: []float64{3000}, Ratios: []float64{1}, CPU: []float64{60}},
-	}}
+	r := &results{Time: "2026-01-02T03:04:05Z", Kernel: "6.12.1", CPUs: 2, CPU: "a <fast> one",
+		Commit: "abc", Rounds: 1, Figures: []figure{
+			{Row: "HTTP/1.1 & more", Way: direct, Unit: "requests/s", Per: "request",
+				Values: []float64{41276}, Ratios: []float64{1}, P50: []float64{88}, P99: []float64{1050},
+				CPU: []float64{40}},
+			{Row: "HTTP/1.1 & more", Way: intercepted, Unit: "requests/s", Per: "request",
+				Values: []float64{20638}, Ratios: []float64{.5}, CPU: []float64{60}},
+			{Row: "matched", Way: bareGRPC, Unit: "requests/s", Per: "request", Values: []float64{3000},
+				Ratios: []float64{1}, CPU: []float64{60}},
+		}}
 	path := filepath.Join(t.TempDir(), "performance.md")
 	require.NoError(t, os.WriteFile(path, []byte("# Title\n"+begin+"\nold\n"+end+"\ntail\n"), 0o644))
 	require.NoError(t, writePage(path, r))
@@ -107,11 +112,13 @@ func TestExponentsAreOfSizesThatDifferInOneThing(t *testing.T) {
 	at := func(intercepts, agents int, ms float64) growth.Point {
 		v := []float64{ms}
 		return growth.Point{
-			Size: growth.Size{Intercepts: intercepts, Agents: agents}, Created: v, Active: v, Moved: v, Deleted: v, PodReady: v,
+			Size: growth.Size{Intercepts: intercepts, Agents: agents}, Created: v, Active: v, Moved: v,
+			Deleted: v, PodReady: v,
 			ChangeCPU: 3, RestCPU: .01, Memory: usage.Memory{RSS: 64 << 20}, Started: 1500,
 		}
 	}
-	points := []growth.Point{at(10, 100, 5), at(1000, 100, 50), at(1000, 10, 50), at(1000, 1000, 50), at(10_000, 100, 158.1)}
+	points := []growth.Point{at(10, 100, 5), at(1000, 100, 50), at(1000, 10, 50), at(1000, 1000, 50),
+		at(10_000, 100, 158.1)}
 	lines := growthLines(points)
 	require.Len(t, lines, 2)
 	assert.Equal(t, "created 0.50, active 0.50, moved 0.50, deleted 0.50, pod runs 0.50, CPU of a change 0.00, CPU at rest 0.00, memory 0.00, start 0.00", lines[0].String())

@@ -25,7 +25,8 @@ func (b *bench) tunnelRows() (rows []row) {
 	} {
 		for _, connections := range []int{1, 8} {
 			for _, toLaptop := range far.toLaptop {
-				rows = append(rows, b.tunnelRow(far.roundTrip, toLaptop, bulk{connections: connections, settle: far.settle, duration: far.duration}))
+				rows = append(rows, b.tunnelRow(far.roundTrip, toLaptop,
+					bulk{connections: connections, settle: far.settle, duration: far.duration}))
 			}
 		}
 	}
@@ -41,10 +42,12 @@ func (b *bench) tunnelRow(roundTrip time.Duration, toLaptop bool, load bulk) row
 		direction = "to the laptop"
 	}
 	return row{
-		name: fmt.Sprintf("bulk %s, %s, connections: %d", direction, name, load.connections), unit: "MB/s", per: "MB",
+		name: fmt.Sprintf("bulk %s, %s, connections: %d", direction, name, load.connections),
+		unit: "MB/s", per: "MB",
 		ways: []way{
 			{name: rawTCP, address: fmt.Sprintf("%s:%d", b.nodes["control-plane"], bulkPort), from: "laptop"},
-			{name: byTunnel, address: fmt.Sprintf("%s:%d", b.plain.IP, goPort), intercept: []string{"--port", fmt.Sprint(bulkPort, ":go"), "--mechanism", "tcp"}},
+			{name: byTunnel, address: fmt.Sprintf("%s:%d", b.plain.IP, goPort),
+				intercept: []string{"--port", fmt.Sprint(bulkPort, ":go"), "--mechanism", "tcp"}},
 			{name: portForward, address: fmt.Sprintf("127.0.0.1:%d", forwardPort), from: "laptop"},
 		},
 		prepare: func(ctx context.Context) (func(), error) {

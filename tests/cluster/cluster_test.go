@@ -43,7 +43,8 @@ func newLab(t *testing.T, name string) lab {
 	build := exec.Command("go", "build", "-o", program, ".")
 	output, err := build.CombinedOutput()
 	require.NoError(t, err, string(output))
-	return lab{t: t, program: program, name: name, env: append(os.Environ(), "SIDESTEP_CLUSTER_STATE="+filepath.Join(t.TempDir(), "state"))}
+	return lab{t: t, program: program, name: name,
+		env: append(os.Environ(), "SIDESTEP_CLUSTER_STATE="+filepath.Join(t.TempDir(), "state"))}
 }
 
 func (l lab) command(args ...string) *exec.Cmd {
@@ -100,7 +101,8 @@ func TestUpDown(t *testing.T) {
 	l.run("kubectl", "apply", "--server-side", "-f", "testdata/app.yaml")
 	l.run("kubectl", "rollout", "status", "-n", "shop", "deployment/probe", "--timeout=60s")
 	l.run("kubectl", "rollout", "status", "-n", "kube-system", "daemonset/agent", "--timeout=60s")
-	l.run("kubectl", "wait", "--for=condition=Available", "-n", "kube-system", "deployment/coredns", "--timeout=60s")
+	l.run("kubectl", "wait", "--for=condition=Available", "-n", "kube-system", "deployment/coredns",
+		"--timeout=60s")
 
 	t.Run("pods find and reach services over both families and nodes", l.testServices)
 	t.Run("the laptop reaches the API server and nothing else", l.testLaptop)
@@ -186,7 +188,8 @@ func buildProbe(t *testing.T) string {
 // pods lists the names of a namespace's pods with a label, sorted by node.
 func (l lab) pods(namespace, label string) []string {
 	l.t.Helper()
-	return strings.Fields(l.run("kubectl", "get", "pods", "-n", namespace, "-l", "app="+label, "--sort-by", ".spec.nodeName",
+	return strings.Fields(l.run("kubectl", "get", "pods", "-n", namespace, "-l", "app="+label,
+		"--sort-by", ".spec.nodeName",
 		"-o", "jsonpath={.items[*].metadata.name}"))
 }
 
@@ -194,11 +197,13 @@ func (l lab) testServices(t *testing.T) {
 	l.t = t
 	pods := l.pods("shop", "probe")
 	require.Len(t, pods, 2)
-	addresses := strings.Fields(l.run("kubectl", "get", "service", "-n", "shop", "probe", "-o", "jsonpath={.spec.clusterIPs[*]}"))
+	addresses := strings.Fields(l.run("kubectl", "get", "service", "-n", "shop", "probe", "-o",
+		"jsonpath={.spec.clusterIPs[*]}"))
 	require.Len(t, addresses, 2)
 	for _, pod := range pods {
 		found := l.run("kubectl", "exec", "-n", "shop", pod, "--", "/probe", "lookup", "probe.shop")
-		assert.ElementsMatch(t, addresses, strings.Fields(found), "addresses that %s finds for the service", pod)
+		assert.ElementsMatch(t, addresses, strings.Fields(found),
+			"addresses that %s finds for the service", pod)
 		output, err := l.try("kubectl", "exec", "-n", "shop", pod, "--", "/probe", "lookup", "example.com")
 		require.Error(t, err)
 		assert.Contains(t, output, "no such host")
@@ -206,7 +211,8 @@ func (l lab) testServices(t *testing.T) {
 		for _, address := range append(addresses, "probe") {
 			url := "http://" + net.JoinHostPort(address, "80")
 			answers := map[string]bool{} // the pod itself is among those that may answer
-			for _, answer := range strings.Fields(l.run("kubectl", "exec", "-n", "shop", pod, "--", "/probe", "poll", url)) {
+			for _, answer := range strings.Fields(l.run("kubectl", "exec", "-n", "shop", pod, "--",
+				"/probe", "poll", url)) {
 				answers[answer] = true
 			}
 			assert.Len(t, answers, 2, "pods that answer %s at %s", pod, url)
@@ -269,7 +275,8 @@ func (l lab) testToken(t *testing.T) {
 	assert.Equal(t, "node1", claims.Kubernetes.Node.Name)
 
 	review := filepath.Join(t.TempDir(), "review.yaml")
-	require.NoError(t, os.WriteFile(review, []byte("apiVersion: authentication.k8s.io/v1\nkind: TokenReview\nspec: {audiences: [probe], token: "+token+"}\n"), 0o600))
+	require.NoError(t, os.WriteFile(review,
+		[]byte("apiVersion: authentication.k8s.io/v1\nkind: TokenReview\nspec: {audiences: [probe], token: "+token+"}\n"), 0o600))
 	answer := l.run("kubectl", "create", "-f", review, "-o", "yaml")
 	assert.Contains(t, answer, "authenticated: true")
 	assert.Contains(t, answer, "system:serviceaccount:shop:default")
@@ -280,12 +287,14 @@ func (l lab) testPolicy(t *testing.T) {
 	developer := l.kubeconfig(t, "--user", "alice", "--group", "developers")
 	pod := l.pods("shop", "probe")[0]
 	who := map[string][]string{
-		"a developer":                  {"--kubeconfig", developer},
-		"an account of sidestep's own": {"--as", "system:serviceaccount:sidestep:manager", "--as-group", "system:serviceaccounts:sidestep"},
+		"a developer": {"--kubeconfig", developer},
+		"an account of sidestep's own": {"--as", "system:serviceaccount:sidestep:manager", "--as-group",
+			"system:serviceaccounts:sidestep"},
 	}
 	for name, credentials := range who {
 		as := func(args ...string) (string, error) {
-			return l.try(append(append([]string{"exec", "control-plane", "--", "kubectl"}, l.adminUnless(credentials)...), args...)...)
+			return l.try(append(append([]string{"exec", "control-plane", "--", "kubectl"},
+				l.adminUnless(credentials)...), args...)...)
 		}
 		for _, forbidden := range [][]string{
 			{"delete", "pod", "-n", "shop", pod},
@@ -300,7 +309,8 @@ func (l lab) testPolicy(t *testing.T) {
 			assert.Error(t, err, "%s may not %v", name, forbidden)
 			assert.Contains(t, output, "its workloads are protected", "%s: %v", name, forbidden)
 		}
-		output, err := as("create", "deployment", "-n", "playground", "mine", "--image=localhost/cluster/probe:test")
+		output, err := as("create", "deployment", "-n", "playground", "mine",
+			"--image=localhost/cluster/probe:test")
 		assert.NoError(t, err, "%s elsewhere: %s", name, output)
 		output, err = as("delete", "deployment", "-n", "playground", "mine")
 		assert.NoError(t, err, "%s elsewhere: %s", name, output)
@@ -331,9 +341,11 @@ func (l lab) testAgent(t *testing.T) {
 	agents := l.pods("kube-system", "agent")
 	require.Len(t, agents, 2)
 	for i, node := range []string{"node1", "node2"} {
-		first := l.run("kubectl", "exec", "-n", "kube-system", agents[i], "--", "/probe", "print", "/proc/1/cmdline")
+		first := l.run("kubectl", "exec", "-n", "kube-system", agents[i], "--", "/probe", "print",
+			"/proc/1/cmdline")
 		assert.Contains(t, first, node, "the first process that the agent of %s sees", node)
-		mounts := l.run("kubectl", "exec", "-n", "kube-system", agents[i], "--", "/probe", "print", "/proc/self/mounts")
+		mounts := l.run("kubectl", "exec", "-n", "kube-system", agents[i], "--", "/probe", "print",
+			"/proc/self/mounts")
 		assert.Contains(t, mounts, "/sys/fs/bpf bpf rw")
 		// A program that runs on the node, with its cgroup at the root of what it sees.
 		assert.NotContains(t, l.run("exec", node, "--", "cat", "/proc/self/cgroup"), l.name)
@@ -346,7 +358,8 @@ func (l lab) testRestart(t *testing.T) {
 	for round := range 3 {
 		pid := l.run("exec", "node1", "--", "pgrep", "-f", "^/probe serve", "-u", "65532")
 		l.run("exec", "node1", "--", "kill", "-9", pid)
-		l.eventually(15*time.Second, func(output string) bool { return output == "true "+string(rune('1'+round)) },
+		l.eventually(15*time.Second,
+			func(output string) bool { return output == "true "+string(rune('1'+round)) },
 			"kubectl", "get", "pod", "-n", "shop", pod, "-o",
 			"jsonpath={.status.containerStatuses[0].ready} {.status.containerStatuses[0].restartCount}")
 	}

@@ -36,7 +36,8 @@ func takeInventory(t *testing.T) inventory {
 			}
 		}
 	}
-	for _, key := range []string{"vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys"} {
+	for _, key := range []string{"vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops",
+		"kernel/keys/root_maxkeys"} {
 		value, err := os.ReadFile(filepath.Join("/proc/sys", key))
 		require.NoError(t, err)
 		i["sysctls"] = append(i["sysctls"], key+"="+string(value))
@@ -44,8 +45,8 @@ func takeInventory(t *testing.T) inventory {
 	return i
 }
 
-// assertSame compares with the present. Other people's things may have come and gone; those that carry the tests' names
-// have not.
+// assertSame compares with the present. Other people's things may have come and gone; those that
+// carry the tests' names have not.
 func (i inventory) assertSame(t *testing.T) {
 	t.Helper()
 	now := takeInventory(t)
@@ -55,13 +56,15 @@ func (i inventory) assertSame(t *testing.T) {
 		})
 		assert.Empty(t, added, "%s that were left", kind)
 	}
-	assert.Eventually(t, func() bool { return len(processes(t)) == 0 }, 5*time.Second, 50*time.Millisecond, "processes that were left")
+	assert.Eventually(t, func() bool { return len(processes(t)) == 0 }, 5*time.Second,
+		50*time.Millisecond, "processes that were left")
 	for _, process := range processes(t) {
 		t.Log(process)
 	}
 }
 
-// processes lists those that belong to a cluster of these tests by what they see: their mounts or their cgroups.
+// processes lists those that belong to a cluster of these tests by what they see: their mounts or
+// their cgroups.
 func processes(t *testing.T) []string {
 	t.Helper()
 	var found []string

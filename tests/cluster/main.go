@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command cluster runs a real, strict, two-node Kubernetes on one Linux machine, for sidestep's tests and demo.
+// Command cluster runs a real, strict, two-node Kubernetes on one Linux machine, for sidestep's
+// tests and demo.
 package main
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command demo shows sidestep at work: it brings a Kubernetes up with a shop on it, installs sidestep, and runs the real command line on a
-// developer's laptop, printing each command as it is typed and what it answers.
+// Command demo shows sidestep at work: it brings a Kubernetes up with a shop on it, installs
+// sidestep, and runs the real command line on a developer's laptop, printing each command as it is
+// typed and what it answers.
 package main
 
 import (
@@ -88,7 +89,8 @@ func (s *stage) header(ctx context.Context) error {
 	if _, err := s.ann.Serve(ctx, "serve", "127.0.0.1:9000"); err != nil {
 		return err
 	}
-	if err := s.types(ctx, s.ann, "intercept", "orders", "--port", "9000", "--http-header", "x-user=ann"); err != nil {
+	if err := s.types(ctx, s.ann, "intercept", "orders", "--port", "9000", "--http-header",
+		"x-user=ann"); err != nil {
 		return err
 	}
 	if err := s.asks(ctx, "orders", "http://orders/"); err != nil {
@@ -102,10 +104,12 @@ func (s *stage) share(ctx context.Context) error {
 	if _, err := s.bob.Serve(ctx, "serve", "127.0.0.1:9100"); err != nil {
 		return err
 	}
-	if err := s.types(ctx, s.bob, "intercept", "orders", "--workload", "orders", "--namespace", lab.Namespace, "--port", "9100", "--http-header", "x-user=bob"); err != nil {
+	if err := s.types(ctx, s.bob, "intercept", "orders", "--workload", "orders", "--namespace",
+		lab.Namespace, "--port", "9100", "--http-header", "x-user=bob"); err != nil {
 		return err
 	}
-	for _, c := range []struct{ header, answered string }{{"x-user: ann", "laptop/ann"}, {"x-user: bob", "laptop/bob"}, {"x-user: eve", "orders"}} {
+	for _, c := range []struct{ header, answered string }{{"x-user: ann", "laptop/ann"},
+		{"x-user: bob", "laptop/bob"}, {"x-user: eve", "orders"}} {
 		if err := s.asks(ctx, c.answered, "http://orders/", c.header); err != nil {
 			return err
 		}
@@ -125,7 +129,8 @@ func (s *stage) path(ctx context.Context) error {
 	if _, err := s.ann.Serve(ctx, "serve", "127.0.0.1:9002"); err != nil {
 		return err
 	}
-	if err := s.types(ctx, s.ann, "intercept", "stock", "--port", "9002", "--http-header", "x-user=ann", "--http-path-prefix", "/api"); err != nil {
+	if err := s.types(ctx, s.ann, "intercept", "stock", "--port", "9002", "--http-header", "x-user=ann",
+		"--http-path-prefix", "/api"); err != nil {
 		return err
 	}
 	for _, c := range []struct{ path, answered string }{{"/api/version", "laptop/ann"}, {"/other", "stock"}} {
@@ -148,7 +153,8 @@ func (s *stage) tcp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("  (100 connections from a pod: %d answered by the laptop, %d failed)\n\n", summary.MatchedToLaptop, summary.Failures.Count)
+	fmt.Printf("  (100 connections from a pod: %d answered by the laptop, %d failed)\n\n",
+		summary.MatchedToLaptop, summary.Failures.Count)
 	if summary.MatchedToLaptop != 100 {
 		return fmt.Errorf("not every connection to echo reached the laptop: %+v", summary)
 	}
@@ -183,7 +189,8 @@ func (s *stage) types(ctx context.Context, who *lab.Developer, args ...string) e
 	return err
 }
 
-// asks sends a request from a pod in the cluster and prints who answered; it is an error if that is not who should.
+// asks sends a request from a pod in the cluster and prints who answered; it is an error if that is
+// not who should.
 func (s *stage) asks(ctx context.Context, want, url string, headers ...string) error {
 	answer, err := s.Call(ctx, url, headers...)
 	if err != nil {
@@ -193,7 +200,8 @@ func (s *stage) asks(ctx context.Context, want, url string, headers ...string) e
 	for _, h := range headers {
 		command += " -H '" + h + "'"
 	}
-	fmt.Printf("pod$ %s\n  answered by %s (%s), chain %s\n\n", command, answer.Service, answer.Pod, strings.Join(answer.Chain(), " → "))
+	fmt.Printf("pod$ %s\n  answered by %s (%s), chain %s\n\n", command, answer.Service, answer.Pod,
+		strings.Join(answer.Chain(), " → "))
 	if !strings.HasPrefix(answer.Service+"/"+answer.Pod, want) {
 		return fmt.Errorf("%s was answered by %s (%s) instead of %s", command, answer.Service, answer.Pod, want)
 	}

@@ -34,10 +34,12 @@ func daemonOf(t *testing.T, d *lab.Developer) string {
 	return strconv.Itoa(status.UserDaemon.PID)
 }
 
-// testKillBoth is about an intercept that nobody holds any more: its command line and the daemon, which would leave it, were both killed.
+// testKillBoth is about an intercept that nobody holds any more: its command line and the daemon,
+// which would leave it, were both killed.
 func testKillBoth(t *testing.T, s *scene) {
 	pidFile := filepath.Join(s.ann.Home(), "command.pid")
-	cmd := s.ann.Command(t.Context(), "sidestep", "intercept", "orders", "-n", lab.Namespace, "--workload", "orders", "--port", "9000", "--http-header", "x-user=ann",
+	cmd := s.ann.Command(t.Context(), "sidestep", "intercept", "orders", "-n", lab.Namespace,
+		"--workload", "orders", "--port", "9000", "--http-header", "x-user=ann",
 		"--", "sh", "-c", "echo $PPID $$ > "+pidFile+"; exec sleep 300")
 	require.NoError(t, cmd.Start())
 	go func() { _ = cmd.Wait() }()
@@ -58,7 +60,8 @@ func testKillBoth(t *testing.T, s *scene) {
 		}
 		return err
 	}))
-	_, err := lab.Output(s.ann.Command(t.Context(), append([]string{"kill", "-9", daemonOf(t, s.ann)}, pids...)...))
+	_, err := lab.Output(s.ann.Command(t.Context(),
+		append([]string{"kill", "-9", daemonOf(t, s.ann)}, pids...)...))
 	require.NoError(t, err)
 
 	// The next command finds it.
@@ -74,11 +77,13 @@ func testKillBoth(t *testing.T, s *scene) {
 	assert.Empty(t, strings.TrimSpace(left))
 }
 
-// testCutOff is about a laptop whose network is cut for longer than the traffic manager keeps its intercepts.
+// testCutOff is about a laptop whose network is cut for longer than the traffic manager keeps its
+// intercepts.
 func testCutOff(t *testing.T, s *scene) {
 	needsLocal(t, s)
 	sidestep(t, s.admin, "helm", "upgrade", "--reuse-values", "--set", "sessionGrace=2s")
-	_, err := s.Kubectl(t.Context(), "-n", "sidestep", "rollout", "status", "deployment/sidestep-manager", "--timeout=60s")
+	_, err := s.Kubectl(t.Context(), "-n", "sidestep", "rollout", "status",
+		"deployment/sidestep-manager", "--timeout=60s")
 	require.NoError(t, err)
 	serve(t, s.ann, "serve", "127.0.0.1:9000")
 	intercept(t, s.ann, "orders", "--port", "9000", "--http-header", "x-user=ann")
@@ -86,7 +91,8 @@ func testCutOff(t *testing.T, s *scene) {
 
 	firewall := func(what string) {
 		for _, chain := range []string{"INPUT", "OUTPUT"} {
-			_, err := lab.Output(s.OnNode(context.WithoutCancel(t.Context()), "laptop", "iptables", what, chain, "!", "-s", "127.0.0.0/8", "-j", "DROP"))
+			_, err := lab.Output(s.OnNode(context.WithoutCancel(t.Context()), "laptop", "iptables",
+				what, chain, "!", "-s", "127.0.0.0/8", "-j", "DROP"))
 			require.NoError(t, err)
 		}
 	}
@@ -109,11 +115,14 @@ func testCutOff(t *testing.T, s *scene) {
 	require.NoError(t, s.answers(t, "orders"), "the pods answer")
 	mend()
 	mended := time.Now()
-	require.NoError(t, lab.Eventually(t.Context(), 45*time.Second, func(context.Context) error { return s.answers(t, "laptop") }), "it is back")
+	require.NoError(t, lab.Eventually(t.Context(), 45*time.Second,
+		func(context.Context) error { return s.answers(t, "laptop") }), "it is back")
 	t.Logf("back %s after the cable was mended", time.Since(mended).Round(100*time.Millisecond))
-	require.NoError(t, lab.Eventually(t.Context(), 45*time.Second, func(ctx context.Context) error { // all pods have to steer before it is said to be there
+	// all pods have to steer before it is said to be there
+	require.NoError(t, lab.Eventually(t.Context(), 45*time.Second, func(ctx context.Context) error {
 		status, err := s.ann.Sidestep(ctx, "status")
-		if err == nil && (!strings.Contains(status, "orders: ann@") || strings.Contains(status, "Ended intercepts")) {
+		if err == nil && (!strings.Contains(status, "orders: ann@") ||
+			strings.Contains(status, "Ended intercepts")) {
 			err = errors.New("the intercept is not there again:\n" + status)
 		}
 		return err

@@ -13,7 +13,8 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// loadedPrograms lists what the kernel holds of sidestep's programs, and the links of programs that steer.
+// loadedPrograms lists what the kernel holds of sidestep's programs, and the links of programs that
+// steer.
 func loadedPrograms() ([]string, error) {
 	var found []string
 	for id := ebpf.ProgramID(0); ; {

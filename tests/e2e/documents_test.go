@@ -84,20 +84,24 @@ func (s *scene) documented(t *testing.T) {
 	image, pull := s.AppsImage()
 	var yaml strings.Builder
 	require.NoError(t, template.Must(template.New("").Parse(documented)).Execute(&yaml, nil))
-	require.NoError(t, s.Apply(t.Context(), strings.NewReplacer("IMAGE", image, "PULL", pull).Replace(yaml.String())))
+	require.NoError(t, s.Apply(t.Context(),
+		strings.NewReplacer("IMAGE", image, "PULL", pull).Replace(yaml.String())))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		_, _ = s.Kubectl(ctx, "delete", "namespace", "myns", "--wait=false", "--ignore-not-found")
-		_, _ = s.Kubectl(ctx, "-n", lab.Namespace, "delete", "replicaset/echo-rollout-6d5f79c", "service/echo-stable", "service/echo-canary", "--ignore-not-found")
+		_, _ = s.Kubectl(ctx, "-n", lab.Namespace, "delete", "replicaset/echo-rollout-6d5f79c",
+			"service/echo-stable", "service/echo-canary", "--ignore-not-found")
 	})
 	_, err := s.Kubectl(t.Context(), "-n", "myns", "rollout", "status", "deployment/hello", "--timeout=60s")
 	require.NoError(t, err)
-	_, err = s.Kubectl(t.Context(), "-n", lab.Namespace, "wait", "--for=jsonpath={.status.readyReplicas}=1", "replicaset/echo-rollout-6d5f79c", "--timeout=60s")
+	_, err = s.Kubectl(t.Context(), "-n", lab.Namespace, "wait",
+		"--for=jsonpath={.status.readyReplicas}=1", "replicaset/echo-rollout-6d5f79c", "--timeout=60s")
 	require.NoError(t, err)
 }
 
-// testDocuments follows the command lines of Telepresence's documents, by both names of the program, and compares what is seen with what is kept of it.
+// testDocuments follows the command lines of Telepresence's documents, by both names of the
+// program, and compares what is seen with what is kept of it.
 func testDocuments(t *testing.T, s *scene) {
 	s.documented(t)
 	names(t, s.ann)
@@ -114,7 +118,8 @@ func testDocuments(t *testing.T, s *scene) {
 		t.Run(name, func(t *testing.T) {
 			tr := &transcript{T: t, who: s.ann, name: name}
 			t.Cleanup(func() {
-				for _, left := range []string{"orders", "twoports", "hello-myns", "myhello", "echo-rollout-6d5f79c"} {
+				for _, left := range []string{"orders", "twoports", "hello-myns", "myhello",
+					"echo-rollout-6d5f79c"} {
 					_, _ = s.ann.Sidestep(context.Background(), "leave", left)
 				}
 			})
@@ -226,8 +231,10 @@ intercepted
 		status := sidestep(t, s.ann, "status")
 		last := -1
 		for _, want := range []string{
-			`(?m)^Root Daemon: `, `(?m)^User Daemon: Running$`, `(?m)^  Version           : `, `(?m)^  Status            : Connected$`, `(?m)^  Kubernetes server : https://`,
-			`(?m)^  Kubernetes context: `, `(?m)^  Sidestep proxy    : OFF `, `(?m)^  Intercepts        : 1 total$`, `(?m)^    ` + c.leave + `: ann@\S+$`,
+			`(?m)^Root Daemon: `, `(?m)^User Daemon: Running$`, `(?m)^  Version           : `,
+			`(?m)^  Status            : Connected$`, `(?m)^  Kubernetes server : https://`,
+			`(?m)^  Kubernetes context: `, `(?m)^  Sidestep proxy    : OFF `,
+			`(?m)^  Intercepts        : 1 total$`, `(?m)^    ` + c.leave + `: ann@\S+$`,
 		} {
 			at := regexp.MustCompile(want).FindStringIndex(status)
 			if assert.NotNil(t, at, "%s in\n%s", want, status) {
@@ -241,23 +248,27 @@ intercepted
 
 func testRunning(t *testing.T, s *scene) {
 	lines := func(args ...string) *exec.Cmd {
-		return s.ann.Command(t.Context(), append([]string{"sidestep", "intercept", "orders", "-n", lab.Namespace, "--workload", "orders", "--port", "9000", "--"}, args...)...)
+		return s.ann.Command(t.Context(),
+			append([]string{"sidestep", "intercept", "orders", "-n", lab.Namespace, "--workload",
+				"orders", "--port", "9000", "--"}, args...)...)
 	}
 	none := func(ctx context.Context) error {
-		left, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "--no-headers", "--ignore-not-found")
+		left, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "--no-headers",
+			"--ignore-not-found")
 		if err == nil && strings.TrimSpace(left) != "" {
 			err = assert.AnError
 		}
 		return err
 	}
-	t.Run("the command knows its intercept, its exit code counts, and the intercept ends with it", func(t *testing.T) {
-		cmd := lines("sh", "-c", `echo "id $TELEPRESENCE_INTERCEPT_ID"; exit 7`)
-		out, err := cmd.Output()
-		require.Error(t, err)
-		assert.Equal(t, 7, cmd.ProcessState.ExitCode())
-		assert.Regexp(t, `(?m)^id [0-9a-f-]{36}:orders$`, string(out))
-		assert.NoError(t, none(t.Context()))
-	})
+	t.Run("the command knows its intercept, its exit code counts, and the intercept ends with it",
+		func(t *testing.T) {
+			cmd := lines("sh", "-c", `echo "id $TELEPRESENCE_INTERCEPT_ID"; exit 7`)
+			out, err := cmd.Output()
+			require.Error(t, err)
+			assert.Equal(t, 7, cmd.ProcessState.ExitCode())
+			assert.Regexp(t, `(?m)^id [0-9a-f-]{36}:orders$`, string(out))
+			assert.NoError(t, none(t.Context()))
+		})
 	t.Run("kill -9 of the command line ends the intercept", func(t *testing.T) {
 		file := filepath.Join(s.ann.Home(), "running")
 		cmd := lines("sh", "-c", `echo $PPID >`+file+`.new; mv `+file+`.new `+file+`; sleep 30`)
@@ -287,7 +298,8 @@ func testRunning(t *testing.T, s *scene) {
 
 func testOperations(t *testing.T, s *scene) {
 	var made struct{ ID, State, Client string }
-	decode(t, intercept(t, s.ann, "orders", "--port", "9000", "--http-header", "auto", "--output", "json"), &made)
+	decode(t, intercept(t, s.ann, "orders", "--port", "9000", "--http-header", "auto", "--output",
+		"json"), &made)
 	assert.Equal(t, "ACTIVE", made.State)
 	assert.Regexp(t, `^[0-9a-f-]{36}:orders$`, made.ID)
 	var failed struct{ Cmd, Err, Reason string }
@@ -317,6 +329,8 @@ func testOperations(t *testing.T, s *scene) {
 	assert.Contains(t, sidestep(t, s.ann, "loglevel", "debug", "-d", "1m"), "debug")
 	assert.Contains(t, sidestep(t, s.admin, "list-namespaces"), lab.Namespace+"\n")
 	assert.Contains(t, sidestep(t, s.ann, "list-contexts"), "* name: ")
-	assert.Contains(t, sidestep(t, s.ann, "__complete", "intercept", "twoports", "-n", lab.Namespace, "--port", "9000:"), "9000:admin\n9000:http\n")
-	assert.Contains(t, sidestep(t, s.admin, "list", "-n", "sidestep"), "not interceptable: it is a part of sidestep itself")
+	assert.Contains(t, sidestep(t, s.ann, "__complete", "intercept", "twoports", "-n", lab.Namespace,
+		"--port", "9000:"), "9000:admin\n9000:http\n")
+	assert.Contains(t, sidestep(t, s.admin, "list", "-n", "sidestep"),
+		"not interceptable: it is a part of sidestep itself")
 }

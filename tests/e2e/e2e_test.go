@@ -2,8 +2,8 @@
 
 //go:build e2e
 
-// Package e2e drives the real command line against a real Kubernetes: $KUBECONFIG, or the local one of tests/cluster, with the real
-// programs in real pods.
+// Package e2e drives the real command line against a real Kubernetes: $KUBECONFIG, or the local one
+// of tests/cluster, with the real programs in real pods.
 package e2e
 
 import (
@@ -27,7 +27,8 @@ type scene struct {
 	loaded          []string // BPF programs and links that were there before
 }
 
-// TestEndToEnd installs sidestep once, puts it through everything, and removes it. The order matters only for the first and the last.
+// TestEndToEnd installs sidestep once, puts it through everything, and removes it. The order
+// matters only for the first and the last.
 func TestEndToEnd(t *testing.T) {
 	ctx := t.Context()
 	l, err := lab.Up(ctx, testWriter(t))
@@ -67,7 +68,8 @@ func TestEndToEnd(t *testing.T) {
 		{"a UDP port", testUDP},
 		{"gRPC and raw TCP pass an intercepted port unharmed", testOtherProtocols},
 		{"gRPC is routed call by call", testGRPCByCall},
-		{"connections that were open before are taken over when they carry a matching request", testOpenConnections},
+		{"connections that were open before are taken over when they carry a matching request",
+			testOpenConnections},
 		{"the app sees its clients' addresses", testClientAddress},
 		{"without a process on the laptop the app answers", testNothingListens},
 		{"list, status and leave tell the truth", testListStatusLeave},
@@ -127,7 +129,8 @@ func sidestep(t *testing.T, d *lab.Developer, args ...string) string {
 // intercept makes an intercept in the shop for the length of the test.
 func intercept(t *testing.T, d *lab.Developer, name string, args ...string) string {
 	t.Helper()
-	out := sidestep(t, d, append([]string{"intercept", name, "--workload", name, "-n", lab.Namespace}, args...)...)
+	out := sidestep(t, d, append([]string{"intercept", name, "--workload", name, "-n", lab.Namespace},
+		args...)...)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()

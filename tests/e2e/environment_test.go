@@ -19,12 +19,14 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// testEnvironment imports the environment of a container, which is seen from nowhere else: the image has no shell.
+// testEnvironment imports the environment of a container, which is seen from nowhere else: the
+// image has no shell.
 func testEnvironment(t *testing.T, s *scene) {
 	pods, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "pods", "-l", "app=orders", "-o", "name")
 	require.NoError(t, err)
 	args := func(more ...string) []string {
-		return append([]string{"intercept", "orders", "-n", lab.Namespace, "--workload", "orders", "--port", "9000"}, more...)
+		return append([]string{"intercept", "orders", "-n", lab.Namespace, "--workload", "orders",
+			"--port", "9000"}, more...)
 	}
 	t.Run("in files", func(t *testing.T) {
 		file, object := filepath.Join(s.ann.Home(), "orders.env"), filepath.Join(s.ann.Home(), "orders.json")
@@ -51,7 +53,8 @@ func testEnvironment(t *testing.T, s *scene) {
 		}
 	})
 	t.Run("for a command", func(t *testing.T) {
-		out := sidestep(t, s.ann, args("--", "sh", "-c", `echo "pod $POD_NAME of $TELEPRESENCE_CONTAINER, $HOME"`)...)
+		out := sidestep(t, s.ann,
+			args("--", "sh", "-c", `echo "pod $POD_NAME of $TELEPRESENCE_CONTAINER, $HOME"`)...)
 		assert.Regexp(t, `(?m)^pod orders-\S+ of orders, `+s.ann.Home()+`$`, out)
 	})
 	t.Run("not for those who may not read it", func(t *testing.T) { testEnvironmentDenied(t, s, args) })
@@ -67,16 +70,21 @@ func testEnvironmentDenied(t *testing.T, s *scene, args func(...string) []string
 		require.NoError(t, err)
 	}
 	for _, binding := range [][]string{
-		{"-n", "sidestep", "create", "rolebinding", "e2e-environment", "--role=sidestep-user", "--group=strangers"},
-		{"-n", lab.Namespace, "create", "role", "e2e-environment", "--verb=*", "--resource=intercepts.sidestep.dev"},
-		{"-n", lab.Namespace, "create", "rolebinding", "e2e-environment", "--role=e2e-environment", "--group=strangers"},
-		{"-n", lab.Namespace, "create", "rolebinding", "e2e-environment-view", "--clusterrole=view", "--group=strangers"},
+		{"-n", "sidestep", "create", "rolebinding", "e2e-environment", "--role=sidestep-user",
+			"--group=strangers"},
+		{"-n", lab.Namespace, "create", "role", "e2e-environment", "--verb=*",
+			"--resource=intercepts.sidestep.dev"},
+		{"-n", lab.Namespace, "create", "rolebinding", "e2e-environment", "--role=e2e-environment",
+			"--group=strangers"},
+		{"-n", lab.Namespace, "create", "rolebinding", "e2e-environment-view", "--clusterrole=view",
+			"--group=strangers"},
 	} {
 		kubectl(binding...)
 	}
 	t.Cleanup(func() {
 		_, _ = s.Kubectl(context.Background(), "-n", "sidestep", "delete", "rolebinding", "e2e-environment")
-		_, _ = s.Kubectl(context.Background(), "-n", lab.Namespace, "delete", "rolebinding,role", "e2e-environment", "e2e-environment-view", "e2e-environment-may", "--ignore-not-found")
+		_, _ = s.Kubectl(context.Background(), "-n", lab.Namespace, "delete", "rolebinding,role",
+			"e2e-environment", "e2e-environment-view", "e2e-environment-may", "--ignore-not-found")
 	})
 	stranger, err := s.Stranger(t.Context())
 	require.NoError(t, err)
@@ -85,22 +93,26 @@ func testEnvironmentDenied(t *testing.T, s *scene, args func(...string) []string
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err = stranger.Sidestep(ctx, args("--env-file", file)...)
-	require.ErrorContains(t, err, "stranger may not get intercepts/environment.sidestep.dev in namespace shop — ")
+	require.ErrorContains(t, err,
+		"stranger may not get intercepts/environment.sidestep.dev in namespace shop — ")
 	assert.ErrorContains(t, err, "ClusterRole sidestep-environment")
 	assert.NoFileExists(t, file)
 	left, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "--no-headers", "--ignore-not-found")
 	require.NoError(t, err)
 	assert.Empty(t, strings.TrimSpace(left))
 
-	cmd := stranger.Command(ctx, append([]string{"sidestep"}, args("--", "sh", "-c", `echo "pod ${POD_NAME-unknown}"`)...)...)
+	cmd := stranger.Command(ctx,
+		append([]string{"sidestep"}, args("--", "sh", "-c", `echo "pod ${POD_NAME-unknown}"`)...)...)
 	var says strings.Builder
 	cmd.Stderr = &says
 	out, err := cmd.Output()
 	require.NoError(t, err, says.String())
 	assert.Contains(t, string(out), "pod unknown\n", "a command runs all the same")
-	assert.Contains(t, says.String(), "warning: the environment of the container is not there: stranger may not get ")
+	assert.Contains(t, says.String(),
+		"warning: the environment of the container is not there: stranger may not get ")
 
-	kubectl("-n", lab.Namespace, "create", "rolebinding", "e2e-environment-may", "--clusterrole=sidestep-environment", "--group=strangers")
+	kubectl("-n", lab.Namespace, "create", "rolebinding", "e2e-environment-may",
+		"--clusterrole=sidestep-environment", "--group=strangers")
 	require.NoError(t, lab.Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
 		_, err := stranger.Sidestep(ctx, args("--env-file", file)...)
 		return err

@@ -35,7 +35,8 @@ type transcript struct {
 // says adds a remark.
 func (tr *transcript) says(text string) { fmt.Fprintf(&tr.text, "# %s\n", text) }
 
-// types runs a command line and adds it with all that it prints. An error is no failure: what is printed tells.
+// types runs a command line and adds it with all that it prints. An error is no failure: what is
+// printed tells.
 func (tr *transcript) types(line string, more ...string) string {
 	tr.Helper()
 	ctx, cancel := context.WithTimeout(tr.Context(), time.Minute)
@@ -74,7 +75,8 @@ var masks = []struct {
 	what *regexp.Regexp
 	with string
 }{
-	{regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(:)`), "<uuid>$2"}, // before an intercept's name
+	// before an intercept's name
+	{regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(:)`), "<uuid>$2"},
 	{regexp.MustCompile(`\b(ann|bob|admin)@[^\s,:)]+`), "$1@<laptop>"},
 	{regexp.MustCompile(`https://[^\s)]+`), "https://<server>"},
 	{regexp.MustCompile(`(?m)^( *Kubernetes context *: ).*$`), "$1<context>"},

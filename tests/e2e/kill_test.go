@@ -19,9 +19,10 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// underLoad has both nodes' clients send mixed requests, each on a new connection, while kill strikes two seconds in. kill returns when
-// the victim is dead, and restarted when its successor runs. Requests that were begun after the death must not fail, unmatched requests
-// must never stray, and matched ones must reach the laptop again within five seconds of the restart.
+// underLoad has both nodes' clients send mixed requests, each on a new connection, while kill
+// strikes two seconds in. kill returns when the victim is dead, and restarted when its successor
+// runs. Requests that were begun after the death must not fail, unmatched requests must never
+// stray, and matched ones must reach the laptop again within five seconds of the restart.
 func underLoad(t *testing.T, s *scene, kill func() (dead, restarted time.Time)) {
 	t.Helper()
 	serve(t, s.ann, "serve", "127.0.0.1:9000")
@@ -33,7 +34,8 @@ func underLoad(t *testing.T, s *scene, kill func() (dead, restarted time.Time)) 
 	running := make(chan outcome, 2)
 	for node := range 2 {
 		go func() {
-			summary, err := s.Load(t.Context(), node, "http://orders", "--duration", "18s", "-c", "8", "--rate", "200", "--matched", "0.25", "-H", "x-user: ann")
+			summary, err := s.Load(t.Context(), node, "http://orders", "--duration", "18s", "-c", "8",
+				"--rate", "200", "--matched", "0.25", "-H", "x-user: ann")
 			running <- outcome{summary, err}
 		}()
 	}
@@ -43,7 +45,8 @@ func underLoad(t *testing.T, s *scene, kill func() (dead, restarted time.Time)) 
 		o := <-running
 		require.NoError(t, o.err)
 		for _, failure := range o.summary.Failures.First {
-			assert.False(t, failure.Time.After(dead), "a request begun %s after the death failed: %s", failure.Time.Sub(dead), failure.Error)
+			assert.False(t, failure.Time.After(dead), "a request begun %s after the death failed: %s",
+				failure.Time.Sub(dead), failure.Error)
 		}
 		assert.Zero(t, o.summary.Strayed.Count)
 		last := time.Duration(0)
@@ -52,7 +55,8 @@ func underLoad(t *testing.T, s *scene, kill func() (dead, restarted time.Time)) 
 			assert.Less(t, last, 5*time.Second, "matching traffic came back late")
 		}
 		t.Logf("%d requests, %d failed that were in flight, %d of %d matched went to the app, the last %s after the restart",
-			o.summary.Requests, o.summary.Failures.Count, o.summary.Missed.Count, o.summary.MatchedTotal, last.Round(time.Millisecond))
+			o.summary.Requests, o.summary.Failures.Count, o.summary.Missed.Count,
+			o.summary.MatchedTotal, last.Round(time.Millisecond))
 		assert.NotZero(t, o.summary.MatchedToLaptop)
 	}
 }
@@ -105,8 +109,8 @@ func needsLocal(t *testing.T, s *scene) {
 	}
 }
 
-// killOnNode kills a program on a node, whose processes are its own, and waits until it is gone: its sockets are closed by whichever of its
-// threads ends last.
+// killOnNode kills a program on a node, whose processes are its own, and waits until it is gone:
+// its sockets are closed by whichever of its threads ends last.
 func killOnNode(t *testing.T, s *scene, node, program string) {
 	t.Helper()
 	script := fmt.Sprintf(`pid=$(pidof %s) || exit 1; kill -9 $pid; while [ -e /proc/$pid/ns/net ] || [ "$(ls /proc/$pid/task 2>/dev/null | wc -l)" -gt 1 ]; do :; done`, program)
@@ -114,12 +118,14 @@ func killOnNode(t *testing.T, s *scene, node, program string) {
 	require.NoError(t, err)
 }
 
-// awaitRestart waits until the selected pods' containers were all started after the given time, and returns when the last was.
+// awaitRestart waits until the selected pods' containers were all started after the given time, and
+// returns when the last was.
 func awaitRestart(t *testing.T, s *scene, selector string, after time.Time) time.Time {
 	t.Helper()
 	var last time.Time
 	require.NoError(t, lab.Eventually(t.Context(), 30*time.Second, func(ctx context.Context) error {
-		text, err := s.Kubectl(ctx, "-n", "sidestep", "get", "pods", "-l", selector, "-o", "jsonpath={.items[*].status.containerStatuses[*].state.running.startedAt}")
+		text, err := s.Kubectl(ctx, "-n", "sidestep", "get", "pods", "-l", selector, "-o",
+			"jsonpath={.items[*].status.containerStatuses[*].state.running.startedAt}")
 		if err != nil {
 			return err
 		}

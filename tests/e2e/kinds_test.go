@@ -18,8 +18,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// kinds are workloads as the shop has none: a DaemonSet, a Pod that nobody owns and has no service, and what Argo Rollouts makes of a Rollout, with
-// the services of its stable and its canary pods.
+// kinds are workloads as the shop has none: a DaemonSet, a Pod that nobody owns and has no service,
+// and what Argo Rollouts makes of a Rollout, with the services of its stable and its canary pods.
 var kinds = template.Must(template.New("").Parse(`
 {{define "pod"}}
     metadata:
@@ -119,7 +119,8 @@ func (w *workloads) apply(t *testing.T, name string) {
 	var yaml strings.Builder
 	require.NoError(t, kinds.ExecuteTemplate(&yaml, name, w))
 	// A definition that is new takes a moment until the API server serves it.
-	require.NoError(t, lab.Eventually(t.Context(), 20*time.Second, func(ctx context.Context) error { return w.Apply(ctx, yaml.String()) }))
+	require.NoError(t, lab.Eventually(t.Context(), 20*time.Second,
+		func(ctx context.Context) error { return w.Apply(ctx, yaml.String()) }))
 }
 
 // remove takes away what the test has made, at its end.
@@ -150,7 +151,8 @@ func (w *workloads) answers(t *testing.T, url, matching, other string) {
 func (w *workloads) state(t *testing.T, want string) {
 	t.Helper()
 	assert.NoError(t, lab.Eventually(t.Context(), 30*time.Second, func(ctx context.Context) error {
-		have, err := w.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "-o", "jsonpath={.items[*].status.state} {.items[*].status.coverage}")
+		have, err := w.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "-o",
+			"jsonpath={.items[*].status.state} {.items[*].status.coverage}")
 		if err == nil && have != want {
 			err = fmt.Errorf("the intercept is %s, not %s", have, want)
 		}
@@ -168,15 +170,19 @@ func testEveryKind(t *testing.T, s *scene) {
 	w.apply(t, "plain")
 	serve(t, s.ann, "serve", "127.0.0.1:9000")
 	t.Run("DaemonSet", func(t *testing.T) {
-		_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "daemonset/logger", "--timeout=60s")
+		_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "daemonset/logger",
+			"--timeout=60s")
 		require.NoError(t, err)
-		assert.Contains(t, intercept(t, s.ann, "logger", "--port", "9000", "--http-header", "x-user=ann"), "Using DaemonSet logger")
+		assert.Contains(t, intercept(t, s.ann, "logger", "--port", "9000", "--http-header",
+			"x-user=ann"), "Using DaemonSet logger")
 		w.answers(t, "http://logger", "laptop", "app")
 	})
 	t.Run("Pod", func(t *testing.T) {
-		_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "wait", "--for=condition=Ready", "pod/alone", "--timeout=60s")
+		_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "wait", "--for=condition=Ready",
+			"pod/alone", "--timeout=60s")
 		require.NoError(t, err)
-		assert.Contains(t, intercept(t, s.ann, "alone", "--port", "9000", "--http-header", "x-user=ann"), "Using Pod alone")
+		assert.Contains(t, intercept(t, s.ann, "alone", "--port", "9000", "--http-header",
+			"x-user=ann"), "Using Pod alone")
 		pods, err := s.Pods(t.Context(), lab.Namespace, "app=alone")
 		require.NoError(t, err)
 		require.Len(t, pods, 1)
@@ -193,15 +199,18 @@ func testRollout(t *testing.T, w *workloads) {
 	if _, err := w.Kubectl(t.Context(), "get", "crd", "rollouts.argoproj.io"); err == nil {
 		t.Skip("this cluster has Argo Rollouts, which would make something else of the test's Rollout")
 	}
-	_, err := w.ann.Sidestep(t.Context(), "intercept", "rollout/echo-rollout", "-n", lab.Namespace, "--port", "9000")
+	_, err := w.ann.Sidestep(t.Context(), "intercept", "rollout/echo-rollout", "-n", lab.Namespace,
+		"--port", "9000")
 	assert.ErrorContains(t, err, `Rollout "echo-rollout" not found`)
 	t.Cleanup(func() { w.remove("replicasets,services"); w.remove("crd") })
 	w.apply(t, "definition")
 	w.apply(t, "rollout")
-	w.Owner, err = w.Kubectl(t.Context(), "-n", lab.Namespace, "get", "rollouts.argoproj.io", "echo-rollout", "-o", "jsonpath={.metadata.uid}")
+	w.Owner, err = w.Kubectl(t.Context(), "-n", lab.Namespace, "get", "rollouts.argoproj.io",
+		"echo-rollout", "-o", "jsonpath={.metadata.uid}")
 	require.NoError(t, err)
 	w.apply(t, "revision")
-	_, err = w.Kubectl(t.Context(), "-n", lab.Namespace, "wait", "--for=jsonpath={.status.readyReplicas}=1", "replicaset/echo-rollout-6d5f79c", "--timeout=60s")
+	_, err = w.Kubectl(t.Context(), "-n", lab.Namespace, "wait",
+		"--for=jsonpath={.status.readyReplicas}=1", "replicaset/echo-rollout-6d5f79c", "--timeout=60s")
 	require.NoError(t, err)
 	const revision = "echo-rollout-6d5f79c"
 
@@ -213,16 +222,20 @@ func testRollout(t *testing.T, w *workloads) {
 		_, err = w.ann.Sidestep(t.Context(), "intercept", name, "-n", lab.Namespace, "--port", "9000")
 		assert.ErrorContains(t, err, "echo-canary, echo-stable — use --service to choose one")
 	}
-	out := intercept(t, w.ann, revision, "--port", "9000", "--service", "echo-stable", "--http-header", "x-user=ann")
+	out := intercept(t, w.ann, revision, "--port", "9000", "--service", "echo-stable", "--http-header",
+		"x-user=ann")
 	assert.Contains(t, out, "Using ReplicaSet "+revision)
 	w.answers(t, "http://echo-stable", "laptop", "app")
 	sidestep(t, w.ann, "leave", revision)
 
-	out = intercept(t, w.ann, "echo-rollout", "--port", "9000", "--service", "echo-canary", "--http-header", "x-user=ann")
+	out = intercept(t, w.ann, "echo-rollout", "--port", "9000", "--service", "echo-canary",
+		"--http-header", "x-user=ann")
 	assert.Contains(t, out, "Using Rollout echo-rollout")
 	w.answers(t, "http://echo-canary", "laptop", "app")
-	for _, scale := range []struct{ replicas, state string }{{"0", "NO_PODS 0/0"}, {"3", "ACTIVE 3/3"}, {"1", "ACTIVE 1/1"}} {
-		_, err = w.Kubectl(t.Context(), "-n", lab.Namespace, "scale", "replicaset/"+revision, "--replicas="+scale.replicas)
+	for _, scale := range []struct{ replicas, state string }{{"0", "NO_PODS 0/0"}, {"3", "ACTIVE 3/3"},
+		{"1", "ACTIVE 1/1"}} {
+		_, err = w.Kubectl(t.Context(), "-n", lab.Namespace, "scale", "replicaset/"+revision,
+			"--replicas="+scale.replicas)
 		require.NoError(t, err)
 		w.state(t, scale.state)
 	}

@@ -50,7 +50,8 @@ spec:
         securityContext: *security
 `
 
-// testToPod reaches ports of a pod from the laptop: what listens on the pod's loopback address alone, and what listens on all.
+// testToPod reaches ports of a pod from the laptop: what listens on the pod's loopback address
+// alone, and what listens on all.
 func testToPod(t *testing.T, s *scene) {
 	image, pull := s.AppsImage()
 	require.NoError(t, s.Apply(t.Context(), strings.NewReplacer("IMAGE", image, "PULL", pull).Replace(helped)))
@@ -59,7 +60,8 @@ func testToPod(t *testing.T, s *scene) {
 		defer cancel()
 		_, _ = s.Kubectl(ctx, "-n", lab.Namespace, "delete", "deployment", "helped", "--ignore-not-found")
 	})
-	_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "deployment/helped", "--timeout=60s")
+	_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "deployment/helped",
+		"--timeout=60s")
 	require.NoError(t, err)
 	pod := func() string {
 		t.Helper()
@@ -69,7 +71,8 @@ func testToPod(t *testing.T, s *scene) {
 		return pods[0].Name
 	}
 	curl := func(ctx context.Context, port int) (answer shop.Answer, err error) {
-		text, err := lab.Output(s.ann.Command(ctx, "curl", "-sS", "--fail", "--max-time", "5", fmt.Sprintf("http://localhost:%d/", port)))
+		text, err := lab.Output(s.ann.Command(ctx, "curl", "-sS", "--fail", "--max-time", "5",
+			fmt.Sprintf("http://localhost:%d/", port)))
 		if err == nil {
 			err = json.Unmarshal([]byte(text), &answer)
 		}
@@ -84,8 +87,11 @@ func testToPod(t *testing.T, s *scene) {
 		assert.Equal(t, service, answer.Service)
 		assert.Equal(t, first, answer.Pod)
 	}
-	_, err = s.bob.Sidestep(t.Context(), "intercept", "stock", "-n", lab.Namespace, "--port", "9000", "--to-pod", "8081")
-	assert.ErrorContains(t, err, "--to-pod needs port 8081 of this laptop, and cannot have it: it is in use — ", "both developers are on one laptop")
+	_, err = s.bob.Sidestep(t.Context(), "intercept", "stock", "-n", lab.Namespace, "--port", "9000",
+		"--to-pod", "8081")
+	assert.ErrorContains(t, err,
+		"--to-pod needs port 8081 of this laptop, and cannot have it: it is in use — ",
+		"both developers are on one laptop")
 
 	_, err = s.Kubectl(t.Context(), "-n", lab.Namespace, "delete", "pod", first, "--wait=false")
 	require.NoError(t, err)
@@ -104,7 +110,8 @@ func testToPod(t *testing.T, s *scene) {
 	_, err = curl(t.Context(), 8081)
 	assert.ErrorContains(t, err, "curl: (7)", "nobody listens any more")
 
-	text := sidestep(t, s.ann, "intercept", "helped", "--workload", "helped", "-n", lab.Namespace, "--port", "9000", "--to-pod", "8081", "--",
+	text := sidestep(t, s.ann, "intercept", "helped", "--workload", "helped", "-n", lab.Namespace,
+		"--port", "9000", "--to-pod", "8081", "--",
 		"curl", "-sS", "--fail", "--max-time", "5", "http://localhost:8081/")
 	assert.Contains(t, text, `"helper"`, "for the length of a command")
 }

@@ -22,7 +22,8 @@ func testThousandMixed(t *testing.T, s *scene) {
 	serve(t, s.ann, "serve", "127.0.0.1:9000")
 	intercept(t, s.ann, "orders", "--port", "9000", "--http-header", "x-user=ann")
 	if !s.Local() {
-		summary, err := s.Load(t.Context(), 0, "http://orders", "-n", "1000", "-c", "32", "--matched", "0.5", "-H", "x-user: ann")
+		summary, err := s.Load(t.Context(), 0, "http://orders", "-n", "1000", "-c", "32", "--matched",
+			"0.5", "-H", "x-user: ann")
 		require.NoError(t, err)
 		assertSplit(t, summary)
 		return
@@ -31,7 +32,8 @@ func testThousandMixed(t *testing.T, s *scene) {
 	require.NoError(t, err)
 	require.Len(t, pods, 2)
 	require.NotEqual(t, pods[0].Node, pods[1].Node, "the replicas share a node")
-	service, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "service", "orders", "-o", "jsonpath={.spec.clusterIP}")
+	service, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "service", "orders", "-o",
+		"jsonpath={.spec.clusterIP}")
 	require.NoError(t, err)
 	urls := []string{"http://" + service, "http://" + pods[0].IP + ":8080", "http://" + pods[1].IP + ":8080"}
 	for _, node := range []string{"node1", "node2"} {
@@ -140,13 +142,16 @@ func testTwoDevelopers(t *testing.T, s *scene) {
 	require.NoError(t, err)
 	assert.Equal(t, "orders", answer.Service)
 
-	_, err = s.bob.Sidestep(t.Context(), "intercept", "second", "--workload", "orders", "-n", lab.Namespace, "--port", "9101", "--http-header", "x-user=ann")
+	_, err = s.bob.Sidestep(t.Context(), "intercept", "second", "--workload", "orders", "-n",
+		lab.Namespace, "--port", "9101", "--http-header", "x-user=ann")
 	require.ErrorContains(t, err, "ann@", "an overlap is refused with the holder's name")
-	_, err = s.bob.Sidestep(t.Context(), "intercept", "second", "--workload", "orders", "-n", lab.Namespace, "--port", "9101", "--mechanism", "tcp")
+	_, err = s.bob.Sidestep(t.Context(), "intercept", "second", "--workload", "orders", "-n",
+		lab.Namespace, "--port", "9101", "--mechanism", "tcp")
 	require.Error(t, err)
 	objects, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "intercepts", "--no-headers")
 	require.NoError(t, err)
-	assert.Len(t, strings.Split(strings.TrimSpace(objects), "\n"), 2, "a refused intercept left an object:\n%s", objects)
+	assert.Len(t, strings.Split(strings.TrimSpace(objects), "\n"), 2,
+		"a refused intercept left an object:\n%s", objects)
 }
 
 func testOtherWorkloads(t *testing.T, s *scene) {
@@ -158,14 +163,16 @@ func testOtherWorkloads(t *testing.T, s *scene) {
 	assert.Contains(t, out, "Service Port Identifier: admin")
 	serve(t, s.ann, "serve", "127.0.0.1:9002")
 	serve(t, s.ann, "serve", "127.0.0.1:9003")
-	for url, want := range map[string]string{"http://stock": "laptop", "http://legacy": "laptop", "http://twoports:81": "laptop", "http://twoports:80": "twoports"} {
+	for url, want := range map[string]string{"http://stock": "laptop", "http://legacy": "laptop",
+		"http://twoports:81": "laptop", "http://twoports:80": "twoports"} {
 		answer, err := s.Call(t.Context(), url, "x-user: ann")
 		require.NoError(t, err)
 		assert.Equal(t, want, answer.Service, url)
 	}
 	// The same command with another port moves the intercept.
 	intercept(t, s.ann, "twoports", "--port", "9003:http", "--http-header", "x-user=ann")
-	for url, want := range map[string]string{"http://twoports:81": "twoports-admin", "http://twoports:80": "laptop"} {
+	for url, want := range map[string]string{"http://twoports:81": "twoports-admin",
+		"http://twoports:80": "laptop"} {
 		answer, err := s.Call(t.Context(), url, "x-user: ann")
 		require.NoError(t, err)
 		assert.Equal(t, want, answer.Service, "after the move: %s", url)
@@ -185,7 +192,8 @@ func testOtherProtocols(t *testing.T, s *scene) {
 
 func testNothingListens(t *testing.T, s *scene) {
 	intercept(t, s.ann, "orders", "--port", "9555", "--http-header", "x-user=ann")
-	summary, err := s.Load(t.Context(), 0, "http://orders", "-n", "200", "-c", "8", "--matched", "0.5", "-H", "x-user: ann")
+	summary, err := s.Load(t.Context(), 0, "http://orders", "-n", "200", "-c", "8", "--matched", "0.5",
+		"-H", "x-user: ann")
 	require.NoError(t, err)
 	assert.Zero(t, summary.Failures.Count, "%+v", summary.Failures)
 	assert.Zero(t, summary.MatchedToLaptop)
@@ -203,7 +211,8 @@ func testComeAndGo(t *testing.T, s *scene) {
 	for node := range 2 {
 		for _, mode := range [][]string{nil, {"--keep-alive", "-X", "POST"}} {
 			go func() {
-				args := append([]string{"http://orders", "--duration", "20s", "-c", "8", "--rate", "300"}, mode...)
+				args := append([]string{"http://orders", "--duration", "20s", "-c", "8", "--rate",
+					"300"}, mode...)
 				summary, err := s.Load(t.Context(), node, args...)
 				running <- outcome{summary, err}
 				cancel()
@@ -212,7 +221,8 @@ func testComeAndGo(t *testing.T, s *scene) {
 	}
 	rounds := 0
 	for ctx.Err() == nil {
-		sidestep(t, s.ann, "intercept", "orders", "-n", lab.Namespace, "--workload", "orders", "--port", "9000", "--http-header", "x-user=ann")
+		sidestep(t, s.ann, "intercept", "orders", "-n", lab.Namespace, "--workload", "orders", "--port",
+			"9000", "--http-header", "x-user=ann")
 		sidestep(t, s.ann, "leave", "orders")
 		rounds++
 	}
@@ -233,10 +243,12 @@ func testPodChurn(t *testing.T, s *scene) {
 	intercept(t, s.ann, "twoports", "--port", "9000:http", "--http-header", "x-user=ann")
 	_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "restart", "deployment/twoports")
 	require.NoError(t, err)
-	_, err = s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "deployment/twoports", "--timeout=60s")
+	_, err = s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "deployment/twoports",
+		"--timeout=60s")
 	require.NoError(t, err)
 	require.NoError(t, lab.Eventually(t.Context(), 5*time.Second, func(ctx context.Context) error {
-		state, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "-o", "jsonpath={.items[*].status.state}")
+		state, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "-o",
+			"jsonpath={.items[*].status.state}")
 		if err == nil && state != "ACTIVE" {
 			err = fmt.Errorf("state %s", state)
 		}

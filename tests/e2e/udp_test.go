@@ -17,7 +17,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// resolver is a service with one number for TCP and UDP, as those of name servers are. Only UDP is answered.
+// resolver is a service with one number for TCP and UDP, as those of name servers are. Only UDP is
+// answered.
 const resolver = `
 apiVersion: apps/v1
 kind: Deployment
@@ -52,10 +53,12 @@ func testUDP(t *testing.T, s *scene) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		_, _ = s.Kubectl(ctx, "-n", lab.Namespace, "delete", "deployments,services", "-l", "test=udp", "--wait=false")
+		_, _ = s.Kubectl(ctx, "-n", lab.Namespace, "delete", "deployments,services", "-l", "test=udp",
+			"--wait=false")
 	})
 	require.NoError(t, s.Apply(t.Context(), fmt.Sprintf(resolver, image, pull)))
-	_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "deployment/resolver", "--timeout=60s")
+	_, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "rollout", "status", "deployment/resolver",
+		"--timeout=60s")
 	require.NoError(t, err)
 	clients, err := s.Pods(t.Context(), lab.Namespace, "app=client")
 	require.NoError(t, err)
@@ -66,7 +69,8 @@ func testUDP(t *testing.T, s *scene) {
 		for _, client := range clients {
 			for range 2 { // one or the other pod
 				assert.NoError(t, lab.Eventually(t.Context(), 30*time.Second, func(ctx context.Context) error {
-					out, err := s.Kubectl(ctx, "-n", lab.Namespace, "exec", client.Name, "--", "/apps", "ask", "resolver:53", question, "--timeout=3s")
+					out, err := s.Kubectl(ctx, "-n", lab.Namespace, "exec", client.Name, "--", "/apps",
+						"ask", "resolver:53", question, "--timeout=3s")
 					if err == nil && strings.TrimSpace(out) != want+": "+question {
 						err = fmt.Errorf("%.20q… instead of an answer by %s", out, want)
 					}

@@ -30,15 +30,18 @@ func connectedBy(t *testing.T, d *lab.Developer) (last string) {
 	return last
 }
 
-// testWays takes the right to the quicker way to the manager from developers, which leaves them the port-forward.
+// testWays takes the right to the quicker way to the manager from developers, which leaves them the
+// port-forward.
 func testWays(t *testing.T, s *scene) {
 	if s.Local() { // whose API server reaches pods
 		assert.Contains(t, connectedBy(t, s.ann), `by="upgraded request"`)
 	}
 	sidestep(t, s.bob, "quit")
 	proxy := func(before, after string) {
-		_, err := s.Kubectl(context.WithoutCancel(t.Context()), "-n", "sidestep", "patch", "role", "sidestep-user", "--type=json",
-			"-p", `[{"op":"test","path":"/rules/5/resources/0","value":"`+before+`"},{"op":"replace","path":"/rules/5/resources/0","value":"`+after+`"}]`)
+		_, err := s.Kubectl(context.WithoutCancel(t.Context()), "-n", "sidestep", "patch", "role",
+			"sidestep-user", "--type=json",
+			"-p", `[{"op":"test","path":"/rules/5/resources/0","value":"`+before+
+				`"},{"op":"replace","path":"/rules/5/resources/0","value":"`+after+`"}]`)
 		require.NoError(t, err)
 	}
 	proxy("pods/proxy", "pods/none")

@@ -68,7 +68,8 @@ func (l *listener) heard(t *testing.T) map[string]int {
 // wiretap makes a wiretap of Deployment orders for the length of the test.
 func wiretap(t *testing.T, d *lab.Developer, name string, args ...string) string {
 	t.Helper()
-	out := sidestep(t, d, append([]string{"wiretap", name, "--workload", "orders", "-n", lab.Namespace}, args...)...)
+	out := sidestep(t, d, append([]string{"wiretap", name, "--workload", "orders", "-n", lab.Namespace},
+		args...)...)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
@@ -77,7 +78,8 @@ func wiretap(t *testing.T, d *lab.Developer, name string, args ...string) string
 	return out
 }
 
-// asked are the requests of a round: to paths that are tapped and others, of ann, whose requests are intercepted, and of bob.
+// asked are the requests of a round: to paths that are tapped and others, of ann, whose requests
+// are intercepted, and of bob.
 func asked(round string, n int) (requests []lab.Request, tapped, bobs map[string]int) {
 	tapped, bobs = map[string]int{}, map[string]int{}
 	for i := range n {
@@ -89,7 +91,8 @@ func asked(round string, n int) (requests []lab.Request, tapped, bobs map[string
 				tapped[path] = 1
 			}
 		}
-		requests = append(requests, lab.Request{URL: "http://orders" + path, Headers: []string{"X-User: " + user}})
+		requests = append(requests,
+			lab.Request{URL: "http://orders" + path, Headers: []string{"X-User: " + user}})
 	}
 	return requests, tapped, bobs
 }
@@ -111,7 +114,8 @@ func (s *scene) ask(t *testing.T, requests []lab.Request) {
 		}
 		return
 	}
-	service, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "service", "orders", "-o", "jsonpath={.spec.clusterIP}")
+	service, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "service", "orders", "-o",
+		"jsonpath={.spec.clusterIP}")
 	require.NoError(t, err)
 	byIP := make([]lab.Request, len(requests))
 	for i, r := range requests {
@@ -141,7 +145,10 @@ func testWiretap(t *testing.T, s *scene) {
 
 	requests, tapped, theirs := asked("both", n)
 	s.ask(t, requests)
-	assert.Eventually(t, func() bool { return len(anns.heard(t)) >= len(tapped) && len(bobs.heard(t)) >= len(theirs) }, 10*time.Second, 10*time.Millisecond)
+	assert.Eventually(t, func() bool {
+		return len(anns.heard(t)) >= len(tapped) &&
+			len(bobs.heard(t)) >= len(theirs)
+	}, 10*time.Second, 10*time.Millisecond)
 	assert.Equal(t, tapped, anns.heard(t), "what was intercepted, or is below another path, is not copied")
 	assert.Equal(t, theirs, bobs.heard(t), "the kubelet's probes are not copied")
 	assert.EventuallyWithT(t, func(c *assert.CollectT) {

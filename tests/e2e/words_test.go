@@ -55,16 +55,28 @@ func testErrors(t *testing.T, s *scene) {
 		args   []string
 		expect []string
 	}{
-		{"unknown workload", s.ann, []string{"intercept", "ordrs", "-n", lab.Namespace, "--port", "9000"}, []string{"ordrs", `did you mean "orders"`}},
-		{"ambiguous port", s.ann, []string{"intercept", "twoports", "-n", lab.Namespace, "--port", "9000"}, []string{"http", "admin", "--port"}},
-		{"unknown port", s.ann, []string{"intercept", "twoports", "-n", lab.Namespace, "--port", "9000:nope"}, []string{"nope", "http", "admin"}},
-		{"port taken", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "9700"}, []string{"9700", "stock"}},
-		{"bad regexp", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "9000", "--http-header", "x-user=a(b"}, []string{"--http-header", "a(b"}},
-		{"conflicting flags", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--mechanism", "tcp", "--http-header", "a=b"}, []string{"--mechanism"}},
-		{"two paths", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--http-path-equal", "/", "--http-path-prefix", "/"}, []string{"--http-path"}},
-		{"bad port", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "99999"}, []string{"99999"}},
+		{"unknown workload", s.ann,
+			[]string{"intercept", "ordrs", "-n", lab.Namespace, "--port", "9000"},
+			[]string{"ordrs", `did you mean "orders"`}},
+		{"ambiguous port", s.ann,
+			[]string{"intercept", "twoports", "-n", lab.Namespace, "--port", "9000"},
+			[]string{"http", "admin", "--port"}},
+		{"unknown port", s.ann, []string{"intercept", "twoports", "-n", lab.Namespace, "--port",
+			"9000:nope"}, []string{"nope", "http", "admin"}},
+		{"port taken", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "9700"},
+			[]string{"9700", "stock"}},
+		{"bad regexp", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "9000",
+			"--http-header", "x-user=a(b"}, []string{"--http-header", "a(b"}},
+		{"conflicting flags", s.ann,
+			[]string{"intercept", "orders", "-n", lab.Namespace, "--mechanism", "tcp", "--http-header",
+				"a=b"}, []string{"--mechanism"}},
+		{"two paths", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--http-path-equal",
+			"/", "--http-path-prefix", "/"}, []string{"--http-path"}},
+		{"bad port", s.ann, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "99999"},
+			[]string{"99999"}},
 		{"unknown intercept", s.ann, []string{"leave", "nothing"}, []string{"nothing"}},
-		{"no rights", stranger, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "9000"}, []string{"sidestep-user"}},
+		{"no rights", stranger, []string{"intercept", "orders", "-n", lab.Namespace, "--port", "9000"},
+			[]string{"sidestep-user"}},
 		{"no cluster", stranger, append([]string{"list"}, nowhere...), []string{"kubeconfig"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -96,7 +108,8 @@ func testWrongObjects(t *testing.T, s *scene) {
 	for _, c := range []struct{ name, old, new, expect string }{
 		{"match rules of a tcp intercept", `"http",`, `"tcp","http":{},`, "every connection"},
 		{"kind of workload", `"Deployment"`, `"Job"`, "supported values"},
-		{"both value and regex", `"http",`, `"http","http":{"headers":[{"name":"a","value":"b","regex":"c"}]},`, "value or regex"},
+		{"both value and regex", `"http",`,
+			`"http","http":{"headers":[{"name":"a","value":"b","regex":"c"}]},`, "value or regex"},
 		{"two paths", `"http",`, `"http","http":{"path":{"equal":"/","prefix":"/"}},`, "exactly one"},
 		{"no client", `"client"`, `"clients"`, "client"},
 	} {
@@ -136,14 +149,16 @@ intercepted
 	assert.Regexp(t, regexp.MustCompile(`orders\S* +orders +\S+ +ann@\S+ .*ACTIVE +2/2`), table)
 	sidestep(t, s.ann, "leave", "orders")
 	assert.Regexp(t, `(?m)^  Intercepts +: 0 total$`, sidestep(t, s.ann, "status"))
-	left, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "intercepts", "--no-headers", "--ignore-not-found")
+	left, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "intercepts", "--no-headers",
+		"--ignore-not-found")
 	require.NoError(t, err)
 	assert.Empty(t, strings.TrimSpace(left))
 }
 
 func testInterrupt(t *testing.T, s *scene) {
 	for _, after := range []time.Duration{10, 50, 100, 200} {
-		cmd := s.ann.Command(t.Context(), "sidestep", "intercept", "orders", "-n", lab.Namespace, "--workload", "orders", "--port", "9000")
+		cmd := s.ann.Command(t.Context(), "sidestep", "intercept", "orders", "-n", lab.Namespace,
+			"--workload", "orders", "--port", "9000")
 		require.NoError(t, cmd.Start())
 		time.Sleep(after * time.Millisecond) // wherever it is by then
 		require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
@@ -151,7 +166,8 @@ func testInterrupt(t *testing.T, s *scene) {
 			sidestep(t, s.ann, "leave", "orders")
 		}
 		require.NoError(t, lab.Eventually(t.Context(), 5*time.Second, func(ctx context.Context) error {
-			left, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "--no-headers", "--ignore-not-found")
+			left, err := s.Kubectl(ctx, "-n", lab.Namespace, "get", "intercepts", "--no-headers",
+				"--ignore-not-found")
 			if err == nil && strings.TrimSpace(left) != "" {
 				err = assert.AnError
 			}
@@ -176,7 +192,8 @@ func testUninstall(t *testing.T, s *scene) {
 		return
 	}
 	for _, node := range []string{"node1", "node2"} {
-		left, err := lab.Output(s.OnNode(t.Context(), node, "sh", "-c", `find /sys/fs/bpf -mindepth 1 ! -name "*.debug"; ip -o link | grep -i sidestep; ip rule | grep -v 'lookup \(local\|main\|default\)'; true`))
+		left, err := lab.Output(s.OnNode(t.Context(), node, "sh", "-c",
+			`find /sys/fs/bpf -mindepth 1 ! -name "*.debug"; ip -o link | grep -i sidestep; ip rule | grep -v 'lookup \(local\|main\|default\)'; true`))
 		require.NoError(t, err)
 		assert.Empty(t, left, "left on %s", node)
 	}

@@ -21,11 +21,13 @@ import (
 	"github.com/summerwind/h2spec/spec"
 )
 
-// conform runs h2spec against a server, all of it unless sections are named, and adds its verdicts by test.
+// conform runs h2spec against a server, all of it unless sections are named, and adds its verdicts
+// by test.
 func conform(t *testing.T, addr string, verdicts map[string][]string, sections ...string) {
 	_, port, err := net.SplitHostPort(addr)
 	require.NoError(t, err)
-	c := &config.Config{Host: "127.0.0.1", Path: "/", Timeout: time.Second, MaxHeaderLen: 4000, Strict: true, Sections: sections}
+	c := &config.Config{Host: "127.0.0.1", Path: "/", Timeout: time.Second, MaxHeaderLen: 4000,
+		Strict: true, Sections: sections}
 	_, err = fmt.Sscan(port, &c.Port)
 	require.NoError(t, err)
 	for _, group := range []*spec.TestGroup{generic.Spec(), h2.Spec(), hpack.Spec()} {
@@ -52,14 +54,16 @@ func collect(g *spec.TestGroup, verdicts map[string][]string) {
 	}
 }
 
-// conformingServer answers after a while, so that what it makes of a stream that is open or half-closed does not depend on when it is done.
+// conformingServer answers after a while, so that what it makes of a stream that is open or
+// half-closed does not depend on when it is done.
 func conformingServer(t *testing.T) string {
 	l := listen(t)
-	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body)
-		time.Sleep(30 * time.Millisecond)
-		io.WriteString(w, strings.Repeat("hello ", 100))
-	})}
+	s := &http.Server{Protocols: new(http.Protocols),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			time.Sleep(30 * time.Millisecond)
+			io.WriteString(w, strings.Repeat("hello ", 100))
+		})}
 	s.Protocols.SetUnencryptedHTTP2(true)
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })
@@ -72,7 +76,8 @@ func TestAnHTTP2ServerConformsThroughTheProxyAsItDoesDirectly(t *testing.T) {
 	direct, through := map[string][]string{}, map[string][]string{}
 	var sections []string
 	var differ []string
-	for round := range 8 { // what the server says of some tests is a matter of timing: these are run again, both ways
+	// what the server says of some tests is a matter of timing: these are run again, both ways
+	for round := range 8 {
 		if round > 0 && len(sections) == 0 {
 			break
 		}
@@ -80,7 +85,8 @@ func TestAnHTTP2ServerConformsThroughTheProxyAsItDoesDirectly(t *testing.T) {
 		conform(t, addr, through, sections...)
 		sections, differ = nil, nil
 		for name, verdicts := range direct {
-			if !slices.ContainsFunc(through[name], func(v string) bool { return slices.Contains(verdicts, v) }) {
+			if !slices.ContainsFunc(through[name],
+				func(v string) bool { return slices.Contains(verdicts, v) }) {
 				differ = append(differ, name)
 				section, _, _ := strings.Cut(name, " ")
 				sections = append(sections, section)

@@ -20,7 +20,8 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// callerVariable makes this binary the client: "address case header". The cases end the process when they fail.
+// callerVariable makes this binary the client: "address case header". The cases end the process
+// when they fail.
 const callerVariable = "SIDESTEP_INTEROP"
 
 // cases are those of grpc-go's interop client that need no credentials of a cloud.
@@ -37,13 +38,17 @@ var cases = map[string]func(ctx context.Context, cc *grpc.ClientConn){
 	"status_code_and_message":     call(interop.DoStatusCodeAndMessage),
 	"special_status_message":      call(interop.DoSpecialStatusMessage),
 	"custom_metadata":             call(interop.DoCustomMetadata),
-	"unimplemented_method":        func(ctx context.Context, cc *grpc.ClientConn) { interop.DoUnimplementedMethod(ctx, cc) },
+	"unimplemented_method": func(ctx context.Context,
+		cc *grpc.ClientConn) {
+		interop.DoUnimplementedMethod(ctx, cc)
+	},
 	"unimplemented_service": func(ctx context.Context, cc *grpc.ClientConn) {
 		interop.DoUnimplementedService(ctx, pb.NewUnimplementedServiceClient(cc))
 	},
 }
 
-func call(f func(context.Context, pb.TestServiceClient, ...grpc.CallOption)) func(context.Context, *grpc.ClientConn) {
+func call(f func(context.Context, pb.TestServiceClient, ...grpc.CallOption)) func(context.Context,
+	*grpc.ClientConn) {
 	return func(ctx context.Context, cc *grpc.ClientConn) { f(ctx, pb.NewTestServiceClient(cc)) }
 }
 
@@ -55,17 +60,20 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// caller runs cases, all at once over one connection. In "mixed" every second one carries the header.
+// caller runs cases, all at once over one connection. In "mixed" every second one carries the
+// header.
 func caller(addr, name, header string) {
 	var wg sync.WaitGroup
 	add := func(ctx context.Context) context.Context {
 		return metadata.AppendToOutgoingContext(ctx, "x-dev", ctx.Value(key{}).(string))
 	}
 	cc, err := grpc.NewClient("passthrough:"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any,
+			cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
 			return invoke(add(ctx), method, req, reply, cc, o...)
 		}),
-		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn,
+			method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
 			return stream(add(ctx), desc, cc, method, o...)
 		}))
 	if err != nil {

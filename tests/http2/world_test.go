@@ -21,7 +21,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// world is a proxy between an app and a laptop, which are servers on this machine; a gRPC server stands for the manager.
+// world is a proxy between an app and a laptop, which are servers on this machine; a gRPC server
+// stands for the manager.
 type world struct {
 	agentpb.UnimplementedAgentsServer
 	clientpb.UnimplementedClientsServer
@@ -112,7 +113,8 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-// newWorld starts a world whose rule claims requests with "x-dev: me", and returns the address of its proxy.
+// newWorld starts a world whose rule claims requests with "x-dev: me", and returns the address of
+// its proxy.
 func newWorld(t *testing.T, app, local string) (w *world, addr string) {
 	w = &world{app: app, local: local, parked: make(chan parked)}
 	l := listen(t)
@@ -137,7 +139,8 @@ func newWorld(t *testing.T, app, local string) (w *world, addr string) {
 		{Name: "x-dev", Match: &agentpb.HeaderMatch_Value{Value: "me"}}}})
 	require.NoError(t, err)
 	w.target = proxy.NewTarget("shop/orders-0", w)
-	w.target.SetRules([]proxy.Rule{{InterceptUID: "uid", Namespace: "shop", Name: "orders", HTTP: rule, Connected: true}}, proxy.Kubelet{})
+	w.target.SetRules([]proxy.Rule{{InterceptUID: "uid", Namespace: "shop", Name: "orders", HTTP: rule,
+		Connected: true}}, proxy.Kubelet{})
 	p := proxy.New(proxy.Config{Tunnels: w})
 	pl := listen(t)
 	go func() {

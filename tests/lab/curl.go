@@ -20,8 +20,9 @@ type Request struct {
 	Headers []string // "name: value"
 }
 
-// Curl sends the requests with one curl that runs on a node of the local cluster, up to parallel at a time, each on a connection of its own, and returns the
-// answers in order. Any request that fails makes it fail.
+// Curl sends the requests with one curl that runs on a node of the local cluster, up to parallel at
+// a time, each on a connection of its own, and returns the answers in order. Any request that fails
+// makes it fail.
 func (l *Lab) Curl(ctx context.Context, node string, parallel int, requests []Request) ([]shop.Answer, error) {
 	if !l.local {
 		return nil, errors.New("curl runs on nodes of the local cluster only")
@@ -45,7 +46,8 @@ func (l *Lab) Curl(ctx context.Context, node string, parallel int, requests []Re
 	if err := os.WriteFile(path, []byte(config.String()), 0o600); err != nil {
 		return nil, err
 	}
-	if _, err := Output(l.OnNode(ctx, node, "curl", "--parallel", "--parallel-immediate", "--parallel-max", fmt.Sprint(parallel), "--config", path)); err != nil {
+	if _, err := Output(l.OnNode(ctx, node, "curl", "--parallel", "--parallel-immediate",
+		"--parallel-max", fmt.Sprint(parallel), "--config", path)); err != nil {
 		return nil, err
 	}
 	answers := make([]shop.Answer, len(requests))

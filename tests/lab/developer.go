@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// Developer is a person at a laptop: a home of their own, and a kubeconfig that lets them do what developers may.
+// Developer is a person at a laptop: a home of their own, and a kubeconfig that lets them do what
+// developers may.
 type Developer struct {
 	Name string
 	lab  *Lab
@@ -22,7 +23,8 @@ type Developer struct {
 	kube string
 }
 
-// Developer makes a developer; on a cluster that was given, all developers have the rights of its kubeconfig.
+// Developer makes a developer; on a cluster that was given, all developers have the rights of its
+// kubeconfig.
 func (l *Lab) Developer(ctx context.Context, name string) (*Developer, error) {
 	return l.person(ctx, name, "--user", name, "--group", "developers")
 }
@@ -62,7 +64,8 @@ func (d *Developer) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd.Env = []string{
 		"HOME=" + d.home, "USER=" + d.Name, "KUBECONFIG=" + d.kube, "LANG=C.UTF-8",
 		"PATH=" + filepath.Join(d.lab.root, "bin") + ":" + os.Getenv("PATH"),
-		"SIDESTEP_CLUSTER_CACHE=" + clusterCache(), "SIDESTEP_CLUSTER_STATE=" + os.Getenv("SIDESTEP_CLUSTER_STATE"),
+		"SIDESTEP_CLUSTER_CACHE=" + clusterCache(), "SIDESTEP_CLUSTER_STATE=" +
+			os.Getenv("SIDESTEP_CLUSTER_STATE"),
 	}
 	cmd.WaitDelay = 5 * time.Second // the daemon, which outlives its starter, may hold the pipes
 	return cmd
@@ -76,15 +79,18 @@ func clusterCache() string {
 	return filepath.Join(os.Getenv("HOME"), ".cache", "sidestep-cluster")
 }
 
-// Sidestep runs the command line and returns what it prints on standard output; the error holds standard error.
+// Sidestep runs the command line and returns what it prints on standard output; the error holds
+// standard error.
 func (d *Developer) Sidestep(ctx context.Context, args ...string) (string, error) {
 	return Output(d.Command(ctx, append([]string{"sidestep"}, args...)...))
 }
 
-// Serve starts the sample service on the laptop, in place of the app in the cluster, and stops it with the returned function.
+// Serve starts the sample service on the laptop, in place of the app in the cluster, and stops it
+// with the returned function.
 func (d *Developer) Serve(ctx context.Context, kind, address string) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := d.Command(ctx, filepath.Join(d.lab.root, "bin/apps"), kind, "--name", "laptop", "--pod", d.Name, "--listen", address)
+	cmd := d.Command(ctx, filepath.Join(d.lab.root, "bin/apps"), kind, "--name", "laptop", "--pod",
+		d.Name, "--listen", address)
 	output, err := os.Create(filepath.Join(d.home, "service.log"))
 	if err != nil {
 		cancel()
@@ -118,7 +124,8 @@ func (d *Developer) Serve(ctx context.Context, kind, address string) (stop func(
 // Kubectl gives a command that runs the cluster's own kubectl on the laptop.
 func (d *Developer) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
 	program := "kubectl"
-	if found, _ := filepath.Glob(filepath.Join(clusterCache(), "kubernetes-*", "kubectl")); d.lab.local && len(found) > 0 {
+	if found, _ := filepath.Glob(filepath.Join(clusterCache(), "kubernetes-*",
+		"kubectl")); d.lab.local && len(found) > 0 {
 		program = found[len(found)-1]
 	}
 	return d.Command(ctx, append([]string{program}, args...)...)
@@ -127,9 +134,11 @@ func (d *Developer) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
 // Home is the developer's home directory.
 func (d *Developer) Home() string { return d.home }
 
-// Install installs sidestep with the command line, so that developers may use it in the shop, and returns the command and what it printed.
+// Install installs sidestep with the command line, so that developers may use it in the shop, and
+// returns the command and what it printed.
 func (d *Developer) Install(ctx context.Context) (command, out string, err error) {
-	args := []string{"helm", "install", "--set", "developers[0].kind=Group,developers[0].name=developers,developerNamespaces={" + Namespace + "}"}
+	args := []string{"helm", "install", "--set",
+		"developers[0].kind=Group,developers[0].name=developers,developerNamespaces={" + Namespace + "}"}
 	if d.lab.local {
 		args = append(args, "--set", "image.pullPolicy=Never")
 	}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lab is the test bed that the demo and the end-to-end tests share: a real Kubernetes (the one of $KUBECONFIG, or the local one of
-// tests/cluster), the shop of tests/apps on it, sidestep's images where its nodes find them, and developers at their laptops.
+// Package lab is the test bed that the demo and the end-to-end tests share: a real Kubernetes (the
+// one of $KUBECONFIG, or the local one of tests/cluster), the shop of tests/apps on it, sidestep's
+// images where its nodes find them, and developers at their laptops.
 package lab
 
 import (
@@ -27,8 +28,8 @@ type Lab struct {
 	stops []func() // of what runs on laptops
 }
 
-// Up brings everything up but sidestep itself, says on out what it does, and returns when the shop answers. $SIDESTEP_IMAGE_TAG names the
-// images, which `make images` must have built.
+// Up brings everything up but sidestep itself, says on out what it does, and returns when the shop
+// answers. $SIDESTEP_IMAGE_TAG names the images, which `make images` must have built.
 func Up(ctx context.Context, out io.Writer) (*Lab, error) {
 	root, err := repository()
 	if err != nil {
@@ -38,7 +39,8 @@ func Up(ctx context.Context, out io.Writer) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{root: root, admin: os.Getenv("KUBECONFIG"), tag: os.Getenv("SIDESTEP_IMAGE_TAG"), dir: dir, out: out}
+	l := &Lab{root: root, admin: os.Getenv("KUBECONFIG"), tag: os.Getenv("SIDESTEP_IMAGE_TAG"),
+		dir: dir, out: out}
 	if l.tag == "" {
 		return nil, errors.New("SIDESTEP_IMAGE_TAG is not set: run this through make")
 	}
@@ -90,7 +92,8 @@ func (l *Lab) upLocal(ctx context.Context) error {
 	return os.WriteFile(l.admin, []byte(config), 0o600)
 }
 
-// Close stops what runs on laptops and removes the lab's own files; the cluster stays, so that the next run is quick.
+// Close stops what runs on laptops and removes the lab's own files; the cluster stays, so that the
+// next run is quick.
 func (l *Lab) Close() error {
 	for _, stop := range l.stops {
 		stop()
@@ -98,10 +101,12 @@ func (l *Lab) Close() error {
 	return os.RemoveAll(l.dir)
 }
 
-// Local says whether the cluster is the one of tests/cluster, whose nodes are namespaces of this machine.
+// Local says whether the cluster is the one of tests/cluster, whose nodes are namespaces of this
+// machine.
 func (l *Lab) Local() bool { return l.local }
 
-// OnNode gives a command that runs in the network and mount namespaces of a node of the local cluster ("node1", "laptop").
+// OnNode gives a command that runs in the network and mount namespaces of a node of the local
+// cluster ("node1", "laptop").
 func (l *Lab) OnNode(ctx context.Context, node string, argv ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, l.bin("cluster"), append([]string{"exec", node, "--"}, argv...)...)
 }
@@ -118,7 +123,8 @@ func (l *Lab) output(ctx context.Context, name string, args ...string) (string, 
 	return Output(exec.CommandContext(ctx, name, args...))
 }
 
-// Output runs a command and returns its standard output; the error holds the command line and its standard error.
+// Output runs a command and returns its standard output; the error holds the command line and its
+// standard error.
 func Output(cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

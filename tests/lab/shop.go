@@ -31,8 +31,10 @@ func (l *Lab) upShop(ctx context.Context) error {
 	if err := l.Apply(ctx, yaml); err != nil {
 		return err
 	}
-	for _, workload := range []string{"deployment/frontend", "deployment/orders", "statefulset/stock", "deployment/twoports", "deployment/echo", "deployment/greeter", "daemonset/client"} {
-		if _, err := l.Kubectl(ctx, "-n", Namespace, "rollout", "status", workload, "--timeout=120s"); err != nil {
+	for _, workload := range []string{"deployment/frontend", "deployment/orders", "statefulset/stock",
+		"deployment/twoports", "deployment/echo", "deployment/greeter", "daemonset/client"} {
+		if _, err := l.Kubectl(ctx, "-n", Namespace, "rollout", "status", workload,
+			"--timeout=120s"); err != nil {
 			return fmt.Errorf("the shop is not ready: %w", err)
 		}
 	}
@@ -103,7 +105,8 @@ func (l *Lab) Pods(ctx context.Context, namespace, selector string) ([]Pod, erro
 		if item.Metadata.DeletionTimestamp != nil {
 			continue
 		}
-		pod := Pod{Name: item.Metadata.Name, UID: item.Metadata.UID, Node: item.Spec.NodeName, IP: item.Status.PodIP}
+		pod := Pod{Name: item.Metadata.Name, UID: item.Metadata.UID, Node: item.Spec.NodeName,
+			IP: item.Status.PodIP}
 		for _, c := range item.Status.ContainerStatuses {
 			pod.Restarts += c.RestartCount
 		}
@@ -146,14 +149,16 @@ func (l *Lab) Call(ctx context.Context, url string, headers ...string) (*shop.An
 	return answer, nil
 }
 
-// Load runs `apps load` with the given arguments in a client pod; the pod is chosen by node number, from 0.
+// Load runs `apps load` with the given arguments in a client pod; the pod is chosen by node number,
+// from 0.
 func (l *Lab) Load(ctx context.Context, node int, args ...string) (*load.Summary, error) {
 	clients, err := l.clients(ctx)
 	if err != nil {
 		return nil, err
 	}
 	pod := clients[node%len(clients)]
-	text, err := l.Kubectl(ctx, append([]string{"-n", Namespace, "exec", pod.Name, "--", "/apps", "load"}, args...)...)
+	text, err := l.Kubectl(ctx,
+		append([]string{"-n", Namespace, "exec", pod.Name, "--", "/apps", "load"}, args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -164,9 +169,11 @@ func (l *Lab) Load(ctx context.Context, node int, args ...string) (*load.Summary
 	return summary, nil
 }
 
-// Snapshot is what an intercept must not change about the shop's workloads: every spec, and each pod's identity and restarts.
+// Snapshot is what an intercept must not change about the shop's workloads: every spec, and each
+// pod's identity and restarts.
 func (l *Lab) Snapshot(ctx context.Context) (map[string]string, error) {
-	text, err := l.Kubectl(ctx, "-n", Namespace, "get", "deployments,replicasets,statefulsets,daemonsets,pods,services", "-o", "json")
+	text, err := l.Kubectl(ctx, "-n", Namespace, "get",
+		"deployments,replicasets,statefulsets,daemonsets,pods,services", "-o", "json")
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +208,8 @@ func (l *Lab) Snapshot(ctx context.Context) (map[string]string, error) {
 	return seen, nil
 }
 
-// Eventually tries f every 50 ms until it succeeds or the time is over; then it returns f's last error.
+// Eventually tries f every 50 ms until it succeeds or the time is over; then it returns f's last
+// error.
 func Eventually(ctx context.Context, within time.Duration, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

@@ -20,7 +20,8 @@ const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 // indexAge is how long an index is used before it is fetched again.
 const indexAge = 24 * time.Hour
 
-// Cache is a directory with kernels that were fetched, and with an index of those that are packaged.
+// Cache is a directory with kernels that were fetched, and with an index of those that are
+// packaged.
 type Cache struct {
 	Dir string
 	Log *slog.Logger
@@ -44,7 +45,8 @@ func (c *Cache) Update(ctx context.Context) error {
 	known := err == nil
 	err = c.fetchIndex(ctx)
 	if err != nil && known && ctx.Err() == nil {
-		c.Log.Warn("the index of Debian's kernels cannot be fetched; using the old one", "from", info.ModTime().Format(time.DateOnly), "error", err)
+		c.Log.Warn("the index of Debian's kernels cannot be fetched; using the old one", "from",
+			info.ModTime().Format(time.DateOnly), "error", err)
 		return nil
 	}
 	if err != nil {
@@ -71,7 +73,8 @@ func (c *Cache) fetchIndex(ctx context.Context) error {
 	} {
 		fmt.Fprintf(&list, "deb [signed-by=%s] %s %s main\n", keyring, s.uri, s.suite)
 	}
-	if err := os.WriteFile(filepath.Join(c.Dir, "apt", "sources.list"), []byte(list.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Dir, "apt", "sources.list"), []byte(list.String()),
+		0o644); err != nil {
 		return fmt.Errorf("write the sources for apt: %w", err)
 	}
 	c.Log.Info("fetching the index of Debian's kernels")
@@ -83,9 +86,11 @@ func (c *Cache) fetchIndex(ctx context.Context) error {
 func (c *Cache) apt(ctx context.Context, dir, program string, args ...string) (string, error) {
 	apt := filepath.Join(c.Dir, "apt")
 	options := []string{
-		"-o", "Dir::Etc::sourcelist=" + filepath.Join(apt, "sources.list"), "-o", "Dir::Etc::sourceparts=/dev/null",
+		"-o", "Dir::Etc::sourcelist=" + filepath.Join(apt, "sources.list"), "-o",
+		"Dir::Etc::sourceparts=/dev/null",
 		"-o", "Dir::Etc::preferences=/dev/null", "-o", "Dir::Etc::preferencesparts=/dev/null",
-		"-o", "Dir::State::lists=" + filepath.Join(apt, "lists"), "-o", "Dir::Cache=" + filepath.Join(apt, "cache"),
+		"-o", "Dir::State::lists=" + filepath.Join(apt, "lists"), "-o", "Dir::Cache=" +
+			filepath.Join(apt, "cache"),
 		"-o", "Acquire::Retries=3",
 	}
 	if os.Geteuid() == 0 {
@@ -106,7 +111,8 @@ func run(ctx context.Context, dir, program string, args ...string) (string, erro
 	return string(out), nil
 }
 
-// Kernel gives the newest kernel of a series such as 6.1, or of all (Newest), from the cache or from Debian.
+// Kernel gives the newest kernel of a series such as 6.1, or of all (Newest), from the cache or
+// from Debian.
 func (c *Cache) Kernel(ctx context.Context, series string) (Kernel, error) {
 	found, err := c.resolve(ctx, series)
 	if err != nil {
@@ -135,7 +141,8 @@ func (c *Cache) Kernel(ctx context.Context, series string) (Kernel, error) {
 			}
 		}
 		if *into == "" {
-			return Kernel{}, fmt.Errorf("package %s has none of %s; its layout has changed", found.name, strings.Join(patterns, ", "))
+			return Kernel{}, fmt.Errorf("package %s has none of %s; its layout has changed", found.name,
+				strings.Join(patterns, ", "))
 		}
 	}
 	return k, nil
@@ -172,7 +179,8 @@ func (c *Cache) fetch(ctx context.Context, p packaged, dir string) error {
 		return err
 	}
 	defer os.RemoveAll(partial)
-	if _, err := c.apt(ctx, partial, "apt-get", append([]string{"-qq", "download"}, p.archives()...)...); err != nil {
+	if _, err := c.apt(ctx, partial, "apt-get",
+		append([]string{"-qq", "download"}, p.archives()...)...); err != nil {
 		return err
 	}
 	archives, err := filepath.Glob(filepath.Join(partial, "*.deb"))
@@ -188,7 +196,8 @@ func (c *Cache) fetch(ctx context.Context, p packaged, dir string) error {
 	return os.Rename(tree, dir)
 }
 
-// keepOnly removes the kernels that a newer one has replaced, and what an interrupted fetch has left.
+// keepOnly removes the kernels that a newer one has replaced, and what an interrupted fetch has
+// left.
 func keepOnly(home, name string) error {
 	entries, err := os.ReadDir(home)
 	if err != nil {

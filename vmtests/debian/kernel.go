@@ -56,7 +56,8 @@ func pick(index, series string) (packaged, error) {
 	}
 	if len(all) == 0 {
 		slices.Sort(names)
-		return packaged{}, fmt.Errorf("there is no kernel %s among those that are packaged: %s", series, strings.Join(slices.Compact(names), ", "))
+		return packaged{}, fmt.Errorf("there is no kernel %s among those that are packaged: %s", series,
+			strings.Join(slices.Compact(names), ", "))
 	}
 	return slices.MaxFunc(all, func(a, b packaged) int { return compare(a.version, b.version) }), nil
 }

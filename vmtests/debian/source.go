@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package debian gets kernels from Debian's archives, without root and without a change to the machine's own package lists.
+// Package debian gets kernels from Debian's archives, without root and without a change to the
+// machine's own package lists.
 package debian
 
 import (
@@ -35,11 +36,13 @@ func FindMirror(etc fs.FS) (Mirror, error) {
 		return Mirror{}, err
 	}
 	m := Mirror{
-		Archive:  find(sources, codename, "stable", "testing", "sid", "unstable"),
-		Security: find(sources, codename+"-security", "stable-security", "testing-security", codename+"/updates"),
+		Archive: find(sources, codename, "stable", "testing", "sid", "unstable"),
+		Security: find(sources, codename+"-security", "stable-security", "testing-security", codename+
+			"/updates"),
 	}
 	if m.Archive == "" {
-		return Mirror{}, fmt.Errorf("apt's sources name no mirror of Debian %s: the kernels are Debian's packages", codename)
+		return Mirror{}, fmt.Errorf(
+			"apt's sources name no mirror of Debian %s: the kernels are Debian's packages", codename)
 	}
 	if m.Security == "" {
 		m.Security = strings.TrimSuffix(m.Archive, "/") + "-security"
@@ -58,7 +61,8 @@ func codenameOf(release string) string {
 
 func find(sources []source, suites ...string) string {
 	for _, s := range sources {
-		if len(s.uris) > 0 && slices.ContainsFunc(s.suites, func(has string) bool { return slices.Contains(suites, has) }) {
+		if len(s.uris) > 0 && slices.ContainsFunc(s.suites,
+			func(has string) bool { return slices.Contains(suites, has) }) {
 			return s.uris[0]
 		}
 	}
@@ -111,8 +115,8 @@ func oneLine(text string) (all []source) {
 	return all
 }
 
-// stanzas parses what Debian calls deb822: "Key: value" lines, with indented lines that go on, in groups between empty lines.
-// Keys are given in lower case.
+// stanzas parses what Debian calls deb822: "Key: value" lines, with indented lines that go on, in
+// groups between empty lines. Keys are given in lower case.
 func stanzas(text string) (all []map[string]string) {
 	var current map[string]string
 	var key string

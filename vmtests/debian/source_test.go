@@ -97,7 +97,8 @@ Version: 7.2.9-1~bpo13+1
 Depends: dracut | initramfs-tools, linux-base-7.2.9+deb13-cloud-amd64 (= 7.2.9-1~bpo13+1), linux-binary-7.2.9+deb13-cloud-amd64
  (= 7.2.9-1~bpo13+1), linux-modules-7.2.9+deb13-cloud-amd64 (= 7.2.9-1~bpo13+1)
 `
-	for series, want := range map[string]string{"5.10": "5.10.262-1", "7.2": "7.2.11-1~bpo13+1", Newest: "7.2.11-1~bpo13+1"} {
+	for series, want := range map[string]string{"5.10": "5.10.262-1", "7.2": "7.2.11-1~bpo13+1",
+		Newest: "7.2.11-1~bpo13+1"} {
 		got, err := pick(index, series)
 		require.NoError(t, err)
 		assert.Equal(t, want, got.version, series)
@@ -107,9 +108,11 @@ Depends: dracut | initramfs-tools, linux-base-7.2.9+deb13-cloud-amd64 (= 7.2.9-1
 }
 
 func TestSplitPackagesAreFetchedTogether(t *testing.T) {
-	p := packaged{name: "linux-image-7.2.9+deb13-cloud-amd64", version: "7.2.9-1", depends: "dracut | initramfs-tools, " +
-		"linux-base-7.2.9+deb13-cloud-amd64 (= 7.2.9-1),linux-binary-7.2.9+deb13-cloud-amd64 (= 7.2.9-1), linux-modules-7.2.9+deb13-cloud-amd64 (= 7.2.9-1)"}
-	assert.Equal(t, []string{"linux-image-7.2.9+deb13-cloud-amd64=7.2.9-1", "linux-binary-7.2.9+deb13-cloud-amd64=7.2.9-1",
+	p := packaged{name: "linux-image-7.2.9+deb13-cloud-amd64", version: "7.2.9-1",
+		depends: "dracut | initramfs-tools, " +
+			"linux-base-7.2.9+deb13-cloud-amd64 (= 7.2.9-1),linux-binary-7.2.9+deb13-cloud-amd64 (= 7.2.9-1), linux-modules-7.2.9+deb13-cloud-amd64 (= 7.2.9-1)"}
+	assert.Equal(t, []string{"linux-image-7.2.9+deb13-cloud-amd64=7.2.9-1",
+		"linux-binary-7.2.9+deb13-cloud-amd64=7.2.9-1",
 		"linux-modules-7.2.9+deb13-cloud-amd64=7.2.9-1"}, p.archives())
 	assert.Equal(t, "7.2", p.series())
 }

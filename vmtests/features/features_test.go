@@ -24,7 +24,8 @@ import (
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
-// TestKernel has a test for each feature. One that an older kernel lacks is skipped; it says from which version on it must be there.
+// TestKernel has a test for each feature. One that an older kernel lacks is skipped; it says from
+// which version on it must be there.
 func TestKernel(t *testing.T) {
 	testnet.RequireRoot(t)
 	for _, f := range []struct {
@@ -64,7 +65,8 @@ func programs(kind ebpf.ProgramType, helper asm.BuiltinFunc) func(*testing.T) er
 // load gives a program that does nothing.
 func load(t *testing.T, kind ebpf.ProgramType, attach ebpf.AttachType, result int32) (*ebpf.Program, error) {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: kind, AttachType: attach, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, result), asm.Return()},
+		Type: kind, AttachType: attach, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, result), asm.Return()},
 	})
 	if err == nil {
 		t.Cleanup(func() { _ = p.Close() })
@@ -85,13 +87,15 @@ func clsact(t *testing.T) error {
 		return err
 	}
 	return inside(t, func() error {
-		qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: loopback, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+		qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: loopback,
+			Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 		if err := netlink.QdiscAdd(qdisc); err != nil {
 			return fmt.Errorf("add the qdisc: %w", err)
 		}
 		return netlink.FilterAdd(&netlink.BpfFilter{
-			FilterAttrs: netlink.FilterAttrs{LinkIndex: loopback, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
-			Fd:          p.FD(), Name: "nothing", DirectAction: true,
+			FilterAttrs: netlink.FilterAttrs{LinkIndex: loopback, Parent: netlink.HANDLE_MIN_INGRESS,
+				Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+			Fd: p.FD(), Name: "nothing", DirectAction: true,
 		})
 	})
 }
@@ -102,7 +106,8 @@ func tcx(t *testing.T) error {
 		return err
 	}
 	return inside(t, func() error {
-		l, err := link.AttachTCX(link.TCXOptions{Interface: loopback, Program: p, Attach: ebpf.AttachTCXIngress})
+		l, err := link.AttachTCX(link.TCXOptions{Interface: loopback, Program: p,
+			Attach: ebpf.AttachTCXIngress})
 		if err != nil {
 			return err
 		}
@@ -111,7 +116,8 @@ func tcx(t *testing.T) error {
 }
 
 func getpeername(t *testing.T) error {
-	for _, attach := range []ebpf.AttachType{ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername} {
+	for _, attach := range []ebpf.AttachType{ebpf.AttachCgroupInet4GetPeername,
+		ebpf.AttachCgroupInet6GetPeername} {
 		if _, err := load(t, ebpf.CGroupSockAddr, attach, 1); err != nil {
 			return err
 		}
@@ -150,7 +156,8 @@ func sockDestroy(local, remote netip.AddrPort) error {
 	if local.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	// struct inet_diag_req_v2: family, protocol, extensions, padding, states, then struct inet_diag_sockid.
+	// struct inet_diag_req_v2: family, protocol, extensions, padding, states, then struct
+	// inet_diag_sockid.
 	var b bytes.Buffer
 	b.Write([]byte{family, unix.IPPROTO_TCP, 0, 0, 0xff, 0xff, 0xff, 0xff})
 	for _, a := range []netip.AddrPort{local, remote} {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guest runs test binaries one after the other and marks in their output where each begins and ends. A virtual machine's
-// init does so, and so does a run without a machine: the output is the same.
+// Package guest runs test binaries one after the other and marks in their output where each begins
+// and ends. A virtual machine's init does so, and so does a run without a machine: the output is
+// the same.
 package guest
 
 import (
@@ -73,7 +74,8 @@ func Run(ctx context.Context, out io.Writer, tests []Test) error {
 		if err != nil && !errors.As(err, &exit) {
 			Say(out, Problem, fmt.Sprintf("run the tests of %s: %v", t.Package, err))
 		}
-		Say(out, End, fmt.Sprintf("%s %d %.1f", t.Package, cmd.ProcessState.ExitCode(), time.Since(begin).Seconds()))
+		Say(out, End, fmt.Sprintf("%s %d %.1f", t.Package, cmd.ProcessState.ExitCode(),
+			time.Since(begin).Seconds()))
 	}
 	Say(out, Done, "")
 	return nil

@@ -13,7 +13,8 @@ import (
 func TestRunMarksWhereEachBinaryBeginsAndEnds(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, Run(t.Context(), &out, []Test{
-		{Package: "a", Binary: "/bin/sh", Dir: "/", Args: []string{"-c", "echo $CI; pwd; printf unfinished; exit 3"}},
+		{Package: "a", Binary: "/bin/sh", Dir: "/",
+			Args: []string{"-c", "echo $CI; pwd; printf unfinished; exit 3"}},
 		{Package: "b", Binary: "/nowhere"},
 	}))
 	var marks []string
@@ -22,7 +23,8 @@ func TestRunMarksWhereEachBinaryBeginsAndEnds(t *testing.T) {
 			marks = append(marks, strings.TrimSpace(word+" "+text))
 		}
 	}
-	assert.Equal(t, []string{"start a", "end a 3 0.0", "start b", "problem run the tests of b: fork/exec /nowhere: no such file or directory",
+	assert.Equal(t, []string{"start a", "end a 3 0.0", "start b",
+		"problem run the tests of b: fork/exec /nowhere: no such file or directory",
 		"end b -1 0.0", "done"}, marks)
 	assert.Contains(t, out.String(), "1\n/\nunfinished\n")
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command init is the first process of a virtual machine that tests a kernel: it mounts what tests need, loads the modules and
-// runs the test binaries that its file system holds, and powers the machine off.
+// Command init is the first process of a virtual machine that tests a kernel: it mounts what tests
+// need, loads the modules and runs the test binaries that its file system holds, and powers the
+// machine off.
 package main
 
 import (
@@ -39,7 +40,8 @@ func main() {
 
 // open mounts what it takes to report, and opens the port.
 func open() (*os.File, error) {
-	for _, m := range []struct{ target, kind string }{{"/proc", "proc"}, {"/sys", "sysfs"}, {"/dev", "devtmpfs"}} {
+	for _, m := range []struct{ target, kind string }{{"/proc", "proc"}, {"/sys", "sysfs"},
+		{"/dev", "devtmpfs"}} {
 		if err := mount(m.target, m.kind); err != nil {
 			return nil, err
 		}
@@ -100,7 +102,8 @@ func prepare(modules []string) (problems []error) {
 		}
 	}
 	for _, m := range []struct{ target, kind string }{
-		{"/tmp", "tmpfs"}, {"/run", "tmpfs"}, {"/dev/pts", "devpts"}, {"/dev/shm", "tmpfs"}, {"/sys/fs/bpf", "bpf"}, {"/sys/fs/cgroup", "cgroup2"},
+		{"/tmp", "tmpfs"}, {"/run", "tmpfs"}, {"/dev/pts", "devpts"}, {"/dev/shm", "tmpfs"},
+		{"/sys/fs/bpf", "bpf"}, {"/sys/fs/cgroup", "cgroup2"},
 		{"/sys/kernel/tracing", "tracefs"}, {"/sys/kernel/debug", "debugfs"},
 	} {
 		check(mount(m.target, m.kind))
@@ -114,9 +117,11 @@ func prepare(modules []string) (problems []error) {
 		err = netlink.LinkSetUp(lo)
 	}
 	check(err)
-	check(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 16, Max: 1 << 19})) // as a container runtime does
+	// as a container runtime does
+	check(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 16, Max: 1 << 19}))
 	check(unix.Sethostname([]byte("vmtest")))
-	for name, value := range map[string]string{"PATH": "/bin:/sbin", "HOME": "/tmp", "TMPDIR": "/tmp", "USER": "root"} {
+	for name, value := range map[string]string{"PATH": "/bin:/sbin", "HOME": "/tmp", "TMPDIR": "/tmp",
+		"USER": "root"} {
 		check(os.Setenv(name, value))
 	}
 	return problems

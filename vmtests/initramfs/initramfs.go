@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package initramfs writes the archive from which a kernel makes its first file system: "newc" of cpio, as the kernel's
-// Documentation/driver-api/early-userspace/buffer-format.rst has it.
+// Package initramfs writes the archive from which a kernel makes its first file system: "newc" of
+// cpio, as the kernel's Documentation/driver-api/early-userspace/buffer-format.rst has it.
 package initramfs
 
 import (
@@ -109,8 +109,10 @@ func (w *Writer) header(name string, mode int, size int64, major, minor int) {
 	w.inode++
 	name = strings.TrimPrefix(name, "/")
 	h := "070701"
-	// Inode, mode, uid, gid, links, mtime, size, the device's two numbers, those of a device file, the name's length, checksum.
-	for _, n := range []int64{int64(w.inode), int64(mode), 0, 0, 1, 0, size, 0, 0, int64(major), int64(minor), int64(len(name) + 1), 0} {
+	// Inode, mode, uid, gid, links, mtime, size, the device's two numbers, those of a device file,
+	// the name's length, checksum.
+	for _, n := range []int64{int64(w.inode), int64(mode), 0, 0, 1, 0, size, 0, 0, int64(major),
+		int64(minor), int64(len(name) + 1), 0} {
 		h += fmt.Sprintf("%08X", n)
 	}
 	h += name + "\x00"

@@ -59,7 +59,8 @@ func TestArchive(t *testing.T) {
 	require.NoError(t, w.Copy("/a/copy", from))
 	require.NoError(t, w.Close())
 	names, entries := read(t, out.Bytes())
-	assert.Equal(t, []string{"dev", "dev/console", "dev/null", "init", "a", "a/b", "a/b/c", "a/b/empty", "lib64", "lib64/ld", "a/copy"}, names)
+	assert.Equal(t, []string{"dev", "dev/console", "dev/null", "init", "a", "a/b", "a/b/c", "a/b/empty",
+		"lib64", "lib64/ld", "a/copy"}, names)
 	assert.Equal(t, entry{mode: 0o20600, major: 5, minor: 1}, entries["dev/console"])
 	assert.Equal(t, entry{mode: 0o40755}, entries["a/b"])
 	assert.Equal(t, entry{mode: 0o100755, data: "12345"}, entries["a/b/c"])

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package machine boots kernels in QEMU, and finds out whether this computer can do so with its processor's help.
+// Package machine boots kernels in QEMU, and finds out whether this computer can do so with its
+// processor's help.
 package machine
 
 import (
@@ -37,8 +38,9 @@ var ErrRunning = errors.New("the machine was still running")
 // consoleEnd is how much of a console is worth showing.
 const consoleEnd = 6 << 10
 
-// Run boots the machine and copies its second serial port to results until it has ended, which it must within limit. It gives
-// what the kernel has written last. A kernel that panics ends its machine without an error.
+// Run boots the machine and copies its second serial port to results until it has ended, which it
+// must within limit. It gives what the kernel has written last. A kernel that panics ends its
+// machine without an error.
 func (m Machine) Run(ctx context.Context, limit time.Duration, results io.Writer) (console string, err error) {
 	dir, err := os.MkdirTemp("", "vmtest-")
 	if err != nil {
@@ -64,7 +66,8 @@ func (m Machine) Run(ctx context.Context, limit time.Duration, results io.Writer
 }
 
 func (m Machine) arguments(console string) []string {
-	// A thread for each processor would be faster, but QEMU 7.2 does not survive kernels that rewrite code which another one is running.
+	// A thread for each processor would be faster, but QEMU 7.2 does not survive kernels that
+	// rewrite code which another one is running.
 	accelerator, cpu := "tcg,thread=single", "max"
 	if m.Accelerator == KVM {
 		accelerator, cpu = "kvm", "host"
@@ -72,7 +75,8 @@ func (m Machine) arguments(console string) []string {
 	return []string{
 		"-accel", accelerator, "-cpu", cpu, "-m", strconv.Itoa(m.Memory), "-smp", strconv.Itoa(m.CPUs),
 		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "file:" + console, "-serial", "stdio",
-		"-kernel", m.Image, "-initrd", m.Initramfs, "-append", "console=ttyS0 quiet panic=-1 loglevel=4 mitigations=off",
+		"-kernel", m.Image, "-initrd", m.Initramfs, "-append",
+		"console=ttyS0 quiet panic=-1 loglevel=4 mitigations=off",
 	}
 }
 

@@ -33,10 +33,14 @@ func TestRun(t *testing.T) {
 		err           string
 		is            error
 	}{
-		{name: "it powers off", script: `echo results; printf '\033c\033[2Jbooting\r\n' > $console`, results: "results\n", said: "booting"},
-		{name: "it panics", script: `echo half; echo Kernel panic > $console`, results: "half\n", said: "Kernel panic"},
-		{name: "QEMU fails", script: `echo cannot set an MSR >&2; exit 1`, err: "exit status 1: cannot set an MSR"},
-		{name: "it hangs", script: `echo half; echo stuck > $console; exec sleep 60`, limit: 500 * time.Millisecond, results: "half\n", said: "stuck", is: ErrRunning},
+		{name: "it powers off", script: `echo results; printf '\033c\033[2Jbooting\r\n' > $console`,
+			results: "results\n", said: "booting"},
+		{name: "it panics", script: `echo half; echo Kernel panic > $console`, results: "half\n",
+			said: "Kernel panic"},
+		{name: "QEMU fails", script: `echo cannot set an MSR >&2; exit 1`,
+			err: "exit status 1: cannot set an MSR"},
+		{name: "it hangs", script: `echo half; echo stuck > $console; exec sleep 60`,
+			limit: 500 * time.Millisecond, results: "half\n", said: "stuck", is: ErrRunning},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			qemu(t, tc.script)
@@ -69,7 +73,8 @@ func TestConsoleIsCutToItsEnd(t *testing.T) {
 
 func TestKVMHasToProveItself(t *testing.T) {
 	if kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err != nil {
-		found, err := Accelerator(t.Context(), slog.New(slog.DiscardHandler), t.TempDir(), Machine{}, func(string) bool { return true })
+		found, err := Accelerator(t.Context(), slog.New(slog.DiscardHandler), t.TempDir(), Machine{},
+			func(string) bool { return true })
 		require.NoError(t, err)
 		assert.Equal(t, TCG, found, "there is no KVM")
 		return
@@ -79,7 +84,8 @@ func TestKVMHasToProveItself(t *testing.T) {
 	dir := t.TempDir()
 	choose := func(image, script string) string {
 		qemu(t, script)
-		found, err := Accelerator(t.Context(), slog.New(slog.DiscardHandler), dir, Machine{Image: image}, func(out string) bool { return out == "done\n" })
+		found, err := Accelerator(t.Context(), slog.New(slog.DiscardHandler), dir,
+			Machine{Image: image}, func(out string) bool { return out == "done\n" })
 		require.NoError(t, err)
 		return found
 	}

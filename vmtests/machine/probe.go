@@ -18,10 +18,11 @@ import (
 // probeLimit is how long a machine that does nothing may take. In software it takes three seconds.
 const probeLimit = 10 * time.Second
 
-// Accelerator chooses for a machine. /dev/kvm may be there and still not run this kernel, so KVM has to prove itself: the
-// machine, with an initramfs that does nothing but write what ok looks for, must boot and power off. What was found out is
-// kept in dir until this computer boots again.
-func Accelerator(ctx context.Context, log *slog.Logger, dir string, m Machine, ok func(results string) bool) (string, error) {
+// Accelerator chooses for a machine. /dev/kvm may be there and still not run this kernel, so KVM
+// has to prove itself: the machine, with an initramfs that does nothing but write what ok looks
+// for, must boot and power off. What was found out is kept in dir until this computer boots again.
+func Accelerator(ctx context.Context, log *slog.Logger, dir string, m Machine,
+	ok func(results string) bool) (string, error) {
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
 		return TCG, nil
@@ -39,7 +40,8 @@ func Accelerator(ctx context.Context, log *slog.Logger, dir string, m Machine, o
 	}
 	found := KVM
 	if err != nil || !ok(out.String()) {
-		log.Info("KVM does not run this kernel here; going on without", "kernel", filepath.Base(m.Image), "error", err)
+		log.Info("KVM does not run this kernel here; going on without", "kernel",
+			filepath.Base(m.Image), "error", err)
 		found = TCG
 	}
 	if err := os.WriteFile(known, []byte(found), 0o644); err != nil {

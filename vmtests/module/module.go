@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package module reads kernel modules, and finds the order in which they can be loaded, without the tools or indexes of a
-// system that runs them.
+// Package module reads kernel modules, and finds the order in which they can be loaded, without the
+// tools or indexes of a system that runs them.
 package module
 
 import (
@@ -24,8 +24,8 @@ type Module struct {
 // suffixes are those of modules' files, by the program that decompresses them.
 var suffixes = map[string]string{".ko": "", ".ko.xz": "xz", ".ko.zst": "zstd", ".ko.gz": "gzip"}
 
-// Load gives the modules with all that they depend on, which come first. Those that are missing, because they are part of the
-// kernel or because it does not have them, are left out.
+// Load gives the modules with all that they depend on, which come first. Those that are missing,
+// because they are part of the kernel or because it does not have them, are left out.
 func Load(tree fs.FS, names ...string) ([]Module, error) {
 	l := loader{tree: tree, paths: map[string]string{}, done: map[string]bool{}}
 	err := fs.WalkDir(tree, ".", func(p string, e fs.DirEntry, err error) error {

@@ -49,7 +49,8 @@ func TestModulesComeAfterWhatTheyDependOn(t *testing.T) {
 }
 
 func TestModulesThatNeedEachOtherAreLoadedOnce(t *testing.T) {
-	got, err := Load(fstest.MapFS{"a.ko": file(t, false, "depends=b"), "b.ko": file(t, false, "depends=a")}, "a", "b")
+	got, err := Load(fstest.MapFS{"a.ko": file(t, false, "depends=b"),
+		"b.ko": file(t, false, "depends=a")}, "a", "b")
 	require.NoError(t, err)
 	assert.Len(t, got, 2)
 }

@@ -8,11 +8,13 @@ import (
 	"strings"
 )
 
-// needs is what a test says that may be skipped on older kernels; internal/testnet says it for them.
+// needs is what a test says that may be skipped on older kernels; internal/testnet says it for
+// them.
 var needs = regexp.MustCompile(`needs Linux (\d+\.\d+)`)
 
-// excused is what others say that are skipped for a reason that has nothing to do with the kernel: they are for real clients and
-// servers, which machines have not, or take too long to be run each time.
+// excused is what others say that are skipped for a reason that has nothing to do with the kernel:
+// they are for real clients and servers, which machines have not, or take too long to be run each
+// time.
 var excused = regexp.MustCompile(`executable file not found|two minutes`)
 
 // Failure is something that must not be.
@@ -21,8 +23,9 @@ type Failure struct {
 	Output string
 }
 
-// Failures are those of the kernel, in the order in which they occurred. A test that was skipped counts as failed, unless the
-// kernel is older than what the test says that it needs, or the reason is not the kernel.
+// Failures are those of the kernel, in the order in which they occurred. A test that was skipped
+// counts as failed, unless the kernel is older than what the test says that it needs, or the reason
+// is not the kernel.
 func (k *Kernel) Failures() (all []Failure) {
 	for _, p := range k.Problems {
 		all = append(all, Failure{What: p})
@@ -41,7 +44,8 @@ func (k *Kernel) Failures() (all []Failure) {
 	return all
 }
 
-// failedBelow says whether the reason is a test within t, or, when t is a whole package, one of its tests.
+// failedBelow says whether the reason is a test within t, or, when t is a whole package, one of its
+// tests.
 func (k *Kernel) failedBelow(t Test, later []Test) bool {
 	among := later
 	if t.Name == "" {
@@ -57,12 +61,14 @@ func (k *Kernel) failedBelow(t Test, later []Test) bool {
 	return false
 }
 
-// ownOutput is what is worth reading, without the lines that tell only that something begins or ends.
+// ownOutput is what is worth reading, without the lines that tell only that something begins or
+// ends.
 func ownOutput(t Test) string {
 	var own []string
 	for _, line := range t.Output {
 		text := strings.TrimSpace(line)
-		if text == "" || text == "FAIL" || strings.HasPrefix(text, "=== ") || strings.HasPrefix(text, "--- ") || strings.HasPrefix(text, "exit status") {
+		if text == "" || text == "FAIL" || strings.HasPrefix(text, "=== ") ||
+			strings.HasPrefix(text, "--- ") || strings.HasPrefix(text, "exit status") {
 			continue
 		}
 		own = append(own, line)
@@ -79,7 +85,8 @@ func (k *Kernel) mayLack(t Test) bool {
 	return m != nil && k.Older(m[1])
 }
 
-// Counts says how many tests have passed, failed and been skipped, without the tests that consist of others.
+// Counts says how many tests have passed, failed and been skipped, without the tests that consist
+// of others.
 func (k *Kernel) Counts() (passed, failed, skipped int) {
 	parents := map[string]bool{}
 	for _, t := range k.Tests {

@@ -102,7 +102,8 @@ func (r *Reader) line(ctx context.Context, line string) error {
 		r.section.Reset()
 	case guest.End:
 		failure, code, seconds := "", "", 0.0
-		if _, err := fmt.Sscan(strings.TrimPrefix(text, r.current), &code, &seconds); err != nil || code != "0" {
+		if _, err := fmt.Sscan(strings.TrimPrefix(text, r.current), &code, &seconds); err != nil ||
+			code != "0" {
 			failure = "ended with exit code " + code
 		}
 		return r.end(ctx, seconds, failure)

@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// output is that of two packages on one kernel; \x16 is what -test.v=test2json puts before a line that is not a test's.
+// output is that of two packages on one kernel; \x16 is what -test.v=test2json puts before a line
+// that is not a test's.
 const output = `
 =vmtest= release 6.1.0-56-cloud-amd64
 =vmtest= problem mount /run: no such device
@@ -69,12 +70,14 @@ func TestMachineThatDiesIsAFailure(t *testing.T) {
 	assert.Contains(t, what(k), "example/d TestPanicsTheKernel")
 	assert.Contains(t, what(k), "the run has not reached its end")
 	assert.Equal(t, []string{"the run has not reached its end"}, what(read(t, "")))
-	assert.Equal(t, []string{"example/d ", "the run has not reached its end"}, what(read(t, "\n=vmtest= start example/d\n")))
+	assert.Equal(t, []string{"example/d ", "the run has not reached its end"},
+		what(read(t, "\n=vmtest= start example/d\n")))
 }
 
 func TestOlder(t *testing.T) {
 	k := &Kernel{Release: "6.1.0-56-cloud-amd64"}
-	for version, want := range map[string]bool{"5.9": false, "6.1": false, "6.2": true, "6.12": true, "7.0": true} {
+	for version, want := range map[string]bool{"5.9": false, "6.1": false, "6.2": true, "6.12": true,
+		"7.0": true} {
 		assert.Equal(t, want, k.Older(version), version)
 	}
 }
@@ -84,11 +87,13 @@ func TestTable(t *testing.T) {
 	young := read(t, strings.ReplaceAll(output, "release 6.1.0-56", "release 6.12.1")+"\n=vmtest= done \n")
 	young.Name = "6.12"
 	got := rows([]Row{
-		{"One", `^example/a TestOne`, ""}, {"Two", `^example/a TestTwo`, ""}, {"New", `TestNew`, ""}, {"Gone", `TestGone`, ""},
+		{"One", `^example/a TestOne`, ""}, {"Two", `^example/a TestTwo`, ""}, {"New", `TestNew`, ""},
+		{"Gone", `TestGone`, ""},
 		{"Newer", `TestNewer`, "6.6"},
 	}, []*Kernel{old, young})
 	assert.Equal(t, []line{
-		{"One", []string{yes, yes}}, {"Two", []string{no, no}}, {"New", []string{absent, no}}, {"Gone", []string{no, no}},
+		{"One", []string{yes, yes}}, {"Two", []string{no, no}}, {"New", []string{absent, no}},
+		{"Gone", []string{no, no}},
 		{"Newer", []string{absent, no}},
 	}, got)
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Row is one of the table's: all tests whose package and name match stand for it. Some must match, except on kernels that are older
-// than Since, if that is given.
+// Row is one of the table's: all tests whose package and name match stand for it. Some must match,
+// except on kernels that are older than Since, if that is given.
 type Row struct {
 	Title   string
 	Pattern string
@@ -73,7 +73,8 @@ func Missing(of []Row, kernels []*Kernel) (all []string) {
 	for _, l := range rows(of, kernels) {
 		for i, cell := range l.cells {
 			if cell == no {
-				all = append(all, fmt.Sprintf("%s: %s does not work, or nothing tests it", kernels[i].Name, l.title))
+				all = append(all, fmt.Sprintf("%s: %s does not work, or nothing tests it",
+					kernels[i].Name, l.title))
 			}
 		}
 	}
@@ -101,8 +102,16 @@ func Markdown(product, features []Row, kernels []*Kernel) string {
 	write("", each(func(k *Kernel) string { return "Linux " + k.short() }))
 	b.WriteString(strings.Repeat("|---", len(kernels)+1) + "|\n")
 	write("Debian's package", each(func(k *Kernel) string { return k.Version }))
-	write("tests passed", each(func(k *Kernel) string { passed, _, _ := k.Counts(); return fmt.Sprint(passed) }))
-	write("tests failed", each(func(k *Kernel) string { _, failed, _ := k.Counts(); return fmt.Sprint(failed) }))
+	write("tests passed", each(func(k *Kernel) string {
+		passed, _,
+			_ := k.Counts()
+		return fmt.Sprint(passed)
+	}))
+	write("tests failed", each(func(k *Kernel) string {
+		_, failed,
+			_ := k.Counts()
+		return fmt.Sprint(failed)
+	}))
 	section("What sidestep does", product)
 	section("What the kernel has for it", features)
 	return b.String()

@@ -20,11 +20,16 @@ import (
 
 // awkward are values that some syntax or other gets wrong.
 var awkward = []string{
-	"", " ", "plain", "a b", " leading", "trailing ", "a=b=c", "=", "'", "''", `"`, `""`, `it's "quoted"`, `'"'"'`, "$HOME", "${HOME}", "$(id)", "`id`", "$$", "$", "a$",
-	`\`, `\\`, `a\`, `a\\`, `\n`, `\'`, `\\'`, `\"`, `\\"`, `\$x`, `\!`, "!", "!!", "!$", "!x y!", "a!", "#", "# no comment", "a #b", "a#b", ";", "a;b", "&", "a&b|c<d>e", "(a)", "^", "^^a",
-	"%", "%PATH%", "%%", "~", "*", "?", "[a]", "{a,b}", "a\nb", "\n", "\na", "a\n", "a\n\n", "a\\\nb", "a\\\\\nb", "'\n'", "\"\n\"", "a\r\nb", "a\r", "\r", "a\tb", "\t", "\x01\x1b[0m",
-	"é", "日本", "\u2018typographic\u2019 \u201aquotes\u201b", "\ufeffbom", "\xff\xfe", "a\xffb", "-n", "-e", "--", `{"json": ["x", 1, {"a": "b's"}]}`,
-	"postgres://u:p@ss#w?x=1&y=%20@host:5432/db", strings.Repeat("long ", 3000), "-----BEGIN KEY-----\nMIIB+/=\n-----END KEY-----\n",
+	"", " ", "plain", "a b", " leading", "trailing ", "a=b=c", "=", "'", "''", `"`, `""`,
+	`it's "quoted"`, `'"'"'`, "$HOME", "${HOME}", "$(id)", "`id`", "$$", "$", "a$",
+	`\`, `\\`, `a\`, `a\\`, `\n`, `\'`, `\\'`, `\"`, `\\"`, `\$x`, `\!`, "!", "!!", "!$", "!x y!", "a!",
+	"#", "# no comment", "a #b", "a#b", ";", "a;b", "&", "a&b|c<d>e", "(a)", "^", "^^a",
+	"%", "%PATH%", "%%", "~", "*", "?", "[a]", "{a,b}", "a\nb", "\n", "\na", "a\n", "a\n\n", "a\\\nb",
+	"a\\\\\nb", "'\n'", "\"\n\"", "a\r\nb", "a\r", "\r", "a\tb", "\t", "\x01\x1b[0m",
+	"é", "日本", "\u2018typographic\u2019 \u201aquotes\u201b", "\ufeffbom", "\xff\xfe", "a\xffb", "-n",
+	"-e", "--", `{"json": ["x", 1, {"a": "b's"}]}`,
+	"postgres://u:p@ss#w?x=1&y=%20@host:5432/db", strings.Repeat("long ", 3000),
+	"-----BEGIN KEY-----\nMIIB+/=\n-----END KEY-----\n",
 }
 
 func variables() []Variable {
@@ -66,7 +71,8 @@ func ours(text []byte) map[string]string {
 }
 
 func TestShellsReadWhatIsWrittenForThem(t *testing.T) {
-	print := func(names []string, quote string) string { // what "env -0" prints, of variables that are not exported
+	// what "env -0" prints, of variables that are not exported
+	print := func(names []string, quote string) string {
 		var script strings.Builder
 		for _, n := range names {
 			fmt.Fprintf(&script, "printf '%%s=%%s\\0' %s %s$%s%s\n", n, quote, n, quote)
@@ -77,8 +83,10 @@ func TestShellsReadWhatIsWrittenForThem(t *testing.T) {
 		shell  []string
 		syntax Syntax
 	}{
-		{[]string{"sh"}, Sh}, {[]string{"sh"}, ShExport}, {[]string{"dash"}, Sh}, {[]string{"dash"}, ShExport}, {[]string{"bash"}, Sh}, {[]string{"bash"}, ShExport},
-		{[]string{"bash", "--posix"}, ShExport}, {[]string{"tcsh", "-f"}, CshExport}, {[]string{"tcsh", "-f"}, Csh}, {[]string{"zsh"}, Sh}, {[]string{"zsh"}, ShExport},
+		{[]string{"sh"}, Sh}, {[]string{"sh"}, ShExport}, {[]string{"dash"}, Sh},
+		{[]string{"dash"}, ShExport}, {[]string{"bash"}, Sh}, {[]string{"bash"}, ShExport},
+		{[]string{"bash", "--posix"}, ShExport}, {[]string{"tcsh", "-f"}, CshExport},
+		{[]string{"tcsh", "-f"}, Csh}, {[]string{"zsh"}, Sh}, {[]string{"zsh"}, ShExport},
 	} {
 		for _, locale := range []string{"C", "C.UTF-8"} {
 			t.Run(fmt.Sprint(c.syntax, " for ", c.shell, " in ", locale), func(t *testing.T) {
@@ -122,7 +130,9 @@ func TestShellsReadWhatIsWrittenForThem(t *testing.T) {
 }
 
 func TestDockerReadsWhatIsWrittenForIt(t *testing.T) {
-	all := append(variables(), Variable{"my.key-1", "x"}, Variable{"SST_LONG", strings.Repeat("x", 70_000)}, Variable{"SST_LIMIT", strings.Repeat("x", 64<<10-13)})
+	all := append(variables(), Variable{"my.key-1", "x"},
+		Variable{"SST_LONG", strings.Repeat("x", 70_000)},
+		Variable{"SST_LIMIT", strings.Repeat("x", 64<<10-13)})
 	text, want := expressed(t, Docker, all)
 	assert.Contains(t, want, "my.key-1")
 	assert.Contains(t, want, "SST_LIMIT")
@@ -136,9 +146,11 @@ func TestDockerReadsWhatIsWrittenForIt(t *testing.T) {
 	assert.Equal(t, want, got)
 	for i, v := range awkward {
 		_, ok := want[fmt.Sprintf("SST_%03d", i)]
-		assert.Equal(t, !strings.Contains(v, "\n") && !strings.HasSuffix(v, "\r") && !strings.Contains(v, "\xff"), ok, "%q", v)
+		assert.Equal(t, !strings.Contains(v, "\n") && !strings.HasSuffix(v, "\r") &&
+			!strings.Contains(v, "\xff"), ok, "%q", v)
 	}
-	_, left := Format(Docker, []Variable{{"#x", ""}, {"a b", ""}, {"N", "a\nb"}, {"U", "\xff"}, {"L", strings.Repeat("x", 70_000)}})
+	_, left := Format(Docker,
+		[]Variable{{"#x", ""}, {"a b", ""}, {"N", "a\nb"}, {"U", "\xff"}, {"L", strings.Repeat("x", 70_000)}})
 	var why []string
 	for _, l := range left {
 		why = append(why, l.Why)
@@ -148,7 +160,8 @@ func TestDockerReadsWhatIsWrittenForIt(t *testing.T) {
 
 func TestComposeReadsWhatIsWrittenForIt(t *testing.T) {
 	text, want := expressed(t, Compose, append(variables(), Variable{"my.key-1", "x"}, Variable{"export", "y"}))
-	got, err := dotenv.ParseWithLookup(strings.NewReader(string(text)), func(string) (string, bool) { return "WRONG", true })
+	got, err := dotenv.ParseWithLookup(strings.NewReader(string(text)),
+		func(string) (string, bool) { return "WRONG", true })
 	require.NoError(t, err)
 	assert.Equal(t, want, got)
 	assert.Len(t, got, len(awkward)+2-2, "all but those that are not UTF-8")
@@ -165,7 +178,8 @@ func TestJSONHoldsWhatIsUTF8(t *testing.T) {
 	assert.Equal(t, "{\n  \"A\": \"1\",\n  \"B\": \"x\\ny\"\n}\n", string(text))
 }
 
-// There is no PowerShell and no cmd here: what is written for them is compared with what their documents ask for.
+// There is no PowerShell and no cmd here: what is written for them is compared with what their
+// documents ask for.
 func TestWindows(t *testing.T) {
 	for _, c := range []struct {
 		syntax            Syntax
@@ -192,8 +206,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// readCmd reads a line of a batch file as cmd does: percent signs first, then quotes and carets, and then set takes what is between its first quote and the
-// last one of the line, or all there is.
+// readCmd reads a line of a batch file as cmd does: percent signs first, then quotes and carets,
+// and then set takes what is between its first quote and the last one of the line, or all there is.
 func readCmd(t *testing.T, line string) string {
 	t.Helper()
 	line, ok := strings.CutSuffix(line, "\r\n")
@@ -225,7 +239,8 @@ func readCmd(t *testing.T, line string) string {
 	return text
 }
 
-// readPowerShell reads an assignment of a verbatim string, in which two quotes, of whichever form, are the second of them.
+// readPowerShell reads an assignment of a verbatim string, in which two quotes, of whichever form,
+// are the second of them.
 func readPowerShell(t *testing.T, line string) string {
 	t.Helper()
 	name, literal, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
@@ -267,7 +282,8 @@ func TestWhatWindowsReadsIsWhatWasThere(t *testing.T) {
 
 func TestNamesThatShellsCannotHave(t *testing.T) {
 	for _, s := range []Syntax{Sh, ShExport, Csh, CshExport} {
-		_, left := Format(s, []Variable{{"my.key", ""}, {"1A", ""}, {"A-B", ""}, {"a b", ""}, {"é", ""}, {"x$(id)", ""}, {"ok_1", ""}})
+		_, left := Format(s, []Variable{{"my.key", ""}, {"1A", ""}, {"A-B", ""}, {"a b", ""}, {"é", ""},
+			{"x$(id)", ""}, {"ok_1", ""}})
 		assert.Len(t, left, 6, s)
 	}
 	_, left := Format(ShExport, []Variable{{"UID", "0"}, {"PPID", "1"}})
@@ -283,11 +299,14 @@ func TestEverySyntaxHasItsWriter(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	all := Parse([][]byte{[]byte("B=2=3"), []byte("A="), []byte("B=4"), []byte("=x"), []byte("nonsense"), []byte("my.key=\xff")})
+	all := Parse([][]byte{[]byte("B=2=3"), []byte("A="), []byte("B=4"), []byte("=x"),
+		[]byte("nonsense"), []byte("my.key=\xff")})
 	assert.Equal(t, []Variable{{"A", ""}, {"B", "2=3"}, {"my.key", "\xff"}}, all)
-	all = Parse([][]byte{[]byte("PATH=/usr/bin"), []byte("HOME=/root"), []byte("DB=x"), []byte("JAVA_HOME=/opt/java")})
+	all = Parse([][]byte{[]byte("PATH=/usr/bin"), []byte("HOME=/root"), []byte("DB=x"),
+		[]byte("JAVA_HOME=/opt/java")})
 	assert.Equal(t, []Variable{{"DB", "x"}, {"HOME", "/root"}}, Elsewhere(all, []string{"HOME", "X"}))
-	assert.Equal(t, []Variable{{"C", "3"}, {"DB", "y"}}, With([]Variable{{"DB", "x"}}, Variable{"DB", "y"}, Variable{"C", "3"}))
+	assert.Equal(t, []Variable{{"C", "3"}, {"DB", "y"}},
+		With([]Variable{{"DB", "x"}}, Variable{"DB", "y"}, Variable{"C", "3"}))
 }
 
 func FuzzShell(f *testing.F) {
@@ -321,7 +340,8 @@ func FuzzCompose(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, value string) {
 		text, want := expressed(t, Compose, []Variable{{"X", value}, {"Y", "after"}})
-		got, err := dotenv.ParseWithLookup(strings.NewReader(string(text)), func(string) (string, bool) { return "WRONG", true })
+		got, err := dotenv.ParseWithLookup(strings.NewReader(string(text)),
+			func(string) (string, bool) { return "WRONG", true })
 		require.NoError(t, err)
 		assert.Equal(t, want, got, "%q", text)
 	})

@@ -17,7 +17,8 @@ type File struct {
 	open *os.File
 }
 
-// Create makes sure that a file can be written, before anything else is done for it. What there is under that name stays until Write.
+// Create makes sure that a file can be written, before anything else is done for it. What there is
+// under that name stays until Write.
 func Create(path string) (*File, error) {
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		path = resolved // a link stays a link

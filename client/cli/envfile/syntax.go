@@ -30,7 +30,8 @@ const (
 
 // Syntaxes are all of them.
 var Syntaxes = []string{
-	string(Docker), string(Compose), string(Sh), string(ShExport), string(Csh), string(CshExport), string(PS), string(PSExport), string(Cmd), string(JSON),
+	string(Docker), string(Compose), string(Sh), string(ShExport), string(Csh), string(CshExport),
+	string(PS), string(PSExport), string(Cmd), string(JSON),
 }
 
 // writers write a line, with its end, or say why they cannot.
@@ -65,7 +66,8 @@ var (
 	plain  = regexp.MustCompile(`^[A-Za-z0-9_@%+:,./-]+$`)
 )
 
-// docker's rules are in github.com/docker/cli/pkg/kvfile: a line is taken as it is, from its first character that is not a space.
+// docker's rules are in github.com/docker/cli/pkg/kvfile: a line is taken as it is, from its first
+// character that is not a space.
 func docker(name, value string) (string, string) {
 	const longest = 64<<10 - 2
 	line := name + "=" + value
@@ -82,8 +84,9 @@ func docker(name, value string) (string, string) {
 	return line + "\n", ""
 }
 
-// compose's rules are in github.com/compose-spec/compose-go: in single quotes everything is literal but quotes and backslashes before them; in double
-// quotes backslashes escape, and $ is to be escaped. Older releases read the first two ways alike.
+// compose's rules are in github.com/compose-spec/compose-go: in single quotes everything is literal
+// but quotes and backslashes before them; in double quotes backslashes escape, and $ is to be
+// escaped. Older releases read the first two ways alike.
 func compose(name, value string) (string, string) {
 	switch {
 	case !dotted.MatchString(name) || name[0] == '.' || name[0] == '-':
@@ -100,9 +103,11 @@ func compose(name, value string) (string, string) {
 
 var composeEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "\n", `\n`, "\r", `\r`, "\t", `\t`)
 
-// taken are names that shells do not let anybody set, or that mean something to them: in zsh, UID=0 tries to become root.
+// taken are names that shells do not let anybody set, or that mean something to them: in zsh, UID=0
+// tries to become root.
 var taken = map[string]bool{
-	"UID": true, "EUID": true, "GID": true, "EGID": true, "PPID": true, "BASHOPTS": true, "SHELLOPTS": true, "BASH_VERSINFO": true,
+	"UID": true, "EUID": true, "GID": true, "EGID": true, "PPID": true, "BASHOPTS": true,
+	"SHELLOPTS": true, "BASH_VERSINFO": true,
 }
 
 func sh(before string) func(name, value string) (string, string) {
@@ -130,7 +135,8 @@ func csh(before, between string) func(name, value string) (string, string) {
 }
 
 // PowerShell takes typographic quotes for quotes, too.
-var psEscapes = strings.NewReplacer("'", "''", "\u2018", "\u2018\u2018", "\u2019", "\u2019\u2019", "\u201a", "\u201a\u201a", "\u201b", "\u201b\u201b")
+var psEscapes = strings.NewReplacer("'", "''", "\u2018", "\u2018\u2018", "\u2019", "\u2019\u2019",
+	"\u201a", "\u201a\u201a", "\u201b", "\u201b\u201b")
 
 func powershell(statement func(name, value string) string) func(name, value string) (string, string) {
 	return func(name, value string) (string, string) {
@@ -146,11 +152,12 @@ func powershell(statement func(name, value string) string) func(name, value stri
 
 var (
 	cmdPercent = strings.NewReplacer("%", "%%")
-	cmdEscapes = strings.NewReplacer("%", "%%", "^", "^^", "&", "^&", "|", "^|", "<", "^<", ">", "^>", "(", "^(", ")", "^)", `"`, `^"`)
+	cmdEscapes = strings.NewReplacer("%", "%%", "^", "^^", "&", "^&", "|", "^|", "<", "^<", ">", "^>",
+		"(", "^(", ")", "^)", `"`, `^"`)
 )
 
-// cmd's quotes reach to the last one of the line, and protect everything between but %; where there are quotes between, carets protect. There
-// are no empty variables: that one is removed.
+// cmd's quotes reach to the last one of the line, and protect everything between but %; where there
+// are quotes between, carets protect. There are no empty variables: that one is removed.
 func cmd(name, value string) (string, string) {
 	const longest = 8191
 	line := `set "` + name + "=" + cmdPercent.Replace(value) + `"`

@@ -12,7 +12,8 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 )
 
-// load reads the chart and stamps it with the version of this program, which is the images' tag unless the values say otherwise.
+// load reads the chart and stamps it with the version of this program, which is the images' tag
+// unless the values say otherwise.
 func load(files fs.FS, version string) (*chart.Chart, error) {
 	var buffered []*loader.BufferedFile
 	err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package install puts the traffic manager and the node agents into a cluster, with the Helm chart that the program carries, and
-// takes them out again.
+// Package install puts the traffic manager and the node agents into a cluster, with the Helm chart
+// that the program carries, and takes them out again.
 package install
 
 import (
@@ -89,7 +89,8 @@ func Reach(o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
 	}
 	return &Cluster{
-		namespace: o.Namespace, version: o.Version, program: o.Program, chart: o.Chart, server: config.Host, kube: kube, dynamic: dyn,
+		namespace: o.Namespace, version: o.Version, program: o.Program, chart: o.Chart,
+		server: config.Host, kube: kube, dynamic: dyn,
 		poll: 500 * time.Millisecond, settle: 2 * time.Second,
 		helm: func() (*action.Configuration, error) {
 			helm := &action.Configuration{}
@@ -153,14 +154,18 @@ func (c *Cluster) answer(ctx context.Context) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the cluster at %s does not answer — check --context and your network", c.server)
 	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("the cluster at %s does not accept your credentials: %w — log in to it again", c.server, err)
+		return fmt.Errorf("the cluster at %s does not accept your credentials: %w — log in to it again",
+			c.server, err)
 	default:
-		return fmt.Errorf("cannot reach the cluster at %s: %w — check --context and your network", c.server, err)
+		return fmt.Errorf("cannot reach the cluster at %s: %w — check --context and your network",
+			c.server, err)
 	}
 }
 
-// until polls ask until it is true, an error, or the timeout is over; then err is context.DeadlineExceeded.
-func (c *Cluster) until(ctx context.Context, timeout time.Duration, ask func(context.Context) (bool, error)) error {
+// until polls ask until it is true, an error, or the timeout is over; then err is
+// context.DeadlineExceeded.
+func (c *Cluster) until(ctx context.Context, timeout time.Duration,
+	ask func(context.Context) (bool, error)) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	tick := time.NewTicker(c.poll)

@@ -19,7 +19,8 @@ import (
 )
 
 var (
-	crdResource       = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	crdResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1",
+		Resource: "customresourcedefinitions"}
 	interceptResource = v1alpha1.GroupVersion.WithResource("intercepts")
 )
 
@@ -28,8 +29,8 @@ const (
 	crdEstablished = time.Minute
 )
 
-// applyCRDs creates the chart's definitions or brings them up to date, which helm does at neither installation nor upgrade when
-// they exist. It returns the names of those that were not there.
+// applyCRDs creates the chart's definitions or brings them up to date, which helm does at neither
+// installation nor upgrade when they exist. It returns the names of those that were not there.
 func (c *Cluster) applyCRDs(ctx context.Context, chrt *chart.Chart) (created []string, err error) {
 	for _, crd := range chrt.CRDObjects() {
 		wanted := &unstructured.Unstructured{}
@@ -43,9 +44,11 @@ func (c *Cluster) applyCRDs(ctx context.Context, chrt *chart.Chart) (created []s
 		if isNew {
 			created = append(created, wanted.GetName())
 		}
-		err = c.until(ctx, crdEstablished, func(ctx context.Context) (bool, error) { return c.established(ctx, wanted.GetName()) })
+		err = c.until(ctx, crdEstablished,
+			func(ctx context.Context) (bool, error) { return c.established(ctx, wanted.GetName()) })
 		if errors.Is(err, context.DeadlineExceeded) {
-			return created, fmt.Errorf("the API server does not serve %s after %s", wanted.GetName(), crdEstablished)
+			return created, fmt.Errorf("the API server does not serve %s after %s", wanted.GetName(),
+				crdEstablished)
 		}
 		if err != nil {
 			return created, err

@@ -34,7 +34,8 @@ import (
 	"sidestep.dev/sidestep/deploy"
 )
 
-// helmClient is what helm creates objects with. It does not create them anywhere, and calls a function before it does not.
+// helmClient is what helm creates objects with. It does not create them anywhere, and calls a
+// function before it does not.
 type helmClient struct {
 	kubefake.PrintingKubeClient
 	build func() error
@@ -64,46 +65,56 @@ func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
 	t.Helper()
 	chart, err := fs.Sub(deploy.Chart, "chart")
 	require.NoError(t, err)
-	f := &fixture{kube: kubernetesfake.NewClientset(), client: &helmClient{PrintingKubeClient: kubefake.PrintingKubeClient{Out: io.Discard, LogOutput: io.Discard}}}
-	f.dynamic = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-		crdResource: "CustomResourceDefinitionList", interceptResource: "InterceptList", rollouts: "RolloutList",
-	}, objects...)
-	f.dynamic.PrependReactor("create", crdResource.Resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
-		// The API server establishes what it accepts.
-		crd := a.(clienttesting.CreateAction).GetObject().(*unstructured.Unstructured)
-		require.NoError(t, unstructured.SetNestedSlice(crd.Object, []any{map[string]any{"type": "Established", "status": "True"}}, "status", "conditions"))
-		return false, nil, nil
-	})
-	f.dynamic.PrependReactor("update", crdResource.Resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
-		// An update does not touch the status.
-		crd := a.(clienttesting.UpdateAction).GetObject().(*unstructured.Unstructured)
-		there, err := f.dynamic.Tracker().Get(crdResource, "", crd.GetName())
-		if err == nil {
-			crd.Object["status"] = there.(*unstructured.Unstructured).Object["status"]
-		}
-		return false, nil, nil
-	})
+	f := &fixture{kube: kubernetesfake.NewClientset(),
+		client: &helmClient{PrintingKubeClient: kubefake.PrintingKubeClient{Out: io.Discard,
+			LogOutput: io.Discard}}}
+	f.dynamic = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(),
+		map[schema.GroupVersionResource]string{
+			crdResource: "CustomResourceDefinitionList", interceptResource: "InterceptList",
+			rollouts: "RolloutList",
+		}, objects...)
+	f.dynamic.PrependReactor("create", crdResource.Resource,
+		func(a clienttesting.Action) (bool, runtime.Object, error) {
+			// The API server establishes what it accepts.
+			crd := a.(clienttesting.CreateAction).GetObject().(*unstructured.Unstructured)
+			require.NoError(t, unstructured.SetNestedSlice(crd.Object,
+				[]any{map[string]any{"type": "Established", "status": "True"}}, "status", "conditions"))
+			return false, nil, nil
+		})
+	f.dynamic.PrependReactor("update", crdResource.Resource,
+		func(a clienttesting.Action) (bool, runtime.Object, error) {
+			// An update does not touch the status.
+			crd := a.(clienttesting.UpdateAction).GetObject().(*unstructured.Unstructured)
+			there, err := f.dynamic.Tracker().Get(crdResource, "", crd.GetName())
+			if err == nil {
+				crd.Object["status"] = there.(*unstructured.Unstructured).Object["status"]
+			}
+			return false, nil, nil
+		})
 	memory := driver.NewMemory()
 	memory.SetNamespace("sidestep")
 	f.releases = storage.Init(memory)
 	f.Cluster = &Cluster{
-		namespace: "sidestep", version: "v1.2.3", program: "sidestep", chart: chart, server: "https://10.0.0.1:6443", kube: f.kube, dynamic: f.dynamic,
+		namespace: "sidestep", version: "v1.2.3", program: "sidestep", chart: chart,
+		server: "https://10.0.0.1:6443", kube: f.kube, dynamic: f.dynamic,
 		poll: time.Millisecond, settle: time.Millisecond,
 		helm: func() (*action.Configuration, error) {
 			capabilities := chartutil.DefaultCapabilities.Copy()
 			capabilities.KubeVersion.Version = "v1.34.0"
-			return &action.Configuration{Releases: f.releases, KubeClient: f.client, Capabilities: capabilities, Log: func(string, ...any) {}}, nil
+			return &action.Configuration{Releases: f.releases, KubeClient: f.client,
+				Capabilities: capabilities, Log: func(string, ...any) {}}, nil
 		},
 	}
 	return f
 }
 
 func (f *fixture) settings() Settings {
-	return Settings{CreateNamespace: true, Wait: true, Timeout: 200 * time.Millisecond, Progress: func(s string) {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.steps = append(f.steps, s)
-	}}
+	return Settings{CreateNamespace: true, Wait: true, Timeout: 200 * time.Millisecond,
+		Progress: func(s string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.steps = append(f.steps, s)
+		}}
 }
 
 // last is the release as helm has stored it.
@@ -173,19 +184,25 @@ func (f *fixture) onStep(prefix string, do func()) {
 func (f *fixture) pods(t *testing.T, ready bool) {
 	t.Helper()
 	labels := map[string]string{"app.kubernetes.io/name": "sidestep"}
-	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager", Namespace: "sidestep", Labels: labels, Annotations: map[string]string{"meta.helm.sh/release-name": "sidestep"}}}
-	ds := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-nodeagent", Namespace: "sidestep", Labels: labels}}
+	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager",
+		Namespace: "sidestep", Labels: labels,
+		Annotations: map[string]string{"meta.helm.sh/release-name": "sidestep"}}}
+	ds := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-nodeagent",
+		Namespace: "sidestep", Labels: labels}}
 	ds.Status.DesiredNumberScheduled = 2
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager-0", Namespace: "sidestep", Labels: labels}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager-0", Namespace: "sidestep",
+		Labels: labels}}
 	if ready {
 		d.Status = appsv1.DeploymentStatus{Replicas: 1, UpdatedReplicas: 1, AvailableReplicas: 1}
-		ds.Status = appsv1.DaemonSetStatus{DesiredNumberScheduled: 2, UpdatedNumberScheduled: 2, NumberAvailable: 2}
+		ds.Status = appsv1.DaemonSetStatus{DesiredNumberScheduled: 2, UpdatedNumberScheduled: 2,
+			NumberAvailable: 2}
 	} else {
 		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{
 			Reason: "ImagePullBackOff", Message: `Back-off pulling image "docker.io/sidestep/manager:v1.2.3"`,
 		}}}}
 		_, err := f.kube.CoreV1().Events("sidestep").Create(t.Context(), &corev1.Event{
-			ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "sidestep"}, Reason: "FailedCreate", Message: "pods are forbidden: violates PodSecurity",
+			ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: "sidestep"}, Reason: "FailedCreate",
+			Message:        "pods are forbidden: violates PodSecurity",
 			InvolvedObject: corev1.ObjectReference{Kind: "DaemonSet", Name: "sidestep-nodeagent"},
 		}, metav1.CreateOptions{})
 		require.NoError(t, err)
@@ -210,6 +227,7 @@ func (f *fixture) pods(t *testing.T, ready bool) {
 
 func anIntercept(namespace, name string) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "sidestep.dev/v1alpha1", "kind": "Intercept", "metadata": map[string]any{"name": name, "namespace": namespace},
+		"apiVersion": "sidestep.dev/v1alpha1", "kind": "Intercept",
+		"metadata": map[string]any{"name": name, "namespace": namespace},
 	}}
 }

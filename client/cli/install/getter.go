@@ -12,8 +12,9 @@ import (
 	"k8s.io/client-go/restmapper"
 )
 
-// clusterGetter is kubectl's way to a cluster, without the files that kubectl leaves in ~/.kube/cache: nothing may be left on a laptop, and
-// what an earlier installation knew about the cluster's types is of no use to the next.
+// clusterGetter is kubectl's way to a cluster, without the files that kubectl leaves in
+// ~/.kube/cache: nothing may be left on a laptop, and what an earlier installation knew about the
+// cluster's types is of no use to the next.
 type clusterGetter struct {
 	*genericclioptions.ConfigFlags
 	once      sync.Once

@@ -23,8 +23,9 @@ import (
 // undoPatience is how long is spent on removing a half-made installation.
 const undoPatience = 30 * time.Second
 
-// Install installs the chart. When it fails, or ctx ends, before all objects are made, those that are made are removed again. When
-// pods do not get ready in time they stay, to be looked at, and the error says what is wrong with them.
+// Install installs the chart. When it fails, or ctx ends, before all objects are made, those that
+// are made are removed again. When pods do not get ready in time they stay, to be looked at, and
+// the error says what is wrong with them.
 func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	chrt, helm, vals, err := c.prepare(ctx, s)
 	if err != nil {
@@ -55,13 +56,16 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 		return nil
 	}
 	if undoErr := undo(context.WithoutCancel(ctx)); undoErr != nil {
-		return errors.Join(err, fmt.Errorf("and what had been made could not be removed: %w — use `%s uninstall --everything`", undoErr, c.program))
+		return errors.Join(err, fmt.Errorf(
+			"and what had been made could not be removed: %w — use `%s uninstall --everything`",
+			undoErr, c.program))
 	}
 	return err
 }
 
 // create makes all objects and does not wait for pods. undo removes what it made, and only that.
-func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configuration, chrt *chart.Chart, vals map[string]any) (undo func(context.Context) error, err error) {
+func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configuration, chrt *chart.Chart,
+	vals map[string]any) (undo func(context.Context) error, err error) {
 	var madeNamespace, madeRelease bool
 	var madeCRDs []string
 	undo = func(ctx context.Context) error {
@@ -95,7 +99,8 @@ func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configura
 	install.ReleaseName, install.Namespace = releaseName, c.namespace
 	install.SkipCRDs, install.DisableHooks, install.Timeout = true, s.NoHooks, s.Timeout
 	madeRelease = true
-	// helm gets no context: it would go on in the background when that ends. It does not wait for pods and is done in a moment.
+	// helm gets no context: it would go on in the background when that ends. It does not wait for
+	// pods and is done in a moment.
 	if _, err = install.Run(chrt, vals); err != nil {
 		return undo, rights(fmt.Errorf("install the chart: %w", err))
 	}
@@ -121,9 +126,11 @@ func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
 	}
 	s.step("upgrading the traffic manager")
 	upgrade := action.NewUpgrade(helm)
-	upgrade.Namespace, upgrade.SkipCRDs, upgrade.DisableHooks, upgrade.Timeout = c.namespace, true, s.NoHooks, s.Timeout
+	upgrade.Namespace, upgrade.SkipCRDs, upgrade.DisableHooks, upgrade.Timeout = c.namespace, true,
+		s.NoHooks, s.Timeout
 	upgrade.ResetValues = s.ResetValues
-	// Not helm's ReuseValues, which would also keep the old chart's defaults and miss the new chart's.
+	// Not helm's ReuseValues, which would also keep the old chart's defaults and miss the new
+	// chart's.
 	upgrade.ResetThenReuseValues = s.ReuseValues
 	upgrade.MaxHistory = 10
 	if _, err := upgrade.Run(releaseName, chrt, vals); err != nil {
@@ -136,7 +143,8 @@ func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
 }
 
 // prepare does all that can fail before anything is changed.
-func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *action.Configuration, map[string]any, error) {
+func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *action.Configuration,
+	map[string]any, error) {
 	chrt, err := load(c.chart, c.version)
 	if err != nil {
 		return nil, nil, nil, err
@@ -159,7 +167,8 @@ func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *actio
 	return chrt, helm, vals, nil
 }
 
-// valid checks the values against the chart's schema. helm would do so too, after the first objects have been made.
+// valid checks the values against the chart's schema. helm would do so too, after the first objects
+// have been made.
 func valid(chrt *chart.Chart, vals map[string]any) error {
 	all, err := chartutil.CoalesceValues(chrt, vals)
 	if err != nil {
@@ -180,13 +189,15 @@ func (c *Cluster) lastRelease(ctx context.Context, helm *action.Configuration) (
 	case errors.Is(err, driver.ErrReleaseNotFound):
 		return nil, c.foreignInstallation(ctx)
 	case err != nil:
-		return nil, rights(fmt.Errorf("look for the release %s in namespace %s: %w", releaseName, c.namespace, err))
+		return nil, rights(fmt.Errorf("look for the release %s in namespace %s: %w", releaseName,
+			c.namespace, err))
 	default:
 		return last, nil
 	}
 }
 
-// foreignInstallation is an error when something other than helm, such as a GitOps tool, has installed the traffic manager.
+// foreignInstallation is an error when something other than helm, such as a GitOps tool, has
+// installed the traffic manager.
 func (c *Cluster) foreignInstallation(ctx context.Context) error {
 	there, err := c.kube.AppsV1().Deployments(c.namespace).Get(ctx, "sidestep-manager", metav1.GetOptions{})
 	if err != nil || there.Annotations["meta.helm.sh/release-name"] == releaseName {

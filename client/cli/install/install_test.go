@@ -33,20 +33,24 @@ func TestInstallMakesNamespaceDefinitionAndRelease(t *testing.T) {
 
 	ns, err := f.kube.CoreV1().Namespaces().Get(t.Context(), "sidestep", metav1.GetOptions{})
 	require.NoError(t, err)
-	assert.Equal(t, "privileged", ns.Labels["pod-security.kubernetes.io/enforce"], "or the node agents are refused")
+	assert.Equal(t, "privileged", ns.Labels["pod-security.kubernetes.io/enforce"],
+		"or the node agents are refused")
 	_, err = f.dynamic.Resource(crdResource).Get(t.Context(), interceptCRD, metav1.GetOptions{})
 	require.NoError(t, err)
 	r := f.last(t)
 	assert.Equal(t, release.StatusDeployed, r.Info.Status)
-	assert.Equal(t, "docker.io/sidestep/manager:v1.2.3 docker.io/sidestep/nodeagent:v1.2.3", images(t, r), "the images are of this program's version")
+	assert.Equal(t, "docker.io/sidestep/manager:v1.2.3 docker.io/sidestep/nodeagent:v1.2.3",
+		images(t, r), "the images are of this program's version")
 	assert.Equal(t, "1.2.3", r.Chart.Metadata.Version)
-	assert.NotContains(t, rendered(t, r), "CustomResourceDefinition/"+interceptCRD, "helm would delete it with the release, and all intercepts with it")
+	assert.NotContains(t, rendered(t, r), "CustomResourceDefinition/"+interceptCRD,
+		"helm would delete it with the release, and all intercepts with it")
 }
 
 func TestInstallTakesValues(t *testing.T) {
 	f := newFixture(t)
 	s := f.settings()
-	s.Values = values.Options{Values: []string{"image.tag=dev,image.registry=localhost"}, StringValues: []string{"logLevel=debug"}}
+	s.Values = values.Options{Values: []string{"image.tag=dev,image.registry=localhost"},
+		StringValues: []string{"logLevel=debug"}}
 	require.NoError(t, f.Install(t.Context(), s))
 	assert.Equal(t, "localhost/sidestep/manager:dev localhost/sidestep/nodeagent:dev", images(t, f.last(t)))
 
@@ -69,7 +73,8 @@ func TestInstallTakesValues(t *testing.T) {
 func TestAnInstallationThatFailsLeavesNothing(t *testing.T) {
 	f := newFixture(t)
 	f.client.build = func() error {
-		return apierrors.NewForbidden(schema.GroupResource{Resource: "clusterroles"}, "sidestep-manager", errors.New("no"))
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "clusterroles"},
+			"sidestep-manager", errors.New("no"))
 	}
 	err := f.Install(t.Context(), f.settings())
 	require.ErrorContains(t, err, "forbidden")
@@ -78,8 +83,15 @@ func TestAnInstallationThatFailsLeavesNothing(t *testing.T) {
 
 func TestAnInstallationThatIsInterruptedLeavesNothing(t *testing.T) {
 	for name, when := range map[string]func(f *fixture, cancel func()){
-		"while objects are made":   func(f *fixture, cancel func()) { f.client.build = func() error { cancel(); return nil } },
-		"while it waits for pods":  func(f *fixture, cancel func()) { f.pods(t, false); f.onStep("waiting", cancel) },
+		"while objects are made": func(f *fixture,
+			cancel func()) {
+			f.client.build = func() error { cancel(); return nil }
+		},
+		"while it waits for pods": func(f *fixture,
+			cancel func()) {
+			f.pods(t, false)
+			f.onStep("waiting", cancel)
+		},
 		"before anything was made": func(f *fixture, cancel func()) { f.onStep("creating namespace", cancel) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -114,7 +126,8 @@ func TestInstallRefusesASecondTimeAndMendsAHalfOne(t *testing.T) {
 	f := newFixture(t)
 	require.NoError(t, f.Install(t.Context(), f.settings()))
 	err := f.Install(t.Context(), f.settings())
-	require.EqualError(t, err, "the traffic manager v1.2.3 is already installed in namespace sidestep — use `sidestep helm upgrade` to change it")
+	require.EqualError(t, err,
+		"the traffic manager v1.2.3 is already installed in namespace sidestep — use `sidestep helm upgrade` to change it")
 
 	r := f.last(t)
 	r.Info.Status = release.StatusPendingInstall
@@ -127,12 +140,15 @@ func TestInstallWithoutItsNamespaceWhenToldNotToMakeIt(t *testing.T) {
 	f := newFixture(t)
 	s := f.settings()
 	s.CreateNamespace = false
-	assert.EqualError(t, f.Install(t.Context(), s), "there is no namespace sidestep — create it, or use --create-namespace")
+	assert.EqualError(t, f.Install(t.Context(), s),
+		"there is no namespace sidestep — create it, or use --create-namespace")
 }
 
 func TestWhatSomethingElseInstalledIsLeftAlone(t *testing.T) {
 	f := newFixture(t)
-	_, err := f.kube.AppsV1().Deployments("sidestep").Create(t.Context(), &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager", Namespace: "sidestep"}}, metav1.CreateOptions{})
+	_, err := f.kube.AppsV1().Deployments("sidestep").Create(t.Context(),
+		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager",
+			Namespace: "sidestep"}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	for _, do := range []func(context.Context, Settings) error{f.Install, f.Upgrade, f.Uninstall} {
 		assert.ErrorContains(t, do(t.Context(), f.settings()), "was not installed by helm")
@@ -141,7 +157,8 @@ func TestWhatSomethingElseInstalledIsLeftAlone(t *testing.T) {
 
 func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	f := newFixture(t)
-	require.ErrorContains(t, f.Upgrade(t.Context(), f.settings()), "the traffic manager is not installed in namespace sidestep — run `sidestep helm install`")
+	require.ErrorContains(t, f.Upgrade(t.Context(), f.settings()),
+		"the traffic manager is not installed in namespace sidestep — run `sidestep helm install`")
 	s := f.settings()
 	s.Values = values.Options{Values: []string{"image.registry=localhost"}}
 	require.NoError(t, f.Install(t.Context(), s))
@@ -158,7 +175,8 @@ func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	require.NoError(t, err)
 	kind, _, _ := unstructured.NestedString(now.Object, "spec", "names", "kind")
 	assert.Equal(t, "Intercept", kind)
-	assert.Equal(t, "localhost/sidestep/manager:v1.3.0 localhost/sidestep/nodeagent:v1.3.0", images(t, f.last(t)), "values are kept, the version is not")
+	assert.Equal(t, "localhost/sidestep/manager:v1.3.0 localhost/sidestep/nodeagent:v1.3.0",
+		images(t, f.last(t)), "values are kept, the version is not")
 
 	s = f.settings()
 	s.ReuseValues, s.Values = true, values.Options{Values: []string{"logLevel=debug"}}
@@ -178,7 +196,8 @@ func TestUninstallKeepsIntercepts(t *testing.T) {
 	require.NoError(t, f.Uninstall(t.Context(), f.settings()))
 	_, err := f.releases.Last(releaseName)
 	assert.ErrorIs(t, err, driver.ErrReleaseNotFound)
-	_, err = f.dynamic.Resource(interceptResource).Namespace("shop").Get(t.Context(), "jane-orders", metav1.GetOptions{})
+	_, err = f.dynamic.Resource(interceptResource).Namespace("shop").Get(t.Context(), "jane-orders",
+		metav1.GetOptions{})
 	assert.NoError(t, err)
 }
 
@@ -186,7 +205,8 @@ func TestUninstallSaysThatPodsDoNotEnd(t *testing.T) {
 	f := newFixture(t)
 	require.NoError(t, f.Install(t.Context(), f.settings()))
 	_, err := f.kube.CoreV1().Pods("sidestep").Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Name: "sidestep-nodeagent-x", Namespace: "sidestep", Labels: map[string]string{"app.kubernetes.io/name": "sidestep"},
+		Name: "sidestep-nodeagent-x", Namespace: "sidestep",
+		Labels: map[string]string{"app.kubernetes.io/name": "sidestep"},
 	}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	assert.ErrorContains(t, f.Uninstall(t.Context(), f.settings()), "1 pods have not ended after 200ms")
@@ -201,11 +221,13 @@ func TestRemoveEverything(t *testing.T) {
 	list, err := f.dynamic.Resource(interceptResource).List(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)
 	assert.Empty(t, list.Items)
-	require.NoError(t, f.RemoveEverything(t.Context(), f.settings()), "and a second time there is nothing to do")
+	require.NoError(t, f.RemoveEverything(t.Context(), f.settings()),
+		"and a second time there is nothing to do")
 
 	t.Run("but a namespace that somebody else has made", func(t *testing.T) {
 		f := newFixture(t)
-		_, err := f.kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}}, metav1.CreateOptions{})
+		_, err := f.kube.CoreV1().Namespaces().Create(t.Context(),
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}}, metav1.CreateOptions{})
 		require.NoError(t, err)
 		require.NoError(t, f.Install(t.Context(), f.settings()))
 		require.NoError(t, f.RemoveEverything(t.Context(), f.settings()))
@@ -214,10 +236,13 @@ func TestRemoveEverything(t *testing.T) {
 	})
 	t.Run("with the reason when a right is missing", func(t *testing.T) {
 		f := newFixture(t)
-		f.dynamic.PrependReactor("list", "intercepts", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "intercepts"}, "", errors.New("no"))
-		})
-		assert.ErrorContains(t, f.RemoveEverything(t.Context(), f.settings()), "needs the rights of a cluster administrator")
+		f.dynamic.PrependReactor("list", "intercepts",
+			func(clienttesting.Action) (bool, runtime.Object, error) {
+				return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "intercepts"}, "",
+					errors.New("no"))
+			})
+		assert.ErrorContains(t, f.RemoveEverything(t.Context(), f.settings()),
+			"needs the rights of a cluster administrator")
 	})
 }
 
@@ -232,8 +257,10 @@ func TestWorkloadNamesAreThoseThatNothingOwns(t *testing.T) {
 		return m
 	}
 	for _, o := range []runtime.Object{
-		&appsv1.Deployment{ObjectMeta: meta("orders")}, &appsv1.StatefulSet{ObjectMeta: meta("db")}, &appsv1.DaemonSet{ObjectMeta: meta("log")},
-		&appsv1.ReplicaSet{ObjectMeta: meta("bare")}, &appsv1.ReplicaSet{ObjectMeta: meta("orders-5d9c", "Deployment", "orders")},
+		&appsv1.Deployment{ObjectMeta: meta("orders")}, &appsv1.StatefulSet{ObjectMeta: meta("db")},
+		&appsv1.DaemonSet{ObjectMeta: meta("log")},
+		&appsv1.ReplicaSet{ObjectMeta: meta("bare")},
+		&appsv1.ReplicaSet{ObjectMeta: meta("orders-5d9c", "Deployment", "orders")},
 		&corev1.Pod{ObjectMeta: meta("alone")}, &corev1.Pod{ObjectMeta: meta("db-0", "StatefulSet", "db")},
 		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere", Namespace: "default"}},
 	} {

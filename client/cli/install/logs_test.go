@@ -21,11 +21,14 @@ import (
 func pod(component, name string, restarts int32) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "sidestep", Name: name, Labels: map[string]string{"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": component},
+			Namespace: "sidestep", Name: name,
+			Labels: map[string]string{"app.kubernetes.io/name": "sidestep",
+				"app.kubernetes.io/component": component},
 			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "helm"}},
 		},
-		Spec:   corev1.PodSpec{Containers: []corev1.Container{{Name: component}}},
-		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: component, RestartCount: restarts}}},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: component}}},
+		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: component,
+			RestartCount: restarts}}},
 	}
 }
 
@@ -43,7 +46,8 @@ func TestLogs(t *testing.T) {
 	}
 	all := func(string, string) bool { return true }
 	newCluster := func() (*Cluster, *kubernetesfake.Clientset) {
-		kube := kubernetesfake.NewClientset(pod("manager", "sidestep-manager-1", 0), pod("nodeagent", "sidestep-nodeagent-1", 2),
+		kube := kubernetesfake.NewClientset(pod("manager", "sidestep-manager-1", 0),
+			pod("nodeagent", "sidestep-nodeagent-1", 2),
 			&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "other"}})
 		return &Cluster{namespace: "sidestep", kube: kube}, kube
 	}
@@ -54,7 +58,8 @@ func TestLogs(t *testing.T) {
 		assert.Empty(t, problems)
 		assert.Len(t, files, 5)
 		for _, name := range []string{
-			"cluster/sidestep-manager-1.manager.log", "cluster/sidestep-nodeagent-1.nodeagent.log", "cluster/sidestep-nodeagent-1.nodeagent.previous.log",
+			"cluster/sidestep-manager-1.manager.log", "cluster/sidestep-nodeagent-1.nodeagent.log",
+			"cluster/sidestep-nodeagent-1.nodeagent.previous.log",
 		} {
 			assert.Equal(t, "fake logs", files[name], name)
 		}
@@ -63,7 +68,8 @@ func TestLogs(t *testing.T) {
 	})
 	t.Run("of those that are wanted", func(t *testing.T) {
 		c, _ := newCluster()
-		files, _, err := gather(c, LogOptions{Wanted: func(component, _ string) bool { return component == "manager" }})
+		files, _, err := gather(c,
+			LogOptions{Wanted: func(component, _ string) bool { return component == "manager" }})
 		require.NoError(t, err)
 		assert.Len(t, files, 1)
 	})
@@ -76,7 +82,8 @@ func TestLogs(t *testing.T) {
 		assert.ErrorContains(t, err, "list the pods in namespace sidestep")
 	})
 	t.Run("that there is nothing is told", func(t *testing.T) {
-		_, problems, err := gather(&Cluster{namespace: "sidestep", kube: kubernetesfake.NewClientset()}, LogOptions{Wanted: all})
+		_, problems, err := gather(&Cluster{namespace: "sidestep", kube: kubernetesfake.NewClientset()},
+			LogOptions{Wanted: all})
 		require.NoError(t, err)
 		assert.Equal(t, []string{"get logs from the cluster: no such pod in namespace sidestep"}, problems)
 	})
@@ -89,19 +96,27 @@ func TestWorkloadParts(t *testing.T) {
 	}
 	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "shop", Name: name} }
 	service := func(name, app string, ports ...corev1.ServicePort) *corev1.Service {
-		return &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: map[string]string{"app": app}, Ports: ports}}
+		return &corev1.Service{ObjectMeta: meta(name),
+			Spec: corev1.ServiceSpec{Selector: map[string]string{"app": app}, Ports: ports}}
 	}
 	for kind, workload := range map[string]runtime.Object{
-		"Deployment":  &appsv1.Deployment{ObjectMeta: meta("echo"), Spec: appsv1.DeploymentSpec{Template: template}},
-		"StatefulSet": &appsv1.StatefulSet{ObjectMeta: meta("echo"), Spec: appsv1.StatefulSetSpec{Template: template}},
-		"ReplicaSet":  &appsv1.ReplicaSet{ObjectMeta: meta("echo"), Spec: appsv1.ReplicaSetSpec{Template: template}},
-		"DaemonSet":   &appsv1.DaemonSet{ObjectMeta: meta("echo"), Spec: appsv1.DaemonSetSpec{Template: template}},
-		"Pod":         &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "echo", Labels: template.Labels}, Spec: template.Spec},
+		"Deployment": &appsv1.Deployment{ObjectMeta: meta("echo"),
+			Spec: appsv1.DeploymentSpec{Template: template}},
+		"StatefulSet": &appsv1.StatefulSet{ObjectMeta: meta("echo"),
+			Spec: appsv1.StatefulSetSpec{Template: template}},
+		"ReplicaSet": &appsv1.ReplicaSet{ObjectMeta: meta("echo"),
+			Spec: appsv1.ReplicaSetSpec{Template: template}},
+		"DaemonSet": &appsv1.DaemonSet{ObjectMeta: meta("echo"),
+			Spec: appsv1.DaemonSetSpec{Template: template}},
+		"Pod": &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "echo",
+			Labels: template.Labels}, Spec: template.Spec},
 	} {
 		t.Run("of a "+kind, func(t *testing.T) {
 			c := &Cluster{dynamic: newFixture(t).dynamic, kube: kubernetesfake.NewClientset(workload,
-				service("echo-canary", "echo", corev1.ServicePort{Name: "http", Port: 80}, corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}),
-				service("echo-stable", "echo", corev1.ServicePort{Port: 8081}), service("other", "other", corev1.ServicePort{Port: 1}))}
+				service("echo-canary", "echo", corev1.ServicePort{Name: "http", Port: 80},
+					corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP}),
+				service("echo-stable", "echo", corev1.ServicePort{Port: 8081}),
+				service("other", "other", corev1.ServicePort{Port: 1}))}
 			parts, err := c.WorkloadParts(t.Context(), "shop", "echo")
 			require.NoError(t, err)
 			assert.Equal(t, Parts{

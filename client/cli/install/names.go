@@ -22,8 +22,8 @@ import (
 
 var rollouts = rollout.GroupVersion.WithResource("rollouts")
 
-// WorkloadNames are the workloads of a namespace that nothing else owns, for completion at the prompt. Kinds that the cluster does not have, or does
-// not tell of, have none.
+// WorkloadNames are the workloads of a namespace that nothing else owns, for completion at the
+// prompt. Kinds that the cluster does not have, or does not tell of, have none.
 func (c *Cluster) WorkloadNames(ctx context.Context, namespace string) ([]string, error) {
 	apps, all := c.kube.AppsV1(), metav1.ListOptions{}
 	var mu sync.Mutex
@@ -89,7 +89,8 @@ type Parts struct {
 	Containers []string
 }
 
-// WorkloadParts are the services that select the pods of a workload, with their ports, and its containers.
+// WorkloadParts are the services that select the pods of a workload, with their ports, and its
+// containers.
 func (c *Cluster) WorkloadParts(ctx context.Context, namespace, name string) (Parts, error) {
 	parts := Parts{Ports: map[string][]string{}}
 	template, err := c.template(ctx, namespace, name)
@@ -104,7 +105,8 @@ func (c *Cluster) WorkloadParts(ctx context.Context, namespace, name string) (Pa
 		return parts, err
 	}
 	for _, s := range services.Items {
-		if len(s.Spec.Selector) == 0 || !labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(template.Labels)) {
+		if len(s.Spec.Selector) == 0 ||
+			!labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(template.Labels)) {
 			continue
 		}
 		parts.Services = append(parts.Services, s.Name)

@@ -17,8 +17,8 @@ const (
 	managedByValue = "sidestep"
 )
 
-// ensureNamespace creates the traffic manager's namespace if it is missing. helm's own would lack the level of Pod Security that the
-// node agents need, and nobody could tell later who had made it.
+// ensureNamespace creates the traffic manager's namespace if it is missing. helm's own would lack
+// the level of Pod Security that the node agents need, and nobody could tell later who had made it.
 func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created bool, err error) {
 	_, err = c.kube.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
 	switch {
@@ -60,7 +60,8 @@ func (c *Cluster) removeNamespace(ctx context.Context, s Settings) error {
 		return nil
 	}
 	s.step("deleting namespace %s", c.namespace)
-	if err := namespaces.Delete(ctx, c.namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if err := namespaces.Delete(ctx, c.namespace, metav1.DeleteOptions{}); err != nil &&
+		!apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete namespace %s: %w", c.namespace, err)
 	}
 	err = c.until(ctx, s.Timeout, func(ctx context.Context) (bool, error) {

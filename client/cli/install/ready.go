@@ -14,8 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// waitReady waits until manager and node agents are all of the new version and ready. When they are not in time, the error says
-// what keeps them.
+// waitReady waits until manager and node agents are all of the new version and ready. When they are
+// not in time, the error says what keeps them.
 func (c *Cluster) waitReady(ctx context.Context, s Settings) error {
 	var missing []string
 	err := c.until(ctx, s.Timeout, func(ctx context.Context) (bool, error) {
@@ -92,7 +92,8 @@ func (c *Cluster) whyNot(ctx context.Context) []string {
 			reasons = append(reasons, fmt.Sprintf("pod %s: %s", pod.Name, reason))
 		}
 	}
-	events, err := c.kube.CoreV1().Events(c.namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
+	events, err := c.kube.CoreV1().Events(c.namespace).List(ctx,
+		metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 	if err != nil {
 		return reasons
 	}
@@ -109,7 +110,8 @@ func podTrouble(pod corev1.Pod) string {
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		waiting := status.State.Waiting
 		if waiting != nil && waiting.Reason == "ContainerCreating" {
-			return fmt.Sprintf("node %s is still creating it, or pulling its image %s", pod.Spec.NodeName, status.Image)
+			return fmt.Sprintf("node %s is still creating it, or pulling its image %s",
+				pod.Spec.NodeName, status.Image)
 		}
 		if waiting != nil && waiting.Reason != "PodInitializing" {
 			text := waiting.Reason

@@ -13,8 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Uninstall removes the release and waits until its pods are gone: by then the node agents have taken everything off their nodes.
-// The definition of intercepts stays, and so do the intercepts, to be served by the next installation.
+// Uninstall removes the release and waits until its pods are gone: by then the node agents have
+// taken everything off their nodes. The definition of intercepts stays, and so do the intercepts,
+// to be served by the next installation.
 func (c *Cluster) Uninstall(ctx context.Context, s Settings) error {
 	if err := c.answer(ctx); err != nil {
 		return err
@@ -63,8 +64,9 @@ func (c *Cluster) waitPodsGone(ctx context.Context, s Settings) error {
 	return err
 }
 
-// RemoveEverything removes all intercepts of everybody, the release, the definition of intercepts and, if it was made here, the namespace.
-// What is not there is no error, so that it can be run again.
+// RemoveEverything removes all intercepts of everybody, the release, the definition of intercepts
+// and, if it was made here, the namespace. What is not there is no error, so that it can be run
+// again.
 func (c *Cluster) RemoveEverything(ctx context.Context, s Settings) error {
 	if err := c.answer(ctx); err != nil {
 		return err
@@ -78,7 +80,8 @@ func (c *Cluster) RemoveEverything(ctx context.Context, s Settings) error {
 		return err
 	}
 	if ended > 0 {
-		// The node agents take everything off their nodes when they end, in any case; here they may do it in peace.
+		// The node agents take everything off their nodes when they end, in any case; here they may
+		// do it in peace.
 		s.step("waiting for the node agents to let go")
 		select {
 		case <-ctx.Done():
@@ -116,7 +119,8 @@ func (c *Cluster) removeIntercepts(ctx context.Context, s Settings) (int, error)
 		s.step("deleting intercept %s in namespace %s", i.GetName(), i.GetNamespace())
 		err := intercepts.Namespace(i.GetNamespace()).Delete(ctx, i.GetName(), metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
-			return count, rights(fmt.Errorf("delete intercept %s in namespace %s: %w", i.GetName(), i.GetNamespace(), err))
+			return count, rights(fmt.Errorf("delete intercept %s in namespace %s: %w", i.GetName(),
+				i.GetNamespace(), err))
 		}
 		count++
 	}

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// patience is how long the daemon has to open its socket. Nothing it does before needs a network.
+	// patience is how long the daemon has to open its socket. Nothing it does before needs a
+	// network.
 	patience = 10 * time.Second
 	poll     = 20 * time.Millisecond
 	// logLines is how much of the log goes into the error when the daemon does not come up.
@@ -27,7 +28,8 @@ const (
 type Daemon struct {
 	Executable string
 	Args       []string
-	// LogFile receives what the process writes to its standard output and error, such as the trace of a crash.
+	// LogFile receives what the process writes to its standard output and error, such as the trace
+	// of a crash.
 	LogFile string
 	// Listening reports whether the daemon's socket answers.
 	Listening func(context.Context) bool
@@ -35,8 +37,9 @@ type Daemon struct {
 	Patience time.Duration
 }
 
-// Start starts the daemon in a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it, and returns
-// once it listens. When it does not, the error holds the end of its log.
+// Start starts the daemon in a session of its own, so that neither Ctrl-C nor the end of the
+// terminal reaches it, and returns once it listens. When it does not, the error holds the end of
+// its log.
 func (d Daemon) Start(ctx context.Context) error {
 	if d.Patience == 0 {
 		d.Patience = patience
@@ -70,8 +73,9 @@ func (d Daemon) Start(ctx context.Context) error {
 	return d.wait(ctx, exited, start)
 }
 
-// turn waits until no other command is starting the daemon, and gives what lets the next one do it. It gives nil if the daemon listens by then: one
-// more process would only wait for it to go away, and take its place.
+// turn waits until no other command is starting the daemon, and gives what lets the next one do it.
+// It gives nil if the daemon listens by then: one more process would only wait for it to go away,
+// and take its place.
 func (d Daemon) turn(ctx context.Context) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.Patience)
 	defer cancel()
@@ -94,7 +98,8 @@ func (d Daemon) turn(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// openLog opens the log, or a new file among the temporary ones where a home that is read-only has no place for it.
+// openLog opens the log, or a new file among the temporary ones where a home that is read-only has
+// no place for it.
 func (d Daemon) openLog() (*os.File, error) {
 	err := os.MkdirAll(filepath.Dir(d.LogFile), 0o700)
 	if err == nil {

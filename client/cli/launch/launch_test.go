@@ -50,7 +50,8 @@ func daemonOf(t *testing.T, args ...string) Daemon {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	dir := t.TempDir()
-	return Daemon{Executable: self, Args: args, LogFile: filepath.Join(dir, "logs", "daemon.log"), Listening: func(context.Context) bool { return false }}
+	return Daemon{Executable: self, Args: args, LogFile: filepath.Join(dir, "logs", "daemon.log"),
+		Listening: func(context.Context) bool { return false }}
 }
 
 func TestTheDaemonListensWhenStartReturnsAndHasASessionOfItsOwn(t *testing.T) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package layout writes what people read (the block of an intercept, the list, the status) and the records that programs read
-// in its place (JSON, YAML).
+// Package layout writes what people read (the block of an intercept, the list, the status) and the
+// records that programs read in its place (JSON, YAML).
 package layout
 
 import (
@@ -11,7 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// Block is a list of labels and values. Labels are padded to the longest one, so that the colons stand in one column.
+// Block is a list of labels and values. Labels are padded to the longest one, so that the colons
+// stand in one column.
 type Block struct {
 	Indent string // before each label
 	Hang   string // before each further line of a value
@@ -23,7 +24,8 @@ type row struct {
 	lines []string
 }
 
-// Add appends a label with its value and the lines that belong under it. A row with an empty value and no lines is left out.
+// Add appends a label with its value and the lines that belong under it. A row with an empty value
+// and no lines is left out.
 func (b *Block) Add(label, value string, more ...string) {
 	if value == "" && len(more) == 0 {
 		return

@@ -52,14 +52,18 @@ type Pod struct {
 // InterceptRecord is the record of an intercept.
 func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
 	r := Intercept{
-		ID: i.GetId(), Container: i.GetContainer(), Name: i.GetName(), Namespace: i.GetNamespace(), WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
+		ID: i.GetId(), Container: i.GetContainer(), Name: i.GetName(), Namespace: i.GetNamespace(),
+		WorkloadKind: i.GetWorkloadKind(), Workload: i.GetWorkload(),
 		State: i.GetState(), Message: i.GetMessage(), Destination: i.GetDestination(), Service: i.GetService(),
-		ServicePortID: i.GetServicePort(), Protocol: i.GetProtocol(), ToPod: i.GetToPod(), Mechanism: i.GetMechanism(), Wiretap: i.GetWiretap(),
+		ServicePortID: i.GetServicePort(), Protocol: i.GetProtocol(), ToPod: i.GetToPod(),
+		Mechanism: i.GetMechanism(), Wiretap: i.GetWiretap(),
 		Intercepting: intercepting(i),
-		Conditions:   i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(), Coverage: i.GetCoverage(),
+		Conditions:   i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(),
+		Coverage: i.GetCoverage(),
 	}
 	for _, p := range i.GetPods() {
-		r.Pods = append(r.Pods, Pod{Name: p.GetName(), Node: p.GetNode(), Steering: p.GetSteering(), Message: p.GetMessage()})
+		r.Pods = append(r.Pods, Pod{Name: p.GetName(), Node: p.GetNode(), Steering: p.GetSteering(),
+			Message: p.GetMessage()})
 	}
 	return r
 }

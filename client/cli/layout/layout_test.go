@@ -34,7 +34,8 @@ func TestTheColonsOfABlockStandInOneColumn(t *testing.T) {
 }
 
 func TestAShellReadsAQuotedWordAsItWas(t *testing.T) {
-	for _, word := range []string{"x-user: it's", `a"b`, "$HOME", "`id`", `back\slash`, "", "new\nline", "!!", "*"} {
+	for _, word := range []string{"x-user: it's", `a"b`, "$HOME", "`id`", `back\slash`, "", "new\nline",
+		"!!", "*"} {
 		out, err := exec.Command("sh", "-c", "printf %s "+Quote(word)).Output()
 		require.NoError(t, err)
 		assert.Equal(t, word, string(out))

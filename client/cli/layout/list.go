@@ -24,7 +24,8 @@ type Workload struct {
 	Others           []Intercept `json:"intercepts_of_others,omitempty"`
 }
 
-// WorkloadRecords are the records of a list. They are never nil, so that an empty list is [] and not null.
+// WorkloadRecords are the records of a list. They are never nil, so that an empty list is [] and
+// not null.
 func WorkloadRecords(workloads []*daemonpb.WorkloadInfo) []Workload {
 	records := make([]Workload, 0, len(workloads))
 	for _, w := range sorted(workloads) {
@@ -37,19 +38,22 @@ func WorkloadRecords(workloads []*daemonpb.WorkloadInfo) []Workload {
 	return records
 }
 
-// List writes one line for each workload, and a block for each intercept of this client. Names carry their namespace when
-// the list spans several.
+// List writes one line for each workload, and a block for each intercept of this client. Names
+// carry their namespace when the list spans several.
 func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, p Paint) error {
 	workloads = sorted(workloads)
 	names, width := make([]string, len(workloads)), 0
 	for i, wl := range workloads {
 		names[i] = wl.GetName()
 		if slices.ContainsFunc(workloads, func(o *daemonpb.WorkloadInfo) bool {
-			return o.GetName() == wl.GetName() && o.GetNamespace() == wl.GetNamespace() && o.GetKind() != wl.GetKind()
+			return o.GetName() == wl.GetName() && o.GetNamespace() == wl.GetNamespace() &&
+				o.GetKind() != wl.GetKind()
 		}) {
-			names[i] = strings.ToLower(wl.GetKind()) + "/" + wl.GetName() // as it is written on the command line
+			// as it is written on the command line
+			names[i] = strings.ToLower(wl.GetKind()) + "/" + wl.GetName()
 		}
-		if slices.ContainsFunc(workloads, func(o *daemonpb.WorkloadInfo) bool { return o.GetNamespace() != wl.GetNamespace() }) {
+		if slices.ContainsFunc(workloads,
+			func(o *daemonpb.WorkloadInfo) bool { return o.GetNamespace() != wl.GetNamespace() }) {
 			names[i] += "." + wl.GetNamespace()
 		}
 		width = max(width, utf8.RuneCountInString(names[i]))
@@ -83,7 +87,8 @@ const (
 
 func workloadState(w *daemonpb.WorkloadInfo) string {
 	switch {
-	case slices.ContainsFunc(w.GetIntercepts(), func(i *daemonpb.InterceptInfo) bool { return !i.GetWiretap() }):
+	case slices.ContainsFunc(w.GetIntercepts(),
+		func(i *daemonpb.InterceptInfo) bool { return !i.GetWiretap() }):
 		return stateIntercepted
 	case len(w.GetIntercepts()) > 0:
 		return stateWiretapped
@@ -97,17 +102,21 @@ func workloadState(w *daemonpb.WorkloadInfo) string {
 func workloadText(w *daemonpb.WorkloadInfo, p Paint) string {
 	switch state := workloadState(w); state {
 	case stateIntercepted:
-		return p.Good(state) + others(", also by ", w.GetOthers(), false) + others(", wiretapped by ", w.GetOthers(), true)
+		return p.Good(state) + others(", also by ", w.GetOthers(), false) +
+			others(", wiretapped by ", w.GetOthers(), true)
 	case stateWiretapped:
-		return p.Good(state) + others(", also by ", w.GetOthers(), true) + others(", intercepted by ", w.GetOthers(), false)
+		return p.Good(state) + others(", also by ", w.GetOthers(), true) +
+			others(", intercepted by ", w.GetOthers(), false)
 	case stateNotInterceptable:
 		return p.Odd(state) + ": " + w.GetNotInterceptable()
 	default:
-		return state + others(", intercepted by ", w.GetOthers(), false) + others(", wiretapped by ", w.GetOthers(), true)
+		return state + others(", intercepted by ", w.GetOthers(), false) +
+			others(", wiretapped by ", w.GetOthers(), true)
 	}
 }
 
-// others names the other people who hold an intercept, or a wiretap, on the workload, and what they take when they take everything.
+// others names the other people who hold an intercept, or a wiretap, on the workload, and what they
+// take when they take everything.
 func others(prefix string, intercepts []*daemonpb.InterceptInfo, wiretaps bool) string {
 	var people []string
 	for _, o := range intercepts {

@@ -23,7 +23,8 @@ func agentRecords(agents []*daemonpb.NodeAgentInfo) []NodeAgent {
 	var records []NodeAgent
 	for _, a := range agents {
 		records = append(records, NodeAgent{
-			Node: a.GetNode(), Attached: a.GetAttached(), Version: a.GetVersion(), Kernel: a.GetKernel(), Datapath: a.GetDatapath(), Reason: a.GetReason(),
+			Node: a.GetNode(), Attached: a.GetAttached(), Version: a.GetVersion(),
+			Kernel: a.GetKernel(), Datapath: a.GetDatapath(), Reason: a.GetReason(),
 		})
 	}
 	return records

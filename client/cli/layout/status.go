@@ -53,7 +53,9 @@ type Ended struct {
 func endedRecords(ended []*daemonpb.EndedInfo) []Ended {
 	var records []Ended
 	for _, e := range ended {
-		records = append(records, Ended{e.GetName(), e.GetNamespace(), e.GetWorkloadKind(), e.GetWorkload(), e.GetReason(), e.GetAgain()})
+		records = append(records,
+			Ended{e.GetName(), e.GetNamespace(), e.GetWorkloadKind(), e.GetWorkload(), e.GetReason(),
+				e.GetAgain()})
 	}
 	return records
 }
@@ -66,7 +68,8 @@ type TrafficManager struct {
 	NodeAgents []NodeAgent `json:"node_agents,omitempty"`
 }
 
-// StatusRecord is the record of a status; nil means that no user daemon runs. told is what the traffic manager knows of the nodes, if it was asked.
+// StatusRecord is the record of a status; nil means that no user daemon runs. told is what the
+// traffic manager knows of the nodes, if it was asked.
 func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status {
 	var r Status
 	r.UserDaemon.Intercepts = []Intercept{}
@@ -75,10 +78,13 @@ func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status
 	}
 	d := s.GetDaemon()
 	r.UserDaemon = UserDaemon{
-		Running: true, Version: d.GetVersion(), Executable: d.GetExecutable(), PID: d.GetPid(), Status: state(s), Error: s.GetMessage(),
-		SessionID: s.GetSession(), Client: s.GetHolder(), KubernetesServer: s.GetKubernetesServer(), KubernetesContext: s.GetKubernetesContext(),
-		Namespace: s.GetNamespace(), ManagerNamespace: s.GetManagerNamespace(), Intercepts: interceptRecords(s.GetIntercepts()),
-		Ended: endedRecords(s.GetEnded()),
+		Running: true, Version: d.GetVersion(), Executable: d.GetExecutable(), PID: d.GetPid(),
+		Status: state(s), Error: s.GetMessage(),
+		SessionID: s.GetSession(), Client: s.GetHolder(), KubernetesServer: s.GetKubernetesServer(),
+		KubernetesContext: s.GetKubernetesContext(),
+		Namespace:         s.GetNamespace(), ManagerNamespace: s.GetManagerNamespace(),
+		Intercepts: interceptRecords(s.GetIntercepts()),
+		Ended:      endedRecords(s.GetEnded()),
 	}
 	for i := range r.UserDaemon.Intercepts {
 		its := &r.UserDaemon.Intercepts[i]
@@ -114,7 +120,8 @@ type StatusText struct {
 	Told     *daemonpb.NodeAgentsReply // of the nodes, if the traffic manager was asked
 }
 
-// Write writes the blocks of the root daemon, the user daemon and the traffic manager; s is nil when no user daemon runs.
+// Write writes the blocks of the root daemon, the user daemon and the traffic manager; s is nil
+// when no user daemon runs.
 func (t StatusText) Write(w io.Writer, s *daemonpb.StatusInfo) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "Root Daemon: %s\n", t.Paint.Odd("Not running"))
@@ -202,7 +209,8 @@ func (t StatusText) interceptLines(s *daemonpb.StatusInfo) []string {
 func (t StatusText) endedLines(s *daemonpb.StatusInfo) []string {
 	var lines []string
 	for _, e := range s.GetEnded() {
-		line := fmt.Sprintf("%s, of %s %s.%s: %s", e.GetName(), e.GetWorkloadKind(), e.GetWorkload(), e.GetNamespace(), e.GetReason())
+		line := fmt.Sprintf("%s, of %s %s.%s: %s", e.GetName(), e.GetWorkloadKind(), e.GetWorkload(),
+			e.GetNamespace(), e.GetReason())
 		if e.GetAgain() {
 			line += "; " + t.Paint.Odd("it is being made again")
 		}
@@ -216,7 +224,8 @@ func (t StatusText) wideLines(i *daemonpb.InterceptInfo) []string {
 	if i.GetWiretap() {
 		what = "copies of " + what
 	}
-	lines := []string{fmt.Sprintf("  %s %s.%s to %s, %s", i.GetWorkloadKind(), i.GetWorkload(), i.GetNamespace(), i.GetDestination(), what)}
+	lines := []string{fmt.Sprintf("  %s %s.%s to %s, %s", i.GetWorkloadKind(), i.GetWorkload(),
+		i.GetNamespace(), i.GetDestination(), what)}
 	for _, c := range i.GetConditions() {
 		lines = append(lines, "    "+c)
 	}

@@ -26,7 +26,8 @@ func trafficRecord(t *agentpb.Traffic) *Traffic {
 		return nil
 	}
 	return &Traffic{
-		Open: open(t), Closed: t.GetClosed(), Aborted: t.GetAborted(), Received: t.GetReceivedBytes(), Sent: t.GetSentBytes(),
+		Open: open(t), Closed: t.GetClosed(), Aborted: t.GetAborted(), Received: t.GetReceivedBytes(),
+		Sent:          t.GetSentBytes(),
 		Retransmitted: t.GetRetransmittedSegments(), RTT: float64(rtt(t).Microseconds()) / 1000,
 	}
 }
@@ -83,7 +84,8 @@ func copiesLine(c *agentpb.Copies, mechanism string) string {
 
 // trafficLine is about all connections to the ports of an intercept's pods.
 func trafficLine(t *agentpb.Traffic) string {
-	line := fmt.Sprintf("connections: %d open, %d served; %s in, %s out", open(t), t.GetClosed(), size(t.GetReceivedBytes()), size(t.GetSentBytes()))
+	line := fmt.Sprintf("connections: %d open, %d served; %s in, %s out", open(t), t.GetClosed(),
+		size(t.GetReceivedBytes()), size(t.GetSentBytes()))
 	if t.GetRttSamples() > 0 {
 		line += "; RTT " + roundTrip(rtt(t))
 	}
@@ -106,7 +108,8 @@ func rtt(t *agentpb.Traffic) time.Duration {
 	return time.Duration(t.GetRttSumUs()/t.GetRttSamples()) * time.Microsecond
 }
 
-// roundTrip is in milliseconds, with as many digits as tell neighbours on a node (tens of microseconds) from nothing.
+// roundTrip is in milliseconds, with as many digits as tell neighbours on a node (tens of
+// microseconds) from nothing.
 func roundTrip(d time.Duration) string {
 	ms := float64(d.Microseconds()) / 1000
 	if ms < 0.1 {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package progress shows what is being waited for, in one line of a terminal that is wiped when the wait is over.
+// Package progress shows what is being waited for, in one line of a terminal that is wiped when the
+// wait is over.
 package progress
 
 import (
@@ -27,7 +28,8 @@ const beat = 100 * time.Millisecond
 
 var frames = []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 
-// Line is one line of progress. It draws from a goroutine of its own between the first Set and Close.
+// Line is one line of progress. It draws from a goroutine of its own between the first Set and
+// Close.
 type Line struct {
 	w     io.Writer
 	style Style
@@ -85,7 +87,8 @@ func (l *Line) spin(stop <-chan struct{}) {
 // draw needs the lock.
 func (l *Line) draw() {
 	line := []rune(fmt.Sprintf("%c %s", frames[l.frame%len(frames)], l.text))
-	// The last column stays free: a character there makes some terminals wrap, and a wrapped line cannot be wiped.
+	// The last column stays free: a character there makes some terminals wrap, and a wrapped line
+	// cannot be wiped.
 	if width := l.width(); width > 0 && len(line) >= width {
 		line = append(line[:max(width-2, 0)], '…')
 	}

@@ -45,7 +45,8 @@ func TestTheSpinnerTurnsAndIsWiped(t *testing.T) {
 		l.Set("waiting for pods: 1/2")
 		l.Set("waiting for pods: 1/2")
 		l.Close()
-		assert.Equal(t, []string{"⠋ waiting for pods: 0/2", "⠙ waiting for pods: 0/2", "⠙ waiting for pods: 1/2", ""}, out.drawings())
+		assert.Equal(t, []string{"⠋ waiting for pods: 0/2", "⠙ waiting for pods: 0/2",
+			"⠙ waiting for pods: 1/2", ""}, out.drawings())
 		before := out.String()
 		time.Sleep(10 * beat)
 		l.Close()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package reason holds the errors of the daemon that programs tell apart. They cross the socket as google.rpc.ErrorInfo details of the gRPC
-// status, whose message is for people.
+// Package reason holds the errors of the daemon that programs tell apart. They cross the socket as
+// google.rpc.ErrorInfo details of the gRPC status, whose message is for people.
 package reason
 
 import (
@@ -19,7 +19,8 @@ const Domain = "sidestep.dev"
 
 // The reasons.
 const (
-	// ManagerNotInstalled: the cluster has no traffic manager in the namespace; metadata "namespace" names it.
+	// ManagerNotInstalled: the cluster has no traffic manager in the namespace; metadata
+	// "namespace" names it.
 	ManagerNotInstalled = "MANAGER_NOT_INSTALLED"
 	// ManagerNotReady: it is installed, and none of its pods is ready.
 	ManagerNotReady = "MANAGER_NOT_READY"
@@ -27,7 +28,8 @@ const (
 	NoCluster = "NO_CLUSTER"
 	// Unauthorized: the API server does not accept the credentials.
 	Unauthorized = "UNAUTHORIZED"
-	// Forbidden: a right is missing; metadata "verb", "resource" and "namespace" say which when it is known.
+	// Forbidden: a right is missing; metadata "verb", "resource" and "namespace" say which when it
+	// is known.
 	Forbidden = "FORBIDDEN"
 	// OtherCluster: the daemon has a session with another cluster.
 	OtherCluster = "OTHER_CLUSTER"
@@ -35,7 +37,8 @@ const (
 	NoSession = "NO_SESSION"
 	// VersionSkew: client and manager do not speak the same protocol.
 	VersionSkew = "VERSION_SKEW"
-	// WorkloadNotFound: no workload has that name; metadata "similar" lists names like it, separated by commas.
+	// WorkloadNotFound: no workload has that name; metadata "similar" lists names like it,
+	// separated by commas.
 	WorkloadNotFound = "WORKLOAD_NOT_FOUND"
 	// WorkloadAmbiguous: workloads of several kinds have that name.
 	WorkloadAmbiguous = "WORKLOAD_AMBIGUOUS"
@@ -51,9 +54,11 @@ const (
 	Invalid = "INVALID"
 	// NotSteering: pods could not be steered, or not in time.
 	NotSteering = "NOT_STEERING"
-	// NoEnvironment: the environment of the container was wanted and cannot be had, for another reason than a missing right.
+	// NoEnvironment: the environment of the container was wanted and cannot be had, for another
+	// reason than a missing right.
 	NoEnvironment = "NO_ENVIRONMENT"
-	// InterceptsLeft: disconnected, and some intercepts could not be deleted; the manager deletes them after its grace period.
+	// InterceptsLeft: disconnected, and some intercepts could not be deleted; the manager deletes
+	// them after its grace period.
 	InterceptsLeft = "INTERCEPTS_LEFT"
 )
 
@@ -85,7 +90,8 @@ func (e *Error) Error() string { return e.Message }
 // GRPCStatus is how the error crosses the socket.
 func (e *Error) GRPCStatus() *status.Status {
 	s := status.New(e.Code, e.Message)
-	detailed, err := s.WithDetails(protoadapt.MessageV1Of(&errdetails.ErrorInfo{Reason: e.Reason, Domain: Domain, Metadata: e.Metadata}))
+	detailed, err := s.WithDetails(protoadapt.MessageV1Of(&errdetails.ErrorInfo{Reason: e.Reason,
+		Domain: Domain, Metadata: e.Metadata}))
 	if err != nil {
 		return s
 	}

@@ -14,8 +14,8 @@ import (
 	"syscall"
 )
 
-// owned refuses a socket, or a directory of one, that is another user's: its daemon would learn which cluster is meant, and as whom.
-// Root may do everything anyhow.
+// owned refuses a socket, or a directory of one, that is another user's: its daemon would learn
+// which cluster is meant, and as whom. Root may do everything anyhow.
 func owned(path string) error { return ownedBy(path, os.Getuid()) }
 
 func ownedBy(path string, me int) error {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package socket is how the command line reaches the daemon, and what it knows of the daemon's files.
+// Package socket is how the command line reaches the daemon, and what it knows of the daemon's
+// files.
 package socket
 
 import (
@@ -26,7 +27,8 @@ import (
 	"sidestep.dev/sidestep/client/home"
 )
 
-// Ping is how often a daemon is asked whether it still lives during a call, and how long it has to answer.
+// Ping is how often a daemon is asked whether it still lives during a call, and how long it has to
+// answer.
 const Ping = 10 * time.Second
 
 // Hung is the error that the daemon which serves the socket at path does not answer.
@@ -62,7 +64,8 @@ func Saved() bool {
 	return err == nil
 }
 
-// Clean removes everything that a daemon leaves on disk. A daemon that runs is not touched, and writes again.
+// Clean removes everything that a daemon leaves on disk. A daemon that runs is not touched, and
+// writes again.
 func Clean() error {
 	path, err := Path()
 	if err != nil {
@@ -81,7 +84,8 @@ func Clean() error {
 			errs = append(errs, err)
 		}
 	}
-	// Directories go when they are empty: $SIDESTEP_DAEMON_SOCKET and $XDG_CACHE_HOME may hold what is not ours.
+	// Directories go when they are empty: $SIDESTEP_DAEMON_SOCKET and $XDG_CACHE_HOME may hold what
+	// is not ours.
 	for _, dir := range []string{filepath.Dir(log), cache, filepath.Dir(path)} {
 		if filepath.Base(dir) == "sidestep" || filepath.Base(dir) == "logs" {
 			_ = os.Remove(dir)
@@ -99,8 +103,9 @@ func Dial(ctx context.Context) (daemonpb.DaemonClient, io.Closer, error) {
 	return DialPath(ctx, path)
 }
 
-// DialPath connects to the daemon that serves the socket at path, and returns once the socket has accepted. When no daemon runs the
-// error is os.ErrNotExist or syscall.ECONNREFUSED. A socket that belongs to another user is refused.
+// DialPath connects to the daemon that serves the socket at path, and returns once the socket has
+// accepted. When no daemon runs the error is os.ErrNotExist or syscall.ECONNREFUSED. A socket that
+// belongs to another user is refused.
 func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Closer, error) {
 	if err := owned(path); err != nil {
 		return nil, nil, err
@@ -129,7 +134,8 @@ func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Close
 		// A daemon that hangs in the middle of a call is given up.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: Ping, Timeout: Ping}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second},
+			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6,
+				MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),

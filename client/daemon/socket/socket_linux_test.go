@@ -25,12 +25,15 @@ func TestASocketOfAnotherUserIsRefused(t *testing.T) {
 	assert.NoError(t, ownedBy(path, 12345))
 	assert.NoError(t, ownedBy(path, 0), "root may ask everybody's")
 	assert.EqualError(t, ownedBy(path, 1000),
-		"the daemon's socket "+path+" belongs to user 12345 — run `sidestep quit -s` as 12345, or set SIDESTEP_DAEMON_SOCKET to a path of your own")
+		"the daemon's socket "+path+
+			" belongs to user 12345 — run `sidestep quit -s` as 12345, or set SIDESTEP_DAEMON_SOCKET to a path of your own")
 }
 
 func TestTheErrorOfADaemonThatHangsSaysHowToEndIt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "daemon.sock")
-	assert.EqualError(t, Hung(path), "the daemon does not answer — end it, and run the command again: the next one goes on with its session")
+	assert.EqualError(t, Hung(path),
+		"the daemon does not answer — end it, and run the command again: the next one goes on with its session")
 	require.NoError(t, os.WriteFile(home.Lock(path), []byte("4711\n"), 0o600))
-	assert.EqualError(t, Hung(path), "the daemon does not answer — end it with `kill -9 4711`, and run the command again: the next one goes on with its session")
+	assert.EqualError(t, Hung(path),
+		"the daemon does not answer — end it with `kill -9 4711`, and run the command again: the next one goes on with its session")
 }

@@ -19,7 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// File is one file of an image. Its bytes are Content, or those of the file Source when Content is nil.
+// File is one file of an image. Its bytes are Content, or those of the file Source when Content is
+// nil.
 type File struct {
 	// Path is absolute and inside the image.
 	Path string
@@ -31,9 +32,11 @@ type File struct {
 	Mode fs.FileMode
 }
 
-// Programs that look up their own user, and those that write temporary files, expect these of any image.
+// Programs that look up their own user, and those that write temporary files, expect these of any
+// image.
 var standardFiles = []File{
-	{Path: "/etc/passwd", Content: []byte("root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n")},
+	{Path: "/etc/passwd", Content: []byte(
+		"root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n")},
 	{Path: "/etc/group", Content: []byte("root:x:0:\nnonroot:x:65532:\n")},
 }
 
@@ -62,7 +65,8 @@ func newLayer(files []File) (v1.Layer, error) {
 		return nil, err
 	}
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive.Bytes())), nil }
-	return tarball.LayerFromOpener(open, tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
+	return tarball.LayerFromOpener(open, tarball.WithCompressionLevel(gzip.BestSpeed),
+		tarball.WithCompressedCaching)
 }
 
 func writeArchive(w io.Writer, files []File) error {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pack makes container images out of static binaries and plain files, without a container engine and without a
-// base image, and saves them as a tarball for a local node or pushes them to a registry.
+// Package pack makes container images out of static binaries and plain files, without a container
+// engine and without a base image, and saves them as a tarball for a local node or pushes them to a
+// registry.
 //
-// An image built twice from the same input has the same digest: times are fixed and files are sorted.
+// An image built twice from the same input has the same digest: times are fixed and files are
+// sorted.
 package pack
 
 import (
@@ -26,8 +28,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// DefaultUser is the numeric user and group of an image that does not choose its own. It is numeric because the
-// restricted Pod Security level with runAsNonRoot cannot verify a name.
+// DefaultUser is the numeric user and group of an image that does not choose its own. It is numeric
+// because the restricted Pod Security level with runAsNonRoot cannot verify a name.
 const DefaultUser = "65532:65532"
 
 // Image says what goes into an image.
@@ -51,7 +53,8 @@ type Image struct {
 	Architecture string
 }
 
-// Program is the usual image: one static binary, found on this machine at path, that is the entrypoint.
+// Program is the usual image: one static binary, found on this machine at path, that is the
+// entrypoint.
 func Program(path string) Image {
 	inside := "/" + filepath.Base(path)
 	return Image{
@@ -109,8 +112,9 @@ func (i Image) config() v1.Config {
 	}
 }
 
-// Save writes the image under the reference (such as "localhost/sidestep/manager:dev") as a tarball that
-// "ctr image import" and "docker load" read. The file appears under its name only when it is complete.
+// Save writes the image under the reference (such as "localhost/sidestep/manager:dev") as a tarball
+// that "ctr image import" and "docker load" read. The file appears under its name only when it is
+// complete.
 func Save(path, reference string, image v1.Image) error {
 	tag, err := name.NewTag(reference)
 	if err != nil {
@@ -131,8 +135,8 @@ func Save(path, reference string, image v1.Image) error {
 	return nil
 }
 
-// Push sends the image to the registry that the reference names, with the credentials that "docker login" left in the
-// user's configuration. It returns the digest under which the registry has it.
+// Push sends the image to the registry that the reference names, with the credentials that "docker
+// login" left in the user's configuration. It returns the digest under which the registry has it.
 func Push(ctx context.Context, reference string, image v1.Image) (v1.Hash, error) {
 	ref, err := name.ParseReference(reference)
 	if err != nil {

@@ -118,9 +118,10 @@ func TestWrongInputIsRefusedWithTheReason(t *testing.T) {
 		image Image
 		says  string
 	}{
-		"no entrypoint":        {Image{}, "no entrypoint"},
-		"a relative path":      {Image{Entrypoint: []string{"/a"}, Files: []File{{Path: "a"}}}, "not absolute"},
-		"a path twice":         {Image{Entrypoint: []string{"/a"}, Files: []File{{Path: "/a"}, {Path: "//a"}}}, "given twice"},
+		"no entrypoint":   {Image{}, "no entrypoint"},
+		"a relative path": {Image{Entrypoint: []string{"/a"}, Files: []File{{Path: "a"}}}, "not absolute"},
+		"a path twice": {Image{Entrypoint: []string{"/a"},
+			Files: []File{{Path: "/a"}, {Path: "//a"}}}, "given twice"},
 		"a source not present": {Program("/does/not/exist"), "no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -95,8 +95,8 @@ func elements(list []byte, yield func([]byte)) {
 	}
 }
 
-// parseLength reads a Content-Length. What parsers have been seen to read differently is refused: signs, lists, leading
-// zeros, numbers beyond 18 digits.
+// parseLength reads a Content-Length. What parsers have been seen to read differently is refused:
+// signs, lists, leading zeros, numbers beyond 18 digits.
 func parseLength(p []byte) (int64, bool) {
 	if len(p) == 0 || len(p) > 18 || p[0] == '0' && len(p) > 1 {
 		return 0, false

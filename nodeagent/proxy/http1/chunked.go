@@ -25,7 +25,8 @@ const (
 	chunkedDone
 )
 
-// Chunked follows a chunked body (RFC 9112 §7.1) to its end, trailer section included. The zero value is at the start of one.
+// Chunked follows a chunked body (RFC 9112 §7.1) to its end, trailer section included. The zero
+// value is at the start of one.
 type Chunked struct {
 	state  chunkState
 	digits uint8
@@ -33,8 +34,9 @@ type Chunked struct {
 	left   int64 // of this chunk's data
 }
 
-// Scan reads on in p and returns how many of its bytes belong to the body, and whether the body is complete with them. After an error,
-// which is a Doubt, nothing about the bytes from n on is certain.
+// Scan reads on in p and returns how many of its bytes belong to the body, and whether the body is
+// complete with them. After an error, which is a Doubt, nothing about the bytes from n on is
+// certain.
 func (c *Chunked) Scan(p []byte) (n int, done bool, err error) {
 	for n < len(p) && c.state != chunkedDone {
 		if c.state == chunkData {
@@ -53,7 +55,8 @@ func (c *Chunked) Scan(p []byte) (n int, done bool, err error) {
 	return n, c.state == chunkedDone, nil
 }
 
-// Data returns how many bytes of chunk data come next. The caller may pass that many on unseen and then Skip them.
+// Data returns how many bytes of chunk data come next. The caller may pass that many on unseen and
+// then Skip them.
 func (c *Chunked) Data() int64 {
 	if c.state == chunkData {
 		return c.left

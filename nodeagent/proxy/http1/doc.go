@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package http1 finds where HTTP/1 messages begin and end (RFC 9112), in bytes that it never changes or copies.
+// Package http1 finds where HTTP/1 messages begin and end (RFC 9112), in bytes that it never
+// changes or copies.
 //
-// It is made to sit in front of a server whose parser it does not know, so it is not lenient: it accepts the messages that every
-// server reads alike, and calls all others a Doubt. A Doubt is no fault of the message; it means that from there on only the
-// server may say what the bytes are.
+// It is made to sit in front of a server whose parser it does not know, so it is not lenient: it
+// accepts the messages that every server reads alike, and calls all others a Doubt. A Doubt is no
+// fault of the message; it means that from there on only the server may say what the bytes are.
 package http1
 
 // A Doubt is the reason why a message cannot be framed with certainty.
@@ -36,7 +37,8 @@ const (
 	DoubtTrailerLength = Doubt("trailer section is longer than 64 KiB")
 )
 
-// MaxHead is the longest head that is framed, in bytes. What the longest allowed one is, is the app's business.
+// MaxHead is the longest head that is framed, in bytes. What the longest allowed one is, is the
+// app's business.
 const MaxHead = 64 << 10
 
 // BodyKind says how the end of a body is found.

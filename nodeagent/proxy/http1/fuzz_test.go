@@ -36,7 +36,8 @@ func oursValues(h *head) func(string) []string {
 	}
 }
 
-// ours frames the requests in data, which arrive in pieces of that size, up to the first doubt or incomplete one.
+// ours frames the requests in data, which arrive in pieces of that size, up to the first doubt or
+// incomplete one.
 func ours(data []byte, piece int) (all []message) {
 	at := 0
 	for {
@@ -58,7 +59,8 @@ func ours(data []byte, piece int) (all []message) {
 			return all
 		}
 		all = append(all, message{
-			end: end, content: content, start: string(r.Method()) + " " + string(r.Target()), close: !r.Persists(),
+			end: end, content: content, start: string(r.Method()) + " " + string(r.Target()),
+			close:  !r.Persists(),
 			values: oursValues(&r.head), path: string(r.Path()),
 		})
 		at = end
@@ -117,7 +119,8 @@ func theirRequest(br *bufio.Reader) (message, io.ReadCloser, error) {
 		return message{}, nil, err
 	}
 	m := message{start: r.Method + " " + r.RequestURI, close: r.Close, values: theirValues(r.Header), path: "?"}
-	if r.Method != "CONNECT" && (r.RequestURI[0] == '/' || strings.HasPrefix(strings.ToLower(r.RequestURI), r.URL.Scheme+"://")) {
+	if r.Method != "CONNECT" &&
+		(r.RequestURI[0] == '/' || strings.HasPrefix(strings.ToLower(r.RequestURI), r.URL.Scheme+"://")) {
 		m.path = r.URL.Path
 		if m.path == "" {
 			m.path = "/"
@@ -146,7 +149,8 @@ func theirValues(h http.Header) func(string) []string {
 func compare(t *testing.T, data []byte, ours, theirs []message) {
 	for i := range min(len(ours), len(theirs)) {
 		our, their := ours[i], theirs[i]
-		if our.end != their.end || our.content != their.content || our.start != their.start || our.close != their.close {
+		if our.end != their.end || our.content != their.content || our.start != their.start ||
+			our.close != their.close {
 			t.Fatalf("message %d of %q:\n        we say %+v\nnet/http says %+v", i, data, our, their)
 		}
 		if path, err := url.PathUnescape(our.path); their.path != "?" && err == nil && path != their.path {
@@ -154,7 +158,8 @@ func compare(t *testing.T, data []byte, ours, theirs []message) {
 		}
 		for _, name := range their.values("") {
 			if !slices.Equal(our.values(name), their.values(name)) {
-				t.Fatalf("message %d of %q: our values of %s are %q, those of net/http %q", i, data, name, our.values(name), their.values(name))
+				t.Fatalf("message %d of %q: our values of %s are %q, those of net/http %q", i, data,
+					name, our.values(name), their.values(name))
 			}
 		}
 	}
@@ -166,7 +171,8 @@ func comparePieces(t *testing.T, data []byte, piece int, whole, pieces []message
 	}
 	for i := range whole {
 		if whole[i].end != pieces[i].end {
-			t.Fatalf("message %d of %q ends at %d at once, at %d in pieces of %d", i, data, whole[i].end, pieces[i].end, piece)
+			t.Fatalf("message %d of %q ends at %d at once, at %d in pieces of %d", i, data,
+				whole[i].end, pieces[i].end, piece)
 		}
 	}
 }
@@ -223,12 +229,14 @@ func FuzzResponseFraming(f *testing.F) {
 			if err != nil {
 				return message{}, nil, err
 			}
-			return message{start: r.Status[:3], close: r.Close, values: theirValues(r.Header), path: "?"}, r.Body, nil
+			return message{start: r.Status[:3], close: r.Close, values: theirValues(r.Header),
+				path: "?"}, r.Body, nil
 		}))
 	})
 }
 
-// oursResponses frames the responses in data, all to requests of that kind, up to the first doubt or incomplete one.
+// oursResponses frames the responses in data, all to requests of that kind, up to the first doubt
+// or incomplete one.
 func oursResponses(data []byte, piece int, kind RequestKind) (all []message) {
 	at := 0
 	for {
@@ -249,7 +257,8 @@ func oursResponses(data []byte, piece int, kind RequestKind) (all []message) {
 		if err != nil || body.Kind == Tunnelled {
 			return all
 		}
-		m := message{start: strconv.Itoa(r.Status()), close: !r.Persists() || body.Kind == UntilClose, values: oursValues(&r.head)}
+		m := message{start: strconv.Itoa(r.Status()), close: !r.Persists() || body.Kind == UntilClose,
+			values: oursValues(&r.head)}
 		if body.Kind == UntilClose {
 			m.end, m.content = len(data), string(data[at+n:])
 			return append(all, m)

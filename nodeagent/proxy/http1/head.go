@@ -20,8 +20,8 @@ type head struct {
 	expect    bool // Expect: 100-continue
 }
 
-// read goes on reading p, which starts with the head and holds at least what it did at the last call. It returns the head's
-// length once it is complete, else 0.
+// read goes on reading p, which starts with the head and holds at least what it did at the last
+// call. It returns the head's length once it is complete, else 0.
 func (h *head) read(p []byte, first func(line []byte) error) (int, error) {
 	for {
 		i := bytes.IndexByte(p[h.seen:], '\n')
@@ -54,7 +54,8 @@ func (h *head) read(p []byte, first func(line []byte) error) (int, error) {
 	}
 }
 
-// partial looks at a line whose end has not come. A sender that stops in a line that no server would take must not be left waiting.
+// partial looks at a line whose end has not come. A sender that stops in a line that no server
+// would take must not be left waiting.
 func (h *head) partial(p []byte) error {
 	if len(p) >= MaxHead {
 		return DoubtHeadTooLong
@@ -180,7 +181,8 @@ func (h *head) values(name string, yield func([]byte) bool) {
 	p = p[bytes.IndexByte(p, '\n')+1:]
 	for len(p) > 2 {
 		end := bytes.IndexByte(p, '\n')
-		if end > len(name) && p[len(name)] == ':' && is(p[:len(name)], name) && !yield(trim(p[len(name)+1:end-1])) {
+		if end > len(name) && p[len(name)] == ':' && is(p[:len(name)], name) &&
+			!yield(trim(p[len(name)+1:end-1])) {
 			return
 		}
 		p = p[end+1:]

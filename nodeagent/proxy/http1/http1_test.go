@@ -40,11 +40,14 @@ func TestRequestHeads(t *testing.T) {
 		{"GET / HTTP/1.0\r\n\r\n", "/", Body{}, Plain, false, false},
 		{"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", "/", Body{}, Plain, true, false},
 		{"GET / HTTP/1.1\r\nConnection: x, CLOSE ,y\r\n\r\n", "/", Body{}, Plain, false, false},
-		{"GET / HTTP/1.1\r\nConnection: keep-alive\r\nconnection: close\r\n\r\n", "/", Body{}, Plain, false, false},
+		{"GET / HTTP/1.1\r\nConnection: keep-alive\r\nconnection: close\r\n\r\n", "/", Body{}, Plain,
+			false, false},
 		{"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", "/", Body{}, Plain, true, true},
-		{"POST / HTTP/1.1\r\nCONTENT-length:  123456789012345678\t\r\n\r\n", "/", Body{Length: 123456789012345678}, Plain, true, false},
+		{"POST / HTTP/1.1\r\nCONTENT-length:  123456789012345678\t\r\n\r\n", "/",
+			Body{Length: 123456789012345678}, Plain, true, false},
 		{"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "/", Body{}, Plain, true, false},
-		{"POST / HTTP/1.1\r\nTransfer-ENCODING: Chunked \r\n\r\n", "/", Body{Kind: InChunks}, Plain, true, false},
+		{"POST / HTTP/1.1\r\nTransfer-ENCODING: Chunked \r\n\r\n", "/", Body{Kind: InChunks}, Plain,
+			true, false},
 	}
 	for _, test := range tests {
 		t.Run(strings.ReplaceAll(test.head, "\r\n", "|"), func(t *testing.T) {
@@ -246,8 +249,9 @@ func TestTextHasNoControls(t *testing.T) {
 
 func TestWhatMayBeARequest(t *testing.T) {
 	for p, want := range map[string]bool{
-		"G": true, "GET ": true, "GET /long": true, "P": true, "PROP": true, "": true, "FOO / HTTP/1.1\r\n": true,
-		"HELLO": false, "get /": false, "GETX": false, "PRI * HTTP/2.0": false, "\x16\x03": false, "\r": false,
+		"G": true, "GET ": true, "GET /long": true, "P": true, "PROP": true, "": true,
+		"FOO / HTTP/1.1\r\n": true,
+		"HELLO":              false, "get /": false, "GETX": false, "PRI * HTTP/2.0": false, "\x16\x03": false, "\r": false,
 	} {
 		assert.Equal(t, want, MayBeRequest([]byte(p)), "%q", p)
 	}

@@ -24,8 +24,9 @@ const (
 // Reset makes r ready for another head.
 func (r *Request) Reset() { *r = Request{head: head{length: -1}} }
 
-// Parse reads p, which starts with the head and holds all that has arrived of it. It returns the head's length once it is complete, else
-// 0: call it again with more. After an error, which is a Doubt, nothing about the bytes is certain. r refers to p until Reset.
+// Parse reads p, which starts with the head and holds all that has arrived of it. It returns the
+// head's length once it is complete, else 0: call it again with more. After an error, which is a
+// Doubt, nothing about the bytes is certain. r refers to p until Reset.
 func (r *Request) Parse(p []byte) (int, error) {
 	n, err := r.read(p, r.requestLine)
 	if n == 0 || err != nil {
@@ -74,8 +75,8 @@ func (r *Request) Method() []byte { return r.bytes[:r.method] }
 // Target returns the request target as it was sent.
 func (r *Request) Target() []byte { return r.bytes[r.method+1 : r.method+1+r.target] }
 
-// Path returns the target's path without its query, as it was sent: nothing is decoded. It is empty for CONNECT, and "*" for
-// OPTIONS *.
+// Path returns the target's path without its query, as it was sent: nothing is decoded. It is empty
+// for CONNECT, and "*" for OPTIONS *.
 func (r *Request) Path() []byte {
 	if r.kind == Connect {
 		return nil
@@ -97,8 +98,8 @@ func (r *Request) Path() []byte {
 	return p
 }
 
-// Values calls yield for each value of the fields of that name, which is in lower case, until yield returns false. Values have no
-// white space around them.
+// Values calls yield for each value of the fields of that name, which is in lower case, until yield
+// returns false. Values have no white space around them.
 func (r *Request) Values(name string, yield func(value []byte) bool) { r.values(name, yield) }
 
 // Kind is what the framing of the response needs.
@@ -110,8 +111,8 @@ func (r *Request) Body() Body { return r.body() }
 // Persists reports whether the client means to send more requests on the connection.
 func (r *Request) Persists() bool { return r.persists() }
 
-// Switches reports whether the response may end HTTP on the connection, so that what follows the request cannot be understood before
-// the response is.
+// Switches reports whether the response may end HTTP on the connection, so that what follows the
+// request cannot be understood before the response is.
 func (r *Request) Switches() bool { return r.upgrade || r.kind == Connect }
 
 // Expects reports whether the client may wait for an interim response before it sends the body.
@@ -132,8 +133,9 @@ var methods = []string{
 	"PROPFIND ", "PROPPATCH ", "MKCOL ", "COPY ", "MOVE ", "LOCK ", "UNLOCK ", "REPORT ", "SEARCH ",
 }
 
-// MayBeRequest reports whether a connection that begins with p may be HTTP/1. It exists for protocols without lines, which must not
-// wait for a line to end: with an incomplete request line only well-known methods count.
+// MayBeRequest reports whether a connection that begins with p may be HTTP/1. It exists for
+// protocols without lines, which must not wait for a line to end: with an incomplete request line
+// only well-known methods count.
 func MayBeRequest(p []byte) bool {
 	if bytes.IndexByte(p, '\n') >= 0 {
 		return true // Parse knows

@@ -20,7 +20,8 @@ func (r *Response) Parse(p []byte) (int, error) {
 	return n, r.consistent()
 }
 
-// statusLine takes a line without the space behind the code too: many servers that send no reason leave it out.
+// statusLine takes a line without the space behind the code too: many servers that send no reason
+// leave it out.
 func (r *Response) statusLine(line []byte) error {
 	const version = len("HTTP/1.1")
 	if len(line) < version+4 || line[version] != ' ' || !isText(line) {

@@ -101,7 +101,8 @@ func (c *copied) frameGoesOn(p []byte) {
 // copyRequest begins the copies of the request that was decoded last.
 func (s *Session) copyRequest(u *unit) {
 	if s.Copy != nil {
-		s.copied.begin(u.id, s.Copy(&s.head, func() []hpack.HeaderField { return slices.Clone(s.up.fields) }), u.end())
+		s.copied.begin(u.id, s.Copy(&s.head,
+			func() []hpack.HeaderField { return slices.Clone(s.up.fields) }), u.end())
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 const (
 	// maxRetained bytes of a request are kept so that the app can have it after all.
 	maxRetained = 64 << 10
-	// maxBuffered bytes of all requests of a connection may wait for laptops. A request that brings more is reset: the client's
-	// connection window belongs to the others, too.
+	// maxBuffered bytes of all requests of a connection may wait for laptops. A request that brings
+	// more is reset: the client's connection window belongs to the others, too.
 	maxBuffered = 8 << 20
 	// minGrant is the smallest initial window with which an upload starts at all.
 	minGrant = 16 << 10
@@ -25,8 +25,8 @@ const (
 	maxGrant = 1 << 20
 )
 
-// diverted is a stream that goes to a laptop. Flow control is hop by hop: the client is granted more when the laptop has taken
-// something, and the laptop when the client has.
+// diverted is a stream that goes to a laptop. Flow control is hop by hop: the client is granted
+// more when the laptop has taken something, and the laptop when the client has.
 type diverted struct {
 	s          *Session
 	id         uint32
@@ -153,7 +153,8 @@ func (st *diverted) feed() {
 			st.up = nil
 		}
 	}
-	if most := max(defaultWindow, min(s.up.window0, maxGrant)); len(st.up) == 0 && !st.upEnd && st.grant < most/2 {
+	if most := max(defaultWindow, min(s.up.window0, maxGrant)); len(st.up) == 0 && !st.upEnd &&
+		st.grant < most/2 {
 		s.toCli.pending = appendWindowUpdate(s.toCli.pending, st.id, most-st.grant)
 		st.grant = most
 	}
@@ -254,7 +255,8 @@ func (st *diverted) abandon(code http2.ErrCode) {
 	st.cancel(http2.ErrCodeCancel)
 }
 
-// fallBack gives the stream to the app with all its bytes, since the laptop has done nothing with it, or nothing that may not be done twice.
+// fallBack gives the stream to the app with all its bytes, since the laptop has done nothing with
+// it, or nothing that may not be done twice.
 func (st *diverted) fallBack(why error) {
 	s := st.s
 	if !st.keep || s.goneAt || int64(len(st.up)) > s.up.window0 {
@@ -284,12 +286,15 @@ func (st *diverted) fallBack(why error) {
 	s.Passed(1)
 }
 
-// lose ends a stream that nobody can answer. untouched says that the laptop has done nothing with it, so that the client may try again.
+// lose ends a stream that nobody can answer. untouched says that the laptop has done nothing with
+// it, so that the client may try again.
 func (st *diverted) lose(why error, untouched bool) {
 	s := st.s
-	text := "sidestep: the laptop that intercepts this request (" + st.claim.String() + ") went away: " + why.Error()
+	text := "sidestep: the laptop that intercepts this request (" + st.claim.String() +
+		") went away: " + why.Error()
 	s.Log.Warn("intercepted stream was lost", "intercept", st.claim.String(), "reason", why)
-	status := []hpack.HeaderField{{Name: "grpc-status", Value: "14"}, {Name: "grpc-message", Value: grpcMessage(text)}}
+	status := []hpack.HeaderField{{Name: "grpc-status", Value: "14"},
+		{Name: "grpc-message", Value: grpcMessage(text)}}
 	early := !st.upEnd // the client is to send no more of a request that has its answer
 	switch {
 	case st.grpc && st.answered && len(st.down) == 0:
@@ -298,7 +303,8 @@ func (st *diverted) lose(why error, untouched bool) {
 		s.toCli.pending = appendReset(s.toCli.pending, st.id, http2.ErrCodeInternal)
 		early = false
 	case st.grpc && !untouched:
-		head := []hpack.HeaderField{{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"}}
+		head := []hpack.HeaderField{{Name: ":status", Value: "200"},
+			{Name: "content-type", Value: "application/grpc"}}
 		s.down.sendBlock(st.id, 0, nil, append(head, status...), true)
 	case untouched:
 		s.toCli.pending = appendReset(s.toCli.pending, st.id, http2.ErrCodeRefusedStream)
@@ -316,7 +322,8 @@ func (st *diverted) lose(why error, untouched bool) {
 func (st *diverted) badGateway(text string) {
 	f, n := st.s.down, int64(len(text))
 	bodiless := st.method == "HEAD" || min(st.room, f.lend()) < n
-	fields := []hpack.HeaderField{{Name: ":status", Value: "502"}, {Name: "content-type", Value: "text/plain; charset=utf-8"}}
+	fields := []hpack.HeaderField{{Name: ":status", Value: "502"},
+		{Name: "content-type", Value: "text/plain; charset=utf-8"}}
 	if !bodiless {
 		fields = append(fields, hpack.HeaderField{Name: "content-length", Value: strconv.FormatInt(n, 10)})
 	}

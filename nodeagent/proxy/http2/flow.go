@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// maxFields bounds a list of header fields that is looked at, in bytes as RFC 9113 §6.5.2 counts them.
+	// maxFields bounds a list of header fields that is looked at, in bytes as RFC 9113 §6.5.2
+	// counts them.
 	maxFields = 1 << 20
 	// maxDebt bounds what may be sent to a receiver beyond what the other sender knows of.
 	maxDebt = 1 << 20
@@ -21,12 +22,15 @@ const (
 	maxAnnounced = 1000
 )
 
-// flow is one direction between client and app: from its sender to its receiver. While nothing of another peer has been mixed into it, all bytes pass as
-// they are, and what is kept here is only what will be needed when something is.
+// flow is one direction between client and app: from its sender to its receiver. While nothing of
+// another peer has been mixed into it, all bytes pass as they are, and what is kept here is only
+// what will be needed when something is.
 //
-// The receiver has one table of header fields and one flow-control window for all that it gets. Once blocks of two encoders have to go to it, or not all of
-// one, they are encoded anew. Once it gets DATA that the sender does not know of, the receiver's window is smaller than the sender
-// believes, by debt, until that much of what the receiver grants has been kept from the sender; what the sender sends too much meanwhile is held.
+// The receiver has one table of header fields and one flow-control window for all that it gets.
+// Once blocks of two encoders have to go to it, or not all of one, they are encoded anew. Once it
+// gets DATA that the sender does not know of, the receiver's window is smaller than the sender
+// believes, by debt, until that much of what the receiver grants has been kept from the sender;
+// what the sender sends too much meanwhile is held.
 type flow struct {
 	to   *outlet
 	back *outlet // to the sender
@@ -74,7 +78,8 @@ type held struct {
 }
 
 func newFlow(to, back *outlet) *flow {
-	f := &flow{to: to, back: back, table: defaultTable, maxTable: defaultTable, window0: defaultWindow, window: defaultWindow}
+	f := &flow{to: to, back: back, table: defaultTable, maxTable: defaultTable, window0: defaultWindow,
+		window: defaultWindow}
 	f.decoder = hpack.NewDecoder(defaultTable, f.field)
 	return f
 }
@@ -102,7 +107,8 @@ func (f *flow) decode(block []byte) error {
 // tooLarge reports whether fields does not have all of the last block.
 func (f *flow) tooLarge() bool { return f.size > maxFields }
 
-// encodeAnew makes all following blocks be encoded here, for a receiver whose table nobody knows: it is emptied first.
+// encodeAnew makes all following blocks be encoded here, for a receiver whose table nobody knows:
+// it is emptied first.
 func (f *flow) encodeAnew() {
 	if f.encoder != nil {
 		return
@@ -145,7 +151,8 @@ func (f *flow) announce(payload []byte) error {
 	return nil
 }
 
-// acknowledged is for the sender's acknowledgement of the oldest settings. It returns by how much the windows of open streams change.
+// acknowledged is for the sender's acknowledgement of the oldest settings. It returns by how much
+// the windows of open streams change.
 func (f *flow) acknowledged() (delta int64) {
 	if len(f.pending) == 0 {
 		return 0
@@ -167,7 +174,8 @@ func (f *flow) acknowledged() (delta int64) {
 	return delta
 }
 
-// grow is for a WINDOW_UPDATE of the receiver's connection. It returns how much of it is for the sender.
+// grow is for a WINDOW_UPDATE of the receiver's connection. It returns how much of it is for the
+// sender.
 func (f *flow) grow(n int64) int64 {
 	f.window += n
 	paid := min(f.debt, n)
@@ -184,7 +192,8 @@ func (f *flow) begin(u *unit) {
 	}
 }
 
-// next takes what p has of the DATA frame that is passing: n bytes, of which chunk is data. last says that it is all of the frame.
+// next takes what p has of the DATA frame that is passing: n bytes, of which chunk is data. last
+// says that it is all of the frame.
 func (f *flow) next(p []byte) (chunk []byte, n, padding int, last bool, err error) {
 	d := &f.data
 	if d.pads {
@@ -285,7 +294,8 @@ func (f *flow) release() {
 	}
 }
 
-// drop forgets what is held of a stream that was reset. The sender counted it, and will not hear of it from the receiver.
+// drop forgets what is held of a stream that was reset. The sender counted it, and will not hear of
+// it from the receiver.
 func (f *flow) drop(id uint32) {
 	kept, gone := f.held[:0], int64(0)
 	for _, h := range f.held {

@@ -14,7 +14,8 @@ const (
 	frameSize = 16 << 10
 	// defaultWindow is each window's size before anybody says otherwise (RFC 9113 §6.9.2).
 	defaultWindow = 65535
-	// defaultTable is the size of a table of header fields before anybody says otherwise (RFC 9113 §6.5.2).
+	// defaultTable is the size of a table of header fields before anybody says otherwise (RFC 9113
+	// §6.5.2).
 	defaultTable = 4096
 	maxID        = 1<<31 - 1
 )
@@ -79,8 +80,9 @@ func appendSettings(b []byte, list ...http2.Setting) []byte {
 	return b
 }
 
-// appendBlock appends a header block in a HEADERS frame and as many CONTINUATION frames as it takes. priority is empty, or what the
-// HEADERS frame says of the stream's priority; promised, unless it is 0, makes it a PUSH_PROMISE.
+// appendBlock appends a header block in a HEADERS frame and as many CONTINUATION frames as it
+// takes. priority is empty, or what the HEADERS frame says of the stream's priority; promised,
+// unless it is 0, makes it a PUSH_PROMISE.
 func appendBlock(b []byte, id, promised uint32, priority, block []byte, end bool) []byte {
 	var flags http2.Flags
 	kind, extra := http2.FrameHeaders, len(priority)

@@ -30,7 +30,8 @@ func (r *request) mine() bool {
 	return false
 }
 
-// requests reads what a client sends as a server without mercy would, up to the first thing that is not in order.
+// requests reads what a client sends as a server without mercy would, up to the first thing that is
+// not in order.
 func requests(p []byte) (list []*request, ok bool) {
 	p, found := bytes.CutPrefix(p, []byte(http2.ClientPreface))
 	if !found {
@@ -77,7 +78,8 @@ func requests(p []byte) (list []*request, ok bool) {
 		}
 		switch f := f.(type) {
 		case *http2.HeadersFrame:
-			if headers(f.StreamID, f.HeaderBlockFragment(), f.StreamEnded(), f.HeadersEnded()); at == nil || f.HeadersEnded() && !finish() {
+			if headers(f.StreamID, f.HeaderBlockFragment(), f.StreamEnded(),
+				f.HeadersEnded()); at == nil || f.HeadersEnded() && !finish() {
 				return list, false
 			}
 		case *http2.ContinuationFrame:
@@ -105,8 +107,8 @@ func feed(e *end, p []byte, piece int) {
 	}
 }
 
-// play has client and app say what they are given, and laptops what laptop says, until the client has closed and then the app. It returns what each
-// of them was sent.
+// play has client and app say what they are given, and laptops what laptop says, until the client
+// has closed and then the app. It returns what each of them was sent.
 func play(t *testing.T, client, app, laptop []byte, piece int) (toApp, toClient []byte, sc *scene) {
 	sc = newScene(t)
 	feed(sc.app, app[:len(app)/2], piece)
@@ -135,7 +137,8 @@ func play(t *testing.T, client, app, laptop []byte, piece int) (toApp, toClient 
 // seeds are conversations: what client, app and laptop say.
 func seeds() (all [][3][]byte) {
 	app, laptop := newScript(), newScript()
-	app.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 100_000}, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 100})
+	app.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 100_000},
+		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 100})
 	app.WriteSettingsAck()
 	app.WriteWindowUpdate(0, 1<<20)
 	app.headers(1, false, ":status", "200", "content-type", "application/grpc")
@@ -143,7 +146,8 @@ func seeds() (all [][3][]byte) {
 	app.headers(1, true, "grpc-status", "0")
 	app.headers(5, true, ":status", "404", "set-cookie!", "secret")
 	app.WriteRSTStream(9, http2.ErrCodeCancel)
-	laptop.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 10}, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+	laptop.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 10},
+		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
 	laptop.WriteSettingsAck()
 	laptop.WriteWindowUpdate(0, 1000)
 	laptop.headers(3, false, ":status", "200")
@@ -158,7 +162,8 @@ func seeds() (all [][3][]byte) {
 	for _, mine := range [][]string{{"x-dev", "you"}, {"x-dev", "me"}} {
 		c := newScript()
 		c.WriteString(http2.ClientPreface)
-		c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 20}, http2.Setting{ID: http2.SettingHeaderTableSize, Val: 100})
+		c.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 20},
+			http2.Setting{ID: http2.SettingHeaderTableSize, Val: 100})
 		c.WriteWindowUpdate(0, 1000)
 		c.WriteSettingsAck()
 		c.request(1, false, "a", "b")
@@ -168,7 +173,8 @@ func seeds() (all [][3][]byte) {
 		c.WriteWindowUpdate(3, 100)
 		c.request(5, true, "authorization!", "secret")
 		block := c.fields(append(mine, ":method", "GET", ":path", "/", ":scheme", "http")...)
-		c.WriteHeaders(http2.HeadersFrameParam{StreamID: 7, BlockFragment: block[:3], PadLength: 4, Priority: http2.PriorityParam{StreamDep: 1}})
+		c.WriteHeaders(http2.HeadersFrameParam{StreamID: 7, BlockFragment: block[:3], PadLength: 4,
+			Priority: http2.PriorityParam{StreamDep: 1}})
 		c.WriteContinuation(7, true, block[3:])
 		c.headers(3, true, "tail", "x")
 		c.WriteData(1, true, nil)
@@ -180,13 +186,15 @@ func seeds() (all [][3][]byte) {
 		c.request(11, true, append(mine, "e", "f")...)
 		c.WriteGoAway(0, http2.ErrCodeNo, []byte("bye"))
 		p := c.take()
-		all = append(all, [3][]byte{p, a, l}, [3][]byte{p, a, goaway}, [3][]byte{p, a, nil}, [3][]byte{p, a, []byte("HTTP/1.1 400 Bad Request\r\n\r\n")}, [3][]byte{p, nil, l})
+		all = append(all, [3][]byte{p, a, l}, [3][]byte{p, a, goaway}, [3][]byte{p, a, nil},
+			[3][]byte{p, a, []byte("HTTP/1.1 400 Bad Request\r\n\r\n")}, [3][]byte{p, nil, l})
 	}
 	return all
 }
 
-// FuzzSession lets client, app and laptops say anything. Nothing may panic or hang. Without a claimed stream every byte passes as it is;
-// with one, the app sees all other streams, in their order, with their fields, their data and their ends.
+// FuzzSession lets client, app and laptops say anything. Nothing may panic or hang. Without a
+// claimed stream every byte passes as it is; with one, the app sees all other streams, in their
+// order, with their fields, their data and their ends.
 func FuzzSession(f *testing.F) {
 	for _, s := range seeds() {
 		f.Add(s[0], s[1], s[2], uint16(5000))

@@ -17,8 +17,8 @@ type head struct {
 	buf       []byte // the value that is being looked at
 }
 
-// parse reads the fields of a request, and reports whether it is one that everybody reads alike (RFC 9113 §8.3): pseudo-fields first, each
-// once, and names in lower case.
+// parse reads the fields of a request, and reports whether it is one that everybody reads alike
+// (RFC 9113 §8.3): pseudo-fields first, each once, and names in lower case.
 func (h *head) parse(fields []hpack.HeaderField) bool {
 	*h = head{fields: fields, buf: h.buf}
 	pseudo := true
@@ -75,7 +75,8 @@ func (h *head) Path() []byte {
 	return h.buf
 }
 
-// Values implements match.Head. What HTTP/1 has in Host is in :authority, and Cookie may come in crumbs (RFC 9113 §8.2.3).
+// Values implements match.Head. What HTTP/1 has in Host is in :authority, and Cookie may come in
+// crumbs (RFC 9113 §8.2.3).
 func (h *head) Values(name string, yield func(value []byte) bool) {
 	if name == "host" && h.authority != "" && !h.yield(h.authority, yield) {
 		return

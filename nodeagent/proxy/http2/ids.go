@@ -4,12 +4,14 @@ package http2
 
 import "sort"
 
-// maxDetours bounds how many streams of one connection come to the app later than streams that began after them.
+// maxDetours bounds how many streams of one connection come to the app later than streams that
+// began after them.
 const maxDetours = 1024
 
-// ids are the numbers that the client's streams have on the app's connection. They are the client's own, until a stream that had been
-// on its way to a laptop goes to the app behind a later one: numbers must grow in the order in which streams begin (RFC 9113 §5.1.1), so that
-// stream and all that follow get higher ones.
+// ids are the numbers that the client's streams have on the app's connection. They are the client's
+// own, until a stream that had been on its way to a laptop goes to the app behind a later one:
+// numbers must grow in the order in which streams begin (RFC 9113 §5.1.1), so that stream and all
+// that follow get higher ones.
 type ids struct {
 	client, app uint32 // the highest so far
 	shifts      []shift

@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	// streamWindow and tunnelWindow are what a laptop may send before the client has taken it, on a stream and in all.
+	// streamWindow and tunnelWindow are what a laptop may send before the client has taken it, on a
+	// stream and in all.
 	streamWindow = 1 << 20
 	tunnelWindow = 4 << 20
 	// maxControl bounds what may wait to be written to a laptop besides DATA.
@@ -37,7 +38,8 @@ var (
 	errEnded    = errors.New("the local process closed its connection")
 )
 
-// laptop is a tunnel to a laptop, and the HTTP/2 connection in it, of which this side is the client. All is guarded by Session.mu.
+// laptop is a tunnel to a laptop, and the HTTP/2 connection in it, of which this side is the
+// client. All is guarded by Session.mu.
 type laptop struct {
 	s     *Session
 	claim router.Claim
@@ -351,7 +353,8 @@ func (l *laptop) failLocked(why error) {
 	}
 }
 
-// again is for a stream that the laptop has done nothing with, because its connection is ending: another one is tried once.
+// again is for a stream that the laptop has done nothing with, because its connection is ending:
+// another one is tried once.
 func (l *laptop) again(st *diverted, why error) {
 	if st.retried || !st.keep {
 		st.fallBack(why)

@@ -244,11 +244,13 @@ func (s *script) fields(list ...string) []byte {
 }
 
 func (s *script) headers(id uint32, end bool, list ...string) {
-	s.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: s.fields(list...), EndHeaders: true, EndStream: end})
+	s.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: s.fields(list...),
+		EndHeaders: true, EndStream: end})
 }
 
 func (s *script) request(id uint32, end bool, list ...string) {
-	s.headers(id, end, append([]string{":method", "POST", ":scheme", "http", ":path", "/p?q", ":authority", "orders"}, list...)...)
+	s.headers(id, end, append([]string{":method", "POST", ":scheme", "http", ":path", "/p?q",
+		":authority", "orders"}, list...)...)
 }
 
 // take returns what was written since the last take.

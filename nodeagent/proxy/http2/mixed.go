@@ -155,9 +155,10 @@ func (s *Session) fromClient(u *unit) error {
 	return nil
 }
 
-// answersPing reports whether a PING of the client's is not for the app. Clients of gRPC send one for data that they get, to measure how fast they get
-// it; to an app that has sent nothing since the last one, or has no stream open, that would be an abuse, which gRPC's servers punish by GOAWAY.
-// In all other cases the app answers, so that a client finds out that it hangs.
+// answersPing reports whether a PING of the client's is not for the app. Clients of gRPC send one
+// for data that they get, to measure how fast they get it; to an app that has sent nothing since
+// the last one, or has no stream open, that would be an abuse, which gRPC's servers punish by
+// GOAWAY. In all other cases the app answers, so that a client finds out that it hangs.
 func (s *Session) answersPing() bool {
 	if !s.appSpoke && (s.lapSpoke || len(s.streams) > 0) {
 		s.lapSpoke = false
@@ -173,7 +174,8 @@ func (s *Session) priority(u *unit, id uint32) {
 	s.translate(s.toApp.pending[len(s.toApp.pending)-u.length:])
 }
 
-// translate puts the app's number of a stream in place of the client's into what says what a stream depends on.
+// translate puts the app's number of a stream in place of the client's into what says what a stream
+// depends on.
 func (s *Session) translate(p []byte) {
 	on := binary.BigEndian.Uint32(p)
 	binary.BigEndian.PutUint32(p, on&^maxID|s.ids.appID(on&maxID))
@@ -296,8 +298,9 @@ func (s *Session) fromApp(u *unit) error {
 	return nil
 }
 
-// appGoesAway forwards the app's GOAWAY, which must not make the client give up the streams that laptops have: the last stream becomes the last
-// of these, and the streams up to it that the app will not serve are refused one by one.
+// appGoesAway forwards the app's GOAWAY, which must not make the client give up the streams that
+// laptops have: the last stream becomes the last of these, and the streams up to it that the app
+// will not serve are refused one by one.
 func (s *Session) appGoesAway(u *unit) {
 	last, start := u.last(), len(s.toCli.pending)
 	asItIs(s.toCli, u, 0)
@@ -326,8 +329,8 @@ func (s *Session) appGoesAway(u *unit) {
 	}
 }
 
-// past are streams that ended with a laptop, or were refused: what the client still sends on them is not for the app. A client does so
-// for no longer than it takes to hear of the end.
+// past are streams that ended with a laptop, or were refused: what the client still sends on them
+// is not for the app. A client does so for no longer than it takes to hear of the end.
 type past struct {
 	ids  map[uint32]struct{}
 	ring [1024]uint32

@@ -11,8 +11,9 @@ import (
 // backlog is how much may wait to be written before those who can wait do.
 const backlog = 256 << 10
 
-// outlet is the way to one peer, with the connection's lock around it. Frames leave in the order in which they were added. Nobody holds the lock while he
-// writes: whoever finds nobody writing writes for all.
+// outlet is the way to one peer, with the connection's lock around it. Frames leave in the order in
+// which they were added. Nobody holds the lock while he writes: whoever finds nobody writing writes
+// for all.
 type outlet struct {
 	dst     stream.Duplex
 	mu      *sync.Mutex
@@ -36,8 +37,8 @@ func (o *outlet) acquire() {
 	}
 }
 
-// forward writes p as it is, and then what was added meanwhile. mid says that p ends inside a frame. acquire was called, without the lock having been
-// let go since.
+// forward writes p as it is, and then what was added meanwhile. mid says that p ends inside a
+// frame. acquire was called, without the lock having been let go since.
 func (o *outlet) forward(p []byte, mid bool) {
 	o.busy = true
 	o.write(p)

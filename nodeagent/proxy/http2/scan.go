@@ -9,7 +9,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// scan looks at what b has, and passes it as it is, up to the first claimed request. more says that it needs more. acquire was called.
+// scan looks at what b has, and passes it as it is, up to the first claimed request. more says that
+// it needs more. acquire was called.
 func (s *Session) scan(f *flow, b *stream.Buffer) (more bool, err error) {
 	p, n := b.Bytes(), 0
 	var claim router.Claim
@@ -110,7 +111,8 @@ func (s *Session) see(f *flow, u *unit) (claim router.Claim, err error) {
 	return claim, err
 }
 
-// request decides about a HEADERS frame of the client's, and takes note of it as a request if it is one.
+// request decides about a HEADERS frame of the client's, and takes note of it as a request if it is
+// one.
 func (s *Session) request(u *unit) router.Claim {
 	if u.id <= s.ids.client || u.id%2 == 0 {
 		s.copied.trailers(u.id, s.up.fields)

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package http2 takes a client's HTTP/2 connection stream by stream: streams whose request an intercept claims go through a tunnel to
-// a laptop, all others to the app.
+// Package http2 takes a client's HTTP/2 connection stream by stream: streams whose request an
+// intercept claims go through a tunnel to a laptop, all others to the app.
 //
-// The client's connection and the app's are one to one. As long as nothing is claimed, every byte passes between them as it is; the
-// frames are only looked at. With the first claimed stream the connection becomes mixed: frames are still forwarded one by one, SETTINGS, PING, PRIORITY and GOAWAY
-// pass between client and app as before, but header blocks are encoded anew where two encoders meet, with the order of the fields and their
-// never-indexed marks kept, DATA may be cut into other frames, and the connection's flow-control windows are accounted for (flow.go).
+// The client's connection and the app's are one to one. As long as nothing is claimed, every byte
+// passes between them as it is; the frames are only looked at. With the first claimed stream the
+// connection becomes mixed: frames are still forwarded one by one, SETTINGS, PING, PRIORITY and
+// GOAWAY pass between client and app as before, but header blocks are encoded anew where two
+// encoders meet, with the order of the fields and their never-indexed marks kept, DATA may be cut
+// into other frames, and the connection's flow-control windows are accounted for (flow.go).
 //
-// Towards a laptop the proxy is a client of its own, with one connection for each intercept, and windows of its own (laptop.go). A laptop that is
-// slow, or stopped in a debugger, holds up its own streams and nobody else's (diverted.go).
+// Towards a laptop the proxy is a client of its own, with one connection for each intercept, and
+// windows of its own (laptop.go). A laptop that is slow, or stopped in a debugger, holds up its own
+// streams and nobody else's (diverted.go).
 //
-// What cannot be understood with certainty is passed to the app unread, with all that follows; on a mixed connection, where that is
-// impossible, it ends the connection by GOAWAY.
+// What cannot be understood with certainty is passed to the app unread, with all that follows; on a
+// mixed connection, where that is impossible, it ends the connection by GOAWAY.
 package http2
 
 import (
@@ -35,7 +38,8 @@ import (
 const (
 	// lingerFor bounds how long a client is read whose app has closed.
 	lingerFor = time.Minute
-	// drainFor bounds how long bytes are dropped that the client sends while it gets the last GOAWAY.
+	// drainFor bounds how long bytes are dropped that the client sends while it gets the last
+	// GOAWAY.
 	drainFor = 500 * time.Millisecond
 	// noticeFor is how long a client has to finish its streams that was asked to go elsewhere.
 	noticeFor = time.Second
@@ -49,13 +53,15 @@ type Config struct {
 	Client, App stream.Duplex
 	// Claim returns the claim on a request, or nil if it is the app's.
 	Claim func(head match.Head) router.Claim
-	// Copy begins the copies of a request that goes to the app; fields gives what they are to keep of it.
+	// Copy begins the copies of a request that goes to the app; fields gives what they are to keep
+	// of it.
 	Copy func(head match.Head, fields func() []hpack.HeaderField) tap.Copies
 	// Passed is called for each n requests that go to the app.
 	Passed func(n int)
 	// OpenTimeout is how long a laptop may take to show that it speaks HTTP/2.
 	OpenTimeout time.Duration
-	// Recovered is called with what a goroutine of the connection panicked with. The connection is reset then.
+	// Recovered is called with what a goroutine of the connection panicked with. The connection is
+	// reset then.
 	Recovered func(v any)
 	Log       *slog.Logger
 }
@@ -99,7 +105,8 @@ type Session struct {
 	last     *time.Timer
 }
 
-// New makes a Session of a connection of which nothing has been passed yet. FromClient and FromApp, called once each, are its life.
+// New makes a Session of a connection of which nothing has been passed yet. FromClient and FromApp,
+// called once each, are its life.
 func New(ctx context.Context, cfg Config) *Session {
 	s := &Session{Config: cfg, window0: defaultWindow}
 	s.ctx, s.cancel = context.WithCancel(ctx)
@@ -111,8 +118,8 @@ func New(ctx context.Context, cfg Config) *Session {
 	return s
 }
 
-// FromClient serves what the client sends, first what is in b, which starts with the preface. It returns when the connection is over, and leaves the closing of client
-// and app to the caller.
+// FromClient serves what the client sends, first what is in b, which starts with the preface. It
+// returns when the connection is over, and leaves the closing of client and app to the caller.
 func (s *Session) FromClient(b *stream.Buffer) {
 	ended := false
 	defer func() {
@@ -149,9 +156,10 @@ func (s *Session) FromClient(b *stream.Buffer) {
 	}
 }
 
-// WindUp asks the client to begin no more streams, and ends the connection after a while. A GOAWAY that names no last stream leaves what the client
-// has begun meanwhile to be served (RFC 9113 §6.8); the true one follows at the end. Clients close by themselves once their streams
-// have ended.
+// WindUp asks the client to begin no more streams, and ends the connection after a while. A GOAWAY
+// that names no last stream leaves what the client has begun meanwhile to be served (RFC 9113
+// §6.8); the true one follows at the end. Clients close by themselves once their streams have
+// ended.
 func (s *Session) WindUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,7 +178,8 @@ func (s *Session) WindUp() {
 	})
 }
 
-// FromApp serves what the app sends, first what is in b, until it has ended. err is what has ended it already, or nil.
+// FromApp serves what the app sends, first what is in b, until it has ended. err is what has ended
+// it already, or nil.
 func (s *Session) FromApp(b *stream.Buffer, err error) {
 	defer func() {
 		b.Free()
@@ -258,7 +267,8 @@ func (s *Session) copyRaw(src stream.Duplex, f *flow, b *stream.Buffer) error {
 	return s.broken(f, dstErr)
 }
 
-// broken is for a receiver that takes no more. Of an app that has not ended the last words may still be on their way.
+// broken is for a receiver that takes no more. Of an app that has not ended the last words may
+// still be on their way.
 func (s *Session) broken(f *flow, err error) error {
 	if f == s.down {
 		return err

@@ -105,8 +105,10 @@ var me = []string{"x-dev", "me"}
 
 func TestBytesPassAsTheyAreWhileNothingIsClaimed(t *testing.T) {
 	for _, s := range seeds()[:5] {
-		for _, more := range []string{"", "\x00\x00\x05\x01\x04\x00\x00\x00\x0d\xff\xff\xff\xff\xff", "\x00\x00\x01\x09\x04\x00\x00\x00\x01a", "\xff\xff\xff\x06\x00\x00\x00\x00\x00",
-			"\x00\x00\x02\x00\x08\x00\x00\x00\x01\x09\x00", "\x00\x00\x03\x08\x00\x00\x00\x00\x01abc", "\x00\x00"} {
+		for _, more := range []string{"", "\x00\x00\x05\x01\x04\x00\x00\x00\x0d\xff\xff\xff\xff\xff",
+			"\x00\x00\x01\x09\x04\x00\x00\x00\x01a", "\xff\xff\xff\x06\x00\x00\x00\x00\x00",
+			"\x00\x00\x02\x00\x08\x00\x00\x00\x01\x09\x00", "\x00\x00\x03\x08\x00\x00\x00\x00\x01abc",
+			"\x00\x00"} {
 			for _, piece := range []int{1, 10, 100_000} {
 				p := append(bytes.Clone(s[0]), more...)
 				a := append(bytes.Clone(s[1]), more...)
@@ -122,17 +124,20 @@ func TestBytesPassAsTheyAreWhileNothingIsClaimed(t *testing.T) {
 func TestFieldsKeepTheirOrderAndAreNeverIndexedWhenTheyWereNot(t *testing.T) {
 	sc, client, app := begin(t)
 	client.request(1, true, me...)
-	client.request(3, true, "b", "1", "authorization!", "secret", "a", "2", "b", "3", "cookie", "x=1", "cookie", "y=2")
+	client.request(3, true, "b", "1", "authorization!", "secret", "a", "2", "b", "3", "cookie", "x=1",
+		"cookie", "y=2")
 	client.request(5, true, "b", "1", "authorization!", "secret", "a", "2")
 	client.send()
 	plain := func(list ...string) (fields []hpack.HeaderField) {
 		s := newScript()
 		dec := hpack.NewDecoder(4096, func(f hpack.HeaderField) { fields = append(fields, f) })
-		list = append([]string{":method", "POST", ":scheme", "http", ":path", "/p?q", ":authority", "orders"}, list...)
+		list = append([]string{":method", "POST", ":scheme", "http", ":path", "/p?q", ":authority",
+			"orders"}, list...)
 		dec.Write(s.fields(list...))
 		return fields
 	}
-	assert.Equal(t, plain("b", "1", "authorization!", "secret", "a", "2", "b", "3", "cookie", "x=1", "cookie", "y=2"), app.headersOf(3))
+	assert.Equal(t, plain("b", "1", "authorization!", "secret", "a", "2", "b", "3", "cookie", "x=1",
+		"cookie", "y=2"), app.headersOf(3))
 	assert.Equal(t, plain("b", "1", "authorization!", "secret", "a", "2"), app.headersOf(5))
 	l := sc.laptop(t)
 	assert.Equal(t, plain(me...), l.headersOf(1))
@@ -145,7 +150,8 @@ func TestFieldsKeepTheirOrderAndAreNeverIndexedWhenTheyWereNot(t *testing.T) {
 	assert.Equal(t, "laptop", client.headersOf(1)[1].Value)
 	app.headers(3, true, "x", "app", "set-cookie!", "s")
 	app.send()
-	assert.Equal(t, []hpack.HeaderField{{Name: "x", Value: "app"}, {Name: "set-cookie", Value: "s", Sensitive: true}}, client.headersOf(3))
+	assert.Equal(t, []hpack.HeaderField{{Name: "x", Value: "app"},
+		{Name: "set-cookie", Value: "s", Sensitive: true}}, client.headersOf(3))
 }
 
 func TestAppAndLaptopShareTheClientsWindow(t *testing.T) {
@@ -191,7 +197,9 @@ func TestAppAndLaptopShareTheClientsWindow(t *testing.T) {
 	assert.Equal(t, "x", client.headersOf(3)[0].Value, "behind the data")
 	client.WriteWindowUpdate(0, 65_000)
 	client.send()
-	assert.Equal(t, uint32(65_000), app.next(http2.FrameWindowUpdate).(*http2.WindowUpdateFrame).Increment, "what the laptop had used is not the app's")
+	assert.Equal(t, uint32(65_000),
+		app.next(http2.FrameWindowUpdate).(*http2.WindowUpdateFrame).Increment,
+		"what the laptop had used is not the app's")
 }
 
 func TestALaptopThatTakesNothingHoldsUpNobodyElse(t *testing.T) {
@@ -332,10 +340,14 @@ func TestAnErrorOnAMixedConnectionEndsItByGoAway(t *testing.T) {
 		code  http2.ErrCode
 	}{
 		"a block that cannot be decoded": {func(c *peer) {
-			c.WriteHeaders(http2.HeadersFrameParam{StreamID: 5, BlockFragment: []byte{0xff, 0xff, 0xff}, EndHeaders: true})
+			c.WriteHeaders(http2.HeadersFrameParam{StreamID: 5, BlockFragment: []byte{0xff, 0xff, 0xff},
+				EndHeaders: true})
 		}, http2.ErrCodeCompression},
-		"a stray CONTINUATION":  {func(c *peer) { c.WriteContinuation(1, true, nil) }, http2.ErrCodeProtocol},
-		"a short WINDOW_UPDATE": {func(c *peer) { c.WriteRawFrame(http2.FrameWindowUpdate, 0, 0, []byte("abc")) }, http2.ErrCodeFrameSize},
+		"a stray CONTINUATION": {func(c *peer) { c.WriteContinuation(1, true, nil) }, http2.ErrCodeProtocol},
+		"a short WINDOW_UPDATE": {func(c *peer) {
+			c.WriteRawFrame(http2.FrameWindowUpdate, 0, 0,
+				[]byte("abc"))
+		}, http2.ErrCodeFrameSize},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sc, client, app := begin(t)
@@ -359,7 +371,8 @@ func TestLaptopsLimitsAreKept(t *testing.T) {
 	sc, client, app := begin(t)
 	client.request(1, true, me...)
 	client.send()
-	l := sc.laptop(t, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1}, http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
+	l := sc.laptop(t, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1},
+		http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
 	l.headersOf(1)
 	for !l.next(http2.FrameSettings).(*http2.SettingsFrame).IsAck() {
 	}

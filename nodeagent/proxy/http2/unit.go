@@ -24,8 +24,8 @@ const (
 	doubtPush     = doubt("PUSH_PROMISE from a client")
 )
 
-// unit is what is taken together: a frame, or a HEADERS or PUSH_PROMISE frame and the CONTINUATION frames that follow it. Of DATA it is
-// the frame's head alone.
+// unit is what is taken together: a frame, or a HEADERS or PUSH_PROMISE frame and the CONTINUATION
+// frames that follow it. Of DATA it is the frame's head alone.
 type unit struct {
 	header
 	all      []byte // as it arrived
@@ -48,7 +48,8 @@ func (u *unit) last() uint32 { return binary.BigEndian.Uint32(u.payload) & maxID
 // increment is what WINDOW_UPDATE adds.
 func (u *unit) increment() int64 { return int64(binary.BigEndian.Uint32(u.payload) & maxID) }
 
-// parse takes one unit from the front of p; a unit without bytes means that it needs more. scratch is used for a block of several frames.
+// parse takes one unit from the front of p; a unit without bytes means that it needs more. scratch
+// is used for a block of several frames.
 func parse(p []byte, scratch *[]byte) (unit, error) {
 	if len(p) < headerLength {
 		return unit{}, nil

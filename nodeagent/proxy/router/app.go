@@ -16,8 +16,8 @@ func (r *Router) startApp() {
 	r.spawn(func() { p.runApp(r.Dial(true)) })
 }
 
-// firstApp is startApp for a connection of which nothing has been read. An app that can be had at once is had when this returns, so that nobody has to wait for another
-// goroutine to say so.
+// firstApp is startApp for a connection of which nothing has been read. An app that can be had at
+// once is had when this returns, so that nobody has to wait for another goroutine to say so.
 func (r *Router) firstApp() {
 	p := &peer{r: r, dialing: true}
 	r.mu.Lock()
@@ -67,8 +67,8 @@ func (p *peer) connected(d stream.Duplex) bool {
 	return !over
 }
 
-// appRefused decides what the client sees of an app that takes no connections: the same, a reset; unless it may still send a request
-// that is not the app's.
+// appRefused decides what the client sees of an app that takes no connections: the same, a reset;
+// unless it may still send a request that is not the app's.
 func (r *Router) appRefused(p *peer, err error) {
 	r.Log.Debug("app takes no connection", "error", err)
 	claimable := r.Claimable()
@@ -96,7 +96,8 @@ func (r *Router) appRefused(p *peer, err error) {
 	})
 }
 
-// appTurn waits until requests can be written to the app, connecting to it if need be. prepare is called with mu held.
+// appTurn waits until requests can be written to the app, connecting to it if need be. prepare is
+// called with mu held.
 func (r *Router) appTurn(prepare func(app *peer)) (app *peer, err error) {
 	err = r.await(func() bool {
 		if !r.idle() && r.turn.claim != nil {
@@ -120,7 +121,8 @@ func (r *Router) appTurn(prepare func(app *peer)) (app *peer, err error) {
 	return app, err
 }
 
-// appBroke is what becomes of the connection when the app takes no more: the client still gets what the app has said.
+// appBroke is what becomes of the connection when the app takes no more: the client still gets what
+// the app has said.
 func (r *Router) appBroke(p *peer) error {
 	if err := r.await(func() bool { return p.ended }); err != nil {
 		return err
@@ -168,7 +170,8 @@ func (r *Router) appGone(p *peer, err error) (reset bool) {
 	return false
 }
 
-// unsolicited decides what becomes of bytes that answer no request, and reports whether the client is to get them.
+// unsolicited decides what becomes of bytes that answer no request, and reports whether the client
+// is to get them.
 func (p *peer) unsolicited() bool {
 	r := p.r
 	r.mu.Lock()
@@ -180,7 +183,8 @@ func (p *peer) unsolicited() bool {
 		return r.app == p
 	}
 	if r.matched {
-		// A server that says that it was idle for too long, while the client was busy with a laptop.
+		// A server that says that it was idle for too long, while the client was busy with a
+		// laptop.
 		r.app = nil
 		return false
 	}

@@ -37,8 +37,8 @@ type exchange struct {
 // forget lets go of the bytes. mu is held.
 func (ex *exchange) forget() { ex.sent, ex.whole = nil, false }
 
-// offer gives the request that r.req holds, n bytes of head, to the laptop that claims it. taken is false if the laptop cannot take it;
-// nothing has happened to the request then.
+// offer gives the request that r.req holds, n bytes of head, to the laptop that claims it. taken is
+// false if the laptop cannot take it; nothing has happened to the request then.
 func (r *Router) offer(claim Claim, n int) (taken bool, err error) {
 	if err := r.flush(); err != nil {
 		return false, err
@@ -96,7 +96,8 @@ func (r *Router) reuse(ex *exchange) bool {
 	return true
 }
 
-// open sends what there is of ex through a new tunnel, and fails unless the laptop takes it. The bytes are kept until then.
+// open sends what there is of ex through a new tunnel, and fails unless the laptop takes it. The
+// bytes are kept until then.
 func (r *Router) open(ex *exchange) error {
 	ctx, cancel := context.WithTimeout(r.ctx, r.OpenTimeout)
 	defer cancel()
@@ -124,7 +125,8 @@ func (r *Router) openTunnel(ctx context.Context, ex *exchange) (Tunnel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tunnel: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { t.Reset("laptop did not answer in time") }) // a write may be held back
+	// a write may be held back
+	stop := context.AfterFunc(ctx, func() { t.Reset("laptop did not answer in time") })
 	if _, err = t.Write(ex.sent); err == nil {
 		var opened *tunnelpb.Opened
 		opened, err = t.Opened(ctx)
@@ -179,7 +181,8 @@ func (r *Router) sendBody(ex *exchange, rest *http1.Rest) error {
 	return nil
 }
 
-// sendSome sends a piece of the body of ex. Pieces are kept as long as they may have to be sent again.
+// sendSome sends a piece of the body of ex. Pieces are kept as long as they may have to be sent
+// again.
 func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
 	p := ex.peer
 	r.mu.Lock()
@@ -218,8 +221,9 @@ func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
 	return errClosing
 }
 
-// mend finds somebody else to answer an exchange whose tunnel ended without an answer. A tunnel that had been used before may have been closed by the local
-// process while the request was on its way, as servers close idle connections, so a new one is tried. Otherwise the local process may
+// mend finds somebody else to answer an exchange whose tunnel ended without an answer. A tunnel
+// that had been used before may have been closed by the local process while the request was on its
+// way, as servers close idle connections, so a new one is tried. Otherwise the local process may
 // have acted on the request: only what may be done twice goes to the app.
 func (r *Router) mend() error {
 	ex := r.ex

@@ -205,10 +205,12 @@ func isShuffle(all, a, b []byte) bool {
 	return ofA[len(a)]
 }
 
-// FuzzRouter sends anything through a router, in pieces, to servers that are net/http's parser. Without a claim the app must see, and the client get,
-// exactly what they would without a router. With a laptop that takes what it is offered, the client must get the same answers in the
-// same order, though the laptop's; the laptop must see claimed requests alone, and no byte may get lost, come twice or
-// change its place. A laptop that refuses must leave no trace at all, one that dies none but a 502.
+// FuzzRouter sends anything through a router, in pieces, to servers that are net/http's parser.
+// Without a claim the app must see, and the client get, exactly what they would without a router.
+// With a laptop that takes what it is offered, the client must get the same answers in the same
+// order, though the laptop's; the laptop must see claimed requests alone, and no byte may get lost,
+// come twice or change its place. A laptop that refuses must leave no trace at all, one that dies
+// none but a 502.
 func FuzzRouter(f *testing.F) {
 	const mine = "GET /mine HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\n\r\n"
 	n := 0

@@ -10,9 +10,11 @@ import (
 
 // HTTP2 serves a connection of HTTP/2.
 type HTTP2 interface {
-	// FromClient serves what the client sends, first what is in b, which begins with the preface, until the connection is over.
+	// FromClient serves what the client sends, first what is in b, which begins with the preface,
+	// until the connection is over.
 	FromClient(b *stream.Buffer)
-	// FromApp serves what the app sends, first what is in b. err is what has ended it already, or nil.
+	// FromApp serves what the app sends, first what is in b. err is what has ended it already, or
+	// nil.
 	FromApp(b *stream.Buffer, err error)
 	// WindUp asks the client to go elsewhere, and ends the connection soon.
 	WindUp()
@@ -21,7 +23,8 @@ type HTTP2 interface {
 // preface is what a client of HTTP/2 sends first (RFC 9113 §3.4).
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// prefaceWait bounds how long SETTINGS are held back that the app sends before its client has said anything.
+// prefaceWait bounds how long SETTINGS are held back that the app sends before its client has said
+// anything.
 const prefaceWait = time.Second
 
 // handOver gives the connection to who serves HTTP/2, unless it is the app's already.
@@ -45,7 +48,8 @@ func (r *Router) handOver() error {
 	return errOver
 }
 
-// takenOver gives what the app sends to whoever has taken the connection over, and reports whether somebody has. err is what has ended the app.
+// takenOver gives what the app sends to whoever has taken the connection over, and reports whether
+// somebody has. err is what has ended the app.
 func (p *peer) takenOver(err error) bool {
 	p.r.mu.Lock()
 	h := p.r.http2
@@ -65,8 +69,8 @@ func (r *Router) speaks() {
 	r.changed.Broadcast()
 }
 
-// awaitPreface waits for the client to show what it speaks, if the app's first bytes look like SETTINGS: a server of HTTP/2 may send them at once.
-// mu is held.
+// awaitPreface waits for the client to show what it speaks, if the app's first bytes look like
+// SETTINGS: a server of HTTP/2 may send them at once. mu is held.
 func (r *Router) awaitPreface(p []byte) {
 	settings := len(p) >= 9 && p[0] == 0 && p[3] == 4 && string(p[4:9]) == "\x00\x00\x00\x00\x00"
 	if r.HTTP2 == nil || r.spoken || !settings {

@@ -72,7 +72,8 @@ func (l *line) write(p []byte) (int, error) {
 // end is one end of a connection in memory.
 type end struct{ in, out *line }
 
-// pair makes a connection. Its buffers have no bounds, and it keeps no time beyond what the tests need.
+// pair makes a connection. Its buffers have no bounds, and it keeps no time beyond what the tests
+// need.
 func pair() (a, b *end) {
 	x, y := newLine(), newLine()
 	return &end{x, y}, &end{y, x}

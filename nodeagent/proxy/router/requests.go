@@ -19,7 +19,8 @@ type batch struct {
 	open  bool // the last one's body goes on behind it
 }
 
-// requests reads the client's requests until it sends no more. It returns nil when the responses are to go on.
+// requests reads the client's requests until it sends no more. It returns nil when the responses
+// are to go on.
 func (r *Router) requests() error {
 	for {
 		if r.hold && r.in.Len() > 0 {
@@ -49,7 +50,8 @@ func (r *Router) requests() error {
 	}
 }
 
-// understood reports whether what stands behind a request that may end HTTP can be read. mu is held.
+// understood reports whether what stands behind a request that may end HTTP can be read. mu is
+// held.
 func (r *Router) understood() bool { return r.idle() || r.raw.Load() || r.switched != nil }
 
 func (r *Router) switchedTo() *peer {
@@ -61,7 +63,8 @@ func (r *Router) switchedTo() *peer {
 	return r.switched
 }
 
-// next takes one request from the input, as far as it is there. more says that it needs more input first.
+// next takes one request from the input, as far as it is there. more says that it needs more input
+// first.
 func (r *Router) next() (more bool, err error) {
 	p := r.in.Bytes()[r.batch.size:]
 	if len(p) == 0 {
@@ -108,7 +111,8 @@ func (r *Router) next() (more bool, err error) {
 	return false, err
 }
 
-// pass adds the request that r.req holds, n bytes of head, to the batch, and passes on a body that does not end in the input.
+// pass adds the request that r.req holds, n bytes of head, to the batch, and passes on a body that
+// does not end in the input.
 func (r *Router) pass(n int) error {
 	b := &r.batch
 	if b.n == len(b.kinds) {
@@ -262,8 +266,8 @@ func (r *Router) copyClient(to *peer) error {
 	return errAborted
 }
 
-// halfCloseTunnel passes the client's half-close to the laptop that has the turn, if one has, and waits until the turn is over. switched says that the
-// laptop has the whole connection.
+// halfCloseTunnel passes the client's half-close to the laptop that has the turn, if one has, and
+// waits until the turn is over. switched says that the laptop has the whole connection.
 func (r *Router) halfCloseTunnel() (switched bool, err error) {
 	var told *peer
 	for {
@@ -289,7 +293,8 @@ func (r *Router) halfCloseTunnel() (switched bool, err error) {
 	}
 }
 
-// halfClose passes the client's half-close on, to whoever has the turn at once, to the app when the turn is over.
+// halfClose passes the client's half-close on, to whoever has the turn at once, to the app when the
+// turn is over.
 func (r *Router) halfClose() error {
 	if err := r.flush(); err != nil {
 		return err

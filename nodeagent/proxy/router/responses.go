@@ -70,8 +70,8 @@ func (p *peer) respond() {
 	}
 }
 
-// next takes one response from the buffer, as far as it is there. more says that it needs more bytes first, ok that there is anything
-// more to do.
+// next takes one response from the buffer, as far as it is there. more says that it needs more
+// bytes first, ok that there is anything more to do.
 func (p *peer) next() (more, ok bool) {
 	b := p.buf.Bytes()[p.out:]
 	if len(b) == 0 {
@@ -172,14 +172,16 @@ func (p *peer) write() bool {
 	if p.claim != nil {
 		p.answeredByLaptop()
 	} else if p.last || p.open && p.unanswered.len() == 0 {
-		// Either the app closes now, or it answered before it had the whole request, and only it knows what it makes of the rest.
+		// Either the app closes now, or it answered before it had the whole request, and only it
+		// knows what it makes of the rest.
 		r.raw.Store(true)
 	}
 	r.changed.Broadcast()
 	return true
 }
 
-// writeOut writes what is to be written. If it is the last of the app, which has ended its stream already, that end goes with it, for copyRaw goes on.
+// writeOut writes what is to be written. If it is the last of the app, which has ended its stream
+// already, that end goes with it, for copyRaw goes on.
 func (p *peer) writeOut(last bool) error {
 	b := p.buf.Bytes()[:p.out]
 	if last && p.claim == nil {
@@ -198,7 +200,8 @@ func (p *peer) answeredByLaptop() {
 	p.ex.forget()
 	switch {
 	case p.last || p.final || p.open && p.empty:
-		// The laptop's server would close now. A client that has its answer and was still waiting with its body may or may not send it.
+		// The laptop's server would close now. A client that has its answer and was still waiting
+		// with its body may or may not send it.
 		p.r.conclude()
 	case p.retired && !p.open:
 		p.Close()
@@ -342,12 +345,14 @@ func (p *peer) peerEnded(err error) {
 	p.appEnded(err)
 }
 
-// copyBody passes a body on, and to the copies. last, unless it is nil, is called before the piece that ends it is written. After a doubt, the bytes that
-// were not passed on are in b.
-func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest, copies tap.Copies, last func()) (srcErr, dstErr, doubt error) {
+// copyBody passes a body on, and to the copies. last, unless it is nil, is called before the piece
+// that ends it is written. After a doubt, the bytes that were not passed on are in b.
+func copyBody(dst, src stream.Duplex, b *stream.Buffer, rest *http1.Rest, copies tap.Copies,
+	last func()) (srcErr, dstErr, doubt error) {
 	for !rest.Done() {
 		if b.Len() == 0 {
-			if n := rest.Data() - 1; n >= stream.Worth && copies.Over() { // the last byte is left for the end to be seen
+			// the last byte is left for the end to be seen
+			if n := rest.Data() - 1; n >= stream.Worth && copies.Over() {
 				srcErr, dstErr = stream.CopyN(dst, src, b, n)
 				if srcErr != nil || dstErr != nil {
 					return srcErr, dstErr, nil

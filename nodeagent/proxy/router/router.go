@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package router takes one client connection that speaks HTTP/1 request by request: those that an intercept claims go through a tunnel
-// to a laptop, all others to the app, and the client sees the responses in the order of its requests.
+// Package router takes one client connection that speaks HTTP/1 request by request: those that an
+// intercept claims go through a tunnel to a laptop, all others to the app, and the client sees the
+// responses in the order of its requests.
 //
 // It works on streams of bytes, not on sockets. Bytes pass unaltered in both directions.
 //
-// Three kinds of goroutine share a connection: one reads the client's requests and is the only one that writes to the app and
-// to tunnels (requests.go, exchange.go); one reads the app, and one each tunnel, and they write to the client, each in its
-// turn (responses.go). A turn ends when all requests of a peer are answered.
+// Three kinds of goroutine share a connection: one reads the client's requests and is the only one
+// that writes to the app and to tunnels (requests.go, exchange.go); one reads the app, and one each
+// tunnel, and they write to the client, each in its turn (responses.go). A turn ends when all
+// requests of a peer are answered.
 //
-// When anything is in doubt the connection turns raw: all that follows is the app's, in both directions, unread.
+// When anything is in doubt the connection turns raw: all that follows is the app's, in both
+// directions, unread.
 package router
 
 import (
@@ -29,14 +32,15 @@ import (
 
 // Claim is an intercept's claim on a request.
 type Claim interface {
-	// Key is the same for all claims of one intercept. A tunnel is used again for claims with the same key.
+	// Key is the same for all claims of one intercept. A tunnel is used again for claims with the
+	// same key.
 	Key() string
 	// String names the intercept to its owner.
 	String() string
 	// Open opens a tunnel to the laptop.
 	Open(ctx context.Context) (Tunnel, error)
-	// Track tells the intercept of an open tunnel, and returns what is to be called when the tunnel is gone. When the intercept ends, it calls
-	// retire.
+	// Track tells the intercept of an open tunnel, and returns what is to be called when the tunnel
+	// is gone. When the intercept ends, it calls retire.
 	Track(retire func()) (untrack func())
 	Sent()              // the request went to the laptop
 	FellBack(why error) // the laptop could not take it, and the app gets it
@@ -52,7 +56,8 @@ type Tunnel interface {
 // Config is what a Router works with.
 type Config struct {
 	Client stream.Duplex
-	// Dial begins to connect to the app, where soon says that there is something to be written at once. If it gives a wait, there is a connection when that has returned.
+	// Dial begins to connect to the app, where soon says that there is something to be written at
+	// once. If it gives a wait, there is a connection when that has returned.
 	Dial func(soon bool) (app stream.Duplex, wait func(context.Context) error, err error)
 	// Claim returns the claim on a request, or nil if it is the app's.
 	Claim func(head match.Head) Claim
@@ -60,15 +65,18 @@ type Config struct {
 	Copy func(head *http1.Request) tap.Copies
 	// Claimable reports whether any request could be claimed at this moment.
 	Claimable func() bool
-	// Began is called once with the first bytes that the client sent, as soon as it is certain whether they are HTTP.
+	// Began is called once with the first bytes that the client sent, as soon as it is certain
+	// whether they are HTTP.
 	Began func(first []byte, http bool)
 	// Passed is called for each n requests that go to the app.
 	Passed func(n int)
-	// HTTP2 makes what takes over a connection that begins with the preface of HTTP/2. nil: the app has such a connection unread.
+	// HTTP2 makes what takes over a connection that begins with the preface of HTTP/2. nil: the app
+	// has such a connection unread.
 	HTTP2 func(ctx context.Context, app stream.Duplex) HTTP2
 	// OpenTimeout is how long a laptop may take to answer OPEN.
 	OpenTimeout time.Duration
-	// Recovered is called with what a goroutine of the connection panicked with. The connection is reset then.
+	// Recovered is called with what a goroutine of the connection panicked with. The connection is
+	// reset then.
 	Recovered func(v any)
 	Log       *slog.Logger
 }
@@ -78,12 +86,14 @@ const (
 	maxUnanswered = 512
 	// maxRetained bytes of a request are kept so that it can be sent again.
 	maxRetained = 64 << 10
-	// lingerFor bounds how long a client is served that was told that its connection is over: as long as a kernel keeps a
-	// connection that an app has closed.
+	// lingerFor bounds how long a client is served that was told that its connection is over: as
+	// long as a kernel keeps a connection that an app has closed.
 	lingerFor = time.Minute
-	// drainFor bounds how long bytes are dropped that the client sends while it gets its last response.
+	// drainFor bounds how long bytes are dropped that the client sends while it gets its last
+	// response.
 	drainFor = 500 * time.Millisecond
-	// refusedFor bounds how long a client without a request is kept when the app takes no connections.
+	// refusedFor bounds how long a client without a request is kept when the app takes no
+	// connections.
 	refusedFor = 3 * time.Second
 )
 
@@ -131,11 +141,12 @@ type Router struct {
 	aborted  bool
 }
 
-// ErrDrained, as the cause why a context was cancelled, asks for connections to be ended in order, as far as that is possible soon. Any
-// other cause has them reset.
+// ErrDrained, as the cause why a context was cancelled, asks for connections to be ended in order,
+// as far as that is possible soon. Any other cause has them reset.
 var ErrDrained = errors.New("the time for connections to end by themselves is over")
 
-// Run serves the connection until it is over, and closes the client. When parent is cancelled, it is reset, or wound up: see ErrDrained.
+// Run serves the connection until it is over, and closes the client. When parent is cancelled, it
+// is reset, or wound up: see ErrDrained.
 func Run(parent context.Context, cfg Config) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	defer cancel()
@@ -220,8 +231,8 @@ func (r *Router) peers() []*peer {
 	return append(all, r.tunnels...)
 }
 
-// await waits until ok, which is called with mu held, is true. Meanwhile it mends an exchange that failed. It is called by the goroutine
-// that reads requests.
+// await waits until ok, which is called with mu held, is true. Meanwhile it mends an exchange that
+// failed. It is called by the goroutine that reads requests.
 func (r *Router) await(ok func() bool) error {
 	for {
 		failed, err := r.wait(ok)
@@ -249,7 +260,8 @@ func (r *Router) wait(ok func() bool) (failed bool, err error) {
 		case ok():
 			return false, nil
 		case r.ex != nil && r.ex.peer.opaque && !r.gone:
-			// Nobody knows whether the client has had its response: it must ask again on another connection.
+			// Nobody knows whether the client has had its response: it must ask again on another
+			// connection.
 			return false, errAborted
 		}
 		r.changed.Wait()
@@ -297,7 +309,8 @@ func (r *Router) fill() error {
 	}
 }
 
-// lingering tells the client that it has had all that it gets, and bounds how long it may go on sending. mu is held.
+// lingering tells the client that it has had all that it gets, and bounds how long it may go on
+// sending. mu is held.
 func (r *Router) lingering(most time.Duration) {
 	r.linger = true
 	r.Client.CloseWrite()
@@ -311,7 +324,8 @@ func (r *Router) conclude() {
 	r.lingering(drainFor)
 }
 
-// drain drops what the client still sends: a close with unread bytes would be a reset, which can cost the client its response.
+// drain drops what the client still sends: a close with unread bytes would be a reset, which can
+// cost the client its response.
 func (r *Router) drain() {
 	r.Client.SetReadDeadline(time.Now().Add(drainFor))
 	defer r.in.Free()

@@ -10,8 +10,9 @@ const windUpFor = 2 * time.Second
 // lastLook is how long it takes to see a request that has arrived already.
 const lastLook = 5 * time.Millisecond
 
-// windUp ends the connection where that costs the client nothing: between two requests. One that is unread, because it speaks something else, or
-// because the app has said that it will close, is reset after a while like those whose response takes too long.
+// windUp ends the connection where that costs the client nothing: between two requests. One that is
+// unread, because it speaks something else, or because the app has said that it will close, is
+// reset after a while like those whose response takes too long.
 func (r *Router) windUp() {
 	time.AfterFunc(windUpFor, r.abort)
 	r.mu.Lock()
@@ -35,8 +36,8 @@ func (r *Router) windUp() {
 // over reports whether nothing more is to be sent of a request. mu is held.
 func (ex *exchange) over() bool { return ex == nil || !ex.peer.open }
 
-// leave ends the connection in order if that is wanted and the client has begun no request. It is called by the goroutine that reads requests, once it
-// was woken.
+// leave ends the connection in order if that is wanted and the client has begun no request. It is
+// called by the goroutine that reads requests, once it was woken.
 func (r *Router) leave() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

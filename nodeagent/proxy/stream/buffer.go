@@ -22,7 +22,8 @@ var (
 // ErrFull means that a buffer has no room left.
 var ErrFull = errors.New("buffer is full")
 
-// Buffer holds bytes that arrived and were not passed on yet. It has memory only while it has bytes. The zero value is ready.
+// Buffer holds bytes that arrived and were not passed on yet. It has memory only while it has
+// bytes. The zero value is ready.
 type Buffer struct {
 	small *[Size]byte
 	large *[Large]byte

@@ -5,8 +5,9 @@ package stream
 // Worth is how many bytes CopyN pays for. Fewer are better read and written.
 const Worth = 64 << 10
 
-// CopyN passes n bytes from src to dst. Either error may be set, and tells whose it is; both are nil only when all n were passed.
-// b is for the bytes on their way; it must be empty, and may afterwards hold bytes that came behind the n.
+// CopyN passes n bytes from src to dst. Either error may be set, and tells whose it is; both are
+// nil only when all n were passed. b is for the bytes on their way; it must be empty, and may
+// afterwards hold bytes that came behind the n.
 func CopyN(dst, src Duplex, b *Buffer, n int64) (srcErr, dstErr error) {
 	for n > 0 {
 		if s := spliceable(dst, src); s != nil {
@@ -28,8 +29,8 @@ func CopyN(dst, src Duplex, b *Buffer, n int64) (srcErr, dstErr error) {
 	return nil, nil
 }
 
-// Copy passes what is in b, and then all that comes from src, to dst. It ends with an error, srcErr being io.EOF when src ended in order.
-// It neither closes nor resets.
+// Copy passes what is in b, and then all that comes from src, to dst. It ends with an error, srcErr
+// being io.EOF when src ended in order. It neither closes nor resets.
 func Copy(dst, src Duplex, b *Buffer) (srcErr, dstErr error) {
 	defer b.Free()
 	var s *splicer

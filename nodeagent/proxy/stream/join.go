@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// Join passes bytes between a and b in both directions, first those in fromA, until both directions have ended. Half-closes and resets
-// pass from one to the other. It closes both.
+// Join passes bytes between a and b in both directions, first those in fromA, until both directions
+// have ended. Half-closes and resets pass from one to the other. It closes both.
 func Join(a, b Duplex, fromA *Buffer) {
 	var back sync.WaitGroup
 	back.Go(func() { pass(a, b, new(Buffer)) })

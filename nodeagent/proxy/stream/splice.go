@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is what a pipe may hold, in bytes: as much as users without privileges may have. Fewer, larger moves wake peers less often.
+// pipeSize is what a pipe may hold, in bytes: as much as users without privileges may have. Fewer,
+// larger moves wake peers less often.
 const pipeSize = 1 << 20
 
 // pipe carries bytes from socket to socket inside the kernel.
@@ -48,7 +49,8 @@ func putPipe(p *pipe) {
 	unix.Close(p.w)
 }
 
-// splicer passes bytes between two TCP connections without reading them. It holds a pipe only while there are bytes in it.
+// splicer passes bytes between two TCP connections without reading them. It holds a pipe only while
+// there are bytes in it.
 type splicer struct {
 	dst, src *TCP
 	pipe     *pipe
@@ -63,7 +65,8 @@ func newSplicer(dst, src *TCP) *splicer {
 	return s
 }
 
-// some moves what there is, at least one byte and at most want (-1: no limit), waiting for it if need be.
+// some moves what there is, at least one byte and at most want (-1: no limit), waiting for it if
+// need be.
 func (s *splicer) some(want int64) (moved int64, srcErr, dstErr error) {
 	s.want, s.err = want, nil
 	defer func() {
@@ -117,7 +120,8 @@ func (s *splicer) tryIn(fd uintptr) bool {
 
 func (s *splicer) tryOut(fd uintptr) bool {
 	for s.pipe.held > 0 {
-		n, err := unix.Splice(s.pipe.r, nil, int(fd), nil, s.pipe.held, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		n, err := unix.Splice(s.pipe.r, nil, int(fd), nil, s.pipe.held,
+			unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:

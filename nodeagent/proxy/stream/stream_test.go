@@ -156,7 +156,8 @@ func TestErrorsTellWhoseTheyAre(t *testing.T) {
 			})
 			srcErr, dstErr = CopyN(dst, hide(src), new(Buffer), 20<<20)
 			assert.NoError(t, srcErr)
-			assert.True(t, errors.Is(dstErr, syscall.ECONNRESET) || errors.Is(dstErr, syscall.EPIPE), "%v", dstErr)
+			assert.True(t, errors.Is(dstErr, syscall.ECONNRESET) || errors.Is(dstErr, syscall.EPIPE),
+				"%v", dstErr)
 		})
 	}
 }

@@ -122,7 +122,8 @@ func (t *TCP) tryWrite(fd uintptr) bool {
 func (t *TCP) Close() error                      { return t.conn.Close() }
 func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
 
-// WriteLast writes p, behind which CloseWrite has to follow at once: what the kernel has to send goes together with the end, in one segment.
+// WriteLast writes p, behind which CloseWrite has to follow at once: what the kernel has to send
+// goes together with the end, in one segment.
 func (t *TCP) WriteLast(p []byte) (int, error) { return t.send(p, unix.MSG_MORE) }
 
 // Ended says whether the other side has ended its stream, and everything before that has been read.
@@ -153,7 +154,8 @@ func (t *TCP) Waiting() bool {
 // resetEvery is how often a connection is asked whether the other side has reset it.
 const resetEvery = time.Second
 
-// OnReset calls fn within a second or two of the other side's reset, even if nobody reads. stop ends the watch.
+// OnReset calls fn within a second or two of the other side's reset, even if nobody reads. stop
+// ends the watch.
 func (t *TCP) OnReset(fn func()) (stop func()) {
 	var mu sync.Mutex
 	stopped := false
@@ -179,7 +181,8 @@ func (t *TCP) OnReset(fn func()) (stop func()) {
 	}
 }
 
-// closed says whether the kernel has done with the connection. Unlike reading, this takes nothing from whoever reads.
+// closed says whether the kernel has done with the connection. Unlike reading, this takes nothing
+// from whoever reads.
 func (t *TCP) closed() bool {
 	closed := true
 	err := t.raw.Control(func(fd uintptr) {

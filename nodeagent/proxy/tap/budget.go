@@ -18,7 +18,8 @@ type Budget struct {
 	copied, cut, dropped atomic.Uint64
 }
 
-// Bytes is how many bytes are on their way to laptops, as far as that can be known; Lines how many tunnels are open for copies.
+// Bytes is how many bytes are on their way to laptops, as far as that can be known; Lines how many
+// tunnels are open for copies.
 func (b *Budget) Bytes() int64 { return b.bytes.Load() }
 
 // Lines is how many tunnels are open for copies.

@@ -12,13 +12,15 @@ import (
 const (
 	// maxHeld bytes of a copy may wait to be sent.
 	maxHeld = 4 << 20
-	// window is how much of what was sent may not have arrived yet: as much as a tunnel's window has room for. It counts as on its way until the laptop has
-	// answered; of a connection whose answers nobody understands only rawWindow does.
+	// window is how much of what was sent may not have arrived yet: as much as a tunnel's window
+	// has room for. It counts as on its way until the laptop has answered; of a connection whose
+	// answers nobody understands only rawWindow does.
 	window    = 4 << 20
 	rawWindow = 64 << 10
 )
 
-// Copy is the copy of one request, or one connection. One goroutine writes into it. A nil Copy takes nothing.
+// Copy is the copy of one request, or one connection. One goroutine writes into it. A nil Copy
+// takes nothing.
 type Copy struct {
 	Request
 	tap  *Tap
@@ -169,7 +171,8 @@ func (c *Copy) begin(abort func()) bool {
 	return true
 }
 
-// next takes what is there to be sent. ended says that it is all; ok is false when the copy has failed.
+// next takes what is there to be sent. ended says that it is all; ok is false when the copy has
+// failed.
 func (c *Copy) next() (p []byte, tail []hpack.HeaderField, ended, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,9 +13,11 @@ import (
 )
 
 const (
-	// idleFor is how long a line is kept without a copy: less than the time after which servers close idle connections.
+	// idleFor is how long a line is kept without a copy: less than the time after which servers
+	// close idle connections.
 	idleFor = time.Second
-	// answerWithin is how long the laptop may take to answer, and answerWanted that while others wait for the line.
+	// answerWithin is how long the laptop may take to answer, and answerWanted that while others
+	// wait for the line.
 	answerWithin = 10 * time.Minute
 	answerWanted = 5 * time.Second
 	// writeWithin is how long it may take none of what is sent.
@@ -37,7 +39,8 @@ type line struct {
 
 // wire speaks a protocol.
 type wire interface {
-	// send sends the copy, and returns when it was answered. again says that the line can take another one.
+	// send sends the copy, and returns when it was answered. again says that the line can take
+	// another one.
 	send(c *Copy) (again bool)
 	// read reads what the laptop sends until it ends.
 	read()
@@ -98,7 +101,8 @@ func (l *line) sent(c *Copy) (again bool) {
 // recovered keeps a fault in one line from everything else.
 func (l *line) recovered() {
 	if v := recover(); v != nil {
-		l.tap.cfg.Log.Error("a copy was given up because of a fault in the proxy", "wiretap", l.tap.cfg.Name, "panic", v)
+		l.tap.cfg.Log.Error("a copy was given up because of a fault in the proxy", "wiretap",
+			l.tap.cfg.Name, "panic", v)
 		if l.tunnel != nil {
 			l.tunnel.Reset("fault in the proxy")
 		}

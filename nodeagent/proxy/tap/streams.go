@@ -19,7 +19,8 @@ const (
 	maxID        = 1<<31 - 1
 )
 
-// streams is HTTP/2, of which this side is the client: one stream after the other, each when the one before was answered.
+// streams is HTTP/2, of which this side is the client: one stream after the other, each when the
+// one before was answered.
 type streams struct {
 	*line
 	answers chan bool
@@ -44,7 +45,8 @@ type streams struct {
 
 func newStreams(l *line) *streams {
 	s := &streams{
-		line: l, answers: make(chan bool, 1), grown: make(chan struct{}, 1), window: defaultWindow, window0: defaultWindow, tableSize: 4096,
+		line: l, answers: make(chan bool, 1), grown: make(chan struct{}, 1), window: defaultWindow,
+		window0: defaultWindow, tableSize: 4096,
 	}
 	s.enc = hpack.NewEncoder(&s.block)
 	s.framer = http2.NewFramer(&s.out, nil)
@@ -58,7 +60,8 @@ func (s *streams) frames(add func(f *http2.Framer) error) error {
 	if !s.greeted {
 		s.greeted = true
 		s.out.WriteString(http2.ClientPreface)
-		_ = s.framer.WriteSettings(http2.Setting{ID: http2.SettingEnablePush}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: answerWindow})
+		_ = s.framer.WriteSettings(http2.Setting{ID: http2.SettingEnablePush},
+			http2.Setting{ID: http2.SettingInitialWindowSize, Val: answerWindow})
 		_ = s.framer.WriteWindowUpdate(0, answerWindow-defaultWindow)
 	}
 	if err := add(s.framer); err != nil {
@@ -126,7 +129,8 @@ func (s *streams) headers(id uint32, fields []hpack.HeaderField, end bool) error
 	block := s.block.Bytes()
 	return s.frames(func(f *http2.Framer) error {
 		n := min(len(block), frameSize)
-		err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block[:n], EndStream: end, EndHeaders: n == len(block)})
+		err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block[:n],
+			EndStream: end, EndHeaders: n == len(block)})
 		for block = block[n:]; len(block) > 0 && err == nil; block = block[n:] {
 			n = min(len(block), frameSize)
 			err = f.WriteContinuation(id, n == len(block), block[:n])

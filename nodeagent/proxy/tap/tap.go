@@ -2,9 +2,10 @@
 
 // Package tap brings laptops copies of what apps get.
 //
-// Whoever has something to be copied never waits. A Copy keeps the bytes until a line, which is a tunnel to the laptop with goroutines of its own, has sent
-// them; where there is no room for them the copy ends there and then, and is counted. What the laptop answers is read, for the end of an answer
-// frees the line for the next copy, and thrown away.
+// Whoever has something to be copied never waits. A Copy keeps the bytes until a line, which is a
+// tunnel to the laptop with goroutines of its own, has sent them; where there is no room for them
+// the copy ends there and then, and is counted. What the laptop answers is read, for the end of an
+// answer frees the line for the next copy, and thrown away.
 package tap
 
 import (
@@ -100,7 +101,8 @@ func (t *Tap) Counts() Counts {
 	return Counts{Copied: t.copied.Load(), Cut: t.cut.Load(), Dropped: t.dropped.Load()}
 }
 
-// Begin begins a copy, or counts that there is no room for one and gives nil. The caller ends it by End or Cut.
+// Begin begins a copy, or counts that there is no room for one and gives nil. The caller ends it by
+// End or Cut.
 func (t *Tap) Begin(r Request) *Copy {
 	if time.Now().UnixNano() < t.quietUntil.Load() || t.cfg.Budget.full() {
 		t.drop(1)
@@ -154,7 +156,8 @@ func (t *Tap) place(c *Copy) bool {
 	return true
 }
 
-// take gives a line the next copy; without one the line is idle until something comes through its channel.
+// take gives a line the next copy; without one the line is idle until something comes through its
+// channel.
 func (t *Tap) take(l *line) *Copy {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -232,7 +235,8 @@ func (t *Tap) countOpen(n int) {
 	t.open += n
 }
 
-// unreachable lets the laptop rest if nobody is there to take copies, rather than just not that many.
+// unreachable lets the laptop rest if nobody is there to take copies, rather than just not that
+// many.
 func (t *Tap) unreachable(why error) {
 	t.mu.Lock()
 	some := t.open > 0
@@ -241,7 +245,8 @@ func (t *Tap) unreachable(why error) {
 		return
 	}
 	t.quietUntil.Store(time.Now().Add(quietFor).UnixNano())
-	t.cfg.Log.Debug("nothing is copied for a while, since the laptop cannot take it", "wiretap", t.cfg.Name, "error", why)
+	t.cfg.Log.Debug("nothing is copied for a while, since the laptop cannot take it", "wiretap",
+		t.cfg.Name, "error", why)
 	t.mu.Lock()
 	var dropped []*Copy
 	for p := range t.waiting {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package greeter is a gRPC service with the calls of gRPC's own interoperability tests: unary, streaming in either direction and
-// both. It adds who answered to each of them.
+// Package greeter is a gRPC service with the calls of gRPC's own interoperability tests: unary,
+// streaming in either direction and both. It adds who answered to each of them.
 package greeter
 
 import (
@@ -44,14 +44,16 @@ func New(name, pod string) *grpc.Server {
 	s := &server{name: name, pod: pod}
 	grpcServer := grpc.NewServer(
 		grpc.MaxRecvMsgSize(largestPayload),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
+			handler grpc.UnaryHandler) (any, error) {
 			header, trailer := s.mark(ctx)
 			if err := errors.Join(grpc.SetHeader(ctx, header), grpc.SetTrailer(ctx, trailer)); err != nil {
 				return nil, err
 			}
 			return handler(ctx, req)
 		}),
-		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo,
+			handler grpc.StreamHandler) error {
 			header, trailer := s.mark(stream.Context())
 			stream.SetTrailer(trailer)
 			if err := stream.SetHeader(header); err != nil {
@@ -104,7 +106,8 @@ func (s *server) UnaryCall(_ context.Context, in *testpb.SimpleRequest) (*testpb
 	return &testpb.SimpleResponse{Payload: payload, ServerId: s.name, Hostname: s.pod}, nil
 }
 
-func (s *server) StreamingOutputCall(in *testpb.StreamingOutputCallRequest, stream testpb.TestService_StreamingOutputCallServer) error {
+func (s *server) StreamingOutputCall(in *testpb.StreamingOutputCallRequest,
+	stream testpb.TestService_StreamingOutputCallServer) error {
 	if err := asked(in.GetResponseStatus()); err != nil {
 		return err
 	}

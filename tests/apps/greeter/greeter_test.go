@@ -26,7 +26,8 @@ func start(t *testing.T) *grpc.ClientConn {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, New("greeter", "greeter-0"), listener) }()
-	conn, err := grpc.NewClient("passthrough:///"+listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///"+listener.Addr().String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		conn.Close()
@@ -40,7 +41,8 @@ func TestAUnaryCallSaysWhoAnswered(t *testing.T) {
 	client := testpb.NewTestServiceClient(start(t))
 	ctx := metadata.AppendToOutgoingContext(t.Context(), echoInitial, "back", echoTrailing, "\x00\x01")
 	var header, trailer metadata.MD
-	answer, err := client.UnaryCall(ctx, &testpb.SimpleRequest{ResponseSize: 5}, grpc.Header(&header), grpc.Trailer(&trailer))
+	answer, err := client.UnaryCall(ctx, &testpb.SimpleRequest{ResponseSize: 5}, grpc.Header(&header),
+		grpc.Trailer(&trailer))
 	require.NoError(t, err)
 	assert.Len(t, answer.GetPayload().GetBody(), 5)
 	assert.Equal(t, "greeter", answer.GetServerId())
@@ -52,7 +54,8 @@ func TestAUnaryCallSaysWhoAnswered(t *testing.T) {
 
 func TestAStatusThatIsAskedForComesBack(t *testing.T) {
 	client := testpb.NewTestServiceClient(start(t))
-	_, err := client.UnaryCall(t.Context(), &testpb.SimpleRequest{ResponseStatus: &testpb.EchoStatus{Code: 5, Message: "none"}})
+	_, err := client.UnaryCall(t.Context(),
+		&testpb.SimpleRequest{ResponseStatus: &testpb.EchoStatus{Code: 5, Message: "none"}})
 	assert.Equal(t, codes.NotFound, status.Code(err))
 	_, err = client.UnaryCall(t.Context(), &testpb.SimpleRequest{ResponseSize: -1})
 	assert.Equal(t, codes.InvalidArgument, status.Code(err))
@@ -63,7 +66,8 @@ func TestStreamsGoBothWays(t *testing.T) {
 	stream, err := client.FullDuplexCall(t.Context())
 	require.NoError(t, err)
 	for _, size := range []int32{1, 100_000, 0} {
-		require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: size}}}))
+		require.NoError(t, stream.Send(
+			&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: size}}}))
 		answer, err := stream.Recv()
 		require.NoError(t, err)
 		assert.Len(t, answer.GetPayload().GetBody(), int(size))
@@ -75,7 +79,8 @@ func TestStreamsGoBothWays(t *testing.T) {
 	up, err := client.StreamingInputCall(t.Context())
 	require.NoError(t, err)
 	for range 3 {
-		require.NoError(t, up.Send(&testpb.StreamingInputCallRequest{Payload: &testpb.Payload{Body: make([]byte, 7)}}))
+		require.NoError(t, up.Send(
+			&testpb.StreamingInputCallRequest{Payload: &testpb.Payload{Body: make([]byte, 7)}}))
 	}
 	sum, err := up.CloseAndRecv()
 	require.NoError(t, err)

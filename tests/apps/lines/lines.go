@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lines is a TCP service that answers each line with its own name and the line: "echo: hello". It can speak first, as
-// mail and database servers do.
+// Package lines is a TCP service that answers each line with its own name and the line: "echo:
+// hello". It can speak first, as mail and database servers do.
 package lines
 
 import (
@@ -58,8 +58,8 @@ func (s Server) serve(conn net.Conn) {
 	}
 }
 
-// Ask sends one line on a new connection and returns who answered it. A greeting is passed over when the answer to the line
-// follows it.
+// Ask sends one line on a new connection and returns who answered it. A greeting is passed over
+// when the answer to the line follows it.
 func Ask(ctx context.Context, address, line string) (name string, err error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {

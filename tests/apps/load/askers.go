@@ -86,7 +86,8 @@ func (a *httpAsker) ask(ctx context.Context, matched bool) (reply, error) {
 		return reply{}, fmt.Errorf("%s: %.200s", response.Status, body)
 	}
 	service := response.Header.Get(shop.ServiceHeader)
-	// A quote inside a JSON string is escaped, so this finds fields only: that of the service asked, or of one further up the chain.
+	// A quote inside a JSON string is escaped, so this finds fields only: that of the service
+	// asked, or of one further up the chain.
 	laptop := service == a.laptop || bytes.Contains(body, a.laptopKey)
 	return reply{service: service, pod: response.Header.Get(shop.PodHeader), laptop: laptop}, nil
 }
@@ -126,7 +127,8 @@ func newGRPCAsker(plan Plan, address string) (*grpcAsker, error) {
 }
 
 func (a *grpcAsker) dial() (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+a.address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+	return grpc.NewClient("passthrough:///"+a.address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
 }
 
 func (a *grpcAsker) ask(ctx context.Context, matched bool) (reply, error) {
@@ -142,12 +144,14 @@ func (a *grpcAsker) ask(ctx context.Context, matched bool) (reply, error) {
 		ctx = metadata.NewOutgoingContext(ctx, a.metadata)
 	}
 	var header metadata.MD
-	_, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{ResponseSize: 100}, grpc.Header(&header))
+	_, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{ResponseSize: 100},
+		grpc.Header(&header))
 	if err != nil {
 		return reply{}, err
 	}
 	service := strings.Join(header.Get(greeter.ServiceKey), ",")
-	return reply{service: service, pod: strings.Join(header.Get(greeter.PodKey), ","), laptop: service == a.laptop}, nil
+	return reply{service: service, pod: strings.Join(header.Get(greeter.PodKey), ","),
+		laptop: service == a.laptop}, nil
 }
 
 func (a *grpcAsker) close() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package load asks a service many times, with requests of two kinds mixed: those that an intercept matches and those that it
-// does not. It records who answered, what failed and how long it took.
+// Package load asks a service many times, with requests of two kinds mixed: those that an intercept
+// matches and those that it does not. It records who answered, what failed and how long it took.
 package load
 
 import (
@@ -18,7 +18,8 @@ import (
 
 // Plan says what to ask.
 type Plan struct {
-	// Target is http://HOST:PORT/PATH, tcp://HOST:PORT for package lines or grpc://HOST:PORT for package greeter.
+	// Target is http://HOST:PORT/PATH, tcp://HOST:PORT for package lines or grpc://HOST:PORT for
+	// package greeter.
 	Target string
 	// Requests is how many; 0 means as many as fit into Duration.
 	Requests int
@@ -30,8 +31,8 @@ type Plan struct {
 	// Matched is the share of requests that carry the Matching headers or path, from 0 to 1.
 	Matched  float64
 	Matching Variant
-	// Method is GET unless set. A GET on a kept-alive connection that breaks is sent once more by Go's client, as by browsers; a
-	// POST is not.
+	// Method is GET unless set. A GET on a kept-alive connection that breaks is sent once more by
+	// Go's client, as by browsers; a POST is not.
 	Method string
 	// KeepAlive uses connections again; otherwise each request has its own.
 	KeepAlive bool
@@ -104,7 +105,8 @@ func (p Plan) matches(index int64) bool {
 	return math.Floor(float64(index+1)*p.Matched) > math.Floor(float64(index)*p.Matched)
 }
 
-// Run carries the plan out. When the context ends it starts no more requests and sums up those that were made.
+// Run carries the plan out. When the context ends it starts no more requests and sums up those that
+// were made.
 func Run(ctx context.Context, plan Plan) (*Summary, error) {
 	if err := plan.check(); err != nil {
 		return nil, fmt.Errorf("load: %w", err)

@@ -19,7 +19,8 @@ import (
 	"sidestep.dev/sidestep/tests/apps/shop"
 )
 
-// split answers as the laptop when the request has the header, as an intercept would do, and as orders otherwise.
+// split answers as the laptop when the request has the header, as an intercept would do, and as
+// orders otherwise.
 func split(t *testing.T) (url string, connections *atomic.Int64) {
 	t.Helper()
 	laptop := (&shop.Service{Name: "laptop", Pod: "desk"}).Handler()
@@ -58,7 +59,8 @@ func run(t *testing.T, plan Plan) *Summary {
 
 func TestMatchedAndUnmatchedRequestsAreToldApart(t *testing.T) {
 	url, connections := split(t)
-	summary := run(t, Plan{Target: url, Requests: 300, Matched: 0.3, Matching: Variant{Headers: []string{"x-user: ada"}}})
+	summary := run(t, Plan{Target: url, Requests: 300, Matched: 0.3,
+		Matching: Variant{Headers: []string{"x-user: ada"}}})
 	assert.Equal(t, 90, summary.MatchedTotal)
 	assert.Equal(t, 90, summary.MatchedToLaptop)
 	assert.Equal(t, 210, summary.UnmatchedTotal)
@@ -86,9 +88,11 @@ func TestAPathCanBeWhatMatches(t *testing.T) {
 
 func TestALaptopFurtherUpTheChainCounts(t *testing.T) {
 	url, _ := split(t)
-	frontend := httptest.NewServer((&shop.Service{Name: "frontend", Upstream: url, Forward: []string{"x-user"}}).Handler())
+	frontend := httptest.NewServer((&shop.Service{Name: "frontend", Upstream: url,
+		Forward: []string{"x-user"}}).Handler())
 	defer frontend.Close()
-	summary := run(t, Plan{Target: frontend.URL, Requests: 10, Matched: 0.5, Matching: Variant{Headers: []string{"x-user: ada"}}})
+	summary := run(t, Plan{Target: frontend.URL, Requests: 10, Matched: 0.5,
+		Matching: Variant{Headers: []string{"x-user: ada"}}})
 	assert.Equal(t, 5, summary.MatchedToLaptop)
 	assert.Zero(t, summary.UnmatchedToLaptop)
 	assert.Equal(t, 10, summary.AnsweredBy["frontend/"])
@@ -103,7 +107,8 @@ func TestWhatGoesWrongIsListed(t *testing.T) {
 	assert.Contains(t, failed.Failures.First[0].Error, "503 Service Unavailable: broken")
 	assert.False(t, failed.Failures.Last.Time.Before(failed.Failures.First[keptEvents-1].Time))
 
-	missed := run(t, Plan{Target: url, Requests: 10, Matched: 1, Matching: Variant{Headers: []string{"x-user: eve"}}})
+	missed := run(t, Plan{Target: url, Requests: 10, Matched: 1,
+		Matching: Variant{Headers: []string{"x-user: eve"}}})
 	assert.Equal(t, 10, missed.Missed.Count)
 	assert.Equal(t, "orders/orders-a", missed.Missed.First[0].AnsweredBy)
 
@@ -143,7 +148,8 @@ func TestLinesAndGreetersCanBeAskedToo(t *testing.T) {
 	require.NoError(t, err)
 	go greeter.Serve(ctx, greeter.New("laptop", "desk"), listener)
 	for _, keepAlive := range []bool{false, true} {
-		summary = run(t, Plan{Target: "grpc://" + listener.Addr().String(), Requests: 20, Matched: 1, KeepAlive: keepAlive})
+		summary = run(t, Plan{Target: "grpc://" + listener.Addr().String(), Requests: 20, Matched: 1,
+			KeepAlive: keepAlive})
 		assert.Equal(t, 20, summary.MatchedToLaptop)
 		assert.Equal(t, map[string]int{"laptop/desk": 20}, summary.AnsweredBy)
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package manifests renders the Kubernetes objects of the sample workloads. All of them meet the restricted Pod Security level, which
-// their namespace enforces.
+// Package manifests renders the Kubernetes objects of the sample workloads. All of them meet the
+// restricted Pod Security level, which their namespace enforces.
 package manifests
 
 import (
@@ -46,7 +46,8 @@ func Render(options Options) (string, error) {
 	}
 	var out strings.Builder
 	// Namespace first, and what others call before those others.
-	for _, name := range []string{"namespace", "stock", "orders", "frontend", "legacy", "twoports", "echo", "greeter", "client"} {
+	for _, name := range []string{"namespace", "stock", "orders", "frontend", "legacy", "twoports",
+		"echo", "greeter", "client"} {
 		out.WriteString("---\n")
 		if err := templates.ExecuteTemplate(&out, name+".yaml", options); err != nil {
 			return "", fmt.Errorf("render the sample workloads: %w", err)

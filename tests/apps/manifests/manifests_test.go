@@ -70,7 +70,8 @@ func TestEveryPodMeetsTheRestrictedLevel(t *testing.T) {
 	require.Len(t, templates, 8)
 	for key, pod := range templates {
 		assert.True(t, *pod.Spec.SecurityContext.RunAsNonRoot, key)
-		assert.Equal(t, corev1.SeccompProfileTypeRuntimeDefault, pod.Spec.SecurityContext.SeccompProfile.Type, key)
+		assert.Equal(t, corev1.SeccompProfileTypeRuntimeDefault,
+			pod.Spec.SecurityContext.SeccompProfile.Type, key)
 		assert.False(t, pod.Spec.HostNetwork || pod.Spec.HostPID || pod.Spec.HostIPC, key)
 		assert.Empty(t, pod.Spec.Volumes, key)
 		for _, container := range pod.Spec.Containers {
@@ -101,7 +102,8 @@ func TestEveryServicePortLeadsToAContainerPort(t *testing.T) {
 		for _, port := range service.Spec.Ports {
 			found := false
 			for _, candidate := range pod.Spec.Containers[0].Ports {
-				found = found || port.TargetPort == intstr.FromString(candidate.Name) || port.TargetPort == intstr.FromInt32(candidate.ContainerPort)
+				found = found || port.TargetPort == intstr.FromString(candidate.Name) ||
+					port.TargetPort == intstr.FromInt32(candidate.ContainerPort)
 			}
 			assert.True(t, found, "%s port %d", key, port.Port)
 		}
@@ -110,7 +112,8 @@ func TestEveryServicePortLeadsToAContainerPort(t *testing.T) {
 }
 
 func TestOptionsAreFilledIn(t *testing.T) {
-	objects := render(t, Options{Image: "registry.example/apps:v2", PullPolicy: "Always", Namespace: "store", KeepAlive: true})
+	objects := render(t, Options{Image: "registry.example/apps:v2", PullPolicy: "Always",
+		Namespace: "store", KeepAlive: true})
 	require.Contains(t, objects, "Namespace/store")
 	orders := objects["Deployment/orders"].(*appsv1.Deployment)
 	assert.Equal(t, "store", orders.Namespace)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package shop is an HTTP service that tells all about the request it received, and calls the next service of a chain with the
-// headers that applications propagate.
+// Package shop is an HTTP service that tells all about the request it received, and calls the next
+// service of a chain with the headers that applications propagate.
 package shop
 
 import (
@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-// InterceptHeader is forwarded by every service, as applications do that support intercepts of a chain.
+// InterceptHeader is forwarded by every service, as applications do that support intercepts of a
+// chain.
 const InterceptHeader = "X-Telepresence-Intercept-Id"
 
 // Headers of every answer, for clients that do not read the body.
@@ -101,7 +102,8 @@ func (s *Service) Handler() http.Handler {
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.Log != nil {
-			s.Log.Info("request", "service", s.Name, "method", r.Method, "path", r.URL.RequestURI(), "remote", r.RemoteAddr,
+			s.Log.Info("request", "service", s.Name, "method", r.Method, "path", r.URL.RequestURI(),
+				"remote", r.RemoteAddr,
 				"user_agent", r.UserAgent(), "intercept", r.Header.Get(InterceptHeader))
 		}
 		w.Header().Set(ServiceHeader, s.Name)
@@ -224,8 +226,8 @@ func waitAsAsked(w http.ResponseWriter, r *http.Request) bool {
 	}
 }
 
-// Serve answers on the listener, HTTP/1 and HTTP/2 without TLS, until the context ends. Then it goes on for the linger time, so
-// that those who still have its address are served, and closes.
+// Serve answers on the listener, HTTP/1 and HTTP/2 without TLS, until the context ends. Then it
+// goes on for the linger time, so that those who still have its address are served, and closes.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler, linger time.Duration) error {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, Protocols: new(http.Protocols)}
 	server.Protocols.SetHTTP1(true)

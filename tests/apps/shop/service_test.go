@@ -42,8 +42,10 @@ func ask(t *testing.T, url string, header http.Header) (*http.Response, Answer) 
 
 func TestAChainForwardsThePathAndTheHeadersThatPropagate(t *testing.T) {
 	stock := start(t, &Service{Name: "stock", Pod: "stock-0"})
-	orders := start(t, &Service{Name: "orders", Pod: "orders-a", Upstream: stock, Forward: []string{"x-user"}, KeepAlive: true})
-	frontend := start(t, &Service{Name: "frontend", Pod: "frontend-a", Upstream: orders, Forward: []string{"x-user"}})
+	orders := start(t, &Service{Name: "orders", Pod: "orders-a", Upstream: stock,
+		Forward: []string{"x-user"}, KeepAlive: true})
+	frontend := start(t, &Service{Name: "frontend", Pod: "frontend-a", Upstream: orders,
+		Forward: []string{"x-user"}})
 
 	response, answer := ask(t, frontend+"/api/v1?page=2", http.Header{
 		InterceptHeader: {"session:orders"},

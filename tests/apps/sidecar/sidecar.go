@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sidecar holds the two proxies that injected sidecars commonly are, as plain as Go's libraries make them. Benchmarks run them beside an
-// app, to have something to compare with.
+// Package sidecar holds the two proxies that injected sidecars commonly are, as plain as Go's
+// libraries make them. Benchmarks run them beside an app, to have something to compare with.
 package sidecar
 
 import (
@@ -16,7 +16,8 @@ import (
 	"sync"
 )
 
-// ServeHTTP passes HTTP requests on to the app, HTTP/2 without TLS as such, as a sidecar does that matches headers.
+// ServeHTTP passes HTTP requests on to the app, HTTP/2 without TLS as such, as a sidecar does that
+// matches headers.
 func ServeHTTP(ctx context.Context, listener net.Listener, app string) error {
 	server := &http.Server{Handler: handler(app), Protocols: protocols(true, true)}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()

@@ -22,7 +22,8 @@ func newIntercept(workload int, name string, l *laptop) *v1alpha1.Intercept {
 	return &v1alpha1.Intercept{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(workload), Name: name},
 		Spec: v1alpha1.InterceptSpec{
-			Name: nameOf(workload), Workload: v1alpha1.WorkloadReference{Kind: "Deployment", Name: nameOf(workload)}, Port: "http",
+			Name: nameOf(workload), Workload: v1alpha1.WorkloadReference{Kind: "Deployment",
+				Name: nameOf(workload)}, Port: "http",
 			Mechanism: v1alpha1.MechanismHTTP, Existing: "auto",
 			HTTP:   &v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-developer", Value: &name}}},
 			Client: v1alpha1.ClientReference{Session: l.id, Holder: "ann@laptop", KeyHash: l.keyHash()},
@@ -70,7 +71,8 @@ func (s *statuses) len() int {
 	return len(s.active)
 }
 
-// since waits until an intercept is active in its present generation, and gives the time at which it became so.
+// since waits until an intercept is active in its present generation, and gives the time at which
+// it became so.
 func (s *statuses) since(ctx context.Context, ic *v1alpha1.Intercept) (when time.Time, err error) {
 	err = until(ctx, "intercept "+ic.Name+" is active", func() bool {
 		s.mu.Lock()
@@ -98,7 +100,8 @@ func rule(a *agentpb.Assignment, uid types.UID, name string, port uint32) bool {
 	return false
 }
 
-// changes makes one change after the other, n of each kind, in a cluster where the first workloads are intercepted.
+// changes makes one change after the other, n of each kind, in a cluster where the first workloads
+// are intercepted.
 func (c *cluster) changes(ctx context.Context, n int, p *Point) error {
 	for i := range n {
 		// The workloads that are intercepted, in an order that visits all nodes.
@@ -134,7 +137,8 @@ func (c *cluster) intercept(ctx context.Context, workload int, name string, p *P
 	uid := ic.UID
 	began = time.Now()
 	seen = c.fleet.expect(func(_ int, a *agentpb.Assignment) bool { return rule(a, uid, name, otherPort) })
-	if err := c.admin.Patch(ctx, ic, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"port":"admin"}}`))); err != nil {
+	if err := c.admin.Patch(ctx, ic,
+		client.RawPatch(types.MergePatchType, []byte(`{"spec":{"port":"admin"}}`))); err != nil {
 		return err
 	}
 	if err := arrival(ctx, seen, began, &p.Moved); err != nil {
@@ -146,7 +150,10 @@ func (c *cluster) intercept(ctx context.Context, workload int, name string, p *P
 
 	here := c.number(c.pods[workload].Spec.NodeName)
 	began = time.Now()
-	seen = c.fleet.expect(func(node int, a *agentpb.Assignment) bool { return node == here && !rule(a, uid, name, 0) })
+	seen = c.fleet.expect(func(node int, a *agentpb.Assignment) bool {
+		return node == here &&
+			!rule(a, uid, name, 0)
+	})
 	if err := c.admin.Delete(ctx, ic); err != nil {
 		return err
 	}
@@ -163,7 +170,9 @@ func (c *cluster) replace(ctx context.Context, workload int, p *Point) error {
 	if err != nil {
 		return err
 	}
-	uid := string(next.UID) // next is written when the API server answers, which may be later than the news is at the node agent
+	// next is written when the API server answers, which may be later than the news is at the node
+	// agent
+	uid := string(next.UID)
 	began := time.Now()
 	seen := c.fleet.expect(func(_ int, a *agentpb.Assignment) bool {
 		for _, pod := range a.GetPods() {

@@ -26,7 +26,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
 
-// fleet is all node agents. They speak with the manager as real ones do, and say of everything that they are to steer that it is.
+// fleet is all node agents. They speak with the manager as real ones do, and say of everything that
+// they are to steer that it is.
 type fleet struct {
 	agents []*agent
 	work   sync.WaitGroup
@@ -56,7 +57,8 @@ func newFleet(ctx context.Context, tokens []string, address, caFile string) (*fl
 		u, err := uplink.New(uplink.Config{
 			Manager: address, Security: uplink.Files(caFile, tokens[n]), Log: slog.New(slog.DiscardHandler),
 			Hello: func() *agentpb.Hello {
-				return &agentpb.Hello{Node: nodeName(n), Version: version.Version, Protocol: version.Protocol, Kernel: "6.12.1", Epoch: 1, Boot: "1"}
+				return &agentpb.Hello{Node: nodeName(n), Version: version.Version,
+					Protocol: version.Protocol, Kernel: "6.12.1", Epoch: 1, Boot: "1"}
 			},
 			Environment: func(string, string) ([][]byte, error) { return nil, nil },
 		})
@@ -125,12 +127,14 @@ func (a *agent) Apply(next *agentpb.Assignment) {
 func (a *agent) Report() *agentpb.Report {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := &agentpb.Report{Revision: a.last.GetRevision(), Datapath: &agentpb.Datapath{Name: "sk_lookup", Reason: "the kernel has it"}}
+	r := &agentpb.Report{Revision: a.last.GetRevision(),
+		Datapath: &agentpb.Datapath{Name: "sk_lookup", Reason: "the kernel has it"}}
 	for _, p := range a.last.GetPods() {
 		for _, t := range p.GetTargets() {
 			for _, rule := range t.GetRules() {
 				r.Targets = append(r.Targets, &agentpb.TargetReport{
-					PodUid: p.GetUid(), Port: t.GetPort(), InterceptUid: rule.GetInterceptUid(), Steering: true, Traffic: &agentpb.Traffic{},
+					PodUid: p.GetUid(), Port: t.GetPort(), InterceptUid: rule.GetInterceptUid(),
+					Steering: true, Traffic: &agentpb.Traffic{},
 				})
 			}
 		}
@@ -164,10 +168,12 @@ func (l *laptop) keyHash() string {
 }
 
 // connect keeps the session until ctx ends. It is to be called when the manager listens.
-func (l *laptop) connect(ctx context.Context, address string, roots *x509.CertPool, work *sync.WaitGroup) error {
-	conn, err := grpc.NewClient(address, append(tunnel.DialOptions(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		RootCAs: roots, ServerName: "sidestep-manager",
-	})))...)
+func (l *laptop) connect(ctx context.Context, address string, roots *x509.CertPool,
+	work *sync.WaitGroup) error {
+	conn, err := grpc.NewClient(address,
+		append(tunnel.DialOptions(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+			RootCAs: roots, ServerName: "sidestep-manager",
+		})))...)
 	if err != nil {
 		return err
 	}

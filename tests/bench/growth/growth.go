@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package growth measures how the manager bears ever more intercepts and node agents: a real manager, a real API server, and node agents and
-// laptops that speak as real ones do but steer nothing.
+// Package growth measures how the manager bears ever more intercepts and node agents: a real
+// manager, a real API server, and node agents and laptops that speak as real ones do but steer
+// nothing.
 package growth
 
 import (
@@ -19,7 +20,8 @@ import (
 	"sidestep.dev/sidestep/tests/bench/usage"
 )
 
-// Size is how much there is of what grows. The cluster is the same in all sizes: a thousand workloads of one pod each.
+// Size is how much there is of what grows. The cluster is the same in all sizes: a thousand
+// workloads of one pod each.
 type Size struct {
 	Intercepts int `json:"intercepts"`
 	Agents     int `json:"agents"`
@@ -29,7 +31,8 @@ func (s Size) String() string {
 	return fmt.Sprintf("%d intercepts, %d node agents", s.Intercepts, s.Agents)
 }
 
-// Point is what was measured in one size. Times are in milliseconds, and those of changes begin before the API server is asked.
+// Point is what was measured in one size. Times are in milliseconds, and those of changes begin
+// before the API server is asked.
 type Point struct {
 	Size
 	Started float64 `json:"started"` // from the manager's start until every node agent has its assignment
@@ -90,7 +93,8 @@ func Run(ctx context.Context, cfg Config) (points []Point, err error) {
 		}
 		err := each(ctx, size.Intercepts-made, func(ctx context.Context, i int) error {
 			n := made + i
-			return w.admin.Create(ctx, newIntercept(n%workloads, fmt.Sprintf("developer-%d", n), newLaptop(n/perLaptop)))
+			return w.admin.Create(ctx,
+				newIntercept(n%workloads, fmt.Sprintf("developer-%d", n), newLaptop(n/perLaptop)))
 		})
 		if err != nil {
 			return nil, fmt.Errorf("make %d intercepts: %w", size.Intercepts, err)
@@ -163,15 +167,21 @@ func (w *world) measure(ctx context.Context, cfg Config, size Size, roots *x509.
 	for n := range (size.Intercepts + perLaptop - 1) / perLaptop {
 		c.laptops = append(c.laptops, newLaptop(n))
 	}
-	if err := each(ctx, len(c.laptops), func(_ context.Context, n int) error { return c.laptops[n].connect(ctx, m.grpc, roots, &work) }); err != nil {
+	if err := each(ctx, len(c.laptops),
+		func(_ context.Context, n int) error {
+			return c.laptops[n].connect(ctx, m.grpc, roots,
+				&work)
+		}); err != nil {
 		return nil, err
 	}
 	p := &Point{Size: size}
-	if err := until(ctx, "every node agent has its assignment", func() bool { return c.fleet.rules() == int64(size.Intercepts) }); err != nil {
+	if err := until(ctx, "every node agent has its assignment",
+		func() bool { return c.fleet.rules() == int64(size.Intercepts) }); err != nil {
 		return nil, fmt.Errorf("%w: they have %d rules", err, c.fleet.rules())
 	}
 	p.Started = ms(time.Since(began))
-	if err := until(ctx, "every intercept is active", func() bool { return c.statuses.len() == size.Intercepts }); err != nil {
+	if err := until(ctx, "every intercept is active",
+		func() bool { return c.statuses.len() == size.Intercepts }); err != nil {
 		return nil, fmt.Errorf("%w: %d are", err, c.statuses.len())
 	}
 	if err := m.quiet(ctx); err != nil {
@@ -210,8 +220,8 @@ func (c *cluster) watch(ctx context.Context, m *program, cfg Config, p *Point) e
 	return err
 }
 
-// Exponent is the slope of a line through the points when both axes are logarithmic: 0 is what does not grow, 1 what grows in proportion. A value
-// that is too small to be measured counts as least.
+// Exponent is the slope of a line through the points when both axes are logarithmic: 0 is what does
+// not grow, 1 what grows in proportion. A value that is too small to be measured counts as least.
 func Exponent(sizes, values []float64, least float64) float64 {
 	var x, y, xx, xy float64
 	n := float64(len(sizes))

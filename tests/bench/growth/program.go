@@ -47,7 +47,8 @@ func (w *world) start(ctx context.Context, path string) (*program, error) {
 	}
 	defer log.Close()
 	p := &program{grpc: addresses[0], http: addresses[1]}
-	p.cmd = exec.CommandContext(ctx, path, "--kubeconfig", w.kubeconfig, "--tls-dir", w.dir, "--namespace", installation,
+	p.cmd = exec.CommandContext(ctx, path, "--kubeconfig", w.kubeconfig, "--tls-dir", w.dir,
+		"--namespace", installation,
 		"--grpc-address", p.grpc, "--http-address", p.http)
 	p.cmd.Env = append(os.Environ(), "GOMEMLIMIT=512MiB")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
@@ -105,15 +106,18 @@ func until(ctx context.Context, what string, holds func() bool) error {
 	return nil
 }
 
-// writeCertificate writes the manager's certificate to tls.crt and tls.key, and to ca.crt for its node agents.
+// writeCertificate writes the manager's certificate to tls.crt and tls.key, and to ca.crt for its
+// node agents.
 func writeCertificate(dir string) (*x509.CertPool, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	c := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "sidestep-manager"}, DNSNames: []string{"sidestep-manager"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "sidestep-manager"},
+		DNSNames:  []string{"sidestep-manager"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true,
+		BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
 	if err != nil {
@@ -125,7 +129,8 @@ func writeCertificate(dir string) (*x509.CertPool, error) {
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	for name, content := range map[string][]byte{
-		"tls.crt": text, "ca.crt": text, "tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+		"tls.crt": text, "ca.crt": text,
+		"tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			return nil, err

@@ -39,8 +39,8 @@ const (
 	atOnce       = 48         // requests to the API server while objects are made
 )
 
-// world is an API server of its own with the objects of a cluster, but without the programs that would move them: its pods are where and what
-// the measurement says.
+// world is an API server of its own with the objects of a cluster, but without the programs that
+// would move them: its pods are where and what the measurement says.
 type world struct {
 	env        *envtest.Environment
 	admin      client.WithWatch
@@ -56,7 +56,8 @@ func newWorld(ctx context.Context, programs, root, dir string) (w *world, err er
 	log.SetLogger(logr.Discard()) // what envtest logs is of no use here
 	chart := filepath.Join(root, "deploy/chart")
 	w = &world{dir: dir, env: &envtest.Environment{
-		CRDDirectoryPaths: []string{filepath.Join(chart, "crds")}, ErrorIfCRDPathMissing: true, BinaryAssetsDirectory: programs,
+		CRDDirectoryPaths: []string{filepath.Join(chart, "crds")}, ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: programs,
 	}}
 	config, err := w.env.Start()
 	if err != nil {
@@ -75,7 +76,8 @@ func newWorld(ctx context.Context, programs, root, dir string) (w *world, err er
 		return nil, err
 	}
 	w.kubeconfig = filepath.Join(dir, "manager.kubeconfig")
-	if err = writeKubeconfig(w.kubeconfig, config, "system:serviceaccount:"+installation+":sidestep-manager"); err != nil {
+	if err = writeKubeconfig(w.kubeconfig, config, "system:serviceaccount:"+installation+
+		":sidestep-manager"); err != nil {
 		return nil, err
 	}
 	return w, w.populate(ctx)
@@ -89,7 +91,8 @@ func (w *world) install(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	values, err := chartutil.ToRenderValues(c, nil, chartutil.ReleaseOptions{Name: installation, Namespace: installation}, chartutil.DefaultCapabilities)
+	values, err := chartutil.ToRenderValues(c, nil,
+		chartutil.ReleaseOptions{Name: installation, Namespace: installation}, chartutil.DefaultCapabilities)
 	if err != nil {
 		return err
 	}
@@ -99,8 +102,10 @@ func (w *world) install(ctx context.Context, path string) error {
 	}
 	for _, o := range []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: installation}},
-		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: installation, Name: "sidestep-manager"}},
-		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: installation, Name: "sidestep-nodeagent"}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: installation,
+			Name: "sidestep-manager"}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: installation,
+			Name: "sidestep-nodeagent"}},
 	} {
 		if err := w.admin.Create(ctx, o); err != nil {
 			return err
@@ -127,7 +132,8 @@ func (w *world) install(ctx context.Context, path string) error {
 	return nil
 }
 
-// writeKubeconfig lets a program speak as somebody, with the rights and the share of the API server's time that they have.
+// writeKubeconfig lets a program speak as somebody, with the rights and the share of the API
+// server's time that they have.
 func writeKubeconfig(path string, c *rest.Config, user string) error {
 	cluster := clientcmdapi.NewCluster()
 	cluster.Server, cluster.CertificateAuthorityData = c.Host, c.CAData
@@ -140,7 +146,8 @@ func writeKubeconfig(path string, c *rest.Config, user string) error {
 	use := clientcmdapi.NewContext()
 	use.Cluster, use.AuthInfo = "c", "u"
 	config := clientcmdapi.NewConfig()
-	config.Clusters["c"], config.AuthInfos["u"], config.Contexts["x"], config.CurrentContext = cluster, who, use, "x"
+	config.Clusters["c"], config.AuthInfos["u"], config.Contexts["x"], config.CurrentContext = cluster,
+		who, use, "x"
 	return clientcmd.WriteToFile(*config, path)
 }
 
@@ -151,28 +158,36 @@ func nodeName(n int) string           { return fmt.Sprintf("node-%d", n) }
 // populate makes the workloads, still without pods.
 func (w *world) populate(ctx context.Context) error {
 	for n := range workloads / eachOf {
-		if err := w.admin.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespaceOf(n * eachOf)}}); err != nil {
+		if err := w.admin.Create(ctx,
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespaceOf(n * eachOf)}}); err != nil {
 			return err
 		}
 	}
 	w.sets = make([]*appsv1.ReplicaSet, workloads)
 	w.pods = make([]*corev1.Pod, workloads)
 	return each(ctx, workloads, func(ctx context.Context, n int) error {
-		meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: namespaceOf(n), Name: name} }
+		meta := func(name string) metav1.ObjectMeta {
+			return metav1.ObjectMeta{Namespace: namespaceOf(
+				n), Name: name}
+		}
 		selector := &metav1.LabelSelector{MatchLabels: map[string]string{"app": nameOf(n)}}
-		d := &appsv1.Deployment{ObjectMeta: meta(nameOf(n)), Spec: appsv1.DeploymentSpec{Selector: selector, Template: template(n)}}
+		d := &appsv1.Deployment{ObjectMeta: meta(nameOf(n)),
+			Spec: appsv1.DeploymentSpec{Selector: selector, Template: template(n)}}
 		if err := w.admin.Create(ctx, d); err != nil {
 			return err
 		}
-		rs := &appsv1.ReplicaSet{ObjectMeta: meta(nameOf(n) + "-7d9f"), Spec: appsv1.ReplicaSetSpec{Selector: selector, Template: template(n)}}
-		rs.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(d, appsv1.SchemeGroupVersion.WithKind("Deployment"))}
+		rs := &appsv1.ReplicaSet{ObjectMeta: meta(nameOf(n) + "-7d9f"),
+			Spec: appsv1.ReplicaSetSpec{Selector: selector, Template: template(n)}}
+		rs.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(d,
+			appsv1.SchemeGroupVersion.WithKind("Deployment"))}
 		if err := w.admin.Create(ctx, rs); err != nil {
 			return err
 		}
 		w.sets[n] = rs
 		return w.admin.Create(ctx, &corev1.Service{ObjectMeta: meta(nameOf(n)), Spec: corev1.ServiceSpec{
 			ClusterIP: corev1.ClusterIPNone, Selector: selector.MatchLabels, Ports: []corev1.ServicePort{
-				{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}, {Name: "admin", Port: 9090, TargetPort: intstr.FromInt32(otherPort)},
+				{Name: "http", Port: 80, TargetPort: intstr.FromString("web")},
+				{Name: "admin", Port: 9090, TargetPort: intstr.FromInt32(otherPort)},
 			},
 		}})
 	})
@@ -185,16 +200,20 @@ const (
 )
 
 func template(workload int) corev1.PodTemplateSpec {
-	return corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": nameOf(workload)}}, Spec: corev1.PodSpec{
+	return corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": nameOf(
+		workload)}}, Spec: corev1.PodSpec{
 		Containers: []corev1.Container{{
-			Name: "app", Image: "app", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: firstPort}, {Name: "admin", ContainerPort: otherPort}},
-			Env: []corev1.EnvVar{{Name: "DATABASE", Value: "postgres://db.example/app?sslmode=require"}, {Name: "LOG_LEVEL", Value: "info"}},
+			Name: "app", Image: "app",
+			Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: firstPort},
+				{Name: "admin", ContainerPort: otherPort}},
+			Env: []corev1.EnvVar{{Name: "DATABASE", Value: "postgres://db.example/app?sslmode=require"},
+				{Name: "LOG_LEVEL", Value: "info"}},
 		}},
 	}}
 }
 
-// police puts the policy against overlaps into force. It is not while thousands of intercepts are made: the API server compares each new one with all of
-// its namespace.
+// police puts the policy against overlaps into force. It is not while thousands of intercepts are
+// made: the API server compares each new one with all of its namespace.
 func (w *world) police(ctx context.Context) (undo func(context.Context) error, err error) {
 	b := w.binding.DeepCopy()
 	if err := w.admin.Create(ctx, b); err != nil {
@@ -221,23 +240,27 @@ func (w *world) spread(ctx context.Context, nodes int) error {
 
 // addPod makes a pod that has a node, and does not run yet.
 func (w *world) addPod(ctx context.Context, workload int, node string) (*corev1.Pod, error) {
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(workload), GenerateName: nameOf(workload) + "-7d9f-"}, Spec: template(workload).Spec}
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(workload),
+		GenerateName: nameOf(workload) + "-7d9f-"}, Spec: template(workload).Spec}
 	p.Labels = template(workload).Labels
 	p.Spec.NodeName = node
-	p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(w.sets[workload], appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
+	p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(w.sets[workload],
+		appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
 	return p, w.admin.Create(ctx, p)
 }
 
 // runPod makes a pod ready, as a kubelet would.
 func (w *world) runPod(ctx context.Context, p *corev1.Pod) error {
 	p.Status = corev1.PodStatus{
-		Phase: corev1.PodRunning, PodIP: "198.18.0.1", PodIPs: []corev1.PodIP{{IP: "198.18.0.1"}}, HostIP: "192.0.2.1", HostIPs: []corev1.HostIP{{IP: "192.0.2.1"}},
+		Phase: corev1.PodRunning, PodIP: "198.18.0.1", PodIPs: []corev1.PodIP{{IP: "198.18.0.1"}},
+		HostIP: "192.0.2.1", HostIPs: []corev1.HostIP{{IP: "192.0.2.1"}},
 		Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
 	}
 	return w.admin.Status().Update(ctx, p)
 }
 
-// token makes a token as the kubelet projects it into the node agent of a node, and gives the file that it is in.
+// token makes a token as the kubelet projects it into the node agent of a node, and gives the file
+// that it is in.
 func (w *world) token(ctx context.Context, node string) (string, error) {
 	file := filepath.Join(w.dir, node+".token")
 	if _, err := os.Stat(file); err == nil {
@@ -246,16 +269,21 @@ func (w *world) token(ctx context.Context, node string) (string, error) {
 	if err := w.admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}); err != nil {
 		return "", err
 	}
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: installation, Name: "sidestep-nodeagent-" + node}, Spec: corev1.PodSpec{
-		NodeName: node, ServiceAccountName: "sidestep-nodeagent", Containers: []corev1.Container{{Name: "nodeagent", Image: "nodeagent"}},
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: installation,
+		Name: "sidestep-nodeagent-" + node}, Spec: corev1.PodSpec{
+		NodeName: node, ServiceAccountName: "sidestep-nodeagent",
+		Containers: []corev1.Container{{Name: "nodeagent", Image: "nodeagent"}},
 	}}
 	if err := w.admin.Create(ctx, p); err != nil {
 		return "", err
 	}
 	request := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{
-		Audiences: []string{"sidestep-manager"}, BoundObjectRef: &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name, UID: p.UID},
+		Audiences: []string{"sidestep-manager"},
+		BoundObjectRef: &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: p.Name,
+			UID: p.UID},
 	}}
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: installation, Name: "sidestep-nodeagent"}}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: installation,
+		Name: "sidestep-nodeagent"}}
 	if err := w.admin.SubResource("token").Create(ctx, account, request); err != nil {
 		return "", err
 	}

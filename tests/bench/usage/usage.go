@@ -41,9 +41,12 @@ func MemoryOf(pid int) (m Memory, err error) {
 	return m, nil
 }
 
-// CPUOf is the time for which a process has had a CPU, to the nanosecond (clock_getcpuclockid(3)), its children not counted.
+// CPUOf is the time for which a process has had a CPU, to the nanosecond (clock_getcpuclockid(3)),
+// its children not counted.
 func CPUOf(pid int) (time.Duration, error) {
-	const scheduled = 2 // of a process's clocks, the one that counts what the scheduler has given it (linux/posix-timers.h)
+	// of a process's clocks, the one that counts what the scheduler has given it
+	// (linux/posix-timers.h)
+	const scheduled = 2
 	var t unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &t); err != nil {
 		return 0, fmt.Errorf("CPU time of process %d: %w", pid, err)

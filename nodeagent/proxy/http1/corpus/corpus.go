@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package corpus holds messages for tests of whatever frames HTTP/1: the tricks of request smuggling, and everything else that two readers have been seen
-// to understand differently.
+// Package corpus holds messages for tests of whatever frames HTTP/1: the tricks of request
+// smuggling, and everything else that two readers have been seen to understand differently.
 package corpus
 
 import "strings"
 
 const post = "POST / HTTP/1.1\r\nHost: o\r\n"
 
-// Ambiguous are beginnings of connections after which it is not certain for every reader where the next request starts. Each that has a "Host: o" line
-// takes more lines behind it.
+// Ambiguous are beginnings of connections after which it is not certain for every reader where the
+// next request starts. Each that has a "Host: o" line takes more lines behind it.
 var Ambiguous = map[string]string{
-	"both lengths":               post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-	"two lengths":                post + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
-	"the same length twice":      post + "Content-Length: 0\r\nContent-Length: 0\r\n\r\n",
-	"list of lengths":            post + "Content-Length: 0, 0\r\n\r\n",
-	"signed length":              post + "Content-Length: +0\r\n\r\n",
-	"negative length":            post + "Content-Length: -1\r\n\r\n",
-	"length in hex":              post + "Content-Length: 0x0\r\n\r\n",
-	"length with leading zeros":  post + "Content-Length: 00\r\n\r\n",
-	"length too large":           post + "Content-Length: 99999999999999999999\r\n\r\n",
-	"empty length":               post + "Content-Length: \r\n\r\n",
-	"length with underscore":     post + "Content_Length: 0\r\n\r\n",
-	"space before the colon":     post + "Content-Length : 0\r\n\r\n",
-	"space before the name":      post + " Content-Length: 0\r\n\r\n",
-	"folded field":               post + "X: a\r\n b\r\n\r\n",
-	"folded coding":              post + "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-	"unknown coding":             post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-	"coding list":                post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-	"chunked not last":           post + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-	"coding twice":               post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	"both lengths":              post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	"two lengths":               post + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
+	"the same length twice":     post + "Content-Length: 0\r\nContent-Length: 0\r\n\r\n",
+	"list of lengths":           post + "Content-Length: 0, 0\r\n\r\n",
+	"signed length":             post + "Content-Length: +0\r\n\r\n",
+	"negative length":           post + "Content-Length: -1\r\n\r\n",
+	"length in hex":             post + "Content-Length: 0x0\r\n\r\n",
+	"length with leading zeros": post + "Content-Length: 00\r\n\r\n",
+	"length too large":          post + "Content-Length: 99999999999999999999\r\n\r\n",
+	"empty length":              post + "Content-Length: \r\n\r\n",
+	"length with underscore":    post + "Content_Length: 0\r\n\r\n",
+	"space before the colon":    post + "Content-Length : 0\r\n\r\n",
+	"space before the name":     post + " Content-Length: 0\r\n\r\n",
+	"folded field":              post + "X: a\r\n b\r\n\r\n",
+	"folded coding":             post + "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+	"unknown coding":            post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+	"coding list":               post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+	"chunked not last":          post + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+	"coding twice": post +
+		"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 	"coding with vertical tab":   post + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
 	"coding in quotes":           post + "Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
 	"coding in HTTP/1.0":         "POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -67,8 +68,10 @@ var Ambiguous = map[string]string{
 	"binary":                     "\x00\x01\x02\x03",
 
 	// Codings that one reader takes for chunked and another does not.
-	"coding in mixed company":          post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
-	"unknown coding, then chunked":     post + "Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	"coding in mixed company": post +
+		"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
+	"unknown coding, then chunked": post +
+		"Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 	"coding and a space":               post + "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
 	"coding and a tab":                 post + "Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n",
 	"coding on a line of its own":      post + "Transfer-Encoding\r\n: chunked\r\n\r\n0\r\n\r\n",
@@ -92,9 +95,10 @@ var Ambiguous = map[string]string{
 	"coding folded after its name":     post + "Transfer-Encoding:\r\n\tchunked\r\n\r\n0\r\n\r\n",
 	"coding folded into another field": post + "X: x\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 	"coding in HTTP/1.0 that closes":   "POST / HTTP/1.0\r\nHost: o\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-	"coding, then a length":            post + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
-	"length, then an unknown coding":   post + "Content-Length: 0\r\nTransfer-Encoding: x\r\n\r\n",
-	"length in CONNECT with chunks":    "CONNECT o:1 HTTP/1.1\r\nHost: o\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+	"coding, then a length": post +
+		"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+	"length, then an unknown coding": post + "Content-Length: 0\r\nTransfer-Encoding: x\r\n\r\n",
+	"length in CONNECT with chunks":  "CONNECT o:1 HTTP/1.1\r\nHost: o\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 
 	// Lengths that one reader takes for a number and another does not.
 	"length with a fraction":     post + "Content-Length: 0.0\r\n\r\n",
@@ -132,49 +136,58 @@ var Ambiguous = map[string]string{
 	"byte order mark":                "\xef\xbb\xbfGET / HTTP/1.1\r\nHost: o\r\n\r\n",
 
 	// Chunks.
-	"chunk size with a leading space":          post + "Transfer-Encoding: chunked\r\n\r\n 0\r\n\r\n",
-	"chunk size with a tab":                    post + "Transfer-Encoding: chunked\r\n\r\n0\t\r\n\r\n",
-	"chunk size with an underscore":            post + "Transfer-Encoding: chunked\r\n\r\n0_0\r\n\r\n",
-	"chunk size with a minus":                  post + "Transfer-Encoding: chunked\r\n\r\n-0\r\n\r\n",
-	"chunk size of many zeros":                 post + "Transfer-Encoding: chunked\r\n\r\n0000000000000000000000\r\n\r\n",
+	"chunk size with a leading space": post + "Transfer-Encoding: chunked\r\n\r\n 0\r\n\r\n",
+	"chunk size with a tab":           post + "Transfer-Encoding: chunked\r\n\r\n0\t\r\n\r\n",
+	"chunk size with an underscore":   post + "Transfer-Encoding: chunked\r\n\r\n0_0\r\n\r\n",
+	"chunk size with a minus":         post + "Transfer-Encoding: chunked\r\n\r\n-0\r\n\r\n",
+	"chunk size of many zeros": post +
+		"Transfer-Encoding: chunked\r\n\r\n0000000000000000000000\r\n\r\n",
 	"chunk size with NUL":                      post + "Transfer-Encoding: chunked\r\n\r\n0\x00\r\n\r\n",
 	"chunk size with a space and an extension": post + "Transfer-Encoding: chunked\r\n\r\n0 ;x\r\n\r\n",
 	"chunk size line with CR":                  post + "Transfer-Encoding: chunked\r\n\r\n1\rx\r\n0\r\n\r\n",
 	"chunk extension with CR":                  post + "Transfer-Encoding: chunked\r\n\r\n1;\rx\r\n0\r\n\r\n",
-	"chunk extension of 5 KiB":                 post + "Transfer-Encoding: chunked\r\n\r\n1;" + strings.Repeat("x", 5<<10) + "\r\nx\r\n0\r\n\r\n",
-	"chunk that ends in LF":                    post + "Transfer-Encoding: chunked\r\n\r\n1\r\na\n0\r\n\r\n",
-	"chunk that ends in CR":                    post + "Transfer-Encoding: chunked\r\n\r\n1\r\na\r0\r\n\r\n",
-	"chunk that does not end":                  post + "Transfer-Encoding: chunked\r\n\r\n1\r\na0\r\n\r\n",
-	"chunk list that ends in LF":               post + "Transfer-Encoding: chunked\r\n\r\n0\r\n\n",
-	"trailer with a space":                     post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA : b\r\n\r\n",
-	"trailer with NUL":                         post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA: \x00\r\n\r\n",
+	"chunk extension of 5 KiB": post + "Transfer-Encoding: chunked\r\n\r\n1;" +
+		strings.Repeat("x", 5<<10) + "\r\nx\r\n0\r\n\r\n",
+	"chunk that ends in LF":      post + "Transfer-Encoding: chunked\r\n\r\n1\r\na\n0\r\n\r\n",
+	"chunk that ends in CR":      post + "Transfer-Encoding: chunked\r\n\r\n1\r\na\r0\r\n\r\n",
+	"chunk that does not end":    post + "Transfer-Encoding: chunked\r\n\r\n1\r\na0\r\n\r\n",
+	"chunk list that ends in LF": post + "Transfer-Encoding: chunked\r\n\r\n0\r\n\n",
+	"trailer with a space":       post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA : b\r\n\r\n",
+	"trailer with NUL":           post + "Transfer-Encoding: chunked\r\n\r\n0\r\nA: \x00\r\n\r\n",
 }
 
-// Clear are requests that all servers frame alike, however they look. Each takes more lines behind its "Host: o", and leaves the connection open.
+// Clear are requests that all servers frame alike, however they look. Each takes more lines behind
+// its "Host: o", and leaves the connection open.
 var Clear = map[string]string{
-	"no body":                      "GET / HTTP/1.1\r\nHost: o\r\n\r\n",
-	"length":                       post + "Content-Length: 5\r\n\r\nhello",
-	"length without a space":       post + "Content-Length:5\r\n\r\nhello",
-	"length between tabs":          post + "Content-Length:\t5\t\r\n\r\nhello",
-	"length in capitals":           post + "CONTENT-LENGTH: 5\r\n\r\nhello",
-	"length that hides a request":  post + "Content-Length: 30\r\n\r\nGET /hidden HTTP/1.1\r\nX: y\r\n\r\n",
-	"GET with a body":              "GET / HTTP/1.1\r\nHost: o\r\nContent-Length: 5\r\n\r\nhello",
-	"DELETE with chunks":           "DELETE / HTTP/1.1\r\nHost: o\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-	"chunks":                       post + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-	"chunks between tabs":          post + "Transfer-Encoding:\tchunked\t\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-	"chunks in capitals":           post + "TRANSFER-ENCODING: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-	"chunks that hide a request":   post + "Transfer-Encoding: chunked\r\n\r\n1e\r\nGET /hidden HTTP/1.1\r\nX: y\r\n\r\n\r\n0\r\n\r\n",
-	"chunks with leading zeros":    post + "Transfer-Encoding: chunked\r\n\r\n005\r\nhello\r\n000\r\n\r\n",
-	"chunks with extensions":       post + "Transfer-Encoding: chunked\r\n\r\n5;a;b=c;d=\"e\"\r\nhello\r\n0;f\r\n\r\n",
-	"chunks with trailers":         post + "Transfer-Encoding: chunked\r\nTrailer: T\r\n\r\n5\r\nhello\r\n0\r\nT: u\r\nV:\r\n\r\n",
-	"chunks of single bytes":       post + "Transfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\n\r\r\n1\r\n\n\r\n0\r\n\r\n",
+	"no body":                     "GET / HTTP/1.1\r\nHost: o\r\n\r\n",
+	"length":                      post + "Content-Length: 5\r\n\r\nhello",
+	"length without a space":      post + "Content-Length:5\r\n\r\nhello",
+	"length between tabs":         post + "Content-Length:\t5\t\r\n\r\nhello",
+	"length in capitals":          post + "CONTENT-LENGTH: 5\r\n\r\nhello",
+	"length that hides a request": post + "Content-Length: 30\r\n\r\nGET /hidden HTTP/1.1\r\nX: y\r\n\r\n",
+	"GET with a body":             "GET / HTTP/1.1\r\nHost: o\r\nContent-Length: 5\r\n\r\nhello",
+	"DELETE with chunks":          "DELETE / HTTP/1.1\r\nHost: o\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	"chunks":                      post + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	"chunks between tabs":         post + "Transfer-Encoding:\tchunked\t\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	"chunks in capitals":          post + "TRANSFER-ENCODING: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	"chunks that hide a request": post +
+		"Transfer-Encoding: chunked\r\n\r\n1e\r\nGET /hidden HTTP/1.1\r\nX: y\r\n\r\n\r\n0\r\n\r\n",
+	"chunks with leading zeros": post + "Transfer-Encoding: chunked\r\n\r\n005\r\nhello\r\n000\r\n\r\n",
+	"chunks with extensions": post +
+		"Transfer-Encoding: chunked\r\n\r\n5;a;b=c;d=\"e\"\r\nhello\r\n0;f\r\n\r\n",
+	"chunks with trailers": post +
+		"Transfer-Encoding: chunked\r\nTrailer: T\r\n\r\n5\r\nhello\r\n0\r\nT: u\r\nV:\r\n\r\n",
+	"chunks of single bytes": post +
+		"Transfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\n\r\r\n1\r\n\n\r\n0\r\n\r\n",
 	"content coding named chunked": post + "Content-Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello",
 	"framing named in Connection":  post + "Connection: Content-Length\r\nContent-Length: 5\r\n\r\nhello",
-	"a name that begins alike":     post + "Content-Length-X: 7\r\nX-Content-Length: 9\r\nContent-Length: 5\r\n\r\nhello",
-	"fields without values":        "GET / HTTP/1.1\r\nHost: o\r\nX:\r\nY: \r\n\r\n",
-	"obs-text in a value":          "GET / HTTP/1.1\r\nHost: o\r\nX: caf\xe9\r\n\r\n",
-	"query with a request in it":   "GET /?q=%0d%0aGET%20/ HTTP/1.1\r\nHost: o\r\n\r\n",
-	"HTTP/1.0 that is kept":        "GET / HTTP/1.0\r\nHost: o\r\nConnection: keep-alive\r\n\r\n",
-	"a head of 8 KiB":              "GET / HTTP/1.1\r\nHost: o\r\nX: " + strings.Repeat("x", 8<<10-100) + "\r\n\r\n",
-	"a hundred fields":             "GET / HTTP/1.1\r\nHost: o\r\n" + strings.Repeat("X: y\r\n", 90) + "\r\n",
+	"a name that begins alike": post +
+		"Content-Length-X: 7\r\nX-Content-Length: 9\r\nContent-Length: 5\r\n\r\nhello",
+	"fields without values":      "GET / HTTP/1.1\r\nHost: o\r\nX:\r\nY: \r\n\r\n",
+	"obs-text in a value":        "GET / HTTP/1.1\r\nHost: o\r\nX: caf\xe9\r\n\r\n",
+	"query with a request in it": "GET /?q=%0d%0aGET%20/ HTTP/1.1\r\nHost: o\r\n\r\n",
+	"HTTP/1.0 that is kept":      "GET / HTTP/1.0\r\nHost: o\r\nConnection: keep-alive\r\n\r\n",
+	"a head of 8 KiB": "GET / HTTP/1.1\r\nHost: o\r\nX: " +
+		strings.Repeat("x", 8<<10-100) + "\r\n\r\n",
+	"a hundred fields": "GET / HTTP/1.1\r\nHost: o\r\n" + strings.Repeat("X: y\r\n", 90) + "\r\n",
 }

@@ -73,7 +73,8 @@ func New(env Env) *cobra.Command {
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	root.AddCommand(
-		newUp(env), newDown(env), newStatus(env), newLoadImage(env), newExec(env), newKubeconfig(env), newKubectl(env),
+		newUp(env), newDown(env), newStatus(env), newLoadImage(env), newExec(env), newKubeconfig(env),
+		newKubectl(env),
 	)
 	return root
 }
@@ -120,10 +121,12 @@ func newUp(env Env) *cobra.Command {
 			return c.Up(command.Context(), p)
 		},
 	}
-	command.Flags().StringVar(&p.Name, "name", "sidestep", "what the names of namespaces, cgroups and devices begin with")
+	command.Flags().StringVar(&p.Name, "name", "sidestep",
+		"what the names of namespaces, cgroups and devices begin with")
 	command.Flags().IntVar(&p.Nodes, "nodes", 2, "number of nodes")
 	command.Flags().StringVar(&family, "ip-family", string(plan.IPv4), "ipv4 or dual")
-	command.Flags().BoolVar(&p.HostLink, "host-link", true, "make the API server reachable from this machine itself")
+	command.Flags().BoolVar(&p.HostLink, "host-link", true,
+		"make the API server reachable from this machine itself")
 	command.Flags().DurationVar(&wait, "wait", 3*time.Minute, "how long each part may take to become ready")
 	return command
 }

@@ -23,7 +23,8 @@ func run(t *testing.T, state string, args ...string) (code int, stdout, stderr s
 	complaint, err := os.Create(filepath.Join(dir, "stderr"))
 	require.NoError(t, err)
 	defer complaint.Close()
-	environment := map[string]string{"SIDESTEP_CLUSTER_STATE": state, "SIDESTEP_CLUSTER_CACHE": filepath.Join(dir, "cache")}
+	environment := map[string]string{"SIDESTEP_CLUSTER_STATE": state,
+		"SIDESTEP_CLUSTER_CACHE": filepath.Join(dir, "cache")}
 	code = Main(args, Env{
 		Stdin: os.Stdin, Stdout: out, Stderr: complaint,
 		Getenv: func(name string) string { return environment[name] },
@@ -51,17 +52,23 @@ func TestWrongUseIsExplained(t *testing.T) {
 		args []string
 		says string
 	}{
-		"status without a cluster":             {false, []string{"status"}, `bring one up with "cluster up"`},
-		"exec without a cluster":               {false, []string{"exec", "node1", "--", "true"}, "no cluster is up"},
-		"kubeconfig without a cluster":         {false, []string{"kubeconfig"}, "no cluster is up"},
-		"load-image without an image":          {true, []string{"load-image"}, "requires at least 1 arg"},
-		"exec on a machine that is not there":  {true, []string{"exec", "node9", "--", "true"}, "there are control-plane, node1, node2, laptop"},
-		"exec on a machine that is not up":     {true, []string{"exec", "node1", "--", "true"}, "machine node1 is not running"},
-		"exec without a command":               {true, []string{"exec", "node1"}, "requires at least 2 arg"},
-		"a group without a user":               {true, []string{"kubeconfig", "--group", "developers"}, "--group needs --user"},
-		"a family that there is not":           {false, []string{"up", "--ip-family", "ipx"}, "choose ipv4 or dual"},
-		"a command that there is not":          {false, []string{"pause"}, `unknown command "pause"`},
-		"a number of nodes that cannot be had": {false, []string{"up", "--nodes", "0"}, "choose a number from 1"},
+		"status without a cluster": {false, []string{"status"}, `bring one up with "cluster up"`},
+		"exec without a cluster": {false, []string{"exec", "node1", "--", "true"},
+			"no cluster is up"},
+		"kubeconfig without a cluster": {false, []string{"kubeconfig"}, "no cluster is up"},
+		"load-image without an image":  {true, []string{"load-image"}, "requires at least 1 arg"},
+		"exec on a machine that is not there": {true, []string{"exec", "node9", "--", "true"},
+			"there are control-plane, node1, node2, laptop"},
+		"exec on a machine that is not up": {true, []string{"exec", "node1", "--", "true"},
+			"machine node1 is not running"},
+		"exec without a command": {true, []string{"exec", "node1"}, "requires at least 2 arg"},
+		"a group without a user": {true, []string{"kubeconfig", "--group", "developers"},
+			"--group needs --user"},
+		"a family that there is not": {false, []string{"up", "--ip-family", "ipx"},
+			"choose ipv4 or dual"},
+		"a command that there is not": {false, []string{"pause"}, `unknown command "pause"`},
+		"a number of nodes that cannot be had": {false, []string{"up", "--nodes", "0"},
+			"choose a number from 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := filepath.Join(t.TempDir(), "none")
@@ -85,7 +92,8 @@ func TestDownWithoutAClusterIsNoFailure(t *testing.T) {
 
 func TestAKubeconfigIsMadeForAnyUser(t *testing.T) {
 	state := planned(t)
-	code, stdout, stderr := run(t, state, "kubeconfig", "--user", "alice", "--group", "developers", "--group", "testers")
+	code, stdout, stderr := run(t, state, "kubeconfig", "--user", "alice", "--group", "developers",
+		"--group", "testers")
 	require.Zero(t, code, stderr)
 	config, err := clientcmd.Load([]byte(stdout))
 	require.NoError(t, err)

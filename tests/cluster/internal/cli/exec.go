@@ -43,7 +43,8 @@ machine with another network. The cluster's programs, kubectl among them, are in
 			}
 			name, args := args[0], args[1:]
 			if !slices.Contains(p.Machines(), name) {
-				return fmt.Errorf("there is no machine %q; there are %s", name, strings.Join(p.Machines(), ", "))
+				return fmt.Errorf("there is no machine %q; there are %s", name,
+					strings.Join(p.Machines(), ", "))
 			}
 			if name == plan.Laptop {
 				path := []string{c.Cache.Path(upstream.Kubernetes())}
@@ -63,7 +64,8 @@ func onMachine(env Env, c *cluster.Cluster, p plan.Plan, name string, args []str
 	if err != nil {
 		dir = "/"
 	}
-	// The terminal sends its signals to the command, too; this process has to outlive them. Others are handed on.
+	// The terminal sends its signals to the command, too; this process has to outlive them. Others
+	// are handed on.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
@@ -111,7 +113,8 @@ func newKubectl(env Env) *cobra.Command {
 			}
 			program := filepath.Join(c.Cache.Path(upstream.Kubernetes()), "kubectl")
 			environment := append(os.Environ(), "KUBECONFIG="+c.Kubeconfig())
-			return machine.ExecInNetns(fabric.Path(p, plan.ControlPlane), append([]string{program}, args...), environment, nil)
+			return machine.ExecInNetns(fabric.Path(p, plan.ControlPlane),
+				append([]string{program}, args...), environment, nil)
 		},
 	}
 }

@@ -26,7 +26,8 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/render"
 )
 
-// api talks to the API server from inside of the control plane's network namespace, so it needs no link to it.
+// api talks to the API server from inside of the control plane's network namespace, so it needs no
+// link to it.
 type api struct{ client kubernetes.Interface }
 
 func (c *Cluster) api(p plan.Plan) (api, error) {
@@ -88,13 +89,15 @@ func (a api) settled(ctx context.Context, p plan.Plan) error {
 			return err
 		}
 	}
-	if _, err := a.client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{}); err != nil {
+	if _, err := a.client.CoreV1().ServiceAccounts("default").Get(ctx, "default",
+		metav1.GetOptions{}); err != nil {
 		return fmt.Errorf("default service account: %w", err)
 	}
 	return a.dnsReady(ctx)
 }
 
-// nodeReady fails unless kubelet has said, at or after a time, that the node is ready. Times in the API are whole seconds.
+// nodeReady fails unless kubelet has said, at or after a time, that the node is ready. Times in the
+// API are whole seconds.
 func (a api) nodeReady(ctx context.Context, name string, since time.Time) error {
 	node, err := a.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
@@ -117,7 +120,8 @@ func (a api) nodeReady(ctx context.Context, name string, since time.Time) error 
 }
 
 func (a api) dnsReady(ctx context.Context) error {
-	deployment, err := a.client.AppsV1().Deployments(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
+	deployment, err := a.client.AppsV1().Deployments(metav1.NamespaceSystem).Get(ctx, "coredns",
+		metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("CoreDNS: %w", err)
 	}
@@ -125,9 +129,11 @@ func (a api) dnsReady(ctx context.Context) error {
 		return c.Type == appsv1.DeploymentAvailable && c.Status == corev1.ConditionTrue
 	}
 	status := deployment.Status
-	if status.ObservedGeneration < deployment.Generation || status.AvailableReplicas < *deployment.Spec.Replicas ||
+	if status.ObservedGeneration < deployment.Generation ||
+		status.AvailableReplicas < *deployment.Spec.Replicas ||
 		!slices.ContainsFunc(status.Conditions, available) {
-		return fmt.Errorf("CoreDNS: %d of %d pods are available", status.AvailableReplicas, *deployment.Spec.Replicas)
+		return fmt.Errorf("CoreDNS: %d of %d pods are available", status.AvailableReplicas,
+			*deployment.Spec.Replicas)
 	}
 	return nil
 }

@@ -118,14 +118,16 @@ func daemonWithLog(t *testing.T, lines ...string) *daemon {
 func TestWaitingEndsWhenADaemonDoesAndShowsItsLog(t *testing.T) {
 	d := daemonWithLog(t, "starting", "no such flag")
 	close(d.exited)
-	err := await(t.Context(), "the node", time.Minute, []*daemon{d}, func(context.Context) error { return errors.New("not yet") })
+	err := await(t.Context(), "the node", time.Minute, []*daemon{d},
+		func(context.Context) error { return errors.New("not yet") })
 	assert.ErrorContains(t, err, "node1's kubelet has ended")
 	assert.ErrorContains(t, err, "no such flag")
 }
 
 func TestWaitingTooLongTellsWhatWasMissing(t *testing.T) {
 	d := daemonWithLog(t, "waiting for the runtime")
-	err := await(t.Context(), "the node", time.Millisecond, []*daemon{d}, func(context.Context) error { return errors.New("not ready") })
+	err := await(t.Context(), "the node", time.Millisecond, []*daemon{d},
+		func(context.Context) error { return errors.New("not ready") })
 	assert.ErrorContains(t, err, "wait for the node: not within 1ms: not ready")
 	assert.ErrorContains(t, err, "waiting for the runtime")
 }
@@ -133,7 +135,8 @@ func TestWaitingTooLongTellsWhatWasMissing(t *testing.T) {
 func TestWaitingEndsWhenTheUserInterrupts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := await(ctx, "the node", time.Minute, nil, func(context.Context) error { return errors.New("not ready") })
+	err := await(ctx, "the node", time.Minute, nil,
+		func(context.Context) error { return errors.New("not ready") })
 	assert.ErrorIs(t, err, context.Canceled)
 }
 

@@ -18,7 +18,8 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/render"
 )
 
-// configure writes what the programs on all machines read. Credentials that are there stay as they are.
+// configure writes what the programs on all machines read. Credentials that are there stay as they
+// are.
 func (c *Cluster) configure(p plan.Plan) error {
 	authority, err := c.Authority()
 	if err != nil {
@@ -43,13 +44,15 @@ func (c *Cluster) configureControlPlane(p plan.Plan, authority *pki.Authority) e
 	w.always(render.CACertificate, authority.Certificate())
 	w.once([]string{render.APIServerCert, render.APIServerKey}, func() ([][]byte, error) {
 		names := []string{
-			"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost",
+			"kubernetes", "kubernetes.default", "kubernetes.default.svc",
+			"kubernetes.default.svc.cluster.local", "localhost",
 		}
 		addresses := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), p.APIService()}
 		for _, network := range p.ServiceNetworks() {
 			addresses = append(addresses, network.Addr().Next())
 		}
-		for _, prefixes := range [][]netip.Prefix{p.ControlPlaneAddresses(), p.LaptopLink().Near, p.RootLink().Near} {
+		for _, prefixes := range [][]netip.Prefix{p.ControlPlaneAddresses(), p.LaptopLink().Near,
+			p.RootLink().Near} {
 			addresses = append(addresses, plan.Addrs(prefixes)...)
 		}
 		return both(authority.Server("kube-apiserver", names, addresses))

@@ -74,7 +74,8 @@ func (d *daemon) failure(err error) error {
 const pollInterval = 50 * time.Millisecond
 
 // await waits until a condition holds. It gives up when one of the daemons that it depends on ends.
-func await(ctx context.Context, what string, limit time.Duration, daemons []*daemon, holds func(context.Context) error) error {
+func await(ctx context.Context, what string, limit time.Duration, daemons []*daemon,
+	holds func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error

@@ -21,8 +21,8 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/progress"
 )
 
-// Down ends everything that Up started and everything that runs in the cluster's network namespaces, and removes what it
-// left, but the cache.
+// Down ends everything that Up started and everything that runs in the cluster's network
+// namespaces, and removes what it left, but the cache.
 func (c *Cluster) Down(ctx context.Context) error {
 	if _, err := c.Plan(); err != nil {
 		return err
@@ -67,8 +67,8 @@ func (c *Cluster) stopMachines(ctx context.Context, p plan.Plan) error {
 	return progress.All(stops...)
 }
 
-// sweep ends processes that users have started in the laptop's namespace, and machines that an interrupted run did not
-// get to record.
+// sweep ends processes that users have started in the laptop's namespace, and machines that an
+// interrupted run did not get to record.
 func sweep(ctx context.Context, p plan.Plan) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -100,8 +100,8 @@ func empty(ctx context.Context, netns map[uint64]bool) error {
 	}
 }
 
-// remove deletes what the tool has made in the state directory, and the directory if nothing else is in it. The plan goes
-// last, so that an interrupted removal can be repeated.
+// remove deletes what the tool has made in the state directory, and the directory if nothing else
+// is in it. The plan goes last, so that an interrupted removal can be repeated.
 func (c *Cluster) remove(p plan.Plan) error {
 	entries := append(p.Machines(), pkiDir, logDir, processDir, kubeconfigFile, planFile)
 	for _, entry := range entries {

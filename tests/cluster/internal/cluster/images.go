@@ -27,7 +27,8 @@ func coreDNSImage() string { return "localhost/cluster/coredns:" + upstream.Core
 // provide installs, builds and packs what is not there yet.
 func (c *Cluster) provide(ctx context.Context) error {
 	if missing := debian.Missing(); len(missing) > 0 {
-		err := c.Out.Step("install "+strings.Join(missing, ", "), func() error { return debian.Install(ctx, missing) })
+		err := c.Out.Step("install "+strings.Join(missing, ", "),
+			func() error { return debian.Install(ctx, missing) })
 		if err != nil {
 			return err
 		}
@@ -109,7 +110,8 @@ func (c *Cluster) loadImage(m machine.Machine, tarball string) error {
 	}
 	defer file.Close()
 	// The machine may not see the file: its /var and /run are its own.
-	output, err := c.capture(m, file, "ctr", "--address", render.ContainerdSocket, "--namespace", "k8s.io", "images", "import", "-")
+	output, err := c.capture(m, file, "ctr", "--address", render.ContainerdSocket, "--namespace",
+		"k8s.io", "images", "import", "-")
 	if err != nil {
 		return fmt.Errorf("load image %s on %s: %w\n%s", tarball, m.Spec.Name, err, indent(output))
 	}
@@ -125,7 +127,8 @@ func (c *Cluster) capture(m machine.Machine, stdin *os.File, args ...string) (st
 	defer output.Close()
 	defer os.Remove(output.Name())
 	command, err := m.Run(machine.Command{
-		Args: args, Path: c.ProgramDirs(), Env: daemonEnv(), Dir: "/", Stdin: stdin, Stdout: output, Stderr: output,
+		Args: args, Path: c.ProgramDirs(), Env: daemonEnv(), Dir: "/", Stdin: stdin, Stdout: output,
+		Stderr: output,
 	})
 	if err != nil {
 		return "", err

@@ -49,7 +49,8 @@ func (c *Cluster) Status(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	fmt.Fprintf(out, "API server:  %s\nkubeconfig:  %s\nlogs:        %s\n", p.Server(), c.Kubeconfig(), filepath.Join(c.State, logDir))
+	fmt.Fprintf(out, "API server:  %s\nkubeconfig:  %s\nlogs:        %s\n", p.Server(), c.Kubeconfig(),
+		filepath.Join(c.State, logDir))
 	api, err := c.api(p)
 	if err != nil {
 		return err

@@ -16,7 +16,8 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/render"
 )
 
-// Up brings the cluster up, or repairs what is missing of one that is up, and returns when it is ready for use.
+// Up brings the cluster up, or repairs what is missing of one that is up, and returns when it is
+// ready for use.
 func (c *Cluster) Up(ctx context.Context, p plan.Plan) error {
 	if err := p.Check(); err != nil {
 		return err
@@ -65,7 +66,8 @@ func (c *Cluster) spec(p plan.Plan, name string) machine.Spec {
 	return spec
 }
 
-// startMachines starts those that are not running, all but the laptop, which is a network and nothing more.
+// startMachines starts those that are not running, all but the laptop, which is a network and
+// nothing more.
 func (c *Cluster) startMachines(ctx context.Context, p plan.Plan) (map[string]machine.Machine, error) {
 	machines := map[string]machine.Machine{}
 	for _, name := range p.Machines() {
@@ -95,7 +97,8 @@ func (c *Cluster) startMachines(ctx context.Context, p plan.Plan) (map[string]ma
 	return machines, nil
 }
 
-// clear removes what a machine left that was killed, or that a killed run of this tool did not get to record.
+// clear removes what a machine left that was killed, or that a killed run of this tool did not get
+// to record.
 func (c *Cluster) clear(ctx context.Context, p plan.Plan, m machine.Machine) error {
 	if err := empty(ctx, fabric.Inodes(p, m.Spec.Name)); err != nil {
 		return err
@@ -132,7 +135,8 @@ func (c *Cluster) startDaemons(ctx context.Context, p plan.Plan, machines map[st
 	return nil
 }
 
-func (c *Cluster) startControlPlane(ctx context.Context, p plan.Plan, m machine.Machine, apiReady chan<- struct{}) error {
+func (c *Cluster) startControlPlane(ctx context.Context, p plan.Plan, m machine.Machine,
+	apiReady chan<- struct{}) error {
 	api, err := c.api(p)
 	if err != nil {
 		return err
@@ -170,11 +174,13 @@ func (c *Cluster) startControlPlane(ctx context.Context, p plan.Plan, m machine.
 		return err
 	}
 	return c.Out.Step("nodes, DNS and service accounts", func() error {
-		return await(ctx, "the cluster", c.Wait, daemons, func(ctx context.Context) error { return api.settled(ctx, p) })
+		return await(ctx, "the cluster", c.Wait, daemons,
+			func(ctx context.Context) error { return api.settled(ctx, p) })
 	})
 }
 
-func (c *Cluster) startNode(ctx context.Context, p plan.Plan, node plan.Node, m machine.Machine, apiReady <-chan struct{}) error {
+func (c *Cluster) startNode(ctx context.Context, p plan.Plan, node plan.Node, m machine.Machine,
+	apiReady <-chan struct{}) error {
 	err := c.Out.Step(node.Name+"'s containerd and images", func() error { return c.startContainerd(ctx, m) })
 	if err != nil {
 		return err
@@ -197,12 +203,13 @@ func (c *Cluster) startNode(ctx context.Context, p plan.Plan, node plan.Node, m 
 		if err != nil {
 			return err
 		}
-		return await(ctx, "kubelet of "+node.Name, c.Wait, []*daemon{kubelet, proxy}, func(ctx context.Context) error {
-			if err := probe(ctx, m.Spec.Netns, "http://127.0.0.1:10248/healthz"); err != nil {
-				return err
-			}
-			return api.nodeReady(ctx, node.Name, kubelet.started)
-		})
+		return await(ctx, "kubelet of "+node.Name, c.Wait, []*daemon{kubelet, proxy},
+			func(ctx context.Context) error {
+				if err := probe(ctx, m.Spec.Netns, "http://127.0.0.1:10248/healthz"); err != nil {
+					return err
+				}
+				return api.nodeReady(ctx, node.Name, kubelet.started)
+			})
 	})
 }
 
@@ -213,7 +220,8 @@ func (c *Cluster) startContainerd(ctx context.Context, m machine.Machine) error 
 	}
 	var images string
 	err = await(ctx, "containerd of "+m.Spec.Name, c.Wait, []*daemon{d}, func(context.Context) (err error) {
-		images, err = c.capture(m, nil, "ctr", "--address", render.ContainerdSocket, "--namespace", "k8s.io", "images", "list", "-q")
+		images, err = c.capture(m, nil, "ctr", "--address", render.ContainerdSocket, "--namespace",
+			"k8s.io", "images", "list", "-q")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, images)
 		}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package debian installs what a node needs of the distribution: the container runtime, the CNI plugins and the tools
-// that kubelet and kube-proxy call.
+// Package debian installs what a node needs of the distribution: the container runtime, the CNI
+// plugins and the tools that kubelet and kube-proxy call.
 package debian
 
 import (
@@ -50,7 +50,8 @@ func missing(exists func(path string) bool) []string {
 	for file, name := range needed {
 		found := exists(file)
 		if !filepath.IsAbs(file) {
-			found = slices.ContainsFunc(programDirs, func(dir string) bool { return exists(filepath.Join(dir, file)) })
+			found = slices.ContainsFunc(programDirs,
+				func(dir string) bool { return exists(filepath.Join(dir, file)) })
 		}
 		if !found {
 			packages[name] = true
@@ -77,10 +78,12 @@ func Install(ctx context.Context, packages []string) error {
 
 func apt(ctx context.Context, args ...string) error {
 	var output bytes.Buffer
-	command := exec.CommandContext(ctx, "apt-get", append([]string{"--quiet", "--option=DPkg::Lock::Timeout=120"}, args...)...)
+	command := exec.CommandContext(ctx, "apt-get",
+		append([]string{"--quiet", "--option=DPkg::Lock::Timeout=120"}, args...)...)
 	command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	command.Stdout, command.Stderr = &output, &output
-	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) } // killing it could leave half a package
+	// killing it could leave half a package
+	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
 	if err := command.Run(); err != nil {
 		return fmt.Errorf("apt-get %s: %w\n%s", args[0], err, output.String())
 	}

@@ -13,7 +13,8 @@ func TestPackagesAreMissingWhenAFileOfTheirsIs(t *testing.T) {
 	all := func(string) bool { return true }
 	assert.Empty(t, missing(all))
 	none := func(string) bool { return false }
-	assert.Equal(t, []string{"conntrack", "containerd", "containernetworking-plugins", "iptables", "kmod", "mount", "runc"}, missing(none))
+	assert.Equal(t, []string{"conntrack", "containerd", "containernetworking-plugins", "iptables",
+		"kmod", "mount", "runc"}, missing(none))
 	but := func(name string) func(string) bool {
 		return func(path string) bool { return filepath.Base(path) != name }
 	}

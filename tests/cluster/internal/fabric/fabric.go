@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fabric lays the network between machines: one network namespace for each, a bridge between the control plane
-// and the nodes, and point-to-point links from the control plane to those who may reach the API server and nothing else.
-// Nothing leads out of it.
+// Package fabric lays the network between machines: one network namespace for each, a bridge
+// between the control plane and the nodes, and point-to-point links from the control plane to those
+// who may reach the API server and nothing else. Nothing leads out of it.
 package fabric
 
 import (
@@ -82,8 +82,9 @@ func Down(p plan.Plan) error {
 	return errors.Join(append(failures, leaveNetnsDir())...)
 }
 
-// shareNetnsDir makes the directory a shared mount, as ip(8) does when it finds none. Were that left to a later "ip netns add", its new
-// mount would hide those made here, and nobody could remove them. For the same reason it is done before any is made.
+// shareNetnsDir makes the directory a shared mount, as ip(8) does when it finds none. Were that
+// left to a later "ip netns add", its new mount would hide those made here, and nobody could remove
+// them. For the same reason it is done before any is made.
 func shareNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return err
@@ -115,7 +116,8 @@ func leaveNetnsDir() error {
 	return nil
 }
 
-// Inodes identify the network namespaces of machines, as far as they exist; of all machines if none is named.
+// Inodes identify the network namespaces of machines, as far as they exist; of all machines if none
+// is named.
 func Inodes(p plan.Plan, names ...string) map[uint64]bool {
 	if len(names) == 0 {
 		names = append(p.Machines(), plan.Fabric)
@@ -147,7 +149,8 @@ func createNetns(path string) error {
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				return err
 			}
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an interrupted run
+			// of an interrupted run
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			if err := os.WriteFile(path, nil, 0o444); err != nil {
@@ -177,7 +180,8 @@ func removeNetns(path string) error {
 	return nil
 }
 
-// setSysctls runs inside the namespace. What a new namespace begins with depends on the computer's own settings.
+// setSysctls runs inside the namespace. What a new namespace begins with depends on the computer's
+// own settings.
 func setSysctls(p plan.Plan, name string) error {
 	forward := "0"
 	if name != plan.ControlPlane && name != plan.Laptop && name != plan.Fabric {
@@ -248,14 +252,16 @@ func attach(p plan.Plan, name string, addresses []netip.Prefix) error {
 	if err != nil {
 		return fail(err)
 	}
-	if err := within(Path(p, name), func(handle *netlink.Handle) error { return address(handle, "eth0", addresses) }); err != nil {
+	if err := within(Path(p, name),
+		func(handle *netlink.Handle) error { return address(handle, "eth0", addresses) }); err != nil {
 		return fail(err)
 	}
 	return nil
 }
 
-// routePods tells everybody on the bridge which node has which pods. Nodes also get a default route, for a service's
-// address must be routable before it is translated; it ends at the control plane, which forwards nothing.
+// routePods tells everybody on the bridge which node has which pods. Nodes also get a default
+// route, for a service's address must be routable before it is translated; it ends at the control
+// plane, which forwards nothing.
 func routePods(p plan.Plan) error {
 	nodes := p.AllNodes()
 	for _, name := range p.Machines() {
@@ -291,13 +297,15 @@ func routePods(p plan.Plan) error {
 	return nil
 }
 
-// join lays a link between the control plane and a namespace from which only the API server is to be reached.
+// join lays a link between the control plane and a namespace from which only the API server is to
+// be reached.
 func join(p plan.Plan, path, device, name string, link plan.Link) error {
 	fail := func(err error) error { return fmt.Errorf("link %s to the API server: %w", name, err) }
 	if err := veth(Path(p, plan.ControlPlane), name, path, device); err != nil {
 		return fail(err)
 	}
-	err := within(Path(p, plan.ControlPlane), func(handle *netlink.Handle) error { return address(handle, name, link.Near) })
+	err := within(Path(p, plan.ControlPlane),
+		func(handle *netlink.Handle) error { return address(handle, name, link.Near) })
 	if err != nil {
 		return fail(err)
 	}
@@ -350,7 +358,8 @@ func veth(path, name, peerPath, peerName string) error {
 		}
 		attributes := netlink.NewLinkAttrs()
 		attributes.Name = name
-		err := handle.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: peerName, PeerNamespace: netlink.NsFd(peer)})
+		err := handle.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: peerName,
+			PeerNamespace: netlink.NsFd(peer)})
 		if err != nil {
 			return fmt.Errorf("add devices %s and %s: %w", name, peerName, err)
 		}

@@ -21,8 +21,8 @@ import (
 // cgroupDir is where a machine has its cgroup mounts, and this computer too.
 const cgroupDir = "/sys/fs/cgroup"
 
-// daemons is the cgroup of a machine's own programs in a version 2 hierarchy, which allows no processes in a cgroup that
-// hands out controllers to its children.
+// daemons is the cgroup of a machine's own programs in a version 2 hierarchy, which allows no
+// processes in a cgroup that hands out controllers to its children.
 const daemons = "daemons"
 
 // hierarchy is one mounted tree of cgroups.
@@ -32,8 +32,8 @@ type hierarchy struct {
 	options    string // controllers or name of a version 1 hierarchy
 }
 
-// readHierarchies finds the cgroup mounts: one of version 2, or several of version 1 with or without one of version 2
-// that has no controllers.
+// readHierarchies finds the cgroup mounts: one of version 2, or several of version 1 with or
+// without one of version 2 that has no controllers.
 func readHierarchies() ([]hierarchy, error) {
 	file, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -67,7 +67,8 @@ func parseHierarchies(mountinfo io.Reader) ([]hierarchy, error) {
 		if mountpoint != cgroupDir && !strings.HasPrefix(mountpoint, cgroupDir+"/") {
 			continue
 		}
-		found = slices.DeleteFunc(found, func(h hierarchy) bool { return h.mountpoint == mountpoint }) // hidden
+		// hidden
+		found = slices.DeleteFunc(found, func(h hierarchy) bool { return h.mountpoint == mountpoint })
 		found = append(found, hierarchy{
 			mountpoint: mountpoint,
 			unified:    what[0] == "cgroup2",
@@ -77,12 +78,14 @@ func parseHierarchies(mountinfo io.Reader) ([]hierarchy, error) {
 	return found, lines.Err()
 }
 
-// controllers picks the part of a version 1 hierarchy's mount options that says which hierarchy it is.
+// controllers picks the part of a version 1 hierarchy's mount options that says which hierarchy it
+// is.
 func controllers(options string) string {
 	var kept []string
 	for option := range strings.SplitSeq(options, ",") {
 		switch {
-		case option == "rw", option == "ro", option == "xattr", option == "seclabel", option == "clone_children",
+		case option == "rw", option == "ro", option == "xattr", option == "seclabel",
+			option == "clone_children",
 			option == "noprefix", option == "cpuset_v2_mode", strings.HasPrefix(option, "release_agent="):
 		default:
 			kept = append(kept, option)
@@ -112,7 +115,8 @@ func createCgroups(hierarchies []hierarchy, name string) error {
 	return nil
 }
 
-// settleInCgroups moves this process, now in its cgroup namespace, to where a machine's programs live.
+// settleInCgroups moves this process, now in its cgroup namespace, to where a machine's programs
+// live.
 func settleInCgroups() error {
 	hierarchies, err := readHierarchies()
 	if err != nil {
@@ -204,7 +208,8 @@ func cgroupMounts(hierarchies []hierarchy) []mount {
 	}
 	mounts := []mount{{source: "tmpfs", target: cgroupDir, kind: "tmpfs", flags: flags, data: "mode=755"}}
 	for _, h := range hierarchies {
-		m := mount{source: "cgroup", target: h.mountpoint, kind: "cgroup", flags: flags, data: h.options, mkdir: true}
+		m := mount{source: "cgroup", target: h.mountpoint, kind: "cgroup", flags: flags,
+			data: h.options, mkdir: true}
 		if h.unified {
 			m.source, m.kind, m.data = "cgroup2", "cgroup2", ""
 		}
@@ -235,7 +240,8 @@ func RemoveCgroup(ctx context.Context, name string) error {
 	return nil
 }
 
-// removeTree removes a cgroup and those below, deepest first. The files in them are not files that could be removed.
+// removeTree removes a cgroup and those below, deepest first. The files in them are not files that
+// could be removed.
 func removeTree(dir string) error {
 	var dirs []string
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {

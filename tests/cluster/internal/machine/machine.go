@@ -2,9 +2,10 @@
 
 // Package machine makes machines out of Linux namespaces.
 //
-// A machine is a process tree with its own network, mounts, process ids, host name and, if it has one, cgroup root. Its
-// first process only waits for orphans: when it is killed the kernel ends everything else on the machine, and with the
-// last process go the mounts. So nothing needs to be found and stopped one by one.
+// A machine is a process tree with its own network, mounts, process ids, host name and, if it has
+// one, cgroup root. Its first process only waits for orphans: when it is killed the kernel ends
+// everything else on the machine, and with the last process go the mounts. So nothing needs to be
+// found and stopped one by one.
 package machine
 
 import (
@@ -33,7 +34,8 @@ type Spec struct {
 	Var string `json:"var"`
 	// Programs is the directory on this computer that the machine sees as ProgramsDir.
 	Programs string `json:"programs"`
-	// Cgroup names the cgroup that holds the machine in every hierarchy and that it sees as the root.
+	// Cgroup names the cgroup that holds the machine in every hierarchy and that it sees as the
+	// root.
 	Cgroup string `json:"cgroup"`
 }
 

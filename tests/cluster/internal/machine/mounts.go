@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setUp runs as the first process of a new machine, in new namespaces that still look like the old ones.
+// setUp runs as the first process of a new machine, in new namespaces that still look like the old
+// ones.
 func setUp(spec Spec) error {
 	if err := unix.Sethostname([]byte(spec.Name)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
@@ -43,8 +44,8 @@ func setUp(spec Spec) error {
 	if err := fillVar(spec.Var); err != nil {
 		return err
 	}
-	// Cut off from this computer's mounts, then shared again within, as systemd has it on a real node: kubelet and
-	// containerd refuse HostToContainer mounts otherwise.
+	// Cut off from this computer's mounts, then shared again within, as systemd has it on a real
+	// node: kubelet and containerd refuse HostToContainer mounts otherwise.
 	err = doAll([]mount{
 		{target: "/", flags: unix.MS_REC | unix.MS_PRIVATE},
 		{target: "/", flags: unix.MS_REC | unix.MS_SHARED},
@@ -70,7 +71,8 @@ func setUp(spec Spec) error {
 	return hideSysctls(spec.Name)
 }
 
-// mountKernel mounts what shows the kernel: each such mount shows the namespaces of whoever made it.
+// mountKernel mounts what shows the kernel: each such mount shows the namespaces of whoever made
+// it.
 func mountKernel(hierarchies []hierarchy) error {
 	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	steps := []mount{
@@ -86,7 +88,8 @@ func mountOwn(varDir, programs int) error {
 	if err := moveTree(varDir, "/var"); err != nil {
 		return err
 	}
-	run := mount{source: "tmpfs", target: "/run", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=755"}
+	run := mount{source: "tmpfs", target: "/run", kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV,
+		data: "mode=755"}
 	if err := run.do(); err != nil {
 		return err
 	}
@@ -112,8 +115,9 @@ func fillVar(dir string) error {
 	return nil
 }
 
-// detachAll removes this computer's mounts at and below directories that will show something else. Hidden but present they
-// would keep alive what they show: network namespaces, for one, that somebody else wants to be rid of.
+// detachAll removes this computer's mounts at and below directories that will show something else.
+// Hidden but present they would keep alive what they show: network namespaces, for one, that
+// somebody else wants to be rid of.
 func detachAll(dirs ...string) error {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -134,7 +138,8 @@ func detachAll(dirs ...string) error {
 	for _, target := range slices.Backward(targets) {
 		target = unescape.Replace(target)
 		err := unix.Unmount(target, unix.MNT_DETACH)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // gone with another, or hidden
+		// gone with another, or hidden
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("detach %s: %w", target, err)
 		}
 	}
@@ -161,8 +166,8 @@ func moveTree(tree int, target string) error {
 	return unix.Close(tree)
 }
 
-// hideSysctls puts files in the place of the settings that kubelet insists on and that belong to the whole computer, so
-// that it finds them as it likes them and changes none.
+// hideSysctls puts files in the place of the settings that kubelet insists on and that belong to
+// the whole computer, so that it finds them as it likes them and changes none.
 func hideSysctls(name string) error {
 	wanted := map[string]string{
 		"vm/overcommit_memory":      "1",

@@ -19,8 +19,8 @@ type namespace struct {
 	kind int
 }
 
-// inNamespaces calls a function on a thread that has entered namespaces. The thread is thrown away afterwards: it cannot
-// be brought back to the state it had.
+// inNamespaces calls a function on a thread that has entered namespaces. The thread is thrown away
+// afterwards: it cannot be brought back to the state it had.
 func inNamespaces(namespaces []namespace, run func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -50,7 +50,8 @@ func enter(namespaces []namespace) error {
 		defer handle.Close()
 		handles[i] = handle
 	}
-	// The mount namespace cannot be entered by a thread that shares its root and working directory with others.
+	// The mount namespace cannot be entered by a thread that shares its root and working directory
+	// with others.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare working directory: %w", err)
 	}
@@ -62,7 +63,8 @@ func enter(namespaces []namespace) error {
 	return nil
 }
 
-// ExecInNetns replaces this process by a program in a network namespace. It returns only after an error.
+// ExecInNetns replaces this process by a program in a network namespace. It returns only after an
+// error.
 func ExecInNetns(netns string, args, env, path []string) error {
 	return InNetns(netns, func() error {
 		env := extendPath(env, path)

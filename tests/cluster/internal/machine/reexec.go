@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names under which this program starts itself. What happens between fork and the start of a program can only be done
-// by a program.
+// Names under which this program starts itself. What happens between fork and the start of a
+// program can only be done by a program.
 const (
 	initName = "cluster-machine-init" // makes a machine and becomes its first process
 	reapName = "cluster-machine"      // is the first process of a finished machine
@@ -56,7 +56,8 @@ func runInit() {
 	}
 	if err == nil {
 		if _, err = report.WriteString(ready); err == nil {
-			// A fresh start makes this thread, the only one with the right cgroup namespace, the process's first.
+			// A fresh start makes this thread, the only one with the right cgroup namespace, the
+			// process's first.
 			err = unix.Exec("/proc/self/exe", []string{reapName, spec.Name}, os.Environ())
 		}
 	}
@@ -85,7 +86,8 @@ func join() error {
 		return err
 	}
 	if order.Cgroup {
-		// Before entering the cgroup namespace: from inside the way from here to there may be forbidden (nsdelegate).
+		// Before entering the cgroup namespace: from inside the way from here to there may be
+		// forbidden (nsdelegate).
 		if err := joinCgroups(); err != nil {
 			return err
 		}

@@ -9,7 +9,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Kubeconfig is a client's configuration with everything in it, so that it works wherever it is copied.
+// Kubeconfig is a client's configuration with everything in it, so that it works wherever it is
+// copied.
 func (a *Authority) Kubeconfig(cluster, server, user string, credentials Pair) ([]byte, error) {
 	config := api.NewConfig()
 	config.Clusters[cluster] = &api.Cluster{Server: server, CertificateAuthorityData: a.pem}

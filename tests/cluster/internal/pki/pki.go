@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pki is the cluster's certificate authority: it keeps its key in a directory, and signs certificates for the
-// cluster's parts and for the people who use it.
+// Package pki is the cluster's certificate authority: it keeps its key in a directory, and signs
+// certificates for the cluster's parts and for the people who use it.
 package pki
 
 import (
@@ -54,7 +54,10 @@ func Open(dir string) (*Authority, error) {
 }
 
 func create(dir, certificateFile, keyFile string) (*Authority, error) {
-	fail := func(err error) (*Authority, error) { return nil, fmt.Errorf("make certificate authority: %w", err) }
+	fail := func(err error) (*Authority, error) {
+		return nil,
+			fmt.Errorf("make certificate authority: %w", err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fail(err)
 	}
@@ -85,7 +88,10 @@ func create(dir, certificateFile, keyFile string) (*Authority, error) {
 }
 
 func parse(certificatePEM, keyPEM []byte) (*Authority, error) {
-	fail := func(err error) (*Authority, error) { return nil, fmt.Errorf("read certificate authority: %w", err) }
+	fail := func(err error) (*Authority, error) {
+		return nil,
+			fmt.Errorf("read certificate authority: %w", err)
+	}
 	certificateBlock, _ := pem.Decode(certificatePEM)
 	keyBlock, _ := pem.Decode(keyPEM)
 	if certificateBlock == nil || keyBlock == nil {
@@ -119,7 +125,8 @@ func (a *Authority) Server(name string, names []string, addresses []netip.Addr) 
 	return a.issue(pkix.Name{CommonName: name}, names, addresses, x509.ExtKeyUsageServerAuth)
 }
 
-func (a *Authority) issue(subject pkix.Name, names []string, addresses []netip.Addr, usage x509.ExtKeyUsage) (Pair, error) {
+func (a *Authority) issue(subject pkix.Name, names []string, addresses []netip.Addr,
+	usage x509.ExtKeyUsage) (Pair, error) {
 	fail := func(err error) (Pair, error) {
 		return Pair{}, fmt.Errorf("sign certificate for %s: %w", subject.CommonName, err)
 	}

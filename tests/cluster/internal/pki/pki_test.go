@@ -68,9 +68,11 @@ func TestAClientIsItsUserInItsGroups(t *testing.T) {
 	certificate := leaf(t, pair.Certificate)
 	assert.Equal(t, "alice", certificate.Subject.CommonName)
 	assert.ElementsMatch(t, []string{"developers", "testers"}, certificate.Subject.Organization)
-	_, err = certificate.Verify(x509.VerifyOptions{Roots: pool(authority), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	_, err = certificate.Verify(x509.VerifyOptions{Roots: pool(authority),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	assert.NoError(t, err)
-	_, err = certificate.Verify(x509.VerifyOptions{Roots: pool(authority), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	_, err = certificate.Verify(x509.VerifyOptions{Roots: pool(authority),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	assert.Error(t, err, "a client is no server")
 	_, err = tls.X509KeyPair(pair.Certificate, pair.Key)
 	assert.NoError(t, err, "certificate and key belong together")
@@ -83,7 +85,8 @@ func TestAServerIsVerifiedByItsNamesAndAddresses(t *testing.T) {
 	})
 	require.NoError(t, err)
 	certificate := leaf(t, pair.Certificate)
-	for host, good := range map[string]bool{"node1": true, "198.18.0.11": true, "fd00::1": true, "node2": false, "198.18.0.12": false} {
+	for host, good := range map[string]bool{"node1": true, "198.18.0.11": true, "fd00::1": true,
+		"node2": false, "198.18.0.12": false} {
 		_, err := certificate.Verify(x509.VerifyOptions{Roots: pool(authority), DNSName: host})
 		assert.Equal(t, good, err == nil, host)
 	}

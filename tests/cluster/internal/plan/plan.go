@@ -2,8 +2,8 @@
 
 // Package plan decides what a cluster consists of and which names and addresses its parts have.
 //
-// IPv4 addresses come from 198.18.0.0/15, which is set aside for tests of this kind and routed nowhere, IPv6 addresses
-// from a unique local prefix.
+// IPv4 addresses come from 198.18.0.0/15, which is set aside for tests of this kind and routed
+// nowhere, IPv6 addresses from a unique local prefix.
 package plan
 
 import (
@@ -38,7 +38,8 @@ const APIPort = 6443
 
 // Plan is what the user chose; everything else follows from it.
 type Plan struct {
-	// Name begins the name of every namespace, cgroup and device, so that two clusters can live side by side.
+	// Name begins the name of every namespace, cgroup and device, so that two clusters can live
+	// side by side.
 	Name string `json:"name"`
 	// Nodes is the number of nodes.
 	Nodes int `json:"nodes"`
@@ -80,9 +81,11 @@ func (p Plan) AllNodes() []Node {
 	for i := range nodes {
 		number := i + 1
 		nodes[i] = Node{
-			Name:      "node" + strconv.Itoa(number),
-			Addresses: p.families(fmt.Sprintf("198.18.0.%d/24", 10+number), fmt.Sprintf("%s::%x/64", ula(0), 0x10+number)),
-			Pods:      p.families(fmt.Sprintf("198.18.%d.0/24", 64+number), fmt.Sprintf("%s::/64", ula(0x100+number))),
+			Name: "node" + strconv.Itoa(number),
+			Addresses: p.families(fmt.Sprintf("198.18.0.%d/24", 10+number),
+				fmt.Sprintf("%s::%x/64", ula(0), 0x10+number)),
+			Pods: p.families(fmt.Sprintf("198.18.%d.0/24", 64+number),
+				fmt.Sprintf("%s::/64", ula(0x100+number))),
 		}
 	}
 	return nodes
@@ -119,7 +122,8 @@ func (p Plan) Server() string {
 	return "https://" + netip.AddrPortFrom(p.APIAddress(), APIPort).String()
 }
 
-// Link is a point-to-point connection between the control plane and somebody who may reach it and nothing behind it.
+// Link is a point-to-point connection between the control plane and somebody who may reach it and
+// nothing behind it.
 type Link struct {
 	Near, Far []netip.Prefix // the control plane's end, and the other
 }
@@ -174,7 +178,8 @@ func (p Plan) families(v4, v6 string) []netip.Prefix {
 // ula is a subnet of the cluster's unique local prefix, without the interface part.
 func ula(subnet int) string { return fmt.Sprintf("fd5d:57e9:c10c:%x", subnet) }
 
-// Strings joins the textual forms of addresses or prefixes with commas, as Kubernetes' flags want them.
+// Strings joins the textual forms of addresses or prefixes with commas, as Kubernetes' flags want
+// them.
 func Strings[T fmt.Stringer](values []T) string {
 	texts := make([]string, len(values))
 	for i, value := range values {

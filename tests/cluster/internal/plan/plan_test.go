@@ -84,11 +84,13 @@ func TestEveryNodeHasItsOwnPlace(t *testing.T) {
 			seen[prefix.String()] = node.Name
 			if i >= len(node.Addresses) {
 				pods := p.PodNetworks()[i-len(node.Addresses)]
-				assert.True(t, pods.Overlaps(prefix) && pods.Bits() <= prefix.Bits(), "%s is in %s", prefix, pods)
+				assert.True(t, pods.Overlaps(prefix) && pods.Bits() <= prefix.Bits(), "%s is in %s",
+					prefix, pods)
 				assert.Equal(t, prefix.Masked(), prefix)
 			} else {
 				subnet := p.ControlPlaneAddresses()[i]
-				assert.Equal(t, subnet.Masked(), prefix.Masked(), "%s is a neighbour of the control plane", prefix)
+				assert.Equal(t, subnet.Masked(), prefix.Masked(),
+					"%s is a neighbour of the control plane", prefix)
 			}
 		}
 	}
@@ -117,7 +119,8 @@ func TestNamesFitTheKernel(t *testing.T) {
 	p := largest(IPv4)
 	assert.NoError(t, p.Check())
 	assert.LessOrEqual(t, len(p.HostDevice()), 15)
-	assert.Equal(t, []string{"control-plane", "node1", "node2", "laptop"}, Plan{Nodes: 2, Family: IPv4}.Machines())
+	assert.Equal(t, []string{"control-plane", "node1", "node2", "laptop"},
+		Plan{Nodes: 2, Family: IPv4}.Machines())
 	assert.Equal(t, "elevenchars-node1", p.Netns("node1"))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package process remembers processes across runs of the tool, and never mistakes another process for one of them: a
-// process is its id together with the time it started.
+// Package process remembers processes across runs of the tool, and never mistakes another process
+// for one of them: a process is its id together with the time it started.
 package process
 
 import (
@@ -46,8 +46,8 @@ func (p Process) Alive() bool {
 	return err == nil && now.start == p.Start && now.state != 'Z' && now.state != 'X'
 }
 
-// Ending tells whether the process is alive but on its way out. The first process of a namespace stays so until all others
-// in it are gone, and cannot be entered any more.
+// Ending tells whether the process is alive but on its way out. The first process of a namespace
+// stays so until all others in it are gone, and cannot be entered any more.
 func (p Process) Ending() bool {
 	const exiting = 0x4 // PF_EXITING of the kernel's task flags
 	now, err := look(p.PID)
@@ -144,7 +144,8 @@ type snapshot struct {
 	flags uint64
 }
 
-// look reads /proc/PID/stat. The command's name in it, which may hold anything, ends at the last parenthesis.
+// look reads /proc/PID/stat. The command's name in it, which may hold anything, ends at the last
+// parenthesis.
 func look(pid int) (snapshot, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

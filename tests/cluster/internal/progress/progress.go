@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// Printer writes one line for each finished step, and a sign of life for a long one. Steps may run in parallel.
+// Printer writes one line for each finished step, and a sign of life for a long one. Steps may run
+// in parallel.
 type Printer struct {
 	mu    sync.Mutex
 	out   io.Writer

@@ -12,7 +12,8 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/plan"
 )
 
-// Policy is the admission policy that keeps sidestep and developers from changing workloads in application namespaces.
+// Policy is the admission policy that keeps sidestep and developers from changing workloads in
+// application namespaces.
 //
 //go:embed manifests/policy.yaml
 var Policy []byte

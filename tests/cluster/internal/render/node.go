@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package render writes the configuration of the programs that a cluster consists of. Paths in it are as the machines see
-// them: each has a /var and /run of its own.
+// Package render writes the configuration of the programs that a cluster consists of. Paths in it
+// are as the machines see them: each has a /var and /run of its own.
 package render
 
 import (
@@ -64,7 +64,8 @@ func Node(p plan.Plan, node plan.Node, facts Facts) (map[string][]byte, error) {
 
 // containerd is configured in the version that 1.6 reads and 2.x converts.
 //
-// Without CAP_SYS_RESOURCE, as in many sandboxes, scores below one's own cannot be set: restrict_oom_score_adj.
+// Without CAP_SYS_RESOURCE, as in many sandboxes, scores below one's own cannot be set:
+// restrict_oom_score_adj.
 func containerd(facts Facts) string {
 	return fmt.Sprintf(`version = 2
 root = "/var/lib/containerd"
@@ -114,9 +115,11 @@ func kubelet(p plan.Plan, _ plan.Node) object {
 		"failCgroupV1":           false,
 		"enforceNodeAllocatable": []string{"pods"},
 
-		// The disk is the user's, and images come from nowhere but load-image: evict late and collect nothing.
+		// The disk is the user's, and images come from nowhere but load-image: evict late and
+		// collect nothing.
 		"evictionHard": object{
-			"nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%", "memory.available": "50Mi",
+			"nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%",
+			"memory.available": "50Mi",
 		},
 		"imageGCHighThresholdPercent": 100,
 		"failSwapOn":                  false,
@@ -141,12 +144,13 @@ func proxy(p plan.Plan, node plan.Node) object {
 		"clientConnection":   object{"kubeconfig": In(ProxyKubeconfig)},
 		"oomScoreAdj":        0,
 		// These belong to the whole computer, not to a network namespace.
-		"conntrack": object{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+		"conntrack": object{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s",
+			"tcpCloseWaitTimeout": "0s"},
 	}
 }
 
-// cni has a veth pair for each pod and no bridge: all of a pod's traffic passes the node's routing, so answers to a
-// service's address are translated back even between two pods of one node.
+// cni has a veth pair for each pod and no bridge: all of a pod's traffic passes the node's routing,
+// so answers to a service's address are translated back even between two pods of one node.
 func cni(p plan.Plan, node plan.Node) object {
 	ranges := make([][]object, len(node.Pods))
 	routes := make([]object, len(node.Pods))
@@ -163,7 +167,8 @@ func cni(p plan.Plan, node plan.Node) object {
 		"plugins": []object{
 			{
 				"type": "ptp", "ipMasq": false,
-				"ipam": object{"type": "host-local", "dataDir": "/run/cni/addresses", "ranges": ranges, "routes": routes},
+				"ipam": object{"type": "host-local", "dataDir": "/run/cni/addresses", "ranges": ranges,
+					"routes": routes},
 			},
 			{"type": "portmap", "capabilities": object{"portMappings": true}},
 		},

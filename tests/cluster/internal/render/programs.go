@@ -24,7 +24,8 @@ const (
 
 const etcdURL = "http://127.0.0.1:2379"
 
-// Etcd's command line. A cluster that lives for a test does not survive a power failure, so it does not wait for the disk.
+// Etcd's command line. A cluster that lives for a test does not survive a power failure, so it does
+// not wait for the disk.
 func Etcd() []string {
 	return []string{
 		"etcd",

@@ -71,8 +71,9 @@ func TestPodsGetAnAddressOfEachFamily(t *testing.T) {
 		subnets []string
 		routes  []string
 	}{
-		"one family":   {single, []string{"198.18.65.0/24"}, []string{"0.0.0.0/0"}},
-		"two families": {dual, []string{"198.18.65.0/24", "fd5d:57e9:c10c:101::/64"}, []string{"0.0.0.0/0", "::/0"}},
+		"one family": {single, []string{"198.18.65.0/24"}, []string{"0.0.0.0/0"}},
+		"two families": {dual, []string{"198.18.65.0/24", "fd5d:57e9:c10c:101::/64"},
+			[]string{"0.0.0.0/0", "::/0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var conflist struct {
@@ -122,9 +123,11 @@ func TestCommandLinesFollowThePlan(t *testing.T) {
 	assert.Contains(t, ControllerManager(single), "--service-cluster-ip-range=198.19.0.0/20")
 	assert.Contains(t, Kubelet(dual.AllNodes()[0]), "--node-ip=198.18.0.11,fd5d:57e9:c10c::11")
 	for _, args := range [][]string{
-		Etcd(), APIServer(single), ControllerManager(single), Scheduler(), Containerd(), Kubelet(single.AllNodes()[0]), Proxy(),
+		Etcd(), APIServer(single), ControllerManager(single), Scheduler(), Containerd(),
+		Kubelet(single.AllNodes()[0]), Proxy(),
 	} {
-		assert.False(t, strings.HasPrefix(args[0], "/"), "%s is looked up where the cluster's programs are", args[0])
+		assert.False(t, strings.HasPrefix(args[0], "/"),
+			"%s is looked up where the cluster's programs are", args[0])
 		sorted := slices.Sorted(slices.Values(args))
 		assert.Equal(t, len(args), len(slices.Compact(sorted)), "a flag of %s is given twice", args[0])
 	}
@@ -156,7 +159,8 @@ func TestDNSHasItsFixedAddresses(t *testing.T) {
 
 			replicas, _, _ := unstructured.NestedInt64(objects["Deployment"].Object, "spec", "replicas")
 			assert.Equal(t, test.replicas, replicas)
-			containers, _, _ := unstructured.NestedSlice(objects["Deployment"].Object, "spec", "template", "spec", "containers")
+			containers, _, _ := unstructured.NestedSlice(objects["Deployment"].Object, "spec",
+				"template", "spec", "containers")
 			assert.Equal(t, "localhost/coredns:v1", containers[0].(map[string]any)["image"])
 		})
 	}
@@ -164,7 +168,8 @@ func TestDNSHasItsFixedAddresses(t *testing.T) {
 
 func TestThePolicyCoversEveryKindOfWorkload(t *testing.T) {
 	objects := manifest(t, Policy)
-	rules, _, err := unstructured.NestedSlice(objects["ValidatingAdmissionPolicy"].Object, "spec", "matchConstraints", "resourceRules")
+	rules, _, err := unstructured.NestedSlice(objects["ValidatingAdmissionPolicy"].Object, "spec",
+		"matchConstraints", "resourceRules")
 	require.NoError(t, err)
 	covered := map[string][]any{}
 	for _, rule := range rules {
@@ -174,7 +179,8 @@ func TestThePolicyCoversEveryKindOfWorkload(t *testing.T) {
 		}
 	}
 	for _, resource := range []string{
-		"pods", "pods/*", "deployments", "deployments/*", "replicasets", "replicasets/*", "statefulsets", "statefulsets/*",
+		"pods", "pods/*", "deployments", "deployments/*", "replicasets", "replicasets/*",
+		"statefulsets", "statefulsets/*",
 		"daemonsets", "daemonsets/*", "jobs", "jobs/*", "cronjobs", "cronjobs/*", "replicationcontrollers",
 	} {
 		assert.Equal(t, []any{"CREATE", "UPDATE", "DELETE"}, covered[resource], resource)

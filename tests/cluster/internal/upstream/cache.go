@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package upstream builds the programs that a cluster runs from their Go modules, once for each version, and keeps them
-// in a cache.
+// Package upstream builds the programs that a cluster runs from their Go modules, once for each
+// version, and keeps them in a cache.
 package upstream
 
 import (
@@ -48,7 +48,8 @@ func (c Cache) Has(source Source) bool {
 	return true
 }
 
-// Lock keeps other runs of the tool from building at the same time; the returned function lets them.
+// Lock keeps other runs of the tool from building at the same time; the returned function lets
+// them.
 func (c Cache) Lock() (unlock func(), err error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the cache: %w", err)
@@ -64,7 +65,8 @@ func (c Cache) Lock() (unlock func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// Build makes a source's programs. They appear in the cache all at once, when the last of them is complete.
+// Build makes a source's programs. They appear in the cache all at once, when the last of them is
+// complete.
 func (c Cache) Build(ctx context.Context, source Source) error {
 	work, err := c.scratch()
 	if err != nil {
@@ -93,7 +95,8 @@ func (c Cache) Build(ctx context.Context, source Source) error {
 	return nil
 }
 
-// scratch makes a directory for a build, and removes those of builds that were killed: whoever asks holds the lock.
+// scratch makes a directory for a build, and removes those of builds that were killed: whoever asks
+// holds the lock.
 func (c Cache) scratch() (string, error) {
 	const prefix = ".build-"
 	left, _ := filepath.Glob(filepath.Join(c.Dir, prefix+"*"))
@@ -119,7 +122,8 @@ func (s Source) layOut(ctx context.Context, dir string) error {
 	return nil
 }
 
-// compile builds all programs in one go, so that what they share is compiled once and two links run side by side.
+// compile builds all programs in one go, so that what they share is compiled once and two links run
+// side by side.
 func (s Source) compile(ctx context.Context, module, programs string) error {
 	names := slices.Sorted(maps.Keys(s.Programs))
 	target := programs + "/"
@@ -133,7 +137,8 @@ func (s Source) compile(ctx context.Context, module, programs string) error {
 	}
 	for _, name := range names {
 		if s.Programs[name] == "." {
-			args = append(args, "main.go") // by file name: its build constraint keeps it out of our own module
+			// by file name: its build constraint keeps it out of our own module
+			args = append(args, "main.go")
 		} else {
 			args = append(args, s.Programs[name])
 		}
@@ -156,7 +161,8 @@ func (s Source) compile(ctx context.Context, module, programs string) error {
 
 // buildEnv makes builds independent of the user's settings for other work.
 func buildEnv() []string {
-	return append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off", "GOOS=linux", "GOARCH="+runtime.GOARCH)
+	return append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off", "GOOS=linux",
+		"GOARCH="+runtime.GOARCH)
 }
 
 func lastLines(text string, count int) string {

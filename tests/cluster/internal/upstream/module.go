@@ -15,12 +15,13 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// moduleFile writes the go.mod of a module whose only purpose is to build programs of another one, at exactly the
-// versions of dependencies that the other one was released with.
+// moduleFile writes the go.mod of a module whose only purpose is to build programs of another one,
+// at exactly the versions of dependencies that the other one was released with.
 //
-// A module's replace directives are ignored by whoever requires it, and Kubernetes and etcd replace their sibling modules
-// by directories of their repositories. Those directories are published as modules too. Kubernetes names no version for
-// them: then they get siblings, the version that belongs to the release.
+// A module's replace directives are ignored by whoever requires it, and Kubernetes and etcd replace
+// their sibling modules by directories of their repositories. Those directories are published as
+// modules too. Kubernetes names no version for them: then they get siblings, the version that
+// belongs to the release.
 func moduleFile(upstream []byte, path, version, siblings string) ([]byte, error) {
 	theirs, err := modfile.Parse(path+"/go.mod", upstream, nil)
 	if err != nil {
@@ -77,7 +78,8 @@ func download(ctx context.Context, path, version string) (string, error) {
 	runErr := command.Run()
 	var module struct{ Dir, Error string }
 	if err := json.Unmarshal(out.Bytes(), &module); err != nil || runErr != nil || module.Error != "" {
-		return "", fmt.Errorf("download %s@%s: %s", path, version, reason(module.Error, complaint.String(), runErr))
+		return "", fmt.Errorf("download %s@%s: %s", path, version,
+			reason(module.Error, complaint.String(), runErr))
 	}
 	return module.Dir, nil
 }

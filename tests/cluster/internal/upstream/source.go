@@ -13,7 +13,8 @@ type Source struct {
 	Name string
 	// Module and Version are its coordinates; a source without them consists of Files alone.
 	Module, Version string
-	// Siblings is the version of the modules from the same repository, where Module does not name it.
+	// Siblings is the version of the modules from the same repository, where Module does not name
+	// it.
 	Siblings string
 	// Programs maps the names of programs to their packages.
 	Programs map[string]string
@@ -69,7 +70,8 @@ func Etcd() Source {
 //go:embed coredns/main.go
 var coreDNSMain []byte
 
-// CoreDNS is the cluster's DNS with the few plugins that it needs: a fraction of the whole one's size and build time.
+// CoreDNS is the cluster's DNS with the few plugins that it needs: a fraction of the whole one's
+// size and build time.
 func CoreDNS() Source {
 	return Source{
 		Name:     "CoreDNS",

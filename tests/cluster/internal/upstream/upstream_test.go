@@ -96,7 +96,8 @@ replace go.etcd.io/etcd => ./FORBIDDEN_DEPENDENCY
 
 func TestDirectoriesThatARequirementNamesAVersionForAreDropped(t *testing.T) {
 	file := parse(t, likeEtcd, "go.etcd.io/etcd/server/v3", "v3.6.16", "")
-	assert.Equal(t, map[string]string{"go.etcd.io/etcd/server/v3": "v3.6.16", "go.etcd.io/etcd/api/v3": "v3.6.16"}, requirements(file))
+	assert.Equal(t, map[string]string{"go.etcd.io/etcd/server/v3": "v3.6.16",
+		"go.etcd.io/etcd/api/v3": "v3.6.16"}, requirements(file))
 	assert.Empty(t, replacements(file))
 	assert.Nil(t, file.Toolchain, "the toolchain is the user's")
 }
@@ -133,7 +134,8 @@ func TestBuiltProgramsAppearAllAtOnceAndAreFound(t *testing.T) {
 func TestAFailedBuildLeavesNothingAndShowsTheEnd(t *testing.T) {
 	cache := Cache{Dir: t.TempDir()}
 	broken := Pause()
-	broken.Files = map[string][]byte{"main.go": []byte("package main\n\nfunc main() { nonsense() }\n"), "go.mod": broken.Files["go.mod"]}
+	broken.Files = map[string][]byte{"main.go": []byte("package main\n\nfunc main() { nonsense() }\n"),
+		"go.mod": broken.Files["go.mod"]}
 	err := cache.Build(t.Context(), broken)
 	assert.ErrorContains(t, err, "undefined: nonsense")
 	assert.False(t, cache.Has(broken))

@@ -2,8 +2,8 @@
 
 //go:build ignore
 
-// Command coredns is CoreDNS with the plugins that a Kubernetes without a way out needs. It is built in a module of its
-// own, so that CoreDNS is not a dependency here.
+// Command coredns is CoreDNS with the plugins that a Kubernetes without a way out needs. It is
+// built in a module of its own, so that CoreDNS is not a dependency here.
 package main
 
 import (

@@ -2,7 +2,8 @@
 
 //go:build ignore
 
-// Command pause holds a pod's namespaces open, and reaps orphans where a pod shares its process namespace.
+// Command pause holds a pod's namespaces open, and reaps orphans where a pod shares its process
+// namespace.
 package main
 
 import (
