@@ -27,14 +27,15 @@ import (
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
-	"sidestep.dev/sidestep/manager/agents"
+	"sidestep.dev/sidestep/manager/access"
+	"sidestep.dev/sidestep/manager/carry/agents"
+	"sidestep.dev/sidestep/manager/carry/environments"
+	"sidestep.dev/sidestep/manager/carry/laptops"
+	"sidestep.dev/sidestep/manager/carry/outbound"
+	"sidestep.dev/sidestep/manager/carry/relay"
 	"sidestep.dev/sidestep/manager/certificate"
-	"sidestep.dev/sidestep/manager/controller"
-	"sidestep.dev/sidestep/manager/environment"
-	"sidestep.dev/sidestep/manager/plan"
-	"sidestep.dev/sidestep/manager/relay"
-	"sidestep.dev/sidestep/manager/sessions"
-	"sidestep.dev/sidestep/manager/topod"
+	"sidestep.dev/sidestep/manager/decide/controller"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 const (
@@ -69,7 +70,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	m := &Manager{options: o, log: log, metrics: newMetrics(), closing: make(chan struct{})}
 	// The plan and the registry tell the controller, which is made from them.
 	shares := plan.New(func(uids []types.UID) { m.controller.AgentsChanged(uids) })
-	registry := sessions.NewRegistry(func(keyHash string) { m.controller.SessionChanged(keyHash) })
+	registry := laptops.NewRegistry(func(keyHash string) { m.controller.SessionChanged(keyHash) })
 	m.controller, err = controller.New(controller.Config{
 		Client: c, Plan: shares, Sessions: registry, Log: log, Grace: o.SessionGrace, Metrics: m.metrics,
 	})
@@ -81,10 +82,10 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		gauge("sidestep_manager_agents", "Node agents that are connected.", shares.Attached),
 		gauge("sidestep_manager_sessions", "Laptops that are connected.", registry.Len),
 	)
-	environments := environment.NewAgents(m.closing)
-	keeper := &environment.Keeper{Client: c, Pod: m.controller.Pod, Ask: environments.Ask, Log: log}
-	podStreams := topod.NewAgents(m.closing)
-	toPod := topod.New(topod.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod,
+	questions := environments.NewAgents(m.closing)
+	keeper := &access.Keeper{Client: c, Pod: m.controller.Pod, Ask: questions.Ask, Log: log}
+	podStreams := outbound.NewAgents(m.closing)
+	toPod := outbound.New(outbound.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod,
 		Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	secure := slices.Clip(append(tunnel.ServerOptions(),
@@ -93,20 +94,20 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics),
-		Environments: environments, ToPod: podStreams, Log: log, Closing: m.closing,
+		Environments: questions, ToPod: podStreams, Log: log, Closing: m.closing,
 	}))
-	clients := sessions.Config{
+	clients := laptops.Config{
 		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing,
 		Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
 		ToPod: toPod.Serve,
 	}
-	clientpb.RegisterClientsServer(m.grpc, sessions.NewService(clients))
+	clientpb.RegisterClientsServer(m.grpc, laptops.NewService(clients))
 	// The HTTP port is open to whoever may read metrics, unlike that for gRPC: nobody gets to the
 	// node agents' service there, nor uses up all sessions.
-	clients.Limit = sessions.MaxSessions / 2
+	clients.Limit = laptops.MaxSessions / 2
 	m.laptops, m.upgrades = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...),
 		newUpgrades()
-	clientpb.RegisterClientsServer(m.laptops, sessions.NewService(clients))
+	clientpb.RegisterClientsServer(m.laptops, laptops.NewService(clients))
 	return m, nil
 }
 
@@ -185,10 +186,10 @@ func (m *Manager) stop() {
 // places gives the plan the shape that connections to pods ask for.
 type places struct{ *plan.Plan }
 
-func (p places) Places(interceptUID string) (keyHash string, all []topod.Place) {
+func (p places) Places(interceptUID string) (keyHash string, all []outbound.Place) {
 	keyHash, spots := p.Spots(interceptUID)
 	for _, s := range spots {
-		all = append(all, topod.Place{Node: s.Node, Pod: s.Pod, Rule: s.Rule})
+		all = append(all, outbound.Place{Node: s.Node, Pod: s.Pod, Rule: s.Rule})
 	}
 	return keyHash, all
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sidestep.dev/sidestep/api/clientpb"
-	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 // nodes tells laptops and Prometheus about the node agents.

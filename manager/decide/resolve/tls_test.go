@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/manager/decide/resolve"
 )
 
 func byRequest(s *v1alpha1.InterceptSpec) { s.Mechanism = v1alpha1.MechanismHTTP }

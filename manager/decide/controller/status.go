@@ -9,8 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/claims"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/manager/decide/claims"
+	"sidestep.dev/sidestep/manager/decide/resolve"
 )
 
 // findings are what a status is made from.

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/agentpb"
-	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 // changes collects what the plan tells its owner.

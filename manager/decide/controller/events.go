@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/manager/decide/resolve"
 )
 
 // listen makes every change that could matter to an intercept bring that intercept into the queue.

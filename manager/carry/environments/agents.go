@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package environment gives laptops the environment of the containers that they intercept: it asks
-// the container's node agent, for those who may have it.
-package environment
+// Package environments asks node agents for the environment of containers, over streams that the
+// node agents keep open. manager/access decides who may have an answer.
+package environments
 
 import (
 	"context"

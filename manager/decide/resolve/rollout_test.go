@@ -15,7 +15,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/rollout"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/manager/decide/resolve"
 )
 
 const hash = "rollouts-pod-template-hash"

@@ -13,7 +13,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/match"
-	"sidestep.dev/sidestep/manager/claims"
+	"sidestep.dev/sidestep/manager/decide/claims"
 )
 
 // claim is by uid, which orders claims of the same age, at spots "pod:port" of one digit each.

@@ -16,7 +16,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
-	"sidestep.dev/sidestep/manager/sessions"
+	"sidestep.dev/sidestep/manager/carry/laptops"
 )
 
 // patience is how long a connection waits for a laptop that is connected and has no stream parked.
@@ -31,7 +31,7 @@ type Plan interface {
 
 // Sessions gives streams to laptops.
 type Sessions interface {
-	Take(ctx context.Context, keyHash string, patience time.Duration) (*sessions.Parked, error)
+	Take(ctx context.Context, keyHash string, patience time.Duration) (*laptops.Parked, error)
 }
 
 // Relay is safe for concurrent use.
@@ -105,7 +105,7 @@ func outcome(r tunnelpb.Opened_Result) string {
 }
 
 // find gives the laptop's stream for a connection, or what to tell the node agent.
-func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*sessions.Parked,
+func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*laptops.Parked,
 	tunnelpb.Opened_Result, string) {
 	keyHash, ok := r.plan.KeyHash(node, open.InterceptUid)
 	if !ok {
@@ -117,7 +117,7 @@ func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*se
 	switch {
 	case err == nil:
 		return parked, tunnelpb.Opened_OK, ""
-	case errors.Is(err, sessions.ErrNoClient):
+	case errors.Is(err, laptops.ErrNoClient):
 		return nil, tunnelpb.Opened_NO_CLIENT, err.Error()
 	}
 	return nil, tunnelpb.Opened_TIMEOUT, err.Error()

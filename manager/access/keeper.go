@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package environment
+// Package access decides, at the moment of use, who may have what lies in a pod: today the
+// environment of a container.
+package access
 
 import (
 	"cmp"

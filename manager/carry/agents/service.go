@@ -19,8 +19,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
-	"sidestep.dev/sidestep/manager/environment"
-	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/carry/environments"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 // pause is the least time between two assignments to one agent: what happens meanwhile travels in
@@ -34,7 +34,7 @@ type Relay interface {
 
 // Environments asks node agents for environments.
 type Environments interface {
-	Serve(node string, agent environment.Stream) error
+	Serve(node string, agent environments.Stream) error
 }
 
 // ToPod keeps streams on which laptops' connections reach pods.
@@ -169,7 +169,7 @@ func (s *Service) send(stream attachStream, share *plan.Stream, received <-chan 
 }
 
 // Environments carries questions for environments, and the node agent's answers.
-func (s *Service) Environments(stream environment.Stream) error {
+func (s *Service) Environments(stream environments.Stream) error {
 	node, err := s.cfg.Authenticator.Node(stream.Context())
 	if err != nil {
 		return err

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package topod carries connections from laptops to ports of the pods that they intercept. A node
+// Package outbound carries connections from laptops to ports of the pods that they intercept. A node
 // agent cannot be dialled, so it parks streams here, and each connection takes one.
-package topod
+package outbound
 
 import (
 	"context"

@@ -16,9 +16,9 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/match"
-	"sidestep.dev/sidestep/manager/claims"
-	"sidestep.dev/sidestep/manager/plan"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/manager/decide/claims"
+	"sidestep.dev/sidestep/manager/decide/plan"
+	"sidestep.dev/sidestep/manager/decide/resolve"
 )
 
 // entry is what the controller remembers about one intercept.

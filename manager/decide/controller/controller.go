@@ -24,8 +24,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/claims"
-	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/decide/claims"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 const (

@@ -20,7 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 const (

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/manager/claims"
-	"sidestep.dev/sidestep/manager/plan"
-	"sidestep.dev/sidestep/manager/resolve"
+	"sidestep.dev/sidestep/manager/decide/claims"
+	"sidestep.dev/sidestep/manager/decide/plan"
+	"sidestep.dev/sidestep/manager/decide/resolve"
 )
 
 const (

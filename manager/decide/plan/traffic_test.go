@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/agentpb"
-	"sidestep.dev/sidestep/manager/plan"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 func TestTrafficOfASessionsInterceptsIsSummedUp(t *testing.T) {

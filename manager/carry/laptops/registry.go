@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sessions knows which laptops are connected, and keeps the streams on which they wait for
+// Package laptops knows which laptops are connected, and keeps the streams on which they wait for
 // connections.
-package sessions
+package laptops
 
 import (
 	"context"
