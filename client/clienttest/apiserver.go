@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
 // Call is one request to the API server.
@@ -167,6 +169,19 @@ func (a *APIServer) Add(t testing.TB, objects ...client.Object) {
 func (a *APIServer) Remove(t testing.TB, object client.Object) {
 	found, _ := a.store.delete(objectKey{resourceOf(object), object.GetNamespace(), object.GetName()}, "")
 	require.True(t, found, "%s does not exist", object.GetName())
+}
+
+// Change updates the spec of an Intercept, as another user of the cluster does.
+func (a *APIServer) Change(t testing.TB, namespace, name string, change func(*v1alpha1.InterceptSpec)) {
+	k := objectKey{"intercepts", namespace, name}
+	object := &v1alpha1.Intercept{}
+	data, err := json.Marshal(a.store.get(k))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(data, object))
+	object.ResourceVersion = ""
+	change(&object.Spec)
+	_, found, _ := a.store.update(k, toUnstructured(object), false)
+	require.True(t, found, "%s does not exist", name)
 }
 
 func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {

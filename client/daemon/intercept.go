@@ -149,8 +149,14 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 	for _, w := range listing.Workloads {
 		info := &daemonpb.WorkloadInfo{Kind: w.Kind, Name: w.Name, Namespace: w.Namespace,
 			NotInterceptable: w.NotInterceptable}
+		mine := make([]bool, len(w.Intercepts))
+		for i, object := range w.Intercepts {
+			if own := current.Registry.Own(object.UID); own != nil {
+				w.Intercepts[i], mine[i] = own, true
+			}
+		}
 		for i, printed := range current.Print(ctx, w.Intercepts, listing.Services) {
-			if w.Intercepts[i].Spec.Client.Session == current.Client.Session {
+			if mine[i] {
 				info.Intercepts = append(info.Intercepts, printed)
 			} else {
 				info.Others = append(info.Others, printed)

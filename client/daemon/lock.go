@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"sidestep.dev/sidestep/client/daemon/socket"
 	"sidestep.dev/sidestep/client/home"
 )
 
@@ -162,7 +163,7 @@ func (e *endpoint) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, ok := peer(conn); !ok || uid == os.Getuid() || uid == 0 {
+		if uid, ok := socket.Peer(conn); !ok || uid == os.Getuid() || uid == 0 {
 			return conn, nil
 		}
 		_ = conn.Close()

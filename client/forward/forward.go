@@ -25,8 +25,8 @@ type Targets interface {
 	// Target is the local address of an intercept of this client, and "" for an intercept that is
 	// not this client's. It may wait a moment for one that is just being created.
 	Target(ctx context.Context, open *tunnelpb.Open) (addr string)
-	// Knows says whether the intercept is this client's.
-	Knows(open *tunnelpb.Open) bool
+	// Knows reports whether the intercept is this client's. It may wait as Target does.
+	Knows(ctx context.Context, open *tunnelpb.Open) bool
 }
 
 // deliver connects one tunnel to its local port.
@@ -34,7 +34,7 @@ func (p *Pool) deliver(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Co
 	log := p.log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "pod",
 		open.GetPod())
 	if open.GetProbe() {
-		if p.targets.Knows(open) {
+		if p.targets.Knows(ctx, open) {
 			p.answer(conn, log, tunnelpb.Opened_OK, "")
 		} else {
 			p.answer(conn, log, tunnelpb.Opened_UNKNOWN, "this laptop has no such intercept")

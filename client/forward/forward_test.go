@@ -75,7 +75,7 @@ func (m *manager) open(t testing.TB) (*tunnel.Conn, *tunnelpb.Opened) {
 type to string
 
 func (a to) Target(context.Context, *tunnelpb.Open) string { return string(a) }
-func (a to) Knows(*tunnelpb.Open) bool                     { return a != "" }
+func (a to) Knows(context.Context, *tunnelpb.Open) bool    { return a != "" }
 
 // pool runs a Pool against a manager; stop ends it and waits.
 func pool(t *testing.T, target to) (m *manager, wants chan uint32, stop func()) {

@@ -5,6 +5,7 @@ package intercept
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -34,17 +35,38 @@ type Known struct {
 	Workload  string `json:"workload"`
 	// Holder is the process that it was made for the length of; 0: none, it stays until it is left.
 	Holder int `json:"holder,omitempty"`
+
+	// What the laptop does for it, which is not read back from the object; see own. The first
+	// release wrote none of these.
+	UID           types.UID `json:"uid,omitempty"`
+	Address       string    `json:"address,omitempty"`
+	Port          int32     `json:"port,omitempty"`
+	ContainerPort int32     `json:"containerPort,omitempty"`
+	ToPod         []int32   `json:"toPod,omitempty"`
+	Wiretap       bool      `json:"wiretap,omitempty"`
+
+	refused string // the address for which an object of the first release was not accepted
 }
 
-// Known lists what a daemon that comes after this one has to know, and gives the channel that is
-// closed when that may have changed.
-func (r *Registry) Known() ([]Known, <-chan struct{}) {
+// Keep has what a daemon that comes after this one has to know kept on disk, and returns the channel
+// that is closed when that may have changed.
+func (r *Registry) Keep() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.keep()
+	return r.changed
+}
+
+// known is called with mu held.
+func (r *Registry) known() []Known {
 	var all []Known
 	add := func(i *v1alpha1.Intercept) {
-		all = append(all, Known{i.Spec.Name, i.Namespace, i.Spec.Workload.Kind, i.Spec.Workload.Name,
-			r.held[i.UID]})
+		o, ok := r.own[i.UID]
+		if !ok { // ended, and to be made again; without a UID it would pass for the first release's
+			o = &own{destination: i.Spec.Destination, toPod: i.Spec.ToPod, wiretap: i.Spec.Wiretap}
+		}
+		all = append(all, o.known(Known{Name: i.Spec.Name, Namespace: i.Namespace,
+			Kind: i.Spec.Workload.Kind, Workload: i.Spec.Workload.Name, Holder: r.held[i.UID]}, i.UID))
 	}
 	for _, e := range r.entries {
 		add(e.object)
@@ -55,10 +77,16 @@ func (r *Registry) Known() ([]Known, <-chan struct{}) {
 		}
 	}
 	for _, expected := range r.expected {
-		all = append(all, expected...)
+		for _, k := range expected {
+			if _, seen := r.entries[k.UID]; !seen {
+				all = append(all, k)
+			}
+		}
 	}
-	slices.SortFunc(all, func(a, b Known) int { return cmp.Compare(a.Name, b.Name) })
-	return all, r.changed
+	slices.SortFunc(all, func(a, b Known) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Namespace, b.Namespace))
+	})
+	return all
 }
 
 // Hold notes that an intercept lasts as long as a process.
@@ -75,19 +103,22 @@ func (r *Registry) compare(namespace string) {
 	expected := r.expected[namespace]
 	delete(r.expected, namespace)
 	for _, k := range expected {
-		uid := types.UID("")
-		for _, e := range r.entries {
-			if e.object.Spec.Name == k.Name && e.object.Namespace == namespace {
-				uid = e.object.UID
-			}
-		}
+		_, there := r.entries[k.UID]
 		switch {
-		case uid == "":
+		case !there:
+			why := endedUnseen
+			if k.refused != "" {
+				why = fmt.Sprintf(endedElsewhere, k.refused)
+			}
+			delete(r.own, k.UID)
+			if r.has(k.Name) || r.reserved[k.Name] != nil {
+				continue // it was made anew meanwhile
+			}
 			r.ended[k.Name] = &Ended{Namespace: namespace, WorkloadKind: k.Kind, Workload: k.Workload,
-				Name: k.Name, Why: endedUnseen, At: r.wall()}
+				Name: k.Name, Why: why, At: r.wall()}
 			r.notify()
 		case k.Holder != 0:
-			r.watches.Go(func() { r.awaitHolder(uid, k.Holder) })
+			r.watches.Go(func() { r.awaitHolder(k.UID, k.Holder) })
 		}
 	}
 }

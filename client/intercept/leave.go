@@ -85,7 +85,7 @@ func (r *Registry) delete(ctx context.Context, cluster *kube.Cluster, object *v1
 		// It was sent and never confirmed: nothing but the name is known.
 		have := &v1alpha1.Intercept{}
 		err := api.Get(ctx, client.ObjectKeyFromObject(object), have)
-		if apierrors.IsNotFound(err) || (err == nil && have.Spec.Client.Session != r.client.Session) {
+		if apierrors.IsNotFound(err) || (err == nil && !have.Spec.HeldBy(r.client.KeyHash)) {
 			return nil
 		}
 		if err != nil {
@@ -156,7 +156,8 @@ func (r *Registry) mine(ctx context.Context, cluster *kube.Cluster, api client.C
 		return nil, nil
 	}
 	for i := range list.Items {
-		if list.Items[i].Spec.Client.Session == r.client.Session {
+		// Also those that this daemon does not know: of a call whose answer was lost.
+		if list.Items[i].Spec.HeldBy(r.client.KeyHash) {
 			objects[list.Items[i].UID] = &list.Items[i]
 		}
 	}

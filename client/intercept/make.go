@@ -69,7 +69,7 @@ func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string),
 		err = r.checkPort(a.Spec.Name, localAddr(made), protocolOf(made))
 	}
 	if err == nil {
-		err = a.checkToPod(made)
+		err = a.checkToPod(made, r.raw(made.UID))
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -120,15 +120,24 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 		address: a.Spec.Destination.Address, port: a.Spec.Destination.Port,
 		protocol: cmp.Or(a.Spec.Protocol, v1alpha1.ProtocolTCP),
 	}
+	if before != nil {
+		r.reserved[name].uid = before.UID
+	}
 	r.watch(a.Namespace)
 	if !watched {
-		r.saveNamespaces()
+		r.keep()
 	}
 	return before, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.reserved, name)
+		for _, e := range r.entries {
+			if e.object.Spec.Name == name {
+				r.show(e)
+			}
+		}
 		r.forgetNamespace(a.Namespace)
+		r.notify()
 	}, nil
 }
 
@@ -184,6 +193,7 @@ type maker struct {
 	progress func(string)
 	before   *v1alpha1.Intercept // that is moved; nil: a new one is made
 	object   *v1alpha1.Intercept // as it was written
+	replaced bool                // an object of that name that this laptop did not know
 }
 
 // write creates or changes the object. A call once begun is seen through, even when the caller has
@@ -217,25 +227,10 @@ func (m *maker) create(ctx context.Context) error {
 		return tooOld()
 	case err == nil:
 		m.object = object
-		m.registry.wrote(object.DeepCopy())
+		m.registry.wroteOwn(object.DeepCopy(), &m.ask.Spec)
 		return nil
 	case apierrors.IsAlreadyExists(err):
-		// A call whose answer was lost, or the registry has not seen it yet.
-		have := &v1alpha1.Intercept{}
-		if err := m.api.Get(ctx, client.ObjectKeyFromObject(object), have); err != nil {
-			return m.explain(err)
-		}
-		if have.Spec.Client.Session != object.Spec.Client.Session {
-			return reason.New(codes.AlreadyExists, reason.InterceptExists,
-				"an Intercept %s of %s is in the way in namespace %s — choose another name with --workload",
-				have.Name, have.Spec.Client.Holder, have.Namespace)
-		}
-		if err := m.ask.canMove(have); err != nil {
-			return err
-		}
-		m.registry.wrote(have.DeepCopy())
-		m.before = have
-		return nil
+		return m.meet(ctx, object)
 	default:
 		if apierrors.ReasonForError(err) == "" || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) {
 			// No answer: it may have been created all the same.
@@ -244,6 +239,34 @@ func (m *maker) create(ctx context.Context) error {
 		}
 		return m.explain(err)
 	}
+}
+
+// meet deals with an object that has the name already.
+func (m *maker) meet(ctx context.Context, object *v1alpha1.Intercept) error {
+	have := &v1alpha1.Intercept{}
+	if err := m.api.Get(ctx, client.ObjectKeyFromObject(object), have); err != nil {
+		return m.explain(err)
+	}
+	m.registry.put(have.DeepCopy())
+	if own := m.registry.Own(have.UID); own != nil { // of an earlier daemon, and not listed yet
+		if err := m.ask.canMove(own); err != nil {
+			return err
+		}
+		m.before = own
+		return nil
+	}
+	if have.Spec.Client.Session == object.Spec.Client.Session && have.Spec.HeldBy(m.registry.client.KeyHash) &&
+		!m.replaced {
+		// It may be of a call whose answer was lost, or forged. A new one is this laptop's for certain.
+		m.replaced = true
+		if err := m.registry.delete(ctx, m.cluster, have); err != nil {
+			return m.explain(err)
+		}
+		return m.create(ctx)
+	}
+	return reason.New(codes.AlreadyExists, reason.InterceptExists,
+		"an Intercept %s of %q is in the way in namespace %s, and this laptop did not create it — choose another name with --workload",
+		have.Name, have.Spec.Client.Holder, have.Namespace)
 }
 
 // move changes the existing object, if it is to change.
@@ -260,10 +283,12 @@ func (m *maker) move(ctx context.Context) error {
 // update changes the spec of an object, whatever else is happening to it.
 func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept,
 	change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
-	object := from.DeepCopy()
+	object := cmp.Or(m.registry.raw(from.UID), from).DeepCopy()
+	wanted := object.Spec.DeepCopy()
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		spec := object.Spec.DeepCopy()
 		change(spec)
+		wanted = spec
 		if reflect.DeepEqual(movable(spec), movable(&object.Spec)) {
 			return nil
 		}
@@ -274,7 +299,7 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept,
 			if getErr := m.api.Get(ctx, client.ObjectKeyFromObject(object), fresh); getErr != nil {
 				return getErr
 			}
-			if fresh.UID != object.UID {
+			if fresh.UID != object.UID || fresh.Spec.Client != object.Spec.Client {
 				return apierrors.NewNotFound(
 					v1alpha1.GroupVersion.WithResource("intercepts").GroupResource(), object.Name)
 			}
@@ -285,7 +310,7 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept,
 	if err != nil {
 		return nil, err
 	}
-	m.registry.wrote(object.DeepCopy())
+	m.registry.wroteOwn(object.DeepCopy(), wanted)
 	return object, nil
 }
 

@@ -42,21 +42,23 @@ type Registry struct {
 	presence func() Presence
 	wall     func() time.Time
 	log      *slog.Logger
-	save     func(namespaces []string) error
+	save     func(namespaces []string, known []Known) error
 
 	ctx     context.Context // of the watches
 	stop    context.CancelFunc
 	watches sync.WaitGroup
 
-	mu       sync.Mutex
-	clock    uint64 // counts what happens, to tell what was before a list and what after
-	entries  map[types.UID]*entry
-	gone     map[types.UID]struct{} // deleted by this client: news about them are old
-	leaving  map[types.UID]struct{} // being deleted by this client
-	reserved map[string]*reservation
-	watching map[string]*watch
-	changed  chan struct{}
-	troubles map[string]error // why intercepts cannot be followed, by namespace
+	mu        sync.Mutex
+	clock     uint64 // counts what happens, to tell what was before a list and what after
+	entries   map[types.UID]*entry
+	own       map[types.UID]*own
+	strangers map[types.UID]struct{} // that were logged
+	gone      map[types.UID]struct{} // deleted by this client: news about them are old
+	leaving   map[types.UID]struct{} // being deleted by this client
+	reserved  map[string]*reservation
+	watching  map[string]*watch
+	changed   chan struct{}
+	troubles  map[string]error // why intercepts cannot be followed, by namespace
 
 	ended      map[string]*Ended // without this client's doing, by name
 	successors map[types.UID]types.UID
@@ -65,18 +67,22 @@ type Registry struct {
 }
 
 type entry struct {
-	object *v1alpha1.Intercept
+	raw    *v1alpha1.Intercept // as the API has it
+	object *v1alpha1.Intercept // with what this laptop has of its own in place of what the API says
+	warned string              // of which differences between them
 	added  uint64
 	seen   time.Time // by the wall clock: when the API last had it
 }
 
 // reservation is an intercept that is being made: the manager may send traffic for it before the
-// call that creates it has returned.
+// call that creates it has returned, which tells the UID.
 type reservation struct {
 	namespace, object, name string
 	address                 string
 	port                    int32 // 0: the container port, not known yet
 	protocol                v1alpha1.Protocol
+	uid                     types.UID           // "": not known yet
+	seen                    *v1alpha1.Intercept // the last news of an object of that name until then
 }
 
 // Config of a Registry.
@@ -87,8 +93,9 @@ type Config struct {
 	Known      []Known  // what an earlier daemon has left there
 	// Presence says how the manager has seen this laptop. It is called with the registry locked.
 	Presence func() Presence
-	// Save keeps on disk where there are intercepts, before the first is made there.
-	Save func(namespaces []string) error
+	// Save keeps on disk where there are intercepts, before the first is made there, and which this
+	// laptop has created. It is called with the registry locked.
+	Save func(namespaces []string, known []Known) error
 	// Wall reads the wall clock, which goes on while the laptop sleeps; nil: the real one.
 	Wall func() time.Time
 	Log  *slog.Logger
@@ -102,13 +109,16 @@ func NewRegistry(c Config) *Registry {
 		leaving: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
 		watching: map[string]*watch{}, changed: make(chan struct{}), troubles: map[string]error{},
 		ended: map[string]*Ended{}, successors: map[types.UID]types.UID{}, held: map[types.UID]int{},
-		expected: map[string][]Known{},
+		expected: map[string][]Known{}, own: map[types.UID]*own{}, strangers: map[types.UID]struct{}{},
 	}
 	if r.wall = c.Wall; r.wall == nil {
 		r.wall = func() time.Time { return time.Now().Round(0) }
 	}
 	for _, k := range c.Known {
 		r.expected[k.Namespace] = append(r.expected[k.Namespace], k)
+		if k.UID != "" {
+			r.own[k.UID] = k.own()
+		}
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.mu.Lock()
@@ -138,22 +148,11 @@ func (r *Registry) put(object *v1alpha1.Intercept) {
 	r.putLocked(object)
 }
 
-// wrote takes in the answer to a call that wrote the object. The watch may have been faster, and
-// then knows its status too.
-func (r *Registry) wrote(object *v1alpha1.Intercept) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if known, ok := r.entries[object.UID]; ok && known.object.Generation >= object.Generation {
-		return
-	}
-	r.putLocked(object)
-}
-
 func (r *Registry) putLocked(object *v1alpha1.Intercept) {
-	if object.Labels[SessionLabel] != r.client.Session || object.Spec.Client.Session != r.client.Session {
+	if object.Labels[SessionLabel] != r.client.Session {
 		return
 	}
-	if _, gone := r.gone[object.UID]; gone {
+	if _, gone := r.gone[object.UID]; gone || !r.owns(object) {
 		return
 	}
 	r.clock++
@@ -163,12 +162,14 @@ func (r *Registry) putLocked(object *v1alpha1.Intercept) {
 	}
 	switch {
 	case !ok:
-		r.entries[object.UID] = &entry{object: object, added: r.clock, seen: r.wall()}
-	case known.object.Generation > object.Generation || known.object.ResourceVersion == object.ResourceVersion:
+		known = &entry{raw: object, added: r.clock, seen: r.wall()}
+		r.entries[object.UID] = known
+	case known.raw.Generation > object.Generation || known.raw.ResourceVersion == object.ResourceVersion:
 		return
 	default:
-		known.object = object
+		known.raw = object
 	}
+	r.show(known)
 	r.notify()
 }
 
@@ -181,6 +182,7 @@ func (r *Registry) remove(uid types.UID, why string) {
 }
 
 func (r *Registry) removeLocked(uid types.UID, why string) {
+	delete(r.strangers, uid)
 	known, ok := r.entries[uid]
 	if !ok {
 		return
@@ -196,6 +198,7 @@ func (r *Registry) removeLocked(uid types.UID, why string) {
 // forget is called with mu held; the reason is for the log.
 func (r *Registry) forget(uid types.UID, known *entry, reason string) {
 	delete(r.entries, uid)
+	delete(r.own, uid)
 	if e := r.ended[known.object.Spec.Name]; e == nil || !e.Again {
 		delete(r.held, uid)
 	}
@@ -222,6 +225,7 @@ func (r *Registry) deleted(uid types.UID, err error) {
 		return
 	}
 	r.gone[uid] = struct{}{}
+	delete(r.own, uid)
 	if known, ok := r.entries[uid]; ok {
 		r.forget(uid, known, "left")
 	}
@@ -249,13 +253,13 @@ func (r *Registry) forgetNamespace(namespace string) {
 		w.stop()
 		delete(r.watching, namespace)
 		delete(r.troubles, namespace)
-		r.saveNamespaces()
+		r.keep()
 	}
 }
 
-// saveNamespaces is called with mu held.
-func (r *Registry) saveNamespaces() {
-	if err := r.save(r.namespaces()); err != nil {
+// keep is called with mu held.
+func (r *Registry) keep() {
+	if err := r.save(r.namespaces(), r.known()); err != nil {
 		r.log.Warn("the session cannot be kept on disk: a daemon that is started anew will not know its intercepts", "error", err)
 	}
 }
@@ -294,46 +298,54 @@ func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
 	return nil, r.changed
 }
 
-// Knows says whether an intercept is this client's.
-func (r *Registry) Knows(open *tunnelpb.Open) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.target(open)
+// Knows reports whether an intercept is this client's. It waits for one that is just being created.
+func (r *Registry) Knows(ctx context.Context, open *tunnelpb.Open) bool {
+	ok := false
+	r.find(ctx, open, func(e *entry) bool { ok = e != nil; return ok })
 	return ok
 }
 
 // Target is where a connection goes: the local address of one of this client's intercepts, "" if it
-// is not one. For an intercept whose port is still being found out it waits.
+// is not one. It waits for an intercept that is just being created, and for a port that is still
+// being found out.
 func (r *Registry) Target(ctx context.Context, open *tunnelpb.Open) string {
+	addr := ""
+	r.find(ctx, open, func(e *entry) bool { addr = localAddr(e.object); return addr != "" })
+	return addr
+}
+
+// find waits until found says yes to the intercept that a connection is for, or there is none. found
+// is called with mu held.
+func (r *Registry) find(ctx context.Context, open *tunnelpb.Open, found func(*entry) bool) {
 	ctx, cancel := context.WithTimeout(ctx, portTimeout)
 	defer cancel()
+	uid := types.UID(open.GetInterceptUid())
 	for {
 		r.mu.Lock()
-		addr, ok := r.target(open)
+		e, ok := r.entries[uid]
+		done := ok && found(e) || !ok && !r.creating(open)
 		changed := r.changed
 		r.mu.Unlock()
-		if !ok || addr != "" {
-			return addr
+		if done {
+			return
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ""
+			return
 		}
 	}
 }
 
-// target is called with mu held; addr is "" when the port is not known yet.
-func (r *Registry) target(open *tunnelpb.Open) (addr string, ok bool) {
-	if e, ok := r.entries[types.UID(open.GetInterceptUid())]; ok {
-		return localAddr(e.object), true
-	}
+// creating reports whether a connection may be for an intercept whose UID is not known yet. It is
+// called with mu held.
+func (r *Registry) creating(open *tunnelpb.Open) bool {
 	for _, s := range r.reserved {
-		if s.namespace == open.GetInterceptNamespace() && s.object == open.GetInterceptName() {
-			return join(s.address, s.port), true
+		if s.uid == "" && s.namespace == open.GetInterceptNamespace() && s.object == open.GetInterceptName() {
+			return true
 		}
 	}
-	return "", false
+	return false
 }
 
 // localAddr is where an intercept is delivered: what was asked for, else the container port.

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,9 +26,9 @@ const session = "11111111-2222-3333-4444-555555555555"
 
 func newRegistry(t *testing.T) *Registry {
 	r := NewRegistry(Config{
-		Client: Client{Session: session}, Source: kube.NewSource(kube.Access{}),
+		Client: Client{Session: session, KeyHash: "hash"}, Source: kube.NewSource(kube.Access{}),
 		Presence: func() Presence { return Presence{} },
-		Save:     func([]string) error { return nil }, Log: slog.New(slog.DiscardHandler),
+		Save:     func([]string, []Known) error { return nil }, Log: slog.New(slog.DiscardHandler),
 	})
 	t.Cleanup(r.Close)
 	return r
@@ -40,10 +42,21 @@ func object(uid, version string, generation int64, port int32) *v1alpha1.Interce
 			Generation: generation,
 			Labels:     map[string]string{SessionLabel: session},
 		},
-		Spec: v1alpha1.InterceptSpec{Name: uid, Client: v1alpha1.ClientReference{Session: session},
+		Spec: v1alpha1.InterceptSpec{Name: uid, Client: v1alpha1.ClientReference{Session: session, KeyHash: "hash"},
 			Destination: v1alpha1.Destination{Port: port}},
 	}
 }
+
+// put is news of an object that the laptop created.
+func put(r *Registry, i *v1alpha1.Intercept) {
+	if r.own[i.UID] == nil {
+		r.own[i.UID] = &own{destination: i.Spec.Destination}
+	}
+	r.put(i)
+}
+
+// wrote is the answer to a call that wrote an object.
+func wrote(r *Registry, i *v1alpha1.Intercept) { r.wroteOwn(i, &i.Spec) }
 
 func known(r *Registry) (names []string) {
 	all, _ := r.All()
@@ -58,33 +71,33 @@ func TestRegistryIsNotTakenInByOldNews(t *testing.T) {
 		r := newRegistry(t)
 		active := object("a", "7", 1, 1)
 		active.Status.State = v1alpha1.StateActive
-		r.put(active)
-		r.wrote(object("a", "6", 1, 1))
+		put(r, active)
+		wrote(r, object("a", "6", 1, 1))
 		got, _ := r.get("a")
 		assert.Equal(t, v1alpha1.StateActive, got.Status.State)
-		r.wrote(object("a", "8", 2, 2))
+		wrote(r, object("a", "8", 2, 2))
 		got, _ = r.get("a")
 		assert.EqualValues(t, 2, got.Spec.Destination.Port)
 	})
 	t.Run("the watch's news from before a move", func(t *testing.T) {
 		r := newRegistry(t)
-		r.wrote(object("a", "8", 2, 2))
-		r.put(object("a", "7", 1, 1))
+		wrote(r, object("a", "8", 2, 2))
+		put(r, object("a", "7", 1, 1))
 		got, _ := r.get("a")
 		assert.EqualValues(t, 2, got.Spec.Destination.Port)
 	})
 	t.Run("the watch's news about what was deleted", func(t *testing.T) {
 		r := newRegistry(t)
-		r.put(object("a", "1", 1, 1))
+		put(r, object("a", "1", 1, 1))
 		r.deleted("a", nil)
-		r.put(object("a", "2", 1, 1))
+		put(r, object("a", "2", 1, 1))
 		assert.Empty(t, known(r))
 	})
 	t.Run("a list that was begun before an object was made", func(t *testing.T) {
 		r := newRegistry(t)
-		r.put(object("a", "1", 1, 1))
+		put(r, object("a", "1", 1, 1))
 		begun := r.clock
-		r.put(object("b", "2", 1, 2))
+		put(r, object("b", "2", 1, 2))
 		r.replace("shop", nil, begun, endedBySomebody)
 		assert.Equal(t, []string{"b"}, known(r))
 	})
@@ -96,6 +109,10 @@ func TestRegistryIsNotTakenInByOldNews(t *testing.T) {
 		forged := object("b", "1", 1, 1)
 		forged.Spec.Client.Session = "other"
 		r.put(forged)
+		stolen := object("c", "1", 1, 1)
+		stolen.Spec.Client.KeyHash = "other"
+		put(r, stolen)
+		r.put(object("d", "1", 1, 1))
 		assert.Empty(t, known(r))
 	})
 }
@@ -104,25 +121,56 @@ func TestTarget(t *testing.T) {
 	open := &tunnelpb.Open{InterceptUid: "a", InterceptNamespace: "shop", InterceptName: "a-11111111"}
 	t.Run("of an unknown intercept there is none", func(t *testing.T) {
 		r := newRegistry(t)
-		assert.False(t, r.Knows(open))
+		assert.False(t, r.Knows(t.Context(), open))
 		assert.Empty(t, r.Target(t.Context(), open))
 	})
-	t.Run("an intercept that is just being made is known by its name", func(t *testing.T) {
+	t.Run("an intercept that is just being made is waited for, and its news are not lost", func(t *testing.T) {
 		r := newRegistry(t)
 		r.reserved["a"] = &reservation{namespace: "shop", object: "a-11111111", name: "a",
 			address: "127.0.0.1", port: 9000}
-		assert.True(t, r.Knows(open))
-		assert.Equal(t, "127.0.0.1:9000", r.Target(t.Context(), open))
+		got := make(chan string)
+		go func() { got <- r.Target(t.Context(), open) }()
+		known := make(chan bool)
+		go func() { known <- r.Knows(t.Context(), open) }()
+		active := object("a", "2", 1, 9000)
+		active.Status.State = v1alpha1.StateActive
+		r.put(active)
+		select {
+		case <-got:
+			require.Fail(t, "it does not wait for the UID")
+		default:
+		}
+		created := object("a", "1", 1, 9000)
+		r.wroteOwn(created, &created.Spec)
+		assert.Equal(t, ":9000", strings.TrimPrefix(<-got, "127.0.0.1"))
+		assert.True(t, <-known)
+		now, _ := r.get("a")
+		assert.Equal(t, v1alpha1.StateActive, now.Status.State)
+	})
+	t.Run("another object of the name of one that is being made is not it", func(t *testing.T) {
+		r := newRegistry(t)
+		r.reserved["a"] = &reservation{namespace: "shop", object: "a-11111111", name: "a", uid: "b"}
+		assert.False(t, r.Knows(t.Context(), open))
+	})
+	t.Run("a container port stays what it was at first", func(t *testing.T) {
+		r := newRegistry(t)
+		for version, port := range []int32{0, 8080, 2375} {
+			i := object("a", strconv.Itoa(version), 1, 0)
+			i.Status.Pods = []v1alpha1.PodStatus{{Name: "p", Port: port}}
+			put(r, i)
+		}
+		assert.Equal(t, "127.0.0.1:8080", r.Target(t.Context(), open))
+		assert.EqualValues(t, 8080, r.known()[0].ContainerPort, "also for the next daemon")
 	})
 	t.Run("a container port is waited for", func(t *testing.T) {
 		r := newRegistry(t)
-		r.put(object("a", "1", 1, 0))
-		assert.True(t, r.Knows(open))
+		put(r, object("a", "1", 1, 0))
+		assert.True(t, r.Knows(t.Context(), open))
 		got := make(chan string)
 		go func() { got <- r.Target(t.Context(), open) }()
 		resolved := object("a", "2", 1, 0)
 		resolved.Status.Pods = []v1alpha1.PodStatus{{Name: "p", Port: 8080}}
-		r.put(resolved)
+		put(r, resolved)
 		select {
 		case addr := <-got:
 			assert.Equal(t, "127.0.0.1:8080", addr)
@@ -132,7 +180,7 @@ func TestTarget(t *testing.T) {
 	})
 	t.Run("and not for ever", func(t *testing.T) {
 		r := newRegistry(t)
-		r.put(object("a", "1", 1, 0))
+		put(r, object("a", "1", 1, 0))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		assert.Empty(t, r.Target(ctx, open))
@@ -160,4 +208,15 @@ func TestWhoIsAlive(t *testing.T) {
 		time.Millisecond, "though nobody has waited for it yet")
 	_ = cmd.Wait()
 	assert.False(t, Alive(cmd.Process.Pid))
+}
+
+func TestWhatIsToBeMadeAgainIsKeptWithItsUID(t *testing.T) {
+	r := newRegistry(t)
+	away := Presence{Away: time.Hour, Grace: time.Minute}
+	r.presence = func() Presence { return away }
+	put(r, object("a", "1", 1, 9000))
+	r.remove("a", endedBySomebody)
+	require.Len(t, r.known(), 1)
+	assert.EqualValues(t, "a", r.known()[0].UID, "else it would pass for one of the first release")
+	assert.EqualValues(t, 9000, r.known()[0].Port)
 }

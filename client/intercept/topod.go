@@ -43,12 +43,12 @@ func meetsItself(port int32) error {
 	return invalid("the intercept's requests go to port %d of this laptop, and --to-pod %d would lead from there to the pod — choose another port with --port", port, port)
 }
 
-// checkToPod checks spec.toPod of an intercept that has been made.
-func (a *Ask) checkToPod(made *v1alpha1.Intercept) error {
+// checkToPod checks spec.toPod of an intercept that has been made. raw is as the API has it.
+func (a *Ask) checkToPod(made, raw *v1alpha1.Intercept) error {
 	if len(a.Spec.ToPod) == 0 {
 		return nil
 	}
-	if len(made.Spec.ToPod) == 0 {
+	if raw != nil && len(raw.Spec.ToPod) == 0 {
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
 			"the cluster's definition of Intercepts is older than this sidestep and knows no --to-pod — run `sidestep helm upgrade`")
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -151,7 +152,7 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	})
 	s.Registry = intercept.NewRegistry(intercept.Config{
 		Client: client, Source: s.Source, Namespaces: record.Namespaces, Known: record.Intercepts,
-		Presence: s.presence, Save: s.saveNamespaces, Wall: o.Wall, Log: o.Log,
+		Presence: s.presence, Save: s.saveIntercepts, Wall: o.Wall, Log: o.Log,
 	})
 	s.PodPorts = podport.New(s.Registry.All,
 		func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
@@ -183,17 +184,8 @@ func (s *Session) presence() intercept.Presence {
 // keepKnown keeps on disk what the next daemon has to know about intercepts.
 func (s *Session) keepKnown(ctx context.Context) {
 	for {
-		known, changed := s.Registry.Known()
-		s.mu.Lock()
-		if !slices.Equal(known, s.record.Intercepts) {
-			s.record.Intercepts = known
-			if s.stored {
-				_ = s.save() // Unstored tells
-			}
-		}
-		s.mu.Unlock()
 		select {
-		case <-changed:
+		case <-s.Registry.Keep():
 		case <-ctx.Done():
 			return
 		}
@@ -331,10 +323,13 @@ func (s *Session) Unstored() error {
 	return s.unstored
 }
 
-func (s *Session) saveNamespaces(namespaces []string) error {
+func (s *Session) saveIntercepts(namespaces []string, known []intercept.Known) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.record.Namespaces = namespaces
+	if slices.Equal(s.record.Namespaces, namespaces) && reflect.DeepEqual(s.record.Intercepts, known) {
+		return nil
+	}
+	s.record.Namespaces, s.record.Intercepts = namespaces, known
 	if !s.stored {
 		return nil
 	}

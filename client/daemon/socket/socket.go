@@ -110,7 +110,7 @@ func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Close
 	if err := owned(path); err != nil {
 		return nil, nil, err
 	}
-	first, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	first, err := dialOwn(ctx, path, os.Getuid())
 	if errors.Is(err, syscall.EAGAIN) { // its backlog is full, as that of one that hangs will be
 		return nil, nil, Hung(path)
 	}
@@ -124,7 +124,7 @@ func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Close
 		case conn := <-firsts:
 			return conn, nil
 		default:
-			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+			return dialOwn(ctx, path, os.Getuid())
 		}
 	}
 	conn, err := grpc.NewClient("passthrough:///daemon",
@@ -146,4 +146,18 @@ func DialPath(ctx context.Context, path string) (daemonpb.DaemonClient, io.Close
 	}
 	conn.Connect()
 	return daemonpb.NewDaemonClient(conn), conn, nil
+}
+
+// dialOwn connects to a socket that a process of the user serves. The owner of the path does not tell
+// that: in a directory that others may write, the path can change after it was looked at.
+func dialOwn(ctx context.Context, path string, me int) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if uid, ok := Peer(conn); ok && uid != me && me != 0 {
+		_ = conn.Close()
+		return nil, fmt.Errorf("the daemon's socket %s is served by a process of user %d — set SIDESTEP_DAEMON_SOCKET to a path of your own", path, uid)
+	}
+	return conn, nil
 }

@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,6 +28,20 @@ func TestASocketOfAnotherUserIsRefused(t *testing.T) {
 	assert.EqualError(t, ownedBy(path, 1000),
 		"the daemon's socket "+path+
 			" belongs to user 12345 — run `sidestep quit -s` as 12345, or set SIDESTEP_DAEMON_SOCKET to a path of your own")
+}
+
+func TestASocketThatAnotherUsersProcessServesIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "daemon.sock")
+	listener, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	defer listener.Close()
+	for _, me := range []int{os.Getuid(), 0} {
+		conn, err := dialOwn(t.Context(), path, me)
+		require.NoError(t, err)
+		_ = conn.Close()
+	}
+	_, err = dialOwn(t.Context(), path, os.Getuid()+1000)
+	assert.ErrorContains(t, err, fmt.Sprintf("is served by a process of user %d", os.Getuid()))
 }
 
 func TestTheErrorOfADaemonThatHangsSaysHowToEndIt(t *testing.T) {

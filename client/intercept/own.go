@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package intercept
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"sidestep.dev/sidestep/api/v1alpha1"
+)
+
+// own is what this laptop keeps about an intercept that it created. Everybody who may update
+// Intercepts in the namespace can write the object, so where the laptop delivers and which ports it
+// opens is never read back from there.
+type own struct {
+	destination v1alpha1.Destination
+	// containerPort stands for a destination port of 0. It is what the manager found first.
+	containerPort int32
+	toPod         []int32
+	wiretap       bool
+}
+
+// maxStrangers bounds how many foreign objects are remembered, each of which is logged once.
+const maxStrangers = 1000
+
+// owns reports whether this laptop created the object. A stranger is logged once. It is called with
+// mu held.
+func (r *Registry) owns(object *v1alpha1.Intercept) bool {
+	genuine := object.Spec.Client.Session == r.client.Session && object.Spec.HeldBy(r.client.KeyHash)
+	if o, ok := r.own[object.UID]; ok && genuine && o.wiretap == object.Spec.Wiretap {
+		return true
+	}
+	if genuine && r.ownsSinceRelease(object) {
+		return true
+	}
+	if s := r.reservedAs(object); s != nil && genuine {
+		// Probably the one that is being created; the answer to the call tells.
+		s.seen = object
+		return false
+	}
+	if _, logged := r.strangers[object.UID]; !logged && len(r.strangers) < maxStrangers {
+		r.strangers[object.UID] = struct{}{}
+		r.log.Warn("ignoring an Intercept that this laptop did not create", "namespace", object.Namespace,
+			"object", object.Name, "uid", object.UID)
+	}
+	return false
+}
+
+// ownsSinceRelease accepts an intercept of a session.json that knows names alone, as the first
+// release wrote it. The object must have this session's key, and deliver to this laptop: an address
+// elsewhere, which --address can have set, may just as well be forged. What is accepted is kept, so
+// this happens once, at first sight after the upgrade.
+func (r *Registry) ownsSinceRelease(object *v1alpha1.Intercept) bool {
+	known := r.expected[object.Namespace]
+	i := slices.IndexFunc(known, func(k Known) bool {
+		return k.UID == "" && k.Name == object.Spec.Name && k.Kind == object.Spec.Workload.Kind &&
+			k.Workload == object.Spec.Workload.Name && object.Name == objectName(k.Name, r.client.Session)
+	})
+	if i < 0 {
+		return false
+	}
+	destination := object.Spec.Destination
+	if destination.Address == "" {
+		destination.Address = DefaultAddress
+	}
+	if address, err := netip.ParseAddr(destination.Address); err != nil || !address.Unmap().IsLoopback() {
+		known[i].refused = destination.Address
+		return false
+	}
+	r.own[object.UID] = &own{destination: destination, toPod: slices.Clone(object.Spec.ToPod),
+		wiretap: object.Spec.Wiretap}
+	known[i] = r.own[object.UID].known(known[i], object.UID)
+	r.log.Info("keeping where an intercept of an older daemon leads", "intercept", object.Spec.Name,
+		"namespace", object.Namespace)
+	r.keep()
+	return true
+}
+
+// reservedAs returns the reservation of an object's name, nil if there is none. It is called with mu
+// held.
+func (r *Registry) reservedAs(object *v1alpha1.Intercept) *reservation {
+	if s, ok := r.reserved[object.Spec.Name]; ok && s.uid == "" && s.namespace == object.Namespace &&
+		s.object == object.Name {
+		return s
+	}
+	return nil
+}
+
+// wroteOwn takes in the answer to a call that wrote an object of this laptop as spec says.
+func (r *Registry) wroteOwn(object *v1alpha1.Intercept, spec *v1alpha1.InterceptSpec) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.own[object.UID] = &own{destination: spec.Destination, toPod: slices.Clone(spec.ToPod),
+		wiretap: spec.Wiretap}
+	s := r.reserved[spec.Name]
+	if s != nil {
+		s.uid = object.UID
+	}
+	known, ok := r.entries[object.UID]
+	if ok && known.raw.Generation >= object.Generation {
+		r.show(known) // the watch was faster
+		r.notify()
+	} else {
+		r.putLocked(object)
+	}
+	if s != nil && s.seen != nil && s.seen.UID == object.UID &&
+		s.seen.ResourceVersion != object.ResourceVersion && s.seen.Generation >= object.Generation {
+		r.putLocked(s.seen)
+	}
+	r.keep()
+}
+
+// show makes the object of an entry one of what the API says and what this laptop has of its own. It
+// is called with mu held.
+func (r *Registry) show(e *entry) {
+	o := r.own[e.raw.UID]
+	object := e.raw.DeepCopy()
+	object.Spec.Destination, object.Spec.ToPod = o.destination, slices.Clone(o.toPod)
+	if o.containerPort == 0 && o.destination.Port == 0 {
+		o.containerPort = localPort(object)
+	}
+	for i := range object.Status.Pods {
+		if p := &object.Status.Pods[i].Port; *p != 0 && o.containerPort != 0 {
+			*p = o.containerPort
+		}
+	}
+	e.object = object
+	if _, writing := r.reserved[object.Spec.Name]; writing {
+		return // the difference may be this laptop's own
+	}
+	changed := differences(&e.raw.Spec, o)
+	if changed == "" {
+		e.warned = ""
+		return
+	}
+	object.Status.Message = strings.TrimPrefix(object.Status.Message+"; ", "; ") +
+		"somebody else changed " + changed + " in the cluster, which this laptop ignores"
+	if e.warned != changed {
+		e.warned = changed
+		r.log.Warn("somebody else changed an intercept of this laptop", "intercept", object.Spec.Name,
+			"namespace", object.Namespace, "changed", changed)
+	}
+}
+
+// differences names what a spec in the API has otherwise than this laptop.
+func differences(s *v1alpha1.InterceptSpec, o *own) string {
+	var changed []string
+	if s.Destination != o.destination {
+		changed = append(changed, "its destination")
+	}
+	// An older definition of Intercepts has no toPod at all.
+	if a, b := slices.Sorted(slices.Values(s.ToPod)), slices.Sorted(slices.Values(o.toPod)); !slices.Equal(a, b) {
+		changed = append(changed, "its ports to pods")
+	}
+	return strings.Join(changed, " and ")
+}
+
+// raw returns an intercept as it is in the API.
+func (r *Registry) raw(uid types.UID) *v1alpha1.Intercept {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.entries[uid]; ok {
+		return e.raw
+	}
+	return nil
+}
+
+// Own returns the intercept of this laptop that an object is, nil if the laptop did not create it.
+func (r *Registry) Own(uid types.UID) *v1alpha1.Intercept {
+	object, _ := r.get(uid)
+	return object
+}
+
+func (o *own) known(k Known, uid types.UID) Known {
+	k.UID, k.Address, k.Port, k.ContainerPort = uid, o.destination.Address, o.destination.Port, o.containerPort
+	k.ToPod, k.Wiretap, k.refused = slices.Clone(o.toPod), o.wiretap, ""
+	return k
+}
+
+func (k *Known) own() *own {
+	return &own{destination: v1alpha1.Destination{Address: k.Address, Port: k.Port},
+		containerPort: k.ContainerPort, toPod: slices.Clone(k.ToPod), wiretap: k.Wiretap}
+}
