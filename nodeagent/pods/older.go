@@ -61,7 +61,7 @@ func (s *site) setOlder(port uint16, rules []takeover.Rule) error {
 			return nil
 		}
 		var err error
-		if o, err = s.pod.set.cfg.Takeover.Open(s.ns, s.pod.name, port, s.target(port).Claims); err != nil {
+		if o, err = s.pod.set.cfg.Takeover.Open(s.ns, s.pod.name, port, s.target(port).Match); err != nil {
 			return err
 		}
 		s.older[port] = o

@@ -28,9 +28,9 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// TestNobodyNoticesALaptopThatComesAndGoes sends requests that may be done twice, claimed and not,
+// TestNobodyNoticesALaptopThatComesAndGoes sends requests that may be done twice, matched and not,
 // while the laptop's tunnels break, its process refuses connections, the manager goes away, and the
-// rules change. Every request must be answered, those that are not claimed by the app.
+// rules change. Every request must be answered, those that are not matched by the app.
 func TestNobodyNoticesALaptopThatComesAndGoes(t *testing.T) {
 	app, local := says(t, "app"), says(t, "laptop")
 	w := newWorld(t, app, local)

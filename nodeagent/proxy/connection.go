@@ -11,8 +11,8 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
-	"sidestep.dev/sidestep/nodeagent/proxy/http2"
-	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
+	"sidestep.dev/sidestep/nodeagent/proxy/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -79,39 +79,29 @@ func addrPort(a net.Addr) netip.AddrPort {
 
 // serveRequests takes the connection request by request, if it speaks HTTP.
 func (c *connection) serveRequests(ctx context.Context) {
-	p := c.proxy
-	passed := func(n int) { p.metrics.passed.Add(float64(n)) }
-	recovered := func(v any) { p.recovered(c.target, v) }
-	router.Run(ctx, router.Config{
-		Client: c.client,
-		Dial:   c.reach,
-		Claim:  c.claim,
-		Copy:   c.copyRequest,
-		HTTP2: func(ctx context.Context, app stream.Duplex) router.HTTP2 {
-			return http2.New(ctx, http2.Config{
-				Client: c.client, App: app, Claim: c.claimStream, Copy: c.copyStream, Passed: passed,
-				OpenTimeout: p.cfg.OpenTimeout, Recovered: recovered, Log: p.cfg.Log,
-			})
-		},
-		Claimable:   func() bool { return c.target.rules.Load().claimable() },
-		Began:       c.began,
-		Passed:      passed,
-		OpenTimeout: p.cfg.OpenTimeout,
-		Recovered:   recovered,
-		Log:         p.cfg.Log,
-	})
+	http1.Serve(ctx, http1.Config{Client: c.client, Target: c, HTTP2: streams{c},
+		OpenTimeout: c.proxy.cfg.OpenTimeout, Log: c.proxy.cfg.Log})
 }
 
-// claim returns the claim on a request, or nil if it is the app's.
-func (c *connection) claim(head match.Head) router.Claim {
+// Match implements http1.Target.
+func (c *connection) Match(head match.Head) divert.Intercept {
 	if rule := c.target.rules.Load().http(head); rule != nil {
-		return &claim{connection: c, rule: rule}
+		return &matched{connection: c, rule: rule}
 	}
 	return nil
 }
 
-// began counts what the connection speaks.
-func (c *connection) began(first []byte, http bool) {
+// Matchable implements http1.Target.
+func (c *connection) Matchable() bool { return c.target.rules.Load().matchable() }
+
+// Passed implements http1.Target and http2.Target.
+func (c *connection) Passed(n int) { c.proxy.metrics.passed.Add(float64(n)) }
+
+// Recovered implements http1.Target and http2.Target.
+func (c *connection) Recovered(v any) { c.proxy.recovered(c.target, v) }
+
+// Began implements http1.Target. It counts what the connection speaks.
+func (c *connection) Began(first []byte, http bool) {
 	switch {
 	case http:
 		c.target.http.Add(1)
@@ -127,13 +117,16 @@ func isClientHello(p []byte) bool {
 	return len(p) > 0 && p[0] == 0x16 && (len(p) < 2 || p[1] == 0x03) && (len(p) < 6 || p[5] == 0x01)
 }
 
-// claimStream is claim for HTTP/2, over which gRPC probes come.
-func (c *connection) claimStream(head match.Head) router.Claim {
-	claim := c.claim(head)
-	if kubelet := &c.target.rules.Load().kubelet; claim != nil && kubelet.probesHealth(head, c.remote.Addr()) {
+// streams is a connection of which each stream of HTTP/2 is a request.
+type streams struct{ *connection }
+
+// Match implements http2.Target. The kubelet's gRPC probes are the app's.
+func (c streams) Match(head match.Head) divert.Intercept {
+	intercept := c.connection.Match(head)
+	if k := &c.target.rules.Load().kubelet; intercept != nil && k.probesHealth(head, c.remote.Addr()) {
 		return nil
 	}
-	return claim
+	return intercept
 }
 
 // dial begins to connect to the app. If wait is given there is a connection when that has returned;
@@ -155,54 +148,54 @@ func (c *connection) dial(soon bool) (app *stream.TCP, wait func(context.Context
 	return app, wait, err
 }
 
-func (c *connection) openMessage(rule *claimed) *tunnelpb.Open {
+func (c *connection) openMessage(rule *activeRule) *tunnelpb.Open {
 	return &tunnelpb.Open{
 		InterceptUid: rule.InterceptUID, InterceptNamespace: rule.Namespace, InterceptName: rule.Name,
 		RemoteAddr: c.remote.String(), LocalAddr: c.local.String(), Pod: c.target.pod,
 	}
 }
 
-// claim is a rule's claim on one request.
-type claim struct {
+// matched is a rule that a request on the connection matches: it implements divert.Intercept.
+type matched struct {
 	*connection
-	rule *claimed
+	rule *activeRule
 }
 
-func (c *claim) Key() string    { return c.rule.InterceptUID }
-func (c *claim) String() string { return c.rule.Namespace + "/" + c.rule.Name }
+func (m *matched) Key() string    { return m.rule.InterceptUID }
+func (m *matched) String() string { return m.rule.Namespace + "/" + m.rule.Name }
 
-func (c *claim) Open(ctx context.Context) (router.Tunnel, error) {
-	t, err := c.proxy.cfg.Tunnels.Open(ctx, c.openMessage(c.rule))
+func (m *matched) Open(ctx context.Context) (divert.Tunnel, error) {
+	t, err := m.proxy.cfg.Tunnels.Open(ctx, m.openMessage(m.rule))
 	if err != nil {
 		return nil, err
 	}
 	return t, nil
 }
 
-func (c *claim) Track(retire func()) (untrack func()) {
-	c.proxy.metrics.tunnels.Inc()
-	forget := c.rule.track(retire)
+func (m *matched) Track(retire func()) (untrack func()) {
+	m.proxy.metrics.tunnels.Inc()
+	forget := m.rule.track(retire)
 	return func() {
 		forget()
-		c.proxy.metrics.tunnels.Dec()
+		m.proxy.metrics.tunnels.Dec()
 	}
 }
 
-func (c *claim) Sent() {
-	c.rule.matched.Add(1)
-	c.proxy.metrics.matched.Inc()
+func (m *matched) Sent() {
+	m.rule.matched.Add(1)
+	m.proxy.metrics.matched.Inc()
 }
 
-func (c *claim) FellBack(why error) {
-	c.rule.fallbacks.Add(1)
-	c.proxy.metrics.fallbacks.Inc()
-	c.fellBack(c.rule, why)
+func (m *matched) FellBack(why error) {
+	m.rule.fallbacks.Add(1)
+	m.proxy.metrics.fallbacks.Inc()
+	m.fellBack(m.rule, why)
 }
 
 // fellBack says so in the log, but not for each request while a laptop is away.
-func (c *connection) fellBack(rule *claimed, why error) {
+func (c *connection) fellBack(rule *activeRule, why error) {
 	if rule.worthLogging(time.Now()) {
-		c.proxy.cfg.Log.Info("the app gets what an intercept claims, since the laptop cannot take it",
+		c.proxy.cfg.Log.Info("the app gets what an intercept matches, since the laptop cannot take it",
 			"intercept", rule.Namespace+"/"+rule.Name, "pod", c.target.pod, "error", why)
 	}
 }

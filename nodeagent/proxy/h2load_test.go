@@ -119,7 +119,7 @@ func benchChild(b *testing.B, what string) string {
 	return strings.TrimSpace(addr)
 }
 
-// BenchmarkH2load reports what the proxy makes of HTTP/2 that is not claimed. Load, proxy and app
+// BenchmarkH2load reports what the proxy makes of HTTP/2 that is not matched. Load, proxy and app
 // share the machine.
 func BenchmarkH2load(b *testing.B) {
 	app := benchChild(b, "h2app")
@@ -175,7 +175,7 @@ func BenchmarkGRPC(b *testing.B) {
 	for _, way := range []struct {
 		name, addr string
 		me         bool
-	}{{"direct", app, false}, {"passed", addr, false}, {"claimed", addr, true}} {
+	}{{"direct", app, false}, {"passed", addr, false}, {"matched", addr, true}} {
 		b.Run(way.name, func(b *testing.B) {
 			c := grpcClient(b, way.addr)
 			ctx, _ := as(b, way.me)

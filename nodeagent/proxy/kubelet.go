@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/internal/match"
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 

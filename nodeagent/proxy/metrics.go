@@ -9,15 +9,15 @@ import (
 )
 
 type metrics struct {
-	connections     prometheus.Counter
-	open            prometheus.Gauge
-	passed          prometheus.Counter
-	matched         prometheus.Counter
-	fallbacks       prometheus.Counter
-	tunnels         prometheus.Gauge
-	claimedConns    prometheus.Counter
-	claimedFellBack prometheus.Counter
-	panics          prometheus.Counter
+	connections   prometheus.Counter
+	open          prometheus.Gauge
+	passed        prometheus.Counter
+	matched       prometheus.Counter
+	fallbacks     prometheus.Counter
+	tunnels       prometheus.Gauge
+	wholeConns    prometheus.Counter
+	wholeFellBack prometheus.Counter
+	panics        prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -39,19 +39,19 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	const (
 		requests  = "HTTP requests by where they went."
-		whole     = "Connections that a tcp intercept claimed, by where they went."
-		fallbacks = "HTTP requests that went to the app because the laptop that claims them could not take them."
+		whole     = "Connections that a tcp intercept matched, by where they went."
+		fallbacks = "HTTP requests that went to the app because the laptop that matches them could not take them."
 	)
 	to := func(where string) prometheus.Labels { return prometheus.Labels{"to": where} }
 	return &metrics{
-		connections:     counter("connections_total", "Steered connections that were served.", nil),
-		open:            gauge("open_connections", "Steered connections that are being served."),
-		passed:          counter("requests_total", requests, to("app")),
-		matched:         counter("requests_total", requests, to("laptop")),
-		fallbacks:       counter("fallback_requests_total", fallbacks, nil),
-		claimedConns:    counter("claimed_connections_total", whole, to("laptop")),
-		claimedFellBack: counter("claimed_connections_total", whole, to("app")),
-		tunnels:         gauge("open_tunnels", "Open tunnels to laptops."),
+		connections:   counter("connections_total", "Steered connections that were served.", nil),
+		open:          gauge("open_connections", "Steered connections that are being served."),
+		passed:        counter("requests_total", requests, to("app")),
+		matched:       counter("requests_total", requests, to("laptop")),
+		fallbacks:     counter("fallback_requests_total", fallbacks, nil),
+		wholeConns:    counter("claimed_connections_total", whole, to("laptop")),
+		wholeFellBack: counter("claimed_connections_total", whole, to("app")),
+		tunnels:       gauge("open_tunnels", "Open tunnels to laptops."),
 		panics: counter("panics_total",
 			"Connections that were reset because of a fault in the proxy.", nil),
 	}

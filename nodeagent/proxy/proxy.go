@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package proxy serves the connections that were steered away from an app: it reads the head of
-// each request, gives what an intercept claims to the laptop that holds it, and everything else,
+// each request, gives what an intercept matches to the laptop that holds it, and everything else,
 // byte for byte, to the app.
 //
 // Two rules decide every doubtful case. Whoever is not intercepted notices nothing: bytes pass
@@ -20,7 +20,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
-	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
@@ -28,7 +28,7 @@ import (
 // ErrDrained, as the cause why the context of Serve was cancelled, has connections ended in order,
 // within seconds, where that is possible: those of HTTP/1 between two requests, those of HTTP/2 by
 // GOAWAY. Any other cause has them reset.
-var ErrDrained = router.ErrDrained
+var ErrDrained = divert.ErrDrained
 
 // DefaultOpenTimeout is how long a laptop may take to connect to its local process before the app
 // gets the request.

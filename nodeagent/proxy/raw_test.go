@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
+	"sidestep.dev/sidestep/nodeagent/http1/corpus"
 )
 
 // switching is a server that answers an upgrade or a CONNECT and then echoes, with its name in
@@ -115,7 +115,7 @@ func TestAmbiguousConnectionsAreTheApps(t *testing.T) {
 				for _, piece := range []int{1 << 20, 1} {
 					if piece == 1 && marked != first &&
 						(strings.HasPrefix(name, "chunk ") || strings.HasPrefix(name, "trailer ")) {
-						continue // its head is claimed, and on its way before the doubt arises
+						continue // its head is matched, and on its way before the doubt arises
 					}
 					c := w.connect()
 					all := marked + hidden

@@ -20,7 +20,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
+	"sidestep.dev/sidestep/nodeagent/http1/corpus"
 )
 
 // program finds a program that tests/deps.sh installs. Where that has not been run, the test is
@@ -134,21 +134,21 @@ func TestRealServersAnswerAsTheyDoDirectly(t *testing.T) {
 		assert.Zero(t, w.laptop.opened())
 		for _, name := range slices.Sorted(maps.Keys(corpus.Ambiguous)) {
 			// A request that is hidden behind an ambiguous one is the app's alone, even if it looks
-			// as if it were claimed.
+			// as if it were matched.
 			assertSameConversation(t, name, addr, w.addr, corpus.Ambiguous[name]+fmt.Sprintf(next, mine))
 		}
 		assert.Zero(t, w.laptop.opened())
 	})
 }
 
-func TestAClaimedRequestIsFoundBehindEveryClearOne(t *testing.T) {
+func TestAMatchedRequestIsFoundBehindEveryClearOne(t *testing.T) {
 	realServers(t, func(t *testing.T, addr string) {
 		w := newWorld(t, addr, says(t, "laptop"))
 		w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
-		claimed := 0
+		matched := 0
 		for name, m := range corpus.Clear {
 			c := w.connect()
-			c.send("%s", m+"GET /claimed HTTP/1.1\r\nHost: o\r\n"+mine+"\r\n"+m)
+			c.send("%s", m+"GET /matched HTTP/1.1\r\nHost: o\r\n"+mine+"\r\n"+m)
 			resp, err := http.ReadResponse(c.r, nil)
 			if err == nil {
 				_, err = io.Copy(io.Discard, resp.Body)
@@ -157,15 +157,15 @@ func TestAClaimedRequestIsFoundBehindEveryClearOne(t *testing.T) {
 				t.Logf("this server closes after %s", name)
 				continue
 			}
-			claimed++
+			matched++
 			_, body := c.response("GET")
-			assert.Equal(t, "laptop GET /claimed 0\n", body, name)
+			assert.Equal(t, "laptop GET /matched 0\n", body, name)
 			_, body = c.response("GET")
 			assert.NotContains(t, body, "laptop", name)
 			c.Close()
 		}
-		assert.GreaterOrEqual(t, claimed, len(corpus.Clear)-3)
-		assert.EqualValues(t, claimed, w.target.Stats().Intercepts["uid-1"].Matched)
+		assert.GreaterOrEqual(t, matched, len(corpus.Clear)-3)
+		assert.EqualValues(t, matched, w.target.Stats().Intercepts["uid-1"].Matched)
 	})
 }
 

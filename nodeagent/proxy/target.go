@@ -13,11 +13,11 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
-// Rule is one intercept's claim on a target.
+// Rule is what one intercept asks of a target.
 type Rule struct {
 	InterceptUID, Namespace, Name string
-	// TCP claims whole connections, when they are opened; a connected tcp rule has them before any
-	// other rule. Else HTTP says which requests are claimed.
+	// TCP matches whole connections, when they are opened; a connected tcp rule has them before any
+	// other rule. Else HTTP says which requests are matched.
 	TCP  bool
 	HTTP match.Rule
 	// Connected is false while the laptop is away: the rule is then not tried.
@@ -46,7 +46,7 @@ type Stats struct {
 	Intercepts map[string]InterceptStats // by InterceptUID, of the rules in force
 }
 
-// InterceptStats counts what one intercept claimed: connections of a tcp rule, requests of another.
+// InterceptStats counts what one intercept matched: connections of a tcp rule, requests of another.
 type InterceptStats struct {
 	Matched   uint64 // sent to the laptop
 	Fallbacks uint64 // given to the app, since the laptop could not take them
@@ -67,12 +67,12 @@ type Target struct {
 
 // rules is what is in force at one moment. It is never changed.
 type rules struct {
-	claimed []claimed
-	taps    []claimed
-	kubelet Kubelet
+	intercepts []activeRule
+	taps       []activeRule
+	kubelet    Kubelet
 }
 
-type claimed struct {
+type activeRule struct {
 	Rule
 	*intercept
 }
@@ -97,7 +97,7 @@ func NewTarget(pod string, app AppDialer) *Target {
 	return t
 }
 
-// SetRules puts rules into force. When several rules claim a request, the first in the slice has
+// SetRules puts rules into force. When a request matches several rules, the first in the slice has
 // it; wiretaps all get their copies. Open connections follow at their next request, wiretaps of
 // whole connections at the next connection; connections that a removed tcp rule gave to a laptop
 // are reset, requests on their way to a laptop finish. The counters of a rule live as long as its
@@ -108,29 +108,29 @@ func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 	before := t.rules.Load()
 	after := &rules{kubelet: kubelet}
 	for _, r := range list {
-		among, to := before.claimed, &after.claimed
+		among, to := before.intercepts, &after.intercepts
 		if r.Wiretap {
 			among, to = before.taps, &after.taps
 		}
 		i := slices.IndexFunc(among,
-			func(c claimed) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
+			func(c activeRule) bool { return c.InterceptUID == r.InterceptUID && c.TCP == r.TCP })
 		in := &intercept{tunnels: make(map[*tracked]struct{})}
 		if i >= 0 {
 			in = among[i].intercept
 		}
-		*to = append(*to, claimed{Rule: r, intercept: in})
+		*to = append(*to, activeRule{Rule: r, intercept: in})
 	}
 	t.rules.Store(after)
-	now := slices.Concat(after.claimed, after.taps)
-	for _, c := range slices.Concat(before.claimed, before.taps) {
-		if !slices.ContainsFunc(now, func(a claimed) bool { return a.intercept == c.intercept }) {
+	now := slices.Concat(after.intercepts, after.taps)
+	for _, c := range slices.Concat(before.intercepts, before.taps) {
+		if !slices.ContainsFunc(now, func(a activeRule) bool { return a.intercept == c.intercept }) {
 			c.end()
 		}
 	}
 }
 
-// Claims gives the UID of the intercept that would have a request now, or nothing if the app would.
-func (t *Target) Claims(head match.Head) (interceptUID string) {
+// Match returns the UID of the intercept that a request matches now, or nothing if it is the app's.
+func (t *Target) Match(head match.Head) (interceptUID string) {
 	if c := t.rules.Load().http(head); c != nil {
 		return c.InterceptUID
 	}
@@ -141,7 +141,7 @@ func (t *Target) Claims(head match.Head) (interceptUID string) {
 func (t *Target) Stats() Stats {
 	s := Stats{Connections: t.connections.Load(), Open: int(t.open.Load()), TLS: t.tls.Load(),
 		HTTP: t.http.Load(), Intercepts: make(map[string]InterceptStats)}
-	for _, c := range t.rules.Load().claimed {
+	for _, c := range t.rules.Load().intercepts {
 		one := s.Intercepts[c.InterceptUID]
 		one.Matched += c.matched.Load()
 		one.Fallbacks += c.fallbacks.Load()
@@ -153,7 +153,7 @@ func (t *Target) Stats() Stats {
 	return s
 }
 
-// Idle says why a rule of that kind cannot claim anything, if that is so.
+// Idle says why a rule of that kind cannot match anything, if that is so.
 func (s Stats) Idle(tcp bool) string {
 	if tcp || s.TLS == 0 || s.HTTP > 0 {
 		return ""
@@ -162,9 +162,9 @@ func (s Stats) Idle(tcp bool) string {
 }
 
 // tcp returns the rule that has new connections, if there is one.
-func (r *rules) tcp() *claimed {
-	for i := range r.claimed {
-		if c := &r.claimed[i]; c.TCP && c.Connected {
+func (r *rules) tcp() *activeRule {
+	for i := range r.intercepts {
+		if c := &r.intercepts[i]; c.TCP && c.Connected {
 			return c
 		}
 	}
@@ -172,9 +172,9 @@ func (r *rules) tcp() *claimed {
 }
 
 // http returns the rule that has a request, if there is one.
-func (r *rules) http(head match.Head) *claimed {
-	for i := range r.claimed {
-		c := &r.claimed[i]
+func (r *rules) http(head match.Head) *activeRule {
+	for i := range r.intercepts {
+		c := &r.intercepts[i]
 		if !c.TCP && c.Connected && c.HTTP.Match(head) {
 			if isKubelet(head) {
 				return nil
@@ -185,15 +185,15 @@ func (r *rules) http(head match.Head) *claimed {
 	return nil
 }
 
-// claimable reports whether a request can be claimed at present.
-func (r *rules) claimable() bool {
-	return slices.ContainsFunc(r.claimed, func(c claimed) bool { return !c.TCP && c.Connected })
+// matchable reports whether a request can be matched at present.
+func (r *rules) matchable() bool {
+	return slices.ContainsFunc(r.intercepts, func(c activeRule) bool { return !c.TCP && c.Connected })
 }
 
 // wholeOnly reports whether there are rules, none of which looks at requests.
 func (r *rules) wholeOnly() bool {
-	looks := func(c claimed) bool { return !c.TCP }
-	return len(r.claimed) > 0 && !slices.ContainsFunc(r.claimed, looks) && !slices.ContainsFunc(r.taps, looks)
+	looks := func(c activeRule) bool { return !c.TCP }
+	return len(r.intercepts) > 0 && !slices.ContainsFunc(r.intercepts, looks) && !slices.ContainsFunc(r.taps, looks)
 }
 
 // quietFor is how long no other fallback of an intercept is logged.

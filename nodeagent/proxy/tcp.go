@@ -16,7 +16,7 @@ import (
 
 // serveWhole gives a connection to the laptop of a tcp rule, or to the app if the laptop cannot
 // take it.
-func (c *connection) serveWhole(ctx context.Context, rule *claimed) {
+func (c *connection) serveWhole(ctx context.Context, rule *activeRule) {
 	var in stream.Buffer
 	defer in.Free()
 	kubelet := &c.target.rules.Load().kubelet
@@ -30,14 +30,14 @@ func (c *connection) serveWhole(ctx context.Context, rule *claimed) {
 	}
 	if err != nil {
 		rule.fallbacks.Add(1)
-		c.proxy.metrics.claimedFellBack.Inc()
+		c.proxy.metrics.wholeFellBack.Inc()
 		c.fellBack(rule, err)
 		c.joinApp(ctx, &in)
 		return
 	}
 	in.Free()
 	rule.matched.Add(1)
-	c.proxy.metrics.claimedConns.Inc()
+	c.proxy.metrics.wholeConns.Inc()
 	c.proxy.metrics.tunnels.Inc()
 	defer c.proxy.metrics.tunnels.Dec()
 	abort := func() {
@@ -53,7 +53,7 @@ var errClientGone = errors.New("client reset the connection")
 
 // openWhole opens the tunnel. Until the laptop has answered, what the client sends is sent on and
 // kept in b, which bounds it.
-func (c *connection) openWhole(ctx context.Context, rule *claimed, b *stream.Buffer) (*tunnel.Conn, error) {
+func (c *connection) openWhole(ctx context.Context, rule *activeRule, b *stream.Buffer) (*tunnel.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.proxy.cfg.OpenTimeout)
 	defer cancel()
 	t, err := c.proxy.cfg.Tunnels.Open(ctx, c.openMessage(rule))

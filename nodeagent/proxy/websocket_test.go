@@ -69,7 +69,7 @@ func TestWebSockets(t *testing.T) {
 					require.NoError(t, websocket.Message.Receive(ws, &echo))
 					assert.True(t, string(message) == string(echo), "%d bytes", size)
 				}
-				// What looks like a claimed request is a message now.
+				// What looks like a matched request is a message now.
 				require.NoError(t, websocket.Message.Send(ws, "GET / HTTP/1.1\r\nHost: o\r\n"+mine+"\r\n"))
 				var echo string
 				require.NoError(t, websocket.Message.Receive(ws, &echo))

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 )
 
 // ending gives a world whose connections are wound up by end.
@@ -36,7 +36,7 @@ func ending(t *testing.T, app http.HandlerFunc, local string) (w *world, end fun
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	ctx, cancel := context.WithCancelCause(context.Background())
 	w.addr = serveOn(t, func(_ context.Context, c *net.TCPConn) { w.proxy.Serve(ctx, c, w.target) })
-	end = func() { cancel(router.ErrDrained) }
+	end = func() { cancel(divert.ErrDrained) }
 	t.Cleanup(end)
 	return w, end
 }
@@ -146,7 +146,7 @@ func TestBusyConnectionsEndBetweenRequests(t *testing.T) {
 }
 
 func TestHTTP2ConnectionsEndByGoAway(t *testing.T) {
-	for name, claimed := range map[string]bool{"of the app alone": false, "of app and laptop": true} {
+	for name, matched := range map[string]bool{"of the app alone": false, "of app and laptop": true} {
 		t.Run(name, func(t *testing.T) {
 			answer := make(chan struct{})
 			w, end := ending(t, func(rw http.ResponseWriter, r *http.Request) {
@@ -175,7 +175,7 @@ func TestHTTP2ConnectionsEndByGoAway(t *testing.T) {
 			ended := func(id uint32) { awaitEnd(t, f, id) }
 			ask(1, "/")
 			ended(1)
-			if claimed {
+			if matched {
 				ask(3, "/", hpack.HeaderField{Name: "x-dev", Value: "me"})
 				ended(3)
 			}

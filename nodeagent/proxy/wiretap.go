@@ -9,7 +9,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"sidestep.dev/sidestep/internal/match"
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
@@ -35,7 +35,7 @@ func (in *intercept) copies() tap.Counts {
 }
 
 // begin begins a copy for a wiretap; nil if there is no room for one.
-func (c *connection) begin(rule *claimed, r tap.Request) *tap.Copy {
+func (c *connection) begin(rule *activeRule, r tap.Request) *tap.Copy {
 	t := rule.tapFor(c.proxy, rule.Namespace+"/"+rule.Name)
 	if t == nil {
 		return nil
@@ -50,8 +50,8 @@ func (c *connection) begin(rule *claimed, r tap.Request) *tap.Copy {
 	return t.Begin(r)
 }
 
-// copyRequest begins the copies of a request of HTTP/1 that goes to the app.
-func (c *connection) copyRequest(head *http1.Request) (copies tap.Copies) {
+// Copy implements http1.Target.
+func (c *connection) Copy(head *http1.Request) (copies tap.Copies) {
 	for _, rule := range c.tapping(head) {
 		if one := c.begin(rule, tap.Request{Protocol: tap.HTTP1, Kind: head.Kind(),
 			Last: !head.Persists()}); one != nil {
@@ -61,8 +61,8 @@ func (c *connection) copyRequest(head *http1.Request) (copies tap.Copies) {
 	return copies
 }
 
-// copyStream begins the copies of a request of HTTP/2 that goes to the app.
-func (c *connection) copyStream(head match.Head, fields func() []hpack.HeaderField) (copies tap.Copies) {
+// Copy implements http2.Target.
+func (c streams) Copy(head match.Head, fields func() []hpack.HeaderField) (copies tap.Copies) {
 	rules := c.tapping(head)
 	if len(rules) == 0 || c.target.rules.Load().kubelet.probesHealth(head, c.remote.Addr()) {
 		return nil
@@ -77,7 +77,7 @@ func (c *connection) copyStream(head match.Head, fields func() []hpack.HeaderFie
 }
 
 // tapping gives the wiretaps that are to get a copy of a request.
-func (c *connection) tapping(head match.Head) (wanted []*claimed) {
+func (c *connection) tapping(head match.Head) (wanted []*activeRule) {
 	now := c.target.rules.Load()
 	for i := range now.taps {
 		if rule := &now.taps[i]; !rule.TCP && rule.Connected && rule.HTTP.Match(head) {
@@ -90,9 +90,9 @@ func (c *connection) tapping(head match.Head) (wanted []*claimed) {
 	return wanted
 }
 
-// reach begins to connect to the app, with a copy of what the app is sent for each wiretap of whole
+// Dial implements http1.Target. It begins to connect to the app, with a copy of what the app is sent for each wiretap of whole
 // connections.
-func (c *connection) reach(soon bool) (stream.Duplex, func(context.Context) error, error) {
+func (c *connection) Dial(soon bool) (stream.Duplex, func(context.Context) error, error) {
 	app, wait, err := c.dial(soon)
 	if err != nil {
 		return nil, nil, err
@@ -105,9 +105,9 @@ func (c *connection) reach(soon bool) (stream.Duplex, func(context.Context) erro
 	return app, wait, nil
 }
 
-// connect is reach, with the waiting.
+// connect is Dial, with the waiting.
 func (c *connection) connect(ctx context.Context) (stream.Duplex, error) {
-	app, wait, err := c.reach(false)
+	app, wait, err := c.Dial(false)
 	if err != nil {
 		return nil, err
 	}

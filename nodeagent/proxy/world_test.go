@@ -335,7 +335,7 @@ func says(t testing.TB, name string) string {
 	})
 }
 
-// headerRule claims requests with "x-dev: me".
+// headerRule matches requests with "x-dev: me".
 func headerRule(t testing.TB) Rule { return rule(t, "uid-1", "x-dev", "me") }
 
 func rule(t testing.TB, uid, name, value string) Rule {

@@ -13,7 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"sidestep.dev/sidestep/bpf"
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
 )
 
 // maxPieces bounds how many packets of one head are kept, and maxKept how many bytes of all.

@@ -5,269 +5,301 @@ package http1
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"net/http"
-	"net/url"
+	"os"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/http1/corpus"
+	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/http1"
+	"sidestep.dev/sidestep/nodeagent/http1/corpus"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
+	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
-// message is what a reader makes of one message in the input.
-type message struct {
-	end     int    // where it ends
-	content string // of its body, without framing
-	start   string // "GET /path" or "200"
-	close   bool   // no more messages are meant to follow
-	values  func(name string) []string
-	path    string // "?" if the reader has no opinion
+// server answers what net/http takes for requests, and keeps what it read.
+type server struct {
+	name string
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	seen bytes.Buffer // all bytes that arrived
+	got  []*http.Request
 }
 
-func oursValues(h *head) func(string) []string {
-	return func(name string) (all []string) {
-		h.values(strings.ToLower(name), func(v []byte) bool {
-			all = append(all, string(v))
-			return true
-		})
-		return all
-	}
-}
-
-// ours frames the requests in data, which arrive in pieces of that size, up to the first doubt or
-// incomplete one.
-func ours(data []byte, piece int) (all []message) {
-	at := 0
+func (s *server) serve(c *end) {
+	defer c.CloseWrite()
+	tee := io.TeeReader(c, lockedWriter{s})
+	defer io.Copy(io.Discard, tee)
+	br := bufio.NewReader(tee)
 	for {
-		var r Request
-		r.Reset()
-		n := 0
-		for have := at; n == 0; {
-			if have == len(data) {
-				return all
-			}
-			have = min(have+piece, len(data))
-			var err error
-			if n, err = r.Parse(data[at:have]); err != nil {
-				return all
-			}
+		req, err := http.ReadRequest(br)
+		if err == io.EOF {
+			return
 		}
-		end, content, ok := oursBody(data, at+n, piece, r.Body())
-		if !ok {
-			return all
+		var n int64
+		if err == nil {
+			n, err = io.Copy(io.Discard, req.Body)
 		}
-		all = append(all, message{
-			end: end, content: content, start: string(r.Method()) + " " + string(r.Target()),
-			close:  !r.Persists(),
-			values: oursValues(&r.head), path: string(r.Path()),
+		s.mu.Lock()
+		if err != nil {
+			s.mu.Unlock()
+			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+			return
+		}
+		s.got = append(s.got, req)
+		s.mu.Unlock()
+		body := fmt.Sprintf("%s %s %s %d", s.name, req.Method, req.RequestURI, n)
+		if req.Method == "HEAD" {
+			body = ""
+		}
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		if req.Close {
+			return
+		}
+	}
+}
+
+type lockedWriter struct{ s *server }
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	return w.s.seen.Write(p)
+}
+
+// manner is how a laptop deals with what it is offered.
+type manner byte
+
+const (
+	takes   manner = iota
+	refuses        // does not take the tunnel
+	dies           // takes the tunnel, reads something and ends it without an answer
+	manners
+)
+
+// memoryTunnel is a tunnel to a laptop.
+type memoryTunnel struct {
+	*end
+	manner manner
+}
+
+func (t memoryTunnel) Opened(context.Context) (*tunnelpb.Opened, error) {
+	if t.manner == refuses {
+		return &tunnelpb.Opened{Result: tunnelpb.Opened_REFUSED}, nil
+	}
+	return &tunnelpb.Opened{}, nil
+}
+func (t memoryTunnel) Reset(string) { t.reset() }
+
+type memoryIntercept struct {
+	laptop *server
+	manner manner
+}
+
+func (memoryIntercept) Key() string         { return "key" }
+func (memoryIntercept) String() string      { return "shop/orders" }
+func (memoryIntercept) Track(func()) func() { return func() {} }
+func (memoryIntercept) Sent()               {}
+func (memoryIntercept) FellBack(error)      {}
+
+func (c memoryIntercept) Open(context.Context) (divert.Tunnel, error) {
+	near, far := pair()
+	switch c.manner {
+	case takes:
+		c.laptop.wg.Go(func() { c.laptop.serve(far) })
+	case dies:
+		c.laptop.wg.Go(func() {
+			far.Read(make([]byte, 1))
+			far.Close()
 		})
-		at = end
-		if !r.Persists() || r.Switches() {
-			return all
-		}
 	}
+	return memoryTunnel{near, c.manner}, nil
 }
 
-// oursBody follows a body to its end. With pieces of 1 it takes the content out of it.
-func oursBody(data []byte, at, piece int, body Body) (end int, content string, ok bool) {
-	var bytewise []byte
-	for rest, i := body.Start(), at; !rest.Done() && i < len(data); i++ {
-		if rest.Data() > 0 {
-			bytewise = append(bytewise, data[i])
-		}
-		if _, _, err := rest.Scan(data[i : i+1]); err != nil {
-			break
-		}
-	}
-	rest := body.Start()
-	for !rest.Done() {
-		if at == len(data) {
-			return 0, "", false
-		}
-		n, _, err := rest.Scan(data[at:min(at+piece, len(data))])
-		if err != nil {
-			return 0, "", false
-		}
-		at += n
-	}
-	return at, string(bytewise), true
+// memoryTarget is a port whose app is in memory.
+type memoryTarget struct {
+	app, laptop *server
+	diverts     bool
+	how         manner
+	waits       bool // a connection to the app has to be waited for
 }
 
-// theirs frames one message after another as net/http does.
-func theirs(data []byte, read func(*bufio.Reader) (message, io.ReadCloser, error)) (all []message) {
-	src := bytes.NewReader(data)
-	br := bufio.NewReader(src)
-	for {
-		m, body, err := read(br)
-		if err != nil {
-			return all
-		}
-		content, err := io.ReadAll(body)
-		if err != nil {
-			return all
-		}
-		m.content, m.end = string(content), len(data)-src.Len()-br.Buffered()
-		all = append(all, m)
+func (m *memoryTarget) Dial(bool) (stream.Duplex, func(context.Context) error, error) {
+	near, far := pair()
+	m.app.wg.Go(func() { m.app.serve(far) })
+	if m.waits {
+		return near.duplex(), func(context.Context) error { return nil }, nil
 	}
+	return near.duplex(), nil, nil
 }
 
-func theirRequest(br *bufio.Reader) (message, io.ReadCloser, error) {
-	r, err := http.ReadRequest(br)
+func (m *memoryTarget) Match(head match.Head) divert.Intercept {
+	var mine bool
+	head.Values("x-dev", func(v []byte) bool {
+		mine = string(v) == "me"
+		return !mine
+	})
+	if mine && m.diverts {
+		return memoryIntercept{m.laptop, m.how}
+	}
+	return nil
+}
+
+func (m *memoryTarget) Matchable() bool                { return m.diverts }
+func (m *memoryTarget) Copy(*http1.Request) tap.Copies { return nil }
+func (m *memoryTarget) Began([]byte, bool)             {}
+func (m *memoryTarget) Passed(int)                     {}
+func (m *memoryTarget) Recovered(v any)                { panic(v) }
+
+// through sends data through a proxy in pieces of that size, and returns what the client got.
+func through(t *testing.T, data []byte, piece int, app, laptop *server, intercept bool, how manner) string {
+	outside, client := pair()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Serve(t.Context(), Config{
+			Client:      client.duplex(),
+			Target:      &memoryTarget{app: app, laptop: laptop, diverts: intercept, how: how, waits: piece%2 == 0},
+			OpenTimeout: time.Second,
+			Log:         slog.New(slog.DiscardHandler),
+		})
+	}()
+	for p := data; len(p) > 0; {
+		n := min(piece, len(p))
+		outside.Write(p[:n])
+		p = p[n:]
+	}
+	outside.CloseWrite()
+	outside.SetReadDeadline(time.Now().Add(5 * time.Second))
+	got, err := io.ReadAll(outside)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%q: the client waits for ever after %q", data, got)
+	}
+	outside.Close()
 	if err != nil {
-		return message{}, nil, err
+		got = append(got, "RESET"...)
 	}
-	m := message{start: r.Method + " " + r.RequestURI, close: r.Close, values: theirValues(r.Header), path: "?"}
-	if r.Method != "CONNECT" &&
-		(r.RequestURI[0] == '/' || strings.HasPrefix(strings.ToLower(r.RequestURI), r.URL.Scheme+"://")) {
-		m.path = r.URL.Path
-		if m.path == "" {
-			m.path = "/"
-		}
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%q: the proxy does not end", data)
 	}
-	return m, r.Body, nil
+	app.wg.Wait()
+	laptop.wg.Wait()
+	return string(got)
 }
 
-// theirValues leaves out what net/http takes out of its headers or adds to them.
-func theirValues(h http.Header) func(string) []string {
-	for _, name := range []string{"Cache-Control", "Content-Length"} {
-		h.Del(name)
+// isShuffle reports whether all consists of a and b, each in order.
+func isShuffle(all, a, b []byte) bool {
+	if len(all) != len(a)+len(b) {
+		return false
 	}
-	return func(name string) []string {
-		if name == "" {
-			var names []string
-			for name := range h {
-				names = append(names, name)
+	ofA := map[int]bool{0: true} // how much of a may have been used up
+	for k, c := range all {
+		next := make(map[int]bool, len(ofA))
+		for i := range ofA {
+			if i < len(a) && a[i] == c {
+				next[i+1] = true
 			}
-			return names
-		}
-		return h.Values(name)
-	}
-}
-
-func compare(t *testing.T, data []byte, ours, theirs []message) {
-	for i := range min(len(ours), len(theirs)) {
-		our, their := ours[i], theirs[i]
-		if our.end != their.end || our.content != their.content || our.start != their.start ||
-			our.close != their.close {
-			t.Fatalf("message %d of %q:\n        we say %+v\nnet/http says %+v", i, data, our, their)
-		}
-		if path, err := url.PathUnescape(our.path); their.path != "?" && err == nil && path != their.path {
-			t.Fatalf("message %d of %q: our path is %q, that of net/http %q", i, data, our.path, their.path)
-		}
-		for _, name := range their.values("") {
-			if !slices.Equal(our.values(name), their.values(name)) {
-				t.Fatalf("message %d of %q: our values of %s are %q, those of net/http %q", i, data,
-					name, our.values(name), their.values(name))
+			if j := k - i; j < len(b) && b[j] == c {
+				next[i] = true
 			}
 		}
+		ofA = next
 	}
+	return ofA[len(a)]
 }
 
-func comparePieces(t *testing.T, data []byte, piece int, whole, pieces []message) {
-	if len(whole) != len(pieces) {
-		t.Fatalf("%q: %d messages at once, %d in pieces of %d", data, len(whole), len(pieces), piece)
-	}
-	for i := range whole {
-		if whole[i].end != pieces[i].end {
-			t.Fatalf("message %d of %q ends at %d at once, at %d in pieces of %d", i, data,
-				whole[i].end, pieces[i].end, piece)
+// FuzzConn sends anything through a proxy, in pieces, to servers that are net/http's parser.
+// Without a intercept the app must see, and the client get, exactly what they would without a proxy.
+// With a laptop that takes what it is offered, the client must get the same answers in the same
+// order, though the laptop's; the laptop must see diverted requests alone, and no byte may get lost,
+// come twice or change its place. A laptop that refuses must leave no trace at all, one that dies
+// none but a 502.
+func FuzzConn(f *testing.F) {
+	const mine = "GET /mine HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\n\r\n"
+	n := 0
+	for _, all := range []map[string]string{corpus.Ambiguous, corpus.Clear} {
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if n++; len(all[name]) > 2000 {
+				continue
+			}
+			diverted := strings.Replace(all[name], "Host: o\r\n", "Host: o\r\nX-Dev: me\r\n", 1)
+			f.Add([]byte(all[name]+mine+"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"), uint16(1000), byte(n))
+			f.Add([]byte(mine+diverted+mine), uint16(3), byte(n))
 		}
 	}
-}
-
-func FuzzRequestFraming(f *testing.F) {
-	const next = "GET http://a/b?c HTTP/1.1\r\nHost: a\r\nConnection: x, close\r\n\r\n"
-	for _, m := range corpus.Ambiguous {
-		if len(m) < 2000 { // long ones teach the fuzzer nothing and slow it down
-			f.Add([]byte(m+next), byte(7))
-		}
-	}
-	for _, m := range corpus.Clear {
-		if len(m) < 2000 {
-			f.Add([]byte(m+m+next), byte(7))
-		}
-	}
-	f.Add([]byte("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\nbytes"), byte(0))
-	f.Fuzz(func(t *testing.T, data []byte, size byte) {
-		whole := ours(data, 1<<20)
-		piece := int(size%64) + 1
-		pieces := ours(data, piece)
-		comparePieces(t, data, piece, whole, pieces)
-		compare(t, data, whole, theirs(data, theirRequest))
-	})
-}
-
-func FuzzResponseFraming(f *testing.F) {
 	for _, seed := range []string{
-		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nT: u\r\n\r\nHTTP/1.1 204 No\r\n\r\n",
-		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-		"HTTP/1.1 200 OK\r\n\r\nto the end",
-		"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok",
-		"HTTP/1.1 304 No\r\nContent-Length: 100\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-		"HTTP/1.1 204 No\r\nContent-Length: 2\r\n\r\nok",
-		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok",
-		"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\nbytes",
-		"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
-		"HTTP/1.1 0200 OK\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+		"GET / HTTP/1.0\r\n\r\n",
+		"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\nHost: a\r\nX-Dev: me\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+		"\x16\x03\x01", "",
 	} {
-		for kind := range 3 {
-			f.Add([]byte(seed), byte(kind), byte(5*kind))
+		for how := range manners {
+			f.Add([]byte(seed+mine+"GET /after HTTP/1.1\r\nHost: a\r\n\r\n"), uint16(1000), byte(how))
+			f.Add([]byte(mine+seed+mine), uint16(3), byte(how))
 		}
 	}
-	f.Fuzz(func(t *testing.T, data []byte, k, size byte) {
-		kind := RequestKind(k % 3)
-		method := [...]string{"GET", "HEAD", "CONNECT"}[kind]
-		whole := oursResponses(data, 1<<20, kind)
-		piece := int(size%64) + 1
-		comparePieces(t, data, piece, whole, oursResponses(data, piece, kind))
-		compare(t, data, whole, theirs(data, func(br *bufio.Reader) (message, io.ReadCloser, error) {
-			r, err := http.ReadResponse(br, &http.Request{Method: method})
-			if err != nil {
-				return message{}, nil, err
-			}
-			return message{start: r.Status[:3], close: r.Close, values: theirValues(r.Header),
-				path: "?"}, r.Body, nil
-		}))
+	f.Fuzz(func(t *testing.T, data []byte, size uint16, how byte) {
+		tryConn(t, data, int(size)+1, manner(how)%manners)
 	})
 }
 
-// oursResponses frames the responses in data, all to requests of that kind, up to the first doubt
-// or incomplete one.
-func oursResponses(data []byte, piece int, kind RequestKind) (all []message) {
-	at := 0
-	for {
-		var r Response
-		r.Reset()
-		n := 0
-		for have := at; n == 0; {
-			if have == len(data) {
-				return all
-			}
-			have = min(have+piece, len(data))
-			var err error
-			if n, err = r.Parse(data[at:have]); err != nil {
-				return all
-			}
+func tryConn(t *testing.T, data []byte, piece int, how manner) {
+	alone, app := &server{name: "app"}, &server{name: "app"}
+	near, far := pair()
+	near.Write(data)
+	near.CloseWrite()
+	alone.serve(far)
+	all, _ := io.ReadAll(near)
+	want := string(all)
+	if got := through(t, data, piece, app, new(server), false, takes); got != want {
+		t.Errorf("%q in pieces of %d: client gets %q, without proxy %q", data, piece, got, want)
+	}
+	if !bytes.Equal(data, app.seen.Bytes()) {
+		t.Errorf("%q in pieces of %d: app sees %q", data, piece, app.seen.Bytes())
+	}
+
+	app, laptop := &server{name: "app"}, &server{name: "dev"}
+	got := strings.ReplaceAll(through(t, data, piece, app, laptop, true, how), "dev ", "app ")
+	want = strings.ReplaceAll(want, "dev ", "app ")
+	got, reset := strings.CutSuffix(got, "RESET")
+	seen := app.seen.Len() + laptop.seen.Len()
+	fail := func(what string) {
+		t.Errorf("%q in pieces of %d to a laptop of manner %d: %s; app sees %q, laptop %q, client gets %q (reset: %v), without proxy %q",
+			data, piece, how, what, app.seen.Bytes(), laptop.seen.Bytes(), got, reset, want)
+	}
+	if before, _, is502 := strings.Cut(got, "HTTP/1.1 502 Bad Gateway\r\n"); is502 && how == dies {
+		got, reset = before, true
+	}
+	switch {
+	case reset && how == refuses:
+		fail("the laptop that refuses leaves a trace")
+	case reset && !strings.HasPrefix(want, got), !reset && got != want:
+		fail("the client gets something else")
+	case seen > len(data) || !isShuffle(data[:seen], app.seen.Bytes(), laptop.seen.Bytes()):
+		fail("bytes got lost, or out of place")
+	case how == refuses && seen != len(data):
+		fail("the app does not get everything")
+	}
+	for _, req := range laptop.got {
+		if !slices.Contains(req.Header.Values("X-Dev"), "me") {
+			fail("laptop gets a request that is not diverted")
 		}
-		body, err := r.Body(kind)
-		if err != nil || body.Kind == Tunnelled {
-			return all
-		}
-		m := message{start: strconv.Itoa(r.Status()), close: !r.Persists() || body.Kind == UntilClose,
-			values: oursValues(&r.head)}
-		if body.Kind == UntilClose {
-			m.end, m.content = len(data), string(data[at+n:])
-			return append(all, m)
-		}
-		var ok bool
-		if m.end, m.content, ok = oursBody(data, at+n, piece, body); !ok {
-			return all
-		}
-		all = append(all, m)
-		at = m.end
 	}
 }

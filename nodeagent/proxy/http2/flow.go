@@ -32,8 +32,8 @@ const (
 // believes, by debt, until that much of what the receiver grants has been kept from the sender;
 // what the sender sends too much meanwhile is held.
 type flow struct {
-	to   *outlet
-	back *outlet // to the sender
+	to   *writer
+	back *writer // to the sender
 
 	decoder *hpack.Decoder
 	fields  []hpack.HeaderField // of the last block
@@ -77,7 +77,7 @@ type held struct {
 	fields  []hpack.HeaderField // instead of data
 }
 
-func newFlow(to, back *outlet) *flow {
+func newFlow(to, back *writer) *flow {
 	f := &flow{to: to, back: back, table: defaultTable, maxTable: defaultTable, window0: defaultWindow,
 		window: defaultWindow}
 	f.decoder = hpack.NewDecoder(defaultTable, f.field)
@@ -185,10 +185,10 @@ func (f *flow) grow(n int64) int64 {
 }
 
 // begin starts a DATA frame.
-func (f *flow) begin(u *unit) {
+func (f *flow) begin(fr *frame) {
 	f.data = passing{
-		id: u.id, left: u.length, end: u.flags&http2.FlagDataEndStream != 0,
-		pads: u.flags&http2.FlagDataPadded != 0,
+		id: fr.id, left: fr.length, end: fr.flags&http2.FlagDataEndStream != 0,
+		pads: fr.flags&http2.FlagDataPadded != 0,
 	}
 }
 

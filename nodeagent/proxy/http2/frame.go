@@ -20,8 +20,8 @@ const (
 	maxID        = 1<<31 - 1
 )
 
-// header is the head of a frame.
-type header struct {
+// frameHeader is the head of a frame.
+type frameHeader struct {
 	length int // of the payload
 	kind   http2.FrameType
 	flags  http2.Flags
@@ -29,9 +29,9 @@ type header struct {
 }
 
 // parseHeader reads p, which has headerLength bytes at least.
-func parseHeader(p []byte) header {
+func parseHeader(p []byte) frameHeader {
 	_ = p[8]
-	return header{
+	return frameHeader{
 		length: int(p[0])<<16 | int(p[1])<<8 | int(p[2]),
 		kind:   http2.FrameType(p[3]),
 		flags:  http2.Flags(p[4]),
@@ -73,9 +73,9 @@ func appendPong(b, payload []byte) []byte {
 
 func appendSettings(b []byte, list ...http2.Setting) []byte {
 	b = appendHeader(b, 6*len(list), http2.FrameSettings, 0, 0)
-	for _, s := range list {
-		b = binary.BigEndian.AppendUint16(b, uint16(s.ID))
-		b = binary.BigEndian.AppendUint32(b, s.Val)
+	for _, c := range list {
+		b = binary.BigEndian.AppendUint16(b, uint16(c.ID))
+		b = binary.BigEndian.AppendUint32(b, c.Val)
 	}
 	return b
 }

@@ -192,10 +192,10 @@ func seeds() (all [][3][]byte) {
 	return all
 }
 
-// FuzzSession lets client, app and laptops say anything. Nothing may panic or hang. Without a
-// claimed stream every byte passes as it is; with one, the app sees all other streams, in their
+// FuzzConn lets client, app and laptops say anything. Nothing may panic or hang. Without a
+// diverted stream every byte passes as it is; with one, the app sees all other streams, in their
 // order, with their fields, their data and their ends.
-func FuzzSession(f *testing.F) {
+func FuzzConn(f *testing.F) {
 	for _, s := range seeds() {
 		f.Add(s[0], s[1], s[2], uint16(5000))
 		f.Add(s[0], s[1], s[2], uint16(6))
@@ -205,7 +205,7 @@ func FuzzSession(f *testing.F) {
 			client = append([]byte(http2.ClientPreface), client...)
 		}
 		toApp, toClient, sc := play(t, client, app, laptop, int(size)+1)
-		if sc.claims == 0 {
+		if sc.matches == 0 {
 			if !bytes.Equal(toApp, client) {
 				t.Errorf("app was sent %q", toApp)
 			}
@@ -219,7 +219,7 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-// check compares the app's view of unclaimed streams with the client's.
+// check compares the app's view of undiverted streams with the client's.
 func check(t *testing.T, want, got []*request, whole bool) {
 	theirs := func(list []*request) []*request { return slices.DeleteFunc(slices.Clone(list), (*request).mine) }
 	w, g := theirs(want), theirs(got)

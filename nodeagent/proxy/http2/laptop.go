@@ -17,7 +17,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -39,11 +39,11 @@ var (
 )
 
 // laptop is a tunnel to a laptop, and the HTTP/2 connection in it, of which this side is the
-// client. All is guarded by Session.mu.
+// client. All is guarded by Conn.mu.
 type laptop struct {
-	s     *Session
-	claim router.Claim
-	key   string
+	c         *Conn
+	intercept divert.Intercept
+	key       string
 
 	tunnel  stream.Duplex // nil while opening
 	changed sync.Cond
@@ -64,18 +64,18 @@ type laptop struct {
 	greeted    bool  // its SETTINGS have come
 	window     int64 // of the connection
 	window0    int64 // its SETTINGS_INITIAL_WINDOW_SIZE
-	frame      int   // its SETTINGS_MAX_FRAME_SIZE
-	most       int   // its SETTINGS_MAX_CONCURRENT_STREAMS
-	streams    map[uint32]*diverted
-	waiting    []*diverted // beyond most
-	last       uint32      // the highest stream it was given
-	room, owed int64       // what it may send in all, and what it is to be granted again
+	maxFrame   int   // its SETTINGS_MAX_FRAME_SIZE
+	maxStreams int   // its SETTINGS_MAX_CONCURRENT_STREAMS
+	streams    map[uint32]*divertedStream
+	waiting    []*divertedStream // beyond most
+	last       uint32            // the highest stream it was given
+	room, owed int64             // what it may send in all, and what it is to be granted again
 }
 
-func (s *Session) newLaptop(claim router.Claim) *laptop {
+func (c *Conn) newLaptop(intercept divert.Intercept) *laptop {
 	l := &laptop{
-		s: s, claim: claim, key: claim.Key(), changed: sync.Cond{L: &s.mu}, streams: make(map[uint32]*diverted),
-		window: defaultWindow, window0: defaultWindow, frame: frameSize, most: math.MaxInt, room: tunnelWindow,
+		c: c, intercept: intercept, key: intercept.Key(), changed: sync.Cond{L: &c.mu}, streams: make(map[uint32]*divertedStream),
+		window: defaultWindow, window0: defaultWindow, maxFrame: frameSize, maxStreams: math.MaxInt, room: tunnelWindow,
 	}
 	l.encoder = hpack.NewEncoder(&l.encoded)
 	l.decoder = hpack.NewDecoder(defaultTable, l.field)
@@ -83,33 +83,33 @@ func (s *Session) newLaptop(claim router.Claim) *laptop {
 	l.out = appendSettings(l.out, http2.Setting{ID: http2.SettingEnablePush},
 		http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow})
 	l.out = appendWindowUpdate(l.out, 0, tunnelWindow-defaultWindow)
-	s.laptops = append(s.laptops, l)
-	s.spawn(l.run)
+	c.laptops = append(c.laptops, l)
+	c.spawn(l.run)
 	return l
 }
 
 // run opens the tunnel and serves what comes through it.
 func (l *laptop) run() {
-	s := l.s
-	ctx, cancel := context.WithTimeout(s.ctx, s.OpenTimeout)
+	c := l.c
+	ctx, cancel := context.WithTimeout(c.ctx, c.OpenTimeout)
 	defer cancel()
-	t, err := l.claim.Open(ctx)
+	t, err := l.intercept.Open(ctx)
 	if err != nil {
 		l.fail(fmt.Errorf("open tunnel: %w", err))
 		return
 	}
-	defer l.claim.Track(l.retire)()
+	defer l.intercept.Track(l.retire)()
 	d := stream.Of(t, func() { t.Reset("connection was reset") })
-	s.mu.Lock()
+	c.mu.Lock()
 	l.tunnel = d
 	failed := l.failed
-	s.mu.Unlock()
+	c.mu.Unlock()
 	if failed {
 		d.Reset()
 		return
 	}
-	defer time.AfterFunc(s.OpenTimeout, l.silent).Stop()
-	s.spawn(l.write)
+	defer time.AfterFunc(c.OpenTimeout, l.silent).Stop()
+	c.spawn(l.write)
 	opened, err := t.Opened(ctx)
 	if err == nil && opened.GetResult() != tunnelpb.Opened_OK {
 		err = fmt.Errorf("laptop answered %s: %s", opened.GetResult(), opened.GetMessage())
@@ -123,9 +123,9 @@ func (l *laptop) run() {
 
 // silent is for a laptop of which nothing has been heard in time.
 func (l *laptop) silent() {
-	l.s.mu.Lock()
+	l.c.mu.Lock()
 	greeted := l.greeted
-	l.s.mu.Unlock()
+	l.c.mu.Unlock()
 	if !greeted {
 		l.fail(errSilent)
 	}
@@ -133,9 +133,9 @@ func (l *laptop) silent() {
 
 // write writes what is added to out until the end.
 func (l *laptop) write() {
-	s := l.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	c := l.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for {
 		for len(l.out) == 0 && !l.failed && !l.closing {
 			l.changed.Wait()
@@ -158,13 +158,13 @@ func (l *laptop) write() {
 		for _, st := range l.streams {
 			st.feed()
 		}
-		s.toCli.kick(s.spawn) // grants
+		c.toCli.kick(c.spawn) // grants
 	}
 }
 
 func (l *laptop) writeUnlocked(p []byte) error {
-	l.s.mu.Unlock()
-	defer l.s.mu.Lock()
+	l.c.mu.Unlock()
+	defer l.c.mu.Lock()
 	_, err := l.tunnel.Write(p)
 	return err
 }
@@ -176,19 +176,19 @@ func (l *laptop) signal() {
 }
 
 // take gives the laptop a stream.
-func (l *laptop) take(st *diverted) {
+func (l *laptop) take(st *divertedStream) {
 	st.laptop, l.streams[st.id], l.last = l, st, st.id
-	if len(l.streams) > l.most || len(l.waiting) > 0 {
+	if len(l.streams) > l.maxStreams || len(l.waiting) > 0 {
 		l.waiting = append(l.waiting, st)
 		return
 	}
 	l.start(st)
 }
 
-func (l *laptop) start(st *diverted) {
+func (l *laptop) start(st *divertedStream) {
 	st.sent, st.window = true, l.window0
 	if l.greeted {
-		st.claim.Sent()
+		st.intercept.Sent()
 	}
 	st.upDone = st.upEnd && len(st.up) == 0 && st.upTail == nil
 	l.block(st.id, st.fields, st.upDone)
@@ -208,13 +208,13 @@ func (l *laptop) block(id uint32, fields []hpack.HeaderField, end bool) {
 }
 
 // feed sends what the laptop will take of a body.
-func (l *laptop) feed(st *diverted) {
+func (l *laptop) feed(st *divertedStream) {
 	if l.failed {
 		return
 	}
 	for !st.upDone {
 		rest := st.up[st.taken:]
-		n := int(max(0, min(int64(len(rest)), st.window, l.window, int64(l.frame), frameSize)))
+		n := int(max(0, min(int64(len(rest)), st.window, l.window, int64(l.maxFrame), frameSize)))
 		whole := n == len(rest)
 		if n == 0 && !whole || len(rest) > 0 && len(l.out) >= backlog || whole && n == 0 && !st.upEnd {
 			break
@@ -237,7 +237,7 @@ func (l *laptop) feed(st *diverted) {
 }
 
 // repay grants the laptop again what the client has taken.
-func (l *laptop) repay(st *diverted, n int64) {
+func (l *laptop) repay(st *divertedStream, n int64) {
 	if l.failed {
 		return
 	}
@@ -258,7 +258,7 @@ func (l *laptop) repay(st *diverted, n int64) {
 }
 
 // reset has the laptop forget a stream.
-func (l *laptop) reset(st *diverted, code http2.ErrCode) {
+func (l *laptop) reset(st *divertedStream, code http2.ErrCode) {
 	if st.sent && !l.failed {
 		l.out = appendReset(l.out, st.id, code)
 		l.signal()
@@ -266,9 +266,9 @@ func (l *laptop) reset(st *diverted, code http2.ErrCode) {
 }
 
 // drop takes a stream off, and starts one that has waited.
-func (l *laptop) drop(st *diverted) {
+func (l *laptop) drop(st *divertedStream) {
 	delete(l.streams, st.id)
-	l.waiting = slices.DeleteFunc(l.waiting, func(w *diverted) bool { return w == st })
+	l.waiting = slices.DeleteFunc(l.waiting, func(w *divertedStream) bool { return w == st })
 	for _, p := range st.down {
 		l.repay(nil, int64(len(p.data)))
 	}
@@ -279,7 +279,7 @@ func (l *laptop) drop(st *diverted) {
 }
 
 func (l *laptop) startWaiting() {
-	for len(l.waiting) > 0 && len(l.streams)-len(l.waiting) < l.most && !l.failed && !l.gone {
+	for len(l.waiting) > 0 && len(l.streams)-len(l.waiting) < l.maxStreams && !l.failed && !l.gone {
 		st := l.waiting[0]
 		l.waiting = l.waiting[1:]
 		l.start(st)
@@ -288,8 +288,8 @@ func (l *laptop) startWaiting() {
 
 // retire is called when the intercept has ended: streams may finish, and no others begin.
 func (l *laptop) retire() {
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
+	l.c.mu.Lock()
+	defer l.c.mu.Unlock()
 	l.leaving = true
 	if len(l.streams) == 0 {
 		l.leave()
@@ -308,18 +308,18 @@ func (l *laptop) leave() {
 }
 
 func (l *laptop) forgotten() {
-	l.s.laptops = slices.DeleteFunc(l.s.laptops, func(o *laptop) bool { return o == l })
+	l.c.laptops = slices.DeleteFunc(l.c.laptops, func(w *laptop) bool { return w == l })
 }
 
 // fail is the end of the tunnel, and sees to the streams it had.
 func (l *laptop) fail(why error) {
-	s := l.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	c := l.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if !l.failed {
 		l.failLocked(why)
-		s.toApp.kick(s.spawn)
-		s.toCli.kick(s.spawn)
+		c.toApp.kick(c.spawn)
+		c.toCli.kick(c.spawn)
 	}
 }
 
@@ -334,7 +334,7 @@ func (l *laptop) failLocked(why error) {
 	if l.tunnel != nil {
 		l.tunnel.Reset()
 	}
-	if l.s.aborted || l.s.closing {
+	if l.c.aborted || l.c.closing {
 		return
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.streams)) {
@@ -355,23 +355,23 @@ func (l *laptop) failLocked(why error) {
 
 // again is for a stream that the laptop has done nothing with, because its connection is ending:
 // another one is tried once.
-func (l *laptop) again(st *diverted, why error) {
+func (l *laptop) again(st *divertedStream, why error) {
 	if st.retried || !st.keep {
 		st.fallBack(why)
 		return
 	}
 	delete(l.streams, st.id)
-	l.waiting = slices.DeleteFunc(l.waiting, func(w *diverted) bool { return w == st })
+	l.waiting = slices.DeleteFunc(l.waiting, func(w *divertedStream) bool { return w == st })
 	st.retried, st.sent, st.upDone, st.taken = true, false, false, 0
 	st.place()
 }
 
 // closeLaptops ends all tunnels with the connection.
-func (s *Session) closeLaptops() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.aborted = true
-	for _, l := range slices.Clone(s.laptops) {
+func (c *Conn) closeLaptops() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.aborted = true
+	for _, l := range slices.Clone(c.laptops) {
 		if len(l.streams) == 0 && l.greeted {
 			l.leave()
 			continue

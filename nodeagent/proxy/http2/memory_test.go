@@ -18,8 +18,9 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
-	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
+	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // pipe is one direction of a connection in memory, without bounds.
@@ -114,7 +115,7 @@ func (e *end) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// scene is a session with its client, app and laptops in memory.
+// scene is a connection with its client, app and laptops in memory.
 type scene struct {
 	client, app *end // the far ends
 	done        chan struct{}
@@ -123,13 +124,13 @@ type scene struct {
 	laptops  chan *end // far ends of tunnels
 	refuse   error     // Open fails with it
 	result   tunnelpb.Opened_Result
-	claims   int
+	matches  int
 	fellBack int
 	sent     int
 	passed   int
 }
 
-// newScene starts a session that claims requests with "x-dev: me".
+// newScene starts a connection that matches requests with "x-dev: me".
 func newScene(t testing.TB) *scene {
 	sc := &scene{done: make(chan struct{}), laptops: make(chan *end, 100)}
 	far, client := pair()
@@ -137,10 +138,8 @@ func newScene(t testing.TB) *scene {
 	sc.client, sc.app = far, appFar
 	cd, ad := stream.Of(client, client.reset), stream.Of(app, app.reset)
 	s := New(t.Context(), Config{
-		Client: cd, App: ad, Claim: sc.claim, OpenTimeout: 10 * time.Second,
-		Passed:    func(n int) { sc.mu.Lock(); sc.passed += n; sc.mu.Unlock() },
-		Recovered: func(v any) { panic(v) },
-		Log:       slog.New(slog.DiscardHandler),
+		Client: cd, App: ad, Target: sc, OpenTimeout: 10 * time.Second,
+		Log: slog.New(slog.DiscardHandler),
 	})
 	var wg sync.WaitGroup
 	wg.Go(func() { s.FromApp(new(stream.Buffer), nil) })
@@ -162,38 +161,47 @@ func newScene(t testing.TB) *scene {
 	return sc
 }
 
-// wait waits for the end of the session.
+// wait waits for the end of the connection.
 func (sc *scene) wait(t testing.TB) {
 	select {
 	case <-sc.done:
 	case <-time.After(20 * time.Second):
-		panic("the session does not end")
+		panic("the connection does not end")
 	}
 }
 
-func (sc *scene) claim(h match.Head) router.Claim {
+func (sc *scene) Copy(match.Head, func() []hpack.HeaderField) tap.Copies { return nil }
+func (sc *scene) Recovered(v any)                                        { panic(v) }
+
+func (sc *scene) Passed(n int) {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	sc.passed += n
+}
+
+func (sc *scene) Match(h match.Head) divert.Intercept {
 	mine := false
 	h.Path()
 	h.Values("x-dev", func(v []byte) bool { mine = string(v) == "me"; return !mine })
 	if mine {
 		sc.mu.Lock()
-		sc.claims++
+		sc.matches++
 		sc.mu.Unlock()
-		return sceneClaim{sc}
+		return sceneIntercept{sc}
 	}
 	return nil
 }
 
-type sceneClaim struct{ *scene }
+type sceneIntercept struct{ *scene }
 
-func (sceneClaim) Key() string         { return "key" }
-func (sceneClaim) String() string      { return "shop/orders" }
-func (sceneClaim) Track(func()) func() { return func() {} }
+func (sceneIntercept) Key() string         { return "key" }
+func (sceneIntercept) String() string      { return "shop/orders" }
+func (sceneIntercept) Track(func()) func() { return func() {} }
 
-func (c sceneClaim) Sent()          { c.mu.Lock(); defer c.mu.Unlock(); c.sent++ }
-func (c sceneClaim) FellBack(error) { c.mu.Lock(); defer c.mu.Unlock(); c.fellBack++ }
+func (c sceneIntercept) Sent()          { c.mu.Lock(); defer c.mu.Unlock(); c.sent++ }
+func (c sceneIntercept) FellBack(error) { c.mu.Lock(); defer c.mu.Unlock(); c.fellBack++ }
 
-func (c sceneClaim) Open(context.Context) (router.Tunnel, error) {
+func (c sceneIntercept) Open(context.Context) (divert.Tunnel, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.refuse != nil {

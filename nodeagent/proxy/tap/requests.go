@@ -5,7 +5,7 @@ package tap
 import (
 	"sync"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 

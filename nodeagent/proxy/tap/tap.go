@@ -19,7 +19,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 

@@ -24,10 +24,10 @@ const (
 	doubtPush     = doubt("PUSH_PROMISE from a client")
 )
 
-// unit is what is taken together: a frame, or a HEADERS or PUSH_PROMISE frame and the CONTINUATION
+// frame is what is taken together: a frame, or a HEADERS or PUSH_PROMISE frame and the CONTINUATION
 // frames that follow it. Of DATA it is the frame's head alone.
-type unit struct {
-	header
+type frame struct {
+	frameHeader
 	all      []byte // as it arrived
 	payload  []byte // of the first frame
 	block    []byte // the header block
@@ -35,54 +35,54 @@ type unit struct {
 	promised uint32
 }
 
-func (u *unit) end() bool { return u.flags&http2.FlagHeadersEndStream != 0 }
+func (fr *frame) end() bool { return fr.flags&http2.FlagHeadersEndStream != 0 }
 
-func (u *unit) ack() bool { return u.flags&http2.FlagSettingsAck != 0 }
+func (fr *frame) ack() bool { return fr.flags&http2.FlagSettingsAck != 0 }
 
 // code is the error code of RST_STREAM.
-func (u *unit) code() http2.ErrCode { return http2.ErrCode(binary.BigEndian.Uint32(u.payload)) }
+func (fr *frame) code() http2.ErrCode { return http2.ErrCode(binary.BigEndian.Uint32(fr.payload)) }
 
 // last is the last stream that GOAWAY lets live.
-func (u *unit) last() uint32 { return binary.BigEndian.Uint32(u.payload) & maxID }
+func (fr *frame) last() uint32 { return binary.BigEndian.Uint32(fr.payload) & maxID }
 
 // increment is what WINDOW_UPDATE adds.
-func (u *unit) increment() int64 { return int64(binary.BigEndian.Uint32(u.payload) & maxID) }
+func (fr *frame) increment() int64 { return int64(binary.BigEndian.Uint32(fr.payload) & maxID) }
 
-// parse takes one unit from the front of p; a unit without bytes means that it needs more. scratch
+// parse takes one frame from the front of p; a frame without bytes means that it needs more. scratch
 // is used for a block of several frames.
-func parse(p []byte, scratch *[]byte) (unit, error) {
+func parse(p []byte, scratch *[]byte) (frame, error) {
 	if len(p) < headerLength {
-		return unit{}, nil
+		return frame{}, nil
 	}
-	u := unit{header: parseHeader(p)}
-	if u.kind == http2.FrameData {
-		u.all = p[:headerLength]
-		return u, nil
+	fr := frame{frameHeader: parseHeader(p)}
+	if fr.kind == http2.FrameData {
+		fr.all = p[:headerLength]
+		return fr, nil
 	}
-	n := headerLength + u.length
+	n := headerLength + fr.length
 	if len(p) < n {
-		return unit{}, nil
+		return frame{}, nil
 	}
-	u.all, u.payload = p[:n], p[headerLength:n]
-	switch u.kind {
+	fr.all, fr.payload = p[:n], p[headerLength:n]
+	switch fr.kind {
 	case http2.FrameHeaders, http2.FramePushPromise:
-		return u.parseBlock(p, scratch)
+		return fr.parseBlock(p, scratch)
 	case http2.FrameContinuation:
-		return u, doubtBlock
+		return fr, doubtBlock
 	}
-	return u, u.check()
+	return fr, fr.check()
 }
 
 // check looks at what is fixed about the frames that are understood.
-func (u *unit) check() error {
+func (fr *frame) check() error {
 	fixed, connection := -1, false
-	switch u.kind {
+	switch fr.kind {
 	case http2.FrameRSTStream:
 		fixed = 4
 	case http2.FramePriority:
 		fixed = 5
 	case http2.FrameWindowUpdate:
-		if u.length != 4 {
+		if fr.length != 4 {
 			return doubtLength
 		}
 		return nil
@@ -90,86 +90,86 @@ func (u *unit) check() error {
 		fixed, connection = 8, true
 	case http2.FrameSettings:
 		connection = true
-		if u.length%6 != 0 || u.ack() && u.length > 0 {
+		if fr.length%6 != 0 || fr.ack() && fr.length > 0 {
 			return doubtLength
 		}
 	case http2.FrameGoAway:
 		connection = true
-		if u.length < 8 {
+		if fr.length < 8 {
 			return doubtLength
 		}
 	default:
 		return nil
 	}
 	switch {
-	case fixed >= 0 && u.length != fixed:
+	case fixed >= 0 && fr.length != fixed:
 		return doubtLength
-	case connection != (u.id == 0):
+	case connection != (fr.id == 0):
 		return doubtStream
 	}
 	return nil
 }
 
 // parseBlock takes a header block to its end, over all its frames, if p has them.
-func (u unit) parseBlock(p []byte, scratch *[]byte) (unit, error) {
-	if u.id == 0 {
-		return u, doubtStream
+func (fr frame) parseBlock(p []byte, scratch *[]byte) (frame, error) {
+	if fr.id == 0 {
+		return fr, doubtStream
 	}
-	if err := u.fragment(); err != nil {
-		return u, err
+	if err := fr.fragment(); err != nil {
+		return fr, err
 	}
-	if u.flags&http2.FlagHeadersEndHeaders != 0 { // the same bit in PUSH_PROMISE and CONTINUATION
-		return u, nil
+	if fr.flags&http2.FlagHeadersEndHeaders != 0 { // the same bit in PUSH_PROMISE and CONTINUATION
+		return fr, nil
 	}
-	n := len(u.all)
-	joined := append((*scratch)[:0], u.block...)
+	n := len(fr.all)
+	joined := append((*scratch)[:0], fr.block...)
 	for {
 		if len(p) < n+headerLength {
-			return unit{}, nil
+			return frame{}, nil
 		}
 		h := parseHeader(p[n:])
-		if h.kind != http2.FrameContinuation || h.id != u.id {
-			return u, doubtBlock
+		if h.kind != http2.FrameContinuation || h.id != fr.id {
+			return fr, doubtBlock
 		}
 		if len(p) < n+headerLength+h.length {
-			return unit{}, nil
+			return frame{}, nil
 		}
 		joined = append(joined, p[n+headerLength:n+headerLength+h.length]...)
 		*scratch = joined
 		n += headerLength + h.length
 		if h.flags&http2.FlagContinuationEndHeaders != 0 {
-			u.all, u.block = p[:n], joined
-			return u, nil
+			fr.all, fr.block = p[:n], joined
+			return fr, nil
 		}
 	}
 }
 
 // fragment finds the first frame's part of the block.
-func (u *unit) fragment() error {
-	p, pad := u.payload, 0
-	if u.flags&http2.FlagHeadersPadded != 0 {
+func (fr *frame) fragment() error {
+	p, pad := fr.payload, 0
+	if fr.flags&http2.FlagHeadersPadded != 0 {
 		if len(p) == 0 {
 			return doubtPadding
 		}
 		pad, p = int(p[0]), p[1:]
 	}
-	if u.kind == http2.FramePushPromise {
+	if fr.kind == http2.FramePushPromise {
 		if len(p) < 4 {
 			return doubtLength
 		}
-		u.promised, p = binary.BigEndian.Uint32(p)&maxID, p[4:]
-		if u.promised == 0 {
+		fr.promised, p = binary.BigEndian.Uint32(p)&maxID, p[4:]
+		if fr.promised == 0 {
 			return doubtStream
 		}
-	} else if u.flags&http2.FlagHeadersPriority != 0 {
+	} else if fr.flags&http2.FlagHeadersPriority != 0 {
 		if len(p) < 5 {
 			return doubtLength
 		}
-		u.priority, p = p[:5], p[5:]
+		fr.priority, p = p[:5], p[5:]
 	}
 	if pad > len(p) {
 		return doubtPadding
 	}
-	u.block = p[:len(p)-pad]
+	fr.block = p[:len(p)-pad]
 	return nil
 }

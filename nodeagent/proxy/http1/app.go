@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package router
+package http1
 
 import (
 	"context"
@@ -10,39 +10,39 @@ import (
 )
 
 // startApp begins to connect to the app. mu is held.
-func (r *Router) startApp() {
-	p := &peer{r: r, dialing: true}
-	r.app = p
-	r.spawn(func() { p.runApp(r.Dial(true)) })
+func (c *Conn) startApp() {
+	p := &peer{c: c, dialing: true}
+	c.app = p
+	c.spawn(func() { p.runApp(c.Target.Dial(true)) })
 }
 
 // firstApp is startApp for a connection of which nothing has been read. An app that can be had at
 // once is had when this returns, so that nobody has to wait for another goroutine to say so.
-func (r *Router) firstApp() {
-	p := &peer{r: r, dialing: true}
-	r.mu.Lock()
-	r.app = p
-	r.mu.Unlock()
-	client, ok := r.Client.(waiter)
-	d, wait, err := r.Dial(ok && client.Waiting())
+func (c *Conn) firstApp() {
+	p := &peer{c: c, dialing: true}
+	c.mu.Lock()
+	c.app = p
+	c.mu.Unlock()
+	client, ok := c.Client.(waiter)
+	d, wait, err := c.Target.Dial(ok && client.Waiting())
 	switch {
 	case err != nil || wait != nil:
-		r.spawn(func() { p.runApp(d, wait, err) })
+		c.spawn(func() { p.runApp(d, wait, err) })
 	case p.connected(d):
-		r.spawn(p.respond)
+		c.spawn(p.respond)
 	}
 }
 
 // runApp is what a peer does when Dial has returned.
 func (p *peer) runApp(d stream.Duplex, wait func(context.Context) error, err error) {
-	r := p.r
+	c := p.c
 	if err == nil && wait != nil {
-		if err = wait(r.ctx); err != nil {
+		if err = wait(c.ctx); err != nil {
 			d.Reset()
 		}
 	}
 	if err != nil {
-		r.appRefused(p, err)
+		c.appRefused(p, err)
 		return
 	}
 	if p.connected(d) {
@@ -52,15 +52,15 @@ func (p *peer) runApp(d stream.Duplex, wait func(context.Context) error, err err
 
 // connected says that d is the app, and reports whether it is still wanted.
 func (p *peer) connected(d stream.Duplex) bool {
-	r := p.r
-	r.mu.Lock()
+	c := p.c
+	c.mu.Lock()
 	p.dialing = false
-	over := r.aborted || r.closing
+	over := c.aborted || c.closing
 	if !over {
 		p.Duplex = d
 	}
-	r.changed.Broadcast()
-	r.mu.Unlock()
+	c.changed.Broadcast()
+	c.mu.Unlock()
 	if over {
 		d.Close()
 	}
@@ -69,52 +69,52 @@ func (p *peer) connected(d stream.Duplex) bool {
 
 // appRefused decides what the client sees of an app that takes no connections: the same, a reset;
 // unless it may still send a request that is not the app's.
-func (r *Router) appRefused(p *peer, err error) {
-	r.Log.Debug("app takes no connection", "error", err)
-	claimable := r.Claimable()
-	r.mu.Lock()
-	if r.app == p {
-		r.app = nil
+func (c *Conn) appRefused(p *peer, err error) {
+	c.Log.Debug("app takes no connection", "error", err)
+	matchable := c.Target.Matchable()
+	c.mu.Lock()
+	if c.app == p {
+		c.app = nil
 	}
-	if p.wanted || r.gone || !claimable {
-		r.aborted = true
+	if p.wanted || c.gone || !matchable {
+		c.aborted = true
 	}
-	aborted := r.aborted
-	r.changed.Broadcast()
-	r.mu.Unlock()
+	aborted := c.aborted
+	c.changed.Broadcast()
+	c.mu.Unlock()
 	if aborted {
-		r.abort()
+		c.abort()
 		return
 	}
 	time.AfterFunc(refusedFor, func() {
-		r.mu.Lock()
-		silent := r.turn == nil && !r.matched
-		r.mu.Unlock()
+		c.mu.Lock()
+		silent := c.turn == nil && !c.matched
+		c.mu.Unlock()
 		if silent {
-			r.abort()
+			c.abort()
 		}
 	})
 }
 
 // appTurn waits until requests can be written to the app, connecting to it if need be. prepare is
 // called with mu held.
-func (r *Router) appTurn(prepare func(app *peer)) (app *peer, err error) {
-	err = r.await(func() bool {
-		if !r.idle() && r.turn.claim != nil {
+func (c *Conn) appTurn(prepare func(app *peer)) (app *peer, err error) {
+	err = c.await(func() bool {
+		if !c.idle() && c.turn.intercept != nil {
 			return false
 		}
-		if r.app == nil {
-			r.startApp()
+		if c.app == nil {
+			c.startApp()
 		}
-		if r.app.dialing {
-			r.app.wanted = true
+		if c.app.dialing {
+			c.app.wanted = true
 			return false
 		}
-		if r.app.unanswered.len() >= maxUnanswered && !r.raw.Load() {
+		if c.app.unanswered.len() >= maxUnanswered && !c.raw.Load() {
 			return false
 		}
-		app = r.app
-		r.turn, r.matched = app, false
+		app = c.app
+		c.turn, c.matched = app, false
 		prepare(app)
 		return true
 	})
@@ -123,48 +123,48 @@ func (r *Router) appTurn(prepare func(app *peer)) (app *peer, err error) {
 
 // appBroke is what becomes of the connection when the app takes no more: the client still gets what
 // the app has said.
-func (r *Router) appBroke(p *peer) error {
-	if err := r.await(func() bool { return p.ended }); err != nil {
+func (c *Conn) appBroke(p *peer) error {
+	if err := c.await(func() bool { return p.ended }); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.conclude()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conclude()
 	return errClosing
 }
 
 // appEnded passes the end of the app's stream on to the client, as far as it concerns the client.
 func (p *peer) appEnded(err error) {
-	r := p.r
+	c := p.c
 	if n := p.buf.Len(); n > 0 { // an unfinished head
-		r.Client.Write(p.buf.Bytes())
+		c.Client.Write(p.buf.Bytes())
 		p.buf.Free()
 	}
-	if r.appGone(p, err) {
-		r.abort()
+	if c.appGone(p, err) {
+		c.abort()
 	}
 }
 
 // appGone does what appEnded says, but for a reset, which it reports.
-func (r *Router) appGone(p *peer, err error) (reset bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (c *Conn) appGone(p *peer, err error) (reset bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	p.ended = true
-	r.changed.Broadcast()
+	c.changed.Broadcast()
 	switch {
-	case r.app != p: // it was let go
-	case r.matched && !r.gone && !r.raw.Load() && p.unanswered.len() == 0:
+	case c.app != p: // it was let go
+	case c.matched && !c.gone && !c.raw.Load() && p.unanswered.len() == 0:
 		// The client is busy with a laptop. The app has seen an idle connection, and closed it.
-		r.app = nil
+		c.app = nil
 		p.Close()
 	case stream.IsReset(err):
 		return true
 	default:
-		r.raw.Store(true) // what the client still sends meets the end that it would have met
-		if r.http {
-			r.lingering(lingerFor)
+		c.raw.Store(true) // what the client still sends meets the end that it would have met
+		if c.http {
+			c.lingering(lingerFor)
 		} else {
-			r.Client.CloseWrite()
+			c.Client.CloseWrite()
 		}
 	}
 	return false
@@ -173,23 +173,23 @@ func (r *Router) appGone(p *peer, err error) (reset bool) {
 // unsolicited decides what becomes of bytes that answer no request, and reports whether the client
 // is to get them.
 func (p *peer) unsolicited() bool {
-	r := p.r
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.awaitPreface(p.buf.Bytes()); r.http2 != nil {
+	c := p.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.awaitPreface(p.buf.Bytes()); c.http2 != nil {
 		return true
 	}
-	if r.app != p || p.unanswered.len() > 0 {
-		return r.app == p
+	if c.app != p || p.unanswered.len() > 0 {
+		return c.app == p
 	}
-	if r.matched {
+	if c.matched {
 		// A server that says that it was idle for too long, while the client was busy with a
 		// laptop.
-		r.app = nil
+		c.app = nil
 		return false
 	}
-	r.http = false
-	r.raw.Store(true) // the app speaks first
-	r.changed.Broadcast()
+	c.http = false
+	c.raw.Store(true) // the app speaks first
+	c.changed.Broadcast()
 	return true
 }

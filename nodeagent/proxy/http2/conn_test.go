@@ -103,7 +103,7 @@ func (sc *scene) laptop(t *testing.T, settings ...http2.Setting) *peer {
 
 var me = []string{"x-dev", "me"}
 
-func TestBytesPassAsTheyAreWhileNothingIsClaimed(t *testing.T) {
+func TestBytesPassAsTheyAreWhileNothingIsDiverted(t *testing.T) {
 	for _, s := range seeds()[:5] {
 		for _, more := range []string{"", "\x00\x00\x05\x01\x04\x00\x00\x00\x0d\xff\xff\xff\xff\xff",
 			"\x00\x00\x01\x09\x04\x00\x00\x00\x01a", "\xff\xff\xff\x06\x00\x00\x00\x00\x00",
@@ -113,7 +113,7 @@ func TestBytesPassAsTheyAreWhileNothingIsClaimed(t *testing.T) {
 				p := append(bytes.Clone(s[0]), more...)
 				a := append(bytes.Clone(s[1]), more...)
 				toApp, toClient, sc := play(t, p, a, nil, piece)
-				require.Zero(t, sc.claims)
+				require.Zero(t, sc.matches)
 				assert.Equal(t, p, toApp)
 				assert.Equal(t, a, toClient)
 			}

@@ -12,7 +12,7 @@ const maxDetours = 1024
 // own, until a stream that had been on its way to a laptop goes to the app behind a later one:
 // numbers must grow in the order in which streams begin (RFC 9113 §5.1.1), so that stream and all
 // that follow get higher ones.
-type ids struct {
+type streamIDs struct {
 	client, app uint32 // the highest so far
 	shifts      []shift
 	toApp       map[uint32]uint32 // of the streams that came late
@@ -23,10 +23,10 @@ type ids struct {
 type shift struct{ from, by uint32 }
 
 // began says that the client began a stream.
-func (n *ids) began(id uint32) { n.client = max(n.client, id) }
+func (n *streamIDs) began(id uint32) { n.client = max(n.client, id) }
 
 // assign gives a stream its number for the app; ok is false if it cannot have one any more.
-func (n *ids) assign(id uint32) (app uint32, ok bool) {
+func (n *streamIDs) assign(id uint32) (app uint32, ok bool) {
 	app = n.appID(id)
 	if app <= n.app {
 		app = n.app + 2
@@ -49,7 +49,7 @@ func (n *ids) assign(id uint32) (app uint32, ok bool) {
 }
 
 // appID translates a number of the client's.
-func (n *ids) appID(id uint32) uint32 {
+func (n *streamIDs) appID(id uint32) uint32 {
 	if app, late := n.toApp[id]; late {
 		return app
 	}
@@ -64,7 +64,7 @@ func (n *ids) appID(id uint32) uint32 {
 }
 
 // clientID translates a number of the app's.
-func (n *ids) clientID(app uint32) uint32 {
+func (n *streamIDs) clientID(app uint32) uint32 {
 	if id, late := n.toClient[app]; late {
 		return id
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package router
+package http1
 
 import (
 	"context"
@@ -10,14 +10,15 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
 // exchange is a request that goes to a laptop, and its answer.
 type exchange struct {
-	claim      Claim
+	intercept  divert.Intercept
 	peer       *peer
 	kind       http1.RequestKind
 	method     string
@@ -29,7 +30,7 @@ type exchange struct {
 	app        *peer      // set when it was given to the app after all
 	copies     tap.Copies // of what the app was given
 
-	// With Router.mu held.
+	// With Conn.mu held.
 	sent  []byte // what was sent of it, as long as that is not too much and it is not answered
 	whole bool   // sent is all
 }
@@ -37,91 +38,91 @@ type exchange struct {
 // forget lets go of the bytes. mu is held.
 func (ex *exchange) forget() { ex.sent, ex.whole = nil, false }
 
-// offer gives the request that r.req holds, n bytes of head, to the laptop that claims it. taken is
+// offer gives the request that c.req holds, n bytes of head, to the laptop that matches it. taken is
 // false if the laptop cannot take it; nothing has happened to the request then.
-func (r *Router) offer(claim Claim, n int) (taken bool, err error) {
-	if err := r.flush(); err != nil {
+func (c *Conn) offer(intercept divert.Intercept, n int) (taken bool, err error) {
+	if err := c.flush(); err != nil {
 		return false, err
 	}
-	if err := r.await(func() bool { return r.idle() || r.raw.Load() }); err != nil {
+	if err := c.await(func() bool { return c.idle() || c.raw.Load() }); err != nil {
 		return false, err
 	}
-	rest := r.req.Body().Start()
+	rest := c.req.Body().Start()
 	k, done := 0, rest.Done()
 	if !done {
 		var doubt error
-		if k, done, doubt = rest.Scan(r.in.Bytes()[n:]); doubt != nil {
+		if k, done, doubt = rest.Scan(c.in.Bytes()[n:]); doubt != nil {
 			return false, nil // whoever passes it on will find that out
 		}
 	}
-	r.mu.Lock()
-	raw := r.raw.Load()
-	r.matched = !raw
-	r.mu.Unlock()
+	c.mu.Lock()
+	raw := c.raw.Load()
+	c.matched = !raw
+	c.mu.Unlock()
 	if raw {
 		return false, nil
 	}
 	ex := &exchange{
-		claim: claim, kind: r.req.Kind(), method: string(r.req.Method()), idempotent: r.req.Idempotent(),
-		final: !r.req.Persists(), expects: r.req.Expects() && k == 0, open: !done,
-		sent: slices.Clone(r.in.Bytes()[:n+k]), whole: true,
+		intercept: intercept, kind: c.req.Kind(), method: string(c.req.Method()), idempotent: c.req.Idempotent(),
+		final: !c.req.Persists(), expects: c.req.Expects() && k == 0, open: !done,
+		sent: slices.Clone(c.in.Bytes()[:n+k]), whole: true,
 	}
-	if !r.reuse(ex) {
-		if err := r.open(ex); err != nil {
-			claim.FellBack(err)
+	if !c.reuse(ex) {
+		if err := c.open(ex); err != nil {
+			intercept.FellBack(err)
 			return false, nil
 		}
 	}
-	claim.Sent()
-	r.in.Drop(n + k)
-	r.hold = r.req.Switches()
-	return true, r.sendBody(ex, &rest)
+	intercept.Sent()
+	c.in.Drop(n + k)
+	c.hold = c.req.Switches()
+	return true, c.sendBody(ex, &rest)
 }
 
 // reuse sends what there is of ex through a tunnel that is open already.
-func (r *Router) reuse(ex *exchange) bool {
-	r.mu.Lock()
-	i := slices.IndexFunc(r.tunnels, func(p *peer) bool {
-		return p.claim.Key() == ex.claim.Key() && !p.ended && !p.retired && !p.open
+func (c *Conn) reuse(ex *exchange) bool {
+	c.mu.Lock()
+	i := slices.IndexFunc(c.tunnels, func(p *peer) bool {
+		return p.intercept.Key() == ex.intercept.Key() && !p.ended && !p.retired && !p.open
 	})
 	if i < 0 {
-		r.mu.Unlock()
+		c.mu.Unlock()
 		return false
 	}
-	p := r.tunnels[i]
+	p := c.tunnels[i]
 	ex.reused = true
-	r.begin(ex, p)
-	r.mu.Unlock()
+	c.begin(ex, p)
+	c.mu.Unlock()
 	p.Write(ex.sent) // an error shows as the end of the tunnel
 	return true
 }
 
 // open sends what there is of ex through a new tunnel, and fails unless the laptop takes it. The
 // bytes are kept until then.
-func (r *Router) open(ex *exchange) error {
-	ctx, cancel := context.WithTimeout(r.ctx, r.OpenTimeout)
+func (c *Conn) open(ex *exchange) error {
+	ctx, cancel := context.WithTimeout(c.ctx, c.OpenTimeout)
 	defer cancel()
-	t, err := r.openTunnel(ctx, ex)
+	t, err := c.openTunnel(ctx, ex)
 	if err != nil {
 		return err
 	}
-	p := &peer{r: r, claim: ex.claim, Duplex: stream.Of(t, func() { t.Reset("connection was reset") })}
-	r.mu.Lock()
+	p := &peer{c: c, intercept: ex.intercept, Duplex: stream.Of(t, func() { t.Reset("connection was reset") })}
+	c.mu.Lock()
 	ex.reused = false
-	r.tunnels = append(r.tunnels, p)
-	r.begin(ex, p)
-	aborted := r.aborted
-	r.mu.Unlock()
+	c.tunnels = append(c.tunnels, p)
+	c.begin(ex, p)
+	aborted := c.aborted
+	c.mu.Unlock()
 	if aborted {
 		p.Reset()
 	}
-	p.untrack = ex.claim.Track(p.retire)
-	r.spawn(p.respond)
+	p.untrack = ex.intercept.Track(p.retire)
+	c.spawn(p.respond)
 	return nil
 }
 
-func (r *Router) openTunnel(ctx context.Context, ex *exchange) (Tunnel, error) {
-	t, err := ex.claim.Open(ctx)
+func (c *Conn) openTunnel(ctx context.Context, ex *exchange) (divert.Tunnel, error) {
+	t, err := ex.intercept.Open(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open tunnel: %w", err)
 	}
@@ -145,47 +146,47 @@ func (r *Router) openTunnel(ctx context.Context, ex *exchange) (Tunnel, error) {
 }
 
 // begin makes p the one to answer ex. mu is held.
-func (r *Router) begin(ex *exchange, p *peer) {
+func (c *Conn) begin(ex *exchange, p *peer) {
 	ex.peer, p.ex = p, ex
-	r.ex, r.turn = ex, p
+	c.ex, c.turn = ex, p
 	p.unanswered.push(ex.kind)
 	p.open, p.final, p.empty = ex.open, ex.final, ex.expects
 }
 
 // sendBody passes the rest of the request's body on to whoever has it.
-func (r *Router) sendBody(ex *exchange, rest *http1.Rest) error {
+func (c *Conn) sendBody(ex *exchange, rest *http1.Rest) error {
 	for !rest.Done() {
-		if r.in.Len() == 0 {
-			if err := r.fill(); err != nil {
+		if c.in.Len() == 0 {
+			if err := c.fill(); err != nil {
 				return err
 			}
 		}
 		if ex.app != nil {
-			if err := r.passBody(rest, ex.copies); err != nil {
+			if err := c.passBody(rest, ex.copies); err != nil {
 				ex.copies.Cut()
 				return err
 			}
 			ex.copies.End()
 			return nil
 		}
-		n, done, doubt := rest.Scan(r.in.Bytes())
+		n, done, doubt := rest.Scan(c.in.Bytes())
 		if doubt != nil {
-			r.Log.Debug("connection is reset", "intercept", ex.claim.String(), "reason", doubt)
+			c.Log.Debug("connection is reset", "intercept", ex.intercept.String(), "reason", doubt)
 			return errAborted // the laptop has the start of it, so the app cannot have it
 		}
-		if err := r.sendSome(ex, r.in.Bytes()[:n], done); err != nil {
+		if err := c.sendSome(ex, c.in.Bytes()[:n], done); err != nil {
 			return err
 		}
-		r.in.Drop(n)
+		c.in.Drop(n)
 	}
 	return nil
 }
 
 // sendSome sends a piece of the body of ex. Pieces are kept as long as they may have to be sent
 // again.
-func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
+func (c *Conn) sendSome(ex *exchange, piece []byte, done bool) error {
 	p := ex.peer
-	r.mu.Lock()
+	c.mu.Lock()
 	if ex.whole && len(ex.sent)+len(piece) <= maxRetained {
 		ex.sent = append(ex.sent, piece...)
 	} else {
@@ -198,9 +199,9 @@ func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
 		p.open = !done
 	}
 	over := p.ended && !failed
-	r.mu.Unlock()
+	c.mu.Unlock()
 	if failed {
-		return r.mend()
+		return c.mend()
 	}
 	if !over {
 		if _, err := p.Write(piece); err == nil {
@@ -209,15 +210,15 @@ func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
 	}
 	// The tunnel is gone. Either it was not answered, which await mends, or the answer came early.
 	mended := func() bool { return ex.peer != p || ex.app != nil }
-	if err := r.await(func() bool { return mended() || p.unanswered.len() == 0 }); err != nil {
+	if err := c.await(func() bool { return mended() || p.unanswered.len() == 0 }); err != nil {
 		return err
 	}
 	if mended() {
 		return nil // the piece went with the rest
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.conclude()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conclude()
 	return errClosing
 }
 
@@ -225,59 +226,59 @@ func (r *Router) sendSome(ex *exchange, piece []byte, done bool) error {
 // that had been used before may have been closed by the local process while the request was on its
 // way, as servers close idle connections, so a new one is tried. Otherwise the local process may
 // have acted on the request: only what may be done twice goes to the app.
-func (r *Router) mend() error {
-	ex := r.ex
-	r.mu.Lock()
+func (c *Conn) mend() error {
+	ex := c.ex
+	c.mu.Lock()
 	ex.peer.failed = false
-	if r.turn == ex.peer {
-		r.turn = nil
+	if c.turn == ex.peer {
+		c.turn = nil
 	}
-	r.ex = nil
-	if !r.linger {
-		r.Client.SetReadDeadline(time.Time{})
+	c.ex = nil
+	if !c.linger {
+		c.Client.SetReadDeadline(time.Time{})
 	}
-	r.mu.Unlock()
+	c.mu.Unlock()
 	if !ex.whole {
-		return r.badGateway(ex, "it was too long to be kept")
+		return c.badGateway(ex, "it was too long to be kept")
 	}
 	why := errUnanswered
 	if ex.reused {
-		if why = r.open(ex); why == nil {
+		if why = c.open(ex); why == nil {
 			return nil
 		}
 	}
 	if !ex.idempotent {
-		return r.badGateway(ex, ex.method+" may not be done twice")
+		return c.badGateway(ex, ex.method+" may not be done twice")
 	}
-	ex.claim.FellBack(why)
-	app, err := r.appTurn(func(app *peer) {
+	ex.intercept.FellBack(why)
+	app, err := c.appTurn(func(app *peer) {
 		app.unanswered.push(ex.kind)
 		app.open = ex.open
-		r.http = true
+		c.http = true
 		if ex.final {
-			r.raw.Store(true)
+			c.raw.Store(true)
 		}
 	})
 	if err != nil {
 		return err
 	}
 	ex.app = app
-	r.copyAgain(ex)
-	r.Passed(1)
+	c.copyAgain(ex)
+	c.Target.Passed(1)
 	if _, err := app.Write(ex.sent); err != nil {
-		return r.appBroke(app)
+		return c.appBroke(app)
 	}
 	return nil
 }
 
 // copyAgain begins the copies of a request that goes to the app after all.
-func (r *Router) copyAgain(ex *exchange) {
+func (c *Conn) copyAgain(ex *exchange) {
 	var head http1.Request
 	head.Reset()
 	if n, err := head.Parse(ex.sent); n == 0 || err != nil {
 		return
 	}
-	ex.copies = r.copies(&head)
+	ex.copies = c.Target.Copy(&head)
 	ex.copies.Write(ex.sent)
 	if !ex.open {
 		ex.copies.End()
@@ -285,30 +286,30 @@ func (r *Router) copyAgain(ex *exchange) {
 }
 
 // badGateway answers a request that nobody can answer.
-func (r *Router) badGateway(ex *exchange, why string) error {
+func (c *Conn) badGateway(ex *exchange, why string) error {
 	text := fmt.Sprintf("sidestep: the laptop that intercepts this request (%s) went away before it answered.\n"+
-		"The request was not given to the app instead: %s.\n", ex.claim, why)
+		"The request was not given to the app instead: %s.\n", ex.intercept, why)
 	answer := fmt.Sprintf("HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain; charset=utf-8\r\n"+
 		"Content-Length: %d\r\nConnection: close\r\n\r\n", len(text))
 	if ex.kind != http1.Head {
 		answer += text
 	}
-	r.Log.Warn("request was answered with 502", "intercept", ex.claim.String(), "reason", why)
-	if _, err := io.WriteString(r.Client, answer); err != nil {
+	c.Log.Warn("request was answered with 502", "intercept", ex.intercept.String(), "reason", why)
+	if _, err := io.WriteString(c.Client, answer); err != nil {
 		return errAborted
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.conclude()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conclude()
 	return errClosing
 }
 
 // retire closes an idle tunnel, and a busy one once it is answered.
 func (p *peer) retire() {
-	p.r.mu.Lock()
+	p.c.mu.Lock()
 	p.retired = true
 	idle := p.unanswered.len() == 0 && !p.open
-	p.r.mu.Unlock()
+	p.c.mu.Unlock()
 	if idle {
 		p.Close()
 	}
@@ -316,28 +317,28 @@ func (p *peer) retire() {
 
 // tunnelEnded lets go of a tunnel, and has an unanswered request seen to.
 func (p *peer) tunnelEnded(err error) {
-	r := p.r
+	c := p.c
 	p.untrack()
-	r.mu.Lock()
+	c.mu.Lock()
 	p.ended = true
 	busy := p.unanswered.len() > 0
-	switched := r.switched == p
+	switched := c.switched == p
 	if !switched { // the other direction may go on
-		r.tunnels = slices.DeleteFunc(r.tunnels, func(t *peer) bool { return t == p })
+		c.tunnels = slices.DeleteFunc(c.tunnels, func(t *peer) bool { return t == p })
 	}
-	failed := busy && !p.started && !r.aborted
+	failed := busy && !p.started && !c.aborted
 	p.failed = failed
 	if failed {
-		r.Client.SetReadDeadline(time.Unix(1, 0)) // wake whoever reads it
+		c.Client.SetReadDeadline(time.Unix(1, 0)) // wake whoever reads it
 	}
-	r.changed.Broadcast()
-	r.mu.Unlock()
+	c.changed.Broadcast()
+	c.mu.Unlock()
 	switch {
 	case switched && !stream.IsReset(err):
-		r.Client.CloseWrite()
+		c.Client.CloseWrite()
 	case busy && !failed:
 		p.Reset()
-		r.abort()
+		c.abort()
 	default:
 		p.Close()
 	}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package router
+package http1
 
-import "sidestep.dev/sidestep/nodeagent/proxy/http1"
+import "sidestep.dev/sidestep/nodeagent/http1"
 
 // queue holds the kinds of the requests that a peer has not answered, oldest first.
 type queue struct {

@@ -38,9 +38,9 @@ func (l *laptop) read() {
 
 // receive takes the frames that are complete, and has what follows from them written.
 func (l *laptop) receive(b *stream.Buffer) error {
-	s := l.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	c := l.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for b.Len() > 0 && !l.failed {
 		n, err := l.next(b.Bytes())
 		if err != nil {
@@ -52,8 +52,8 @@ func (l *laptop) receive(b *stream.Buffer) error {
 		b.Drop(n)
 	}
 	l.signal()
-	s.toApp.kick(s.spawn)
-	s.toCli.flush()
+	c.toApp.kick(c.spawn)
+	c.toCli.flush()
 	return nil
 }
 
@@ -72,51 +72,51 @@ func (l *laptop) next(p []byte) (n int, err error) {
 	if len(p) < headerLength+h.length {
 		return 0, nil
 	}
-	u, err := parse(p, &l.scratch)
-	if err != nil || u.all == nil {
+	fr, err := parse(p, &l.scratch)
+	if err != nil || fr.all == nil {
 		return 0, err
 	}
-	if u.kind == http2.FrameData {
-		return headerLength + u.length, l.data(&u, p[headerLength:headerLength+u.length])
+	if fr.kind == http2.FrameData {
+		return headerLength + fr.length, l.data(&fr, p[headerLength:headerLength+fr.length])
 	}
-	return len(u.all), l.control(&u)
+	return len(fr.all), l.control(&fr)
 }
 
 // control takes any frame but DATA.
-func (l *laptop) control(u *unit) error {
-	st := l.streams[u.id]
-	switch u.kind {
+func (l *laptop) control(fr *frame) error {
+	st := l.streams[fr.id]
+	switch fr.kind {
 	case http2.FrameSettings:
-		if !u.ack() {
-			return l.settings(u.payload)
+		if !fr.ack() {
+			return l.settings(fr.payload)
 		}
 	case http2.FramePing:
-		if u.flags&http2.FlagPingAck == 0 {
+		if fr.flags&http2.FlagPingAck == 0 {
 			if len(l.out) > maxControl {
 				return errors.New("it sends PING and takes no answers")
 			}
-			l.out = appendPong(l.out, u.payload)
+			l.out = appendPong(l.out, fr.payload)
 		}
 	case http2.FrameHeaders:
-		return l.headers(st, u)
+		return l.headers(st, fr)
 	case http2.FramePushPromise:
 		return errors.New("it pushes, which it was told not to")
 	case http2.FrameRSTStream:
 		if st != nil {
-			l.resets(st, u.code())
+			l.resets(st, fr.code())
 		}
 	case http2.FrameWindowUpdate:
-		if u.id == 0 {
-			l.window += u.increment()
+		if fr.id == 0 {
+			l.window += fr.increment()
 			for _, st := range l.streams {
 				st.feed()
 			}
 		} else if st != nil {
-			st.window += u.increment()
+			st.window += fr.increment()
 			st.feed()
 		}
 	case http2.FrameGoAway:
-		l.goesAway(u.last())
+		l.goesAway(fr.last())
 	}
 	return nil
 }
@@ -136,9 +136,9 @@ func (l *laptop) settings(payload []byte) error {
 				}
 			}
 		case http2.SettingMaxFrameSize:
-			l.frame = int(min(max(value, 1), math.MaxInt32))
+			l.maxFrame = int(min(max(value, 1), math.MaxInt32))
 		case http2.SettingMaxConcurrentStreams:
-			l.most = int(value)
+			l.maxStreams = int(value)
 		}
 	})
 	if len(l.out) > maxControl {
@@ -149,7 +149,7 @@ func (l *laptop) settings(payload []byte) error {
 		l.greeted = true
 		for _, st := range l.streams {
 			if st.sent {
-				st.claim.Sent()
+				st.intercept.Sent()
 			}
 		}
 	}
@@ -163,9 +163,9 @@ func (l *laptop) field(f hpack.HeaderField) {
 	}
 }
 
-func (l *laptop) headers(st *diverted, u *unit) error {
+func (l *laptop) headers(st *divertedStream, fr *frame) error {
 	l.fields, l.size = nil, 0
-	if _, err := l.decoder.Write(u.block); err != nil {
+	if _, err := l.decoder.Write(fr.block); err != nil {
 		return doubtHpack
 	}
 	if err := l.decoder.Close(); err != nil {
@@ -176,35 +176,35 @@ func (l *laptop) headers(st *diverted, u *unit) error {
 	case l.size > maxFields:
 		st.abandon(http2.ErrCodeInternal)
 	default:
-		st.answer(piece{fields: l.fields, end: u.end()})
+		st.answer(piece{fields: l.fields, end: fr.end()})
 	}
 	return nil
 }
 
-func (l *laptop) data(u *unit, p []byte) error {
-	if l.room -= int64(u.length); l.room < 0 {
+func (l *laptop) data(fr *frame, p []byte) error {
+	if l.room -= int64(fr.length); l.room < 0 {
 		return errors.New("it sends more than it may")
 	}
-	if u.flags&http2.FlagDataPadded != 0 {
+	if fr.flags&http2.FlagDataPadded != 0 {
 		if len(p) == 0 || int(p[0]) >= len(p) {
 			return doubtPadding
 		}
 		p = p[1 : len(p)-int(p[0])]
 	}
-	st := l.streams[u.id]
+	st := l.streams[fr.id]
 	if st == nil || st.downEnd {
-		l.repay(nil, int64(u.length))
+		l.repay(nil, int64(fr.length))
 		return nil
 	}
-	if padding := u.length - len(p); padding > 0 {
+	if padding := fr.length - len(p); padding > 0 {
 		l.repay(st, int64(padding))
 	}
-	st.answer(piece{data: bytes.Clone(p), end: u.flags&http2.FlagDataEndStream != 0})
+	st.answer(piece{data: bytes.Clone(p), end: fr.flags&http2.FlagDataEndStream != 0})
 	return nil
 }
 
 // resets is for a stream that the laptop has reset.
-func (l *laptop) resets(st *diverted, code http2.ErrCode) {
+func (l *laptop) resets(st *divertedStream, code http2.ErrCode) {
 	switch {
 	case code == http2.ErrCodeRefusedStream && !st.answered:
 		st.sent = false // and so it need not be told
@@ -214,9 +214,9 @@ func (l *laptop) resets(st *diverted, code http2.ErrCode) {
 		st.upDone = true
 		st.over()
 	default:
-		st.s.toCli.pending = appendReset(st.s.toCli.pending, st.id, code)
+		st.c.toCli.pending = appendReset(st.c.toCli.pending, st.id, code)
 		st.remove()
-		st.s.past.add(st.id)
+		st.c.past.add(st.id)
 	}
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package router
+package http1
 
 import "time"
 
@@ -13,23 +13,23 @@ const lastLook = 5 * time.Millisecond
 // windUp ends the connection where that costs the client nothing: between two requests. One that is
 // unread, because it speaks something else, or because the app has said that it will close, is
 // reset after a while like those whose response takes too long.
-func (r *Router) windUp() {
-	time.AfterFunc(windUpFor, r.abort)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for !r.aborted && !r.closing && !r.raw.Load() {
+func (c *Conn) windUp() {
+	time.AfterFunc(windUpFor, c.abort)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.aborted && !c.closing && !c.raw.Load() {
 		switch {
-		case r.http2 != nil:
-			h := r.http2
-			r.mu.Unlock()
+		case c.http2 != nil:
+			h := c.http2
+			c.mu.Unlock()
 			h.WindUp()
-			r.mu.Lock()
+			c.mu.Lock()
 			return
-		case r.idle() && r.ex.over() && !r.leaving:
-			r.leaving = true
-			r.Client.SetReadDeadline(time.Now().Add(lastLook)) // wakes whoever reads it
+		case c.idle() && c.ex.over() && !c.leaving:
+			c.leaving = true
+			c.Client.SetReadDeadline(time.Now().Add(lastLook)) // wakes whoever reads it
 		}
-		r.changed.Wait()
+		c.changed.Wait()
 	}
 }
 
@@ -38,20 +38,20 @@ func (ex *exchange) over() bool { return ex == nil || !ex.peer.open }
 
 // leave ends the connection in order if that is wanted and the client has begun no request. It is
 // called by the goroutine that reads requests, once it was woken.
-func (r *Router) leave() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.leaving || r.aborted || r.closing {
+func (c *Conn) leave() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.leaving || c.aborted || c.closing {
 		return false
 	}
-	r.leaving = false
-	if r.in.Len() > 0 || !r.idle() || r.app != nil && r.app.open {
+	c.leaving = false
+	if c.in.Len() > 0 || !c.idle() || c.app != nil && c.app.open {
 		return false
 	}
-	if c, ok := r.Client.(waiter); ok && c.Waiting() {
+	if c, ok := c.Client.(waiter); ok && c.Waiting() {
 		return false
 	}
-	r.conclude()
+	c.conclude()
 	return true
 }
 

@@ -27,7 +27,7 @@ func TestRequestsThatAreReadInTwoWaysAreTheApps(t *testing.T) {
 		client.headers(1, true, list...)
 		client.send()
 		app.next(http2.FrameHeaders)
-		assert.Zero(t, sc.claims, "%q", list)
+		assert.Zero(t, sc.matches, "%q", list)
 	}
 }
 

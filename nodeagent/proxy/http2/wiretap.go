@@ -11,14 +11,14 @@ import (
 )
 
 // copied are the streams that go to the app and of which wiretaps get copies.
-type copied struct {
+type wiretapped struct {
 	streams map[uint32]tap.Copies // by the client's numbers
 	frame   flow                  // of the DATA frame that passes as it is, nothing but where it is in it
 	passing tap.Copies            // who gets a copy of that frame
 }
 
 // begin begins the copies of a request with these fields.
-func (c *copied) begin(id uint32, copies tap.Copies, end bool) {
+func (c *wiretapped) begin(id uint32, copies tap.Copies, end bool) {
 	switch {
 	case copies == nil:
 	case end:
@@ -32,7 +32,7 @@ func (c *copied) begin(id uint32, copies tap.Copies, end bool) {
 }
 
 // data adds a piece of a stream's body.
-func (c *copied) data(id uint32, p []byte, end bool) {
+func (c *wiretapped) data(id uint32, p []byte, end bool) {
 	copies := c.streams[id]
 	if copies == nil {
 		return
@@ -45,7 +45,7 @@ func (c *copied) data(id uint32, p []byte, end bool) {
 }
 
 // trailers ends a stream.
-func (c *copied) trailers(id uint32, fields []hpack.HeaderField) {
+func (c *wiretapped) trailers(id uint32, fields []hpack.HeaderField) {
 	if copies := c.streams[id]; copies != nil {
 		copies.Trailers(fields)
 		delete(c.streams, id)
@@ -53,7 +53,7 @@ func (c *copied) trailers(id uint32, fields []hpack.HeaderField) {
 }
 
 // cut is for a stream that was reset.
-func (c *copied) cut(id uint32) {
+func (c *wiretapped) cut(id uint32) {
 	if copies := c.streams[id]; copies != nil {
 		copies.Cut()
 		delete(c.streams, id)
@@ -61,7 +61,7 @@ func (c *copied) cut(id uint32) {
 }
 
 // cutAll is for the end of the connection, or of understanding it.
-func (c *copied) cutAll() {
+func (c *wiretapped) cutAll() {
 	for id := range c.streams {
 		c.cut(id)
 	}
@@ -69,20 +69,20 @@ func (c *copied) cutAll() {
 }
 
 // frameBegins is for a DATA frame that passes as it is.
-func (c *copied) frameBegins(u *unit) {
+func (c *wiretapped) frameBegins(fr *frame) {
 	if len(c.streams) == 0 {
 		return
 	}
-	c.frame.begin(u)
-	c.passing = c.streams[u.id]
-	if u.length == 0 && c.passing != nil {
-		c.data(u.id, nil, c.frame.data.end)
+	c.frame.begin(fr)
+	c.passing = c.streams[fr.id]
+	if fr.length == 0 && c.passing != nil {
+		c.data(fr.id, nil, c.frame.data.end)
 		c.passing = nil
 	}
 }
 
 // frameGoesOn is for bytes of that frame.
-func (c *copied) frameGoesOn(p []byte) {
+func (c *wiretapped) frameGoesOn(p []byte) {
 	for c.passing != nil && len(p) > 0 {
 		chunk, n, _, last, err := c.frame.next(p)
 		if err != nil {
@@ -99,24 +99,22 @@ func (c *copied) frameGoesOn(p []byte) {
 }
 
 // copyRequest begins the copies of the request that was decoded last.
-func (s *Session) copyRequest(u *unit) {
-	if s.Copy != nil {
-		s.copied.begin(u.id, s.Copy(&s.head,
-			func() []hpack.HeaderField { return slices.Clone(s.up.fields) }), u.end())
-	}
+func (c *Conn) copyRequest(fr *frame) {
+	c.copied.begin(fr.id, c.Target.Copy(&c.head,
+		func() []hpack.HeaderField { return slices.Clone(c.up.fields) }), fr.end())
 }
 
 // copyAgain begins the copies of a request that goes to the app after all.
-func (st *diverted) copyAgain() {
-	s := st.s
-	h := head{buf: s.head.buf}
-	if s.Copy == nil || !h.parse(st.fields) {
+func (st *divertedStream) copyAgain() {
+	c := st.c
+	h := head{buf: c.head.buf}
+	if !h.parse(st.fields) {
 		return
 	}
-	copies := s.Copy(&h, func() []hpack.HeaderField { return st.fields })
+	copies := c.Target.Copy(&h, func() []hpack.HeaderField { return st.fields })
 	copies.Write(st.up)
 	if st.upTail != nil {
 		copies.Trailers(st.upTail)
 	}
-	s.copied.begin(st.id, copies, st.upEnd)
+	c.copied.begin(st.id, copies, st.upEnd)
 }

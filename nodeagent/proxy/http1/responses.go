@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package router
+package http1
 
 import (
 	"slices"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/http1"
+	"sidestep.dev/sidestep/nodeagent/http1"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
@@ -13,10 +14,10 @@ import (
 // peer is who answers requests: the app, or a laptop at the other end of a tunnel.
 type peer struct {
 	stream.Duplex // nil while dialing
-	r             *Router
-	claim         Claim // of a tunnel; nil: the app
+	c             *Conn
+	intercept     divert.Intercept // of a tunnel; nil: the app
 	untrack       func()
-	ex            *exchange // of a tunnel, the last one; with Router.mu held
+	ex            *exchange // of a tunnel, the last one; with Conn.mu held
 
 	// Of the goroutine that reads the responses.
 	buf      stream.Buffer
@@ -26,7 +27,7 @@ type peer struct {
 	last     bool // the last of these answers ends the connection
 	started  bool // the client has seen some of the final response to the oldest request
 
-	// With Router.mu held.
+	// With Conn.mu held.
 	unanswered queue
 	open       bool // the last request is not complete
 	empty      bool // and nothing of its body was sent, for which the client may be waiting
@@ -44,10 +45,10 @@ func (p *peer) respond() {
 	defer p.buf.Free()
 	p.resp.Reset()
 	for {
-		if p.claim == nil && p.takenOver(nil) {
+		if p.intercept == nil && p.takenOver(nil) {
 			return
 		}
-		if p.claim == nil && p.r.raw.Load() {
+		if p.intercept == nil && p.c.raw.Load() {
 			p.copyRaw()
 			return
 		}
@@ -62,7 +63,7 @@ func (p *peer) respond() {
 			return
 		}
 		if err := p.Fill(&p.buf); err != nil {
-			if p.claim != nil || !p.takenOver(err) {
+			if p.intercept != nil || !p.takenOver(err) {
 				p.peerEnded(err)
 			}
 			return
@@ -77,13 +78,13 @@ func (p *peer) next() (more, ok bool) {
 	if len(b) == 0 {
 		return true, true
 	}
-	p.r.mu.Lock()
+	p.c.mu.Lock()
 	expected := p.unanswered.len() > p.answered
 	var kind http1.RequestKind
 	if expected {
 		kind = p.unanswered.at(p.answered)
 	}
-	p.r.mu.Unlock()
+	p.c.mu.Unlock()
 	if !expected {
 		return false, p.unexpected()
 	}
@@ -130,7 +131,7 @@ func (p *peer) body(rest http1.Rest) (ok bool) {
 			if !p.write() {
 				return false
 			}
-			srcErr, dstErr, doubt := copyBody(p.r.Client, p.Duplex, &p.buf, &rest, nil, nil)
+			srcErr, dstErr, doubt := copyBody(p.c.Client, p.Duplex, &p.buf, &rest, nil, nil)
 			switch {
 			case dstErr != nil:
 				p.clientBroke()
@@ -144,7 +145,7 @@ func (p *peer) body(rest http1.Rest) (ok bool) {
 		}
 	}
 	p.answered++
-	if p.last || p.claim != nil || p.out == 0 {
+	if p.last || p.intercept != nil || p.out == 0 {
 		return p.write()
 	}
 	return true
@@ -164,19 +165,19 @@ func (p *peer) write() bool {
 	if p.answered == 0 {
 		return true
 	}
-	r := p.r
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	c := p.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	p.unanswered.pop(p.answered)
 	p.answered, p.started = 0, false
-	if p.claim != nil {
+	if p.intercept != nil {
 		p.answeredByLaptop()
 	} else if p.last || p.open && p.unanswered.len() == 0 {
 		// Either the app closes now, or it answered before it had the whole request, and only it
 		// knows what it makes of the rest.
-		r.raw.Store(true)
+		c.raw.Store(true)
 	}
-	r.changed.Broadcast()
+	c.changed.Broadcast()
 	return true
 }
 
@@ -184,14 +185,14 @@ func (p *peer) write() bool {
 // already, that end goes with it, for copyRaw goes on.
 func (p *peer) writeOut(last bool) error {
 	b := p.buf.Bytes()[:p.out]
-	if last && p.claim == nil {
+	if last && p.intercept == nil {
 		app, ok := p.Duplex.(interface{ Ended() bool })
-		if client, can := p.r.Client.(interface{ WriteLast(p []byte) (int, error) }); ok && can && app.Ended() {
+		if client, can := p.c.Client.(interface{ WriteLast(p []byte) (int, error) }); ok && can && app.Ended() {
 			_, err := client.WriteLast(b)
 			return err
 		}
 	}
-	_, err := p.r.Client.Write(b)
+	_, err := p.c.Client.Write(b)
 	return err
 }
 
@@ -202,7 +203,7 @@ func (p *peer) answeredByLaptop() {
 	case p.last || p.final || p.open && p.empty:
 		// The laptop's server would close now. A client that has its answer and was still waiting
 		// with its body may or may not send it.
-		p.r.conclude()
+		p.c.conclude()
 	case p.retired && !p.open:
 		p.Close()
 	}
@@ -213,7 +214,7 @@ func (p *peer) unexpected() (ok bool) {
 	if !p.write() {
 		return false
 	}
-	if p.claim == nil {
+	if p.intercept == nil {
 		if p.unsolicited() {
 			return true
 		}
@@ -227,41 +228,41 @@ func (p *peer) unexpected() (ok bool) {
 
 // doubtful deals with a response that cannot be framed.
 func (p *peer) doubtful(doubt error) (ok bool) {
-	r := p.r
-	r.Log.Debug("response is passed on unread", "reason", doubt, "laptop", p.claim != nil)
-	if p.claim != nil {
+	c := p.c
+	c.Log.Debug("response is passed on unread", "reason", doubt, "laptop", p.intercept != nil)
+	if p.intercept != nil {
 		if p.started { // in the body: how much of it there is nobody can say
 			p.Reset()
-			r.abort()
+			c.abort()
 			return false
 		}
-		r.mu.Lock()
+		c.mu.Lock()
 		p.opaque = true
-		r.mu.Unlock()
+		c.mu.Unlock()
 		return p.untilClose()
 	}
-	r.mu.Lock()
-	r.raw.Store(true)
-	r.changed.Broadcast()
-	r.mu.Unlock()
+	c.mu.Lock()
+	c.raw.Store(true)
+	c.changed.Broadcast()
+	c.mu.Unlock()
 	return true
 }
 
 // untilClose passes on a response that ends with the connection.
 func (p *peer) untilClose() (ok bool) {
-	r := p.r
-	if p.claim == nil {
-		r.mu.Lock()
-		r.raw.Store(true)
-		r.changed.Broadcast()
-		r.mu.Unlock()
+	c := p.c
+	if p.intercept == nil {
+		c.mu.Lock()
+		c.raw.Store(true)
+		c.changed.Broadcast()
+		c.mu.Unlock()
 		return true
 	}
 	p.started = true
-	r.mu.Lock()
-	r.changed.Broadcast()
-	r.mu.Unlock()
-	srcErr, dstErr := stream.Copy(r.Client, p.Duplex, &p.buf)
+	c.mu.Lock()
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	srcErr, dstErr := stream.Copy(c.Client, p.Duplex, &p.buf)
 	if dstErr != nil {
 		p.clientBroke()
 		return false
@@ -270,33 +271,33 @@ func (p *peer) untilClose() (ok bool) {
 		p.peerEnded(srcErr)
 		return false
 	}
-	r.mu.Lock()
+	c.mu.Lock()
 	p.unanswered.pop(p.unanswered.len())
-	r.conclude()
-	r.mu.Unlock()
+	c.conclude()
+	c.mu.Unlock()
 	p.peerEnded(srcErr)
 	return false
 }
 
 // tunnelled passes on the response that ends HTTP on the connection, and all that follows.
 func (p *peer) tunnelled() (ok bool) {
-	r := p.r
-	if p.claim == nil {
-		r.mu.Lock()
-		r.http = false
-		r.raw.Store(true)
-		r.changed.Broadcast()
-		r.mu.Unlock()
+	c := p.c
+	if p.intercept == nil {
+		c.mu.Lock()
+		c.http = false
+		c.raw.Store(true)
+		c.changed.Broadcast()
+		c.mu.Unlock()
 		return true
 	}
 	p.started = true
-	r.mu.Lock()
-	r.switched = p
-	app := r.app
-	r.app = nil
-	others := slices.DeleteFunc(slices.Clone(r.tunnels), func(t *peer) bool { return t == p })
-	r.changed.Broadcast()
-	r.mu.Unlock()
+	c.mu.Lock()
+	c.switched = p
+	app := c.app
+	c.app = nil
+	others := slices.DeleteFunc(slices.Clone(c.tunnels), func(t *peer) bool { return t == p })
+	c.changed.Broadcast()
+	c.mu.Unlock()
 	if app != nil && app.Duplex != nil {
 		app.Close() // not needed any more
 	}
@@ -323,7 +324,7 @@ func (p *peer) copyRaw() {
 		p.buf.Drop(p.out)
 	}
 	p.out = 0
-	srcErr, dstErr := stream.Copy(p.r.Client, p.Duplex, &p.buf)
+	srcErr, dstErr := stream.Copy(p.c.Client, p.Duplex, &p.buf)
 	if dstErr != nil {
 		p.clientBroke()
 		return
@@ -333,12 +334,12 @@ func (p *peer) copyRaw() {
 
 // clientBroke is for a client that takes no more.
 func (p *peer) clientBroke() {
-	p.r.abort()
+	p.c.abort()
 	p.peerEnded(stream.ErrReset)
 }
 
 func (p *peer) peerEnded(err error) {
-	if p.claim != nil {
+	if p.intercept != nil {
 		p.tunnelEnded(err)
 		return
 	}

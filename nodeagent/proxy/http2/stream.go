@@ -10,7 +10,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"sidestep.dev/sidestep/nodeagent/proxy/router"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 )
 
 const (
@@ -25,12 +25,12 @@ const (
 	maxGrant = 1 << 20
 )
 
-// diverted is a stream that goes to a laptop. Flow control is hop by hop: the client is granted
+// divertedStream is a stream that goes to a laptop. Flow control is hop by hop: the client is granted
 // more when the laptop has taken something, and the laptop when the client has.
-type diverted struct {
-	s          *Session
+type divertedStream struct {
+	c          *Conn
 	id         uint32
-	claim      router.Claim
+	intercept  divert.Intercept
 	laptop     *laptop
 	fields     []hpack.HeaderField // of the request, while it is kept
 	method     string
@@ -66,18 +66,18 @@ type piece struct {
 }
 
 // divert gives the request that was decoded last to a laptop.
-func (s *Session) divert(claim router.Claim, u *unit) {
-	s.up.encodeAnew()
-	st := &diverted{
-		s: s, id: u.id, claim: claim, fields: slices.Clone(s.up.fields),
-		method: s.head.method, idempotent: s.head.idempotent(), grpc: s.head.isGRPC(),
-		keep: true, upEnd: u.end(), grant: s.up.window0, room: s.window0,
+func (c *Conn) divert(intercept divert.Intercept, fr *frame) {
+	c.up.encodeAnew()
+	st := &divertedStream{
+		c: c, id: fr.id, intercept: intercept, fields: slices.Clone(c.up.fields),
+		method: c.head.method, idempotent: c.head.idempotent(), grpc: c.head.isGRPC(),
+		keep: true, upEnd: fr.end(), grant: c.up.window0, room: c.window0,
 	}
 	st.limit = int(max(0, min(maxRetained, st.grant/2)))
-	if s.streams == nil {
-		s.streams = make(map[uint32]*diverted)
+	if c.streams == nil {
+		c.streams = make(map[uint32]*divertedStream)
 	}
-	s.streams[st.id] = st
+	c.streams[st.id] = st
 	st.place()
 	if !st.upEnd && st.grant < minGrant {
 		st.forget()
@@ -86,34 +86,34 @@ func (s *Session) divert(claim router.Claim, u *unit) {
 }
 
 // place gives the stream to a laptop, over a tunnel that there is or a new one.
-func (st *diverted) place() {
-	for _, l := range st.s.laptops {
-		if l.key == st.claim.Key() && !l.leaving && st.id > l.last {
+func (st *divertedStream) place() {
+	for _, l := range st.c.laptops {
+		if l.key == st.intercept.Key() && !l.leaving && st.id > l.last {
 			l.take(st)
 			return
 		}
 	}
-	st.s.newLaptop(st.claim).take(st)
+	st.c.newLaptop(st.intercept).take(st)
 }
 
 // upload takes a piece of the body.
-func (st *diverted) upload(p []byte, padding int, end bool) {
-	s := st.s
-	s.credit += int64(len(p) + padding)
+func (st *divertedStream) upload(p []byte, padding int, end bool) {
+	c := st.c
+	c.credit += int64(len(p) + padding)
 	st.grant -= int64(len(p))
 	if padding > 0 && !end {
-		s.toCli.pending = appendWindowUpdate(s.toCli.pending, st.id, int64(padding))
+		c.toCli.pending = appendWindowUpdate(c.toCli.pending, st.id, int64(padding))
 	}
 	if st.upEnd {
 		return
 	}
 	st.up = append(st.up, p...)
-	s.buffered += len(p)
+	c.buffered += len(p)
 	st.upEnd = end
 	if st.keep && len(st.up) > st.limit {
 		st.forget()
 	}
-	if s.buffered > maxBuffered {
+	if c.buffered > maxBuffered {
 		st.abandon(http2.ErrCodeEnhanceYourCalm)
 		return
 	}
@@ -121,7 +121,7 @@ func (st *diverted) upload(p []byte, padding int, end bool) {
 }
 
 // trailers takes what ends the body.
-func (st *diverted) trailers(fields []hpack.HeaderField) {
+func (st *divertedStream) trailers(fields []hpack.HeaderField) {
 	if !st.upEnd {
 		st.upTail, st.upEnd = slices.Clone(fields), true
 		st.feed()
@@ -129,7 +129,7 @@ func (st *diverted) trailers(fields []hpack.HeaderField) {
 }
 
 // forget gives up the means to send the request again.
-func (st *diverted) forget() {
+func (st *divertedStream) forget() {
 	st.keep, st.granted = false, 0
 	if st.sent {
 		st.fields = nil
@@ -137,31 +137,31 @@ func (st *diverted) forget() {
 }
 
 // feed sends the laptop what it will take of the body.
-func (st *diverted) feed() {
+func (st *divertedStream) feed() {
 	if st.sent && !st.upDone {
 		st.laptop.feed(st)
 	}
 	if st.keep {
 		return
 	}
-	s := st.s
+	c := st.c
 	if st.taken > 0 {
-		s.buffered -= st.taken
+		c.buffered -= st.taken
 		st.up = st.up[:copy(st.up, st.up[st.taken:])]
 		st.taken = 0
 		if len(st.up) == 0 {
 			st.up = nil
 		}
 	}
-	if most := max(defaultWindow, min(s.up.window0, maxGrant)); len(st.up) == 0 && !st.upEnd &&
+	if most := max(defaultWindow, min(c.up.window0, maxGrant)); len(st.up) == 0 && !st.upEnd &&
 		st.grant < most/2 {
-		s.toCli.pending = appendWindowUpdate(s.toCli.pending, st.id, most-st.grant)
+		c.toCli.pending = appendWindowUpdate(c.toCli.pending, st.id, most-st.grant)
 		st.grant = most
 	}
 }
 
 // answer takes a part of the laptop's answer.
-func (st *diverted) answer(p piece) {
+func (st *divertedStream) answer(p piece) {
 	if !st.answered {
 		st.answered = true
 		st.forget()
@@ -180,9 +180,9 @@ func (st *diverted) answer(p piece) {
 }
 
 // pour sends the client what it will take of the answer.
-func (st *diverted) pour() {
-	s, f := st.s, st.s.down
-	s.lapSpoke = s.lapSpoke || len(st.down) > 0
+func (st *divertedStream) pour() {
+	c, f := st.c, st.c.down
+	c.lapSpoke = c.lapSpoke || len(st.down) > 0
 	for len(st.down) > 0 {
 		p := &st.down[0]
 		if p.fields != nil {
@@ -193,7 +193,7 @@ func (st *diverted) pour() {
 				return
 			}
 			whole := n == int64(len(p.data))
-			s.toCli.pending = appendData(s.toCli.pending, st.id, p.data[:n], p.end && whole)
+			c.toCli.pending = appendData(c.toCli.pending, st.id, p.data[:n], p.end && whole)
 			f.lent(n)
 			st.room -= n
 			st.laptop.repay(st, n)
@@ -211,116 +211,116 @@ func (st *diverted) pour() {
 }
 
 // pour goes on with all answers, since the client has granted more for its connection.
-func (s *Session) pour() {
-	for _, st := range s.streams {
+func (c *Conn) pour() {
+	for _, st := range c.streams {
 		st.pour()
 	}
 }
 
 // over lets go of the stream when both sides have ended it.
-func (st *diverted) over() {
+func (st *divertedStream) over() {
 	switch {
 	case st.downDone && st.reset:
-		st.s.toCli.pending = appendReset(st.s.toCli.pending, st.id, http2.ErrCodeNo)
+		st.c.toCli.pending = appendReset(st.c.toCli.pending, st.id, http2.ErrCodeNo)
 	case !st.downDone || !st.upDone:
 		return
 	}
 	st.remove()
-	st.s.past.add(st.id)
+	st.c.past.add(st.id)
 }
 
 // remove takes the stream off the connection and its laptop.
-func (st *diverted) remove() {
-	s := st.s
-	if s.streams[st.id] != st {
+func (st *divertedStream) remove() {
+	c := st.c
+	if c.streams[st.id] != st {
 		return
 	}
-	delete(s.streams, st.id)
-	s.buffered -= len(st.up)
+	delete(c.streams, st.id)
+	c.buffered -= len(st.up)
 	st.up, st.taken = nil, 0
 	st.laptop.drop(st)
-	s.changed.Broadcast()
+	c.changed.Broadcast()
 }
 
 // cancel is for a client that has reset the stream.
-func (st *diverted) cancel(code http2.ErrCode) {
+func (st *divertedStream) cancel(code http2.ErrCode) {
 	st.laptop.reset(st, code)
 	st.remove()
-	st.s.past.add(st.id)
+	st.c.past.add(st.id)
 }
 
 // abandon resets the stream on both sides.
-func (st *diverted) abandon(code http2.ErrCode) {
-	st.s.toCli.pending = appendReset(st.s.toCli.pending, st.id, code)
+func (st *divertedStream) abandon(code http2.ErrCode) {
+	st.c.toCli.pending = appendReset(st.c.toCli.pending, st.id, code)
 	st.cancel(http2.ErrCodeCancel)
 }
 
 // fallBack gives the stream to the app with all its bytes, since the laptop has done nothing with
 // it, or nothing that may not be done twice.
-func (st *diverted) fallBack(why error) {
-	s := st.s
-	if !st.keep || s.goneAt || int64(len(st.up)) > s.up.window0 {
+func (st *divertedStream) fallBack(why error) {
+	c := st.c
+	if !st.keep || c.goneAt || int64(len(st.up)) > c.up.window0 {
 		st.lose(why, true)
 		return
 	}
-	id, ok := s.ids.assign(st.id)
+	id, ok := c.ids.assign(st.id)
 	if !ok {
 		st.lose(why, true)
 		return
 	}
-	st.claim.FellBack(why)
+	st.intercept.FellBack(why)
 	st.copyAgain()
 	up := st.up
 	st.remove()
 	body := len(up) > 0
-	s.up.sendBlock(id, 0, nil, st.fields, st.upEnd && !body && st.upTail == nil)
+	c.up.sendBlock(id, 0, nil, st.fields, st.upEnd && !body && st.upTail == nil)
 	if body {
-		s.up.add(id, up, st.upEnd && st.upTail == nil)
+		c.up.add(id, up, st.upEnd && st.upTail == nil)
 	}
 	if st.upTail != nil {
-		s.up.after(id, st.upTail, true)
+		c.up.after(id, st.upTail, true)
 	}
 	if st.granted > 0 {
-		s.toApp.pending = appendWindowUpdate(s.toApp.pending, id, min(st.granted, maxID))
+		c.toApp.pending = appendWindowUpdate(c.toApp.pending, id, min(st.granted, maxID))
 	}
-	s.Passed(1)
+	c.Target.Passed(1)
 }
 
 // lose ends a stream that nobody can answer. untouched says that the laptop has done nothing with
 // it, so that the client may try again.
-func (st *diverted) lose(why error, untouched bool) {
-	s := st.s
-	text := "sidestep: the laptop that intercepts this request (" + st.claim.String() +
+func (st *divertedStream) lose(why error, untouched bool) {
+	c := st.c
+	text := "sidestep: the laptop that intercepts this request (" + st.intercept.String() +
 		") went away: " + why.Error()
-	s.Log.Warn("intercepted stream was lost", "intercept", st.claim.String(), "reason", why)
+	c.Log.Warn("intercepted stream was lost", "intercept", st.intercept.String(), "reason", why)
 	status := []hpack.HeaderField{{Name: "grpc-status", Value: "14"},
 		{Name: "grpc-message", Value: grpcMessage(text)}}
 	early := !st.upEnd // the client is to send no more of a request that has its answer
 	switch {
 	case st.grpc && st.answered && len(st.down) == 0:
-		s.down.sendBlock(st.id, 0, nil, status, true)
+		c.down.sendBlock(st.id, 0, nil, status, true)
 	case st.answered:
-		s.toCli.pending = appendReset(s.toCli.pending, st.id, http2.ErrCodeInternal)
+		c.toCli.pending = appendReset(c.toCli.pending, st.id, http2.ErrCodeInternal)
 		early = false
 	case st.grpc && !untouched:
 		head := []hpack.HeaderField{{Name: ":status", Value: "200"},
 			{Name: "content-type", Value: "application/grpc"}}
-		s.down.sendBlock(st.id, 0, nil, append(head, status...), true)
+		c.down.sendBlock(st.id, 0, nil, append(head, status...), true)
 	case untouched:
-		s.toCli.pending = appendReset(s.toCli.pending, st.id, http2.ErrCodeRefusedStream)
+		c.toCli.pending = appendReset(c.toCli.pending, st.id, http2.ErrCodeRefusedStream)
 		early = false
 	default:
 		st.badGateway(text + "\n")
 	}
 	if early {
-		s.toCli.pending = appendReset(s.toCli.pending, st.id, http2.ErrCodeNo)
+		c.toCli.pending = appendReset(c.toCli.pending, st.id, http2.ErrCodeNo)
 	}
 	st.remove()
-	s.past.add(st.id)
+	c.past.add(st.id)
 }
 
-func (st *diverted) badGateway(text string) {
-	f, n := st.s.down, int64(len(text))
+func (st *divertedStream) badGateway(text string) {
+	f, n := st.c.down, int64(len(text))
 	bodiless := st.method == "HEAD" || min(st.room, f.lend()) < n
 	fields := []hpack.HeaderField{{Name: ":status", Value: "502"},
 		{Name: "content-type", Value: "text/plain; charset=utf-8"}}
