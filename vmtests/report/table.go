@@ -113,7 +113,7 @@ func Markdown(product, features []Row, kernels []*Kernel) string {
 		return fmt.Sprint(failed)
 	}))
 	section("What sidestep does", product)
-	section("What the kernel has for it", features)
+	section("What the kernel offers", features)
 	return b.String()
 }
 
