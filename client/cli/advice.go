@@ -5,7 +5,7 @@ package cli
 import (
 	"strings"
 
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // dash stands between what happened and what to do.

@@ -11,7 +11,7 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/layout"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // afterwards is how long may be spent on undoing what a command did, after the command or its user

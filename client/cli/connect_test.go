@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sidestep.dev/sidestep/api/daemonpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 func TestConnectAndQuit(t *testing.T) {

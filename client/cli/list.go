@@ -16,7 +16,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/install"
 	"sidestep.dev/sidestep/client/cli/layout"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 type listFlags struct {

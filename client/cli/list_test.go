@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 func someWorkloads() []*daemonpb.WorkloadInfo {

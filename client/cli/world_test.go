@@ -29,8 +29,8 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/cli/install"
 	"sidestep.dev/sidestep/client/cli/layout"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/daemon/socket"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 var update = flag.Bool("update", false, "write what is printed into testdata instead of comparing it")

@@ -30,7 +30,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/clienttest"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // sleeper is a laptop whose sleep is a jump of the wall clock and the silence of all connections

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sidestep.dev/sidestep/api/daemonpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/home"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // logLevel is what the daemon logs. It can be changed for a while.

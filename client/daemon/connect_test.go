@@ -20,7 +20,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/clienttest"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 func TestConnect(t *testing.T) {

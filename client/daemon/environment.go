@@ -14,10 +14,10 @@ import (
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/session"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // environmentTimeout bounds the wait for an environment; the manager tries several pods within ten

@@ -16,7 +16,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/clienttest"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 var large = []byte("LARGE=" + strings.Repeat("x", 3<<20))

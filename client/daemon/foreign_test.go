@@ -18,7 +18,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // opened returns how the laptop answers a connection for an intercept.

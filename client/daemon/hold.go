@@ -12,9 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/daemonpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/session"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (

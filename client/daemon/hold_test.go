@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // hold holds an intercept, or the session, until ctx ends.

@@ -12,11 +12,11 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/client/session"
 	"sidestep.dev/sidestep/client/workload"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // warning begins the lines of progress that are to stay on the screen.

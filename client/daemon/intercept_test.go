@@ -23,8 +23,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/clienttest"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/link"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 func connected(t *testing.T) *world {

@@ -20,11 +20,11 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/client/session"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/version"
 )
 

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/api/daemonpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 func TestAFullDiskHindersOnlyWhatIsKeptOnIt(t *testing.T) {

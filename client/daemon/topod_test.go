@@ -19,7 +19,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/clienttest"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // visits says something to a local port and gives what comes back, which is nothing if it leads

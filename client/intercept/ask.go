@@ -16,8 +16,8 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // defaultTimeout is how long every ready pod may take to be steering.

@@ -16,8 +16,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // Leave ends an intercept, by its own name or its object's, and returns what it was.

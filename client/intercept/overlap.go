@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // overlapPolicy is the ValidatingAdmissionPolicy by which the API server refuses an intercept that

@@ -19,8 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 const twoContexts = `apiVersion: v1

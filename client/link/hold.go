@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sidestep.dev/sidestep/api/clientpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/version"
 )
 

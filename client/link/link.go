@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 )

@@ -21,8 +21,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // What the installation is called; see the architecture's table of names.

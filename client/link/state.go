@@ -14,7 +14,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 

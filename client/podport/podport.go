@@ -19,7 +19,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
-	"sidestep.dev/sidestep/client/daemon/reason"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 

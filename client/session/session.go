@@ -17,12 +17,12 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/client/daemon/reason"
 	"sidestep.dev/sidestep/client/forward"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/client/podport"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 

@@ -20,6 +20,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 )
@@ -165,8 +166,8 @@ func skew(hello *clientpb.ClientHello) error {
 	s := status.Newf(codes.FailedPrecondition,
 		"the traffic manager (%s) speaks protocol %d and the client (%s) protocol %d: install the same version of both",
 		version.Version, version.Protocol, hello.Version, hello.Protocol)
-	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: "VERSION_SKEW",
-		Domain: "sidestep.dev"}); err == nil {
+	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: reason.VersionSkew,
+		Domain: reason.Domain}); err == nil {
 		s = detailed
 	}
 	return s.Err()

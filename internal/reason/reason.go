@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package reason holds the errors of the daemon that programs tell apart. They cross the socket as
-// google.rpc.ErrorInfo details of the gRPC status, whose message is for people.
+// Package reason defines errors that programs tell apart, with what happened and what to do about it
+// as two fields. They cross processes as google.rpc.ErrorInfo details of the gRPC status, whose
+// message is for people.
 package reason
 
 import (
 	"fmt"
 	"maps"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -14,7 +16,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 )
 
-// Domain is the domain of every ErrorInfo that the daemon sends.
+// Domain is the domain of every ErrorInfo that daemon and manager send.
 const Domain = "sidestep.dev"
 
 // The reasons.
@@ -62,50 +64,102 @@ const (
 	InterceptsLeft = "INTERCEPTS_LEFT"
 )
 
+// adviceKey is the key of the advice in an ErrorInfo's metadata.
+const adviceKey = "advice"
+
+// dash stands between what happened and what to do in a text for people. Older peers separate the
+// two there.
+const dash = " — "
+
 // Error is an error with a reason. Wrapping it keeps the reason.
 type Error struct {
 	Code     codes.Code
 	Reason   string
-	Message  string
+	Message  string // what happened
+	Advice   string // what to do about it; may be empty
 	Metadata map[string]string
 }
 
-// New makes an error for people that programs can tell by its reason.
+// New returns an error that says what happened, which programs tell apart by its reason.
 func New(code codes.Code, reason, format string, args ...any) *Error {
 	return &Error{Code: code, Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
-// With adds one entry of metadata.
+// Advise returns the error with what to do about it.
+func (e *Error) Advise(format string, args ...any) *Error {
+	advised := *e
+	advised.Advice = fmt.Sprintf(format, args...)
+	return &advised
+}
+
+// With returns the error with one entry more of metadata.
 func (e *Error) With(key, value string) *Error {
-	m := maps.Clone(e.Metadata)
+	more := *e
+	more.Metadata = with(e.Metadata, key, value)
+	return &more
+}
+
+func with(m map[string]string, key, value string) map[string]string {
+	m = maps.Clone(m)
 	if m == nil {
 		m = map[string]string{}
 	}
 	m[key] = value
-	return &Error{Code: e.Code, Reason: e.Reason, Message: e.Message, Metadata: m}
+	return m
 }
 
-func (e *Error) Error() string { return e.Message }
+// Error returns what happened and, after a dash, what to do about it.
+func (e *Error) Error() string {
+	if e.Advice == "" {
+		return e.Message
+	}
+	return e.Message + dash + e.Advice
+}
 
-// GRPCStatus is how the error crosses the socket.
+// GRPCStatus returns the error as it crosses processes. Its message is the whole text, for peers that
+// know no advice.
 func (e *Error) GRPCStatus() *status.Status {
-	s := status.New(e.Code, e.Message)
+	s := status.New(e.Code, e.Error())
+	metadata := e.Metadata
+	if e.Advice != "" {
+		metadata = with(metadata, adviceKey, e.Advice)
+	}
 	detailed, err := s.WithDetails(protoadapt.MessageV1Of(&errdetails.ErrorInfo{Reason: e.Reason,
-		Domain: Domain, Metadata: e.Metadata}))
+		Domain: Domain, Metadata: metadata}))
 	if err != nil {
 		return s
 	}
 	return detailed
 }
 
-// Of is the reason of an error, on either side of the socket, and "" if it has none.
+// Of returns the reason of an error, in either process, and "" if it has none.
 func Of(err error) string {
 	return info(err).GetReason()
 }
 
-// Metadata is what the reason says besides, on either side of the socket.
+// Metadata returns what the reason says besides, in either process.
 func Metadata(err error) map[string]string {
-	return info(err).GetMetadata()
+	m := maps.Clone(info(err).GetMetadata())
+	delete(m, adviceKey)
+	return m
+}
+
+// Advice returns what to do about an error, in either process, and "" if it does not say.
+func Advice(err error) string {
+	return info(err).GetMetadata()[adviceKey]
+}
+
+// Message returns what happened, without the advice, in either process. For an error without a reason
+// it returns the message of its gRPC status, or its text.
+func Message(err error) string {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	if advice := Advice(err); advice != "" {
+		return strings.TrimSuffix(s.Message(), dash+advice)
+	}
+	return s.Message()
 }
 
 func info(err error) *errdetails.ErrorInfo {
