@@ -152,42 +152,66 @@ func TestArchitectureIsOnePage(t *testing.T) {
 	assert.LessOrEqual(t, strings.Count(read(t, "README.md"), "\n"), 130, "lines of README.md")
 }
 
-// testFunctions returns the text of all test files, and of the end-to-end ones alone.
-func testFunctions(t *testing.T) (all, endToEnd string) {
+// testFunctions returns the directories of each test function, and the text of the end-to-end tests.
+func testFunctions(t *testing.T) (where map[string][]string, endToEnd string) {
 	t.Helper()
-	var every, e2e strings.Builder
+	where = map[string][]string{}
+	var e2e strings.Builder
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 	walk(t, func(path string) {
 		if !strings.HasSuffix(path, "_test.go") {
 			return
 		}
 		text := read(t, path)
-		every.WriteString(text)
+		for _, found := range function.FindAllStringSubmatch(text, -1) {
+			where[found[1]] = append(where[found[1]], filepath.ToSlash(filepath.Dir(path)))
+		}
 		if strings.HasPrefix(path, "tests/e2e/") {
 			e2e.WriteString(text)
 		}
 	})
-	return every.String(), e2e.String()
+	return where, e2e.String()
 }
 
 func TestTheTestsThatDocumentsNameExist(t *testing.T) {
-	functions, endToEnd := testFunctions(t)
+	where, endToEnd := testFunctions(t)
 	named := 0
 	for path, text := range documents(t) {
 		for _, name := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(text, -1) {
 			named++
-			assert.Containsf(t, functions, "func "+name[1]+"(", "%s names a test", path)
+			assert.Truef(t, where[name[1]] != nil, "%s names %s, which does not exist", path, name[1])
 		}
 	}
-	assert.NotZero(t, named)
+	assert.Greater(t, named, 100)
 	for _, path := range []string{"docs/compatibility.md", "docs/security.md"} {
 		rows := regexp.MustCompile(`(?m)^\|.*\|([^|]*)\|$`).FindAllStringSubmatch(read(t, path), -1)
 		assert.NotEmpty(t, rows)
 		for _, row := range rows {
 			for _, name := range regexp.MustCompile(`"([^"]+)"`).FindAllStringSubmatch(row[1], -1) {
-				assert.Containsf(t, endToEnd, `"`+name[1]+`"`, "%s names an end-to-end test", path)
+				has := strings.Contains(endToEnd, `"`+name[1]+`"`)
+				assert.Truef(t, has, "%s names the end-to-end test %q, which does not exist", path, name[1])
 			}
 		}
 	}
+}
+
+// docs/compatibility.md writes a package, or the end of its path, before the names of its tests.
+func TestNamedTestsAreInThePackageThatIsNamed(t *testing.T) {
+	where, _ := testFunctions(t)
+	group := regexp.MustCompile("(?:^|[;|,:] |\\| )(?:the same; )?([a-z0-9/]+) ((?:`Test\\w+`(?:, )?)+)")
+	name := regexp.MustCompile("`(Test\\w+)`")
+	checked := 0
+	for _, found := range group.FindAllStringSubmatch(read(t, "docs/compatibility.md"), -1) {
+		for _, test := range name.FindAllStringSubmatch(found[2], -1) {
+			checked++
+			inside := false
+			for _, directory := range where[test[1]] {
+				inside = inside || strings.Contains("/"+directory+"/", "/"+found[1]+"/")
+			}
+			assert.Truef(t, inside, "%s is said to be in %s, and is in %v", test[1], found[1], where[test[1]])
+		}
+	}
+	assert.Greater(t, checked, 50)
 }
 
 // Every attempt of the threat model has a state, and whatever holds has a test that proves it.
@@ -239,12 +263,13 @@ func TestCommandsThatDocumentsShowExist(t *testing.T) {
 			own, _, _ = strings.Cut(own, " | ")
 			own, _, _ = strings.Cut(own, "#")
 			for _, f := range flag.FindAllStringSubmatch(own, -1) {
-				assert.Containsf(t, text+help[""], f[1], "%s shows sidestep %s%s", path, found[1], found[2])
+				known := strings.Contains(text+help[""], f[1])
+				assert.Truef(t, known, "%s shows sidestep %s%s: there is no %s", path, found[1], found[2], f[1])
 			}
 		}
 		for _, found := range regexp.MustCompile("(?m)(?:^    |`)make ([a-z0-9-]+)").FindAllStringSubmatch(text, -1) {
 			checked++
-			assert.Containsf(t, makefile, "\n"+found[1]+":", "%s shows make %s", path, found[1])
+			assert.Truef(t, strings.Contains(makefile, "\n"+found[1]+":"), "%s shows make %s", path, found[1])
 		}
 	}
 	assert.Greater(t, checked, 40)
