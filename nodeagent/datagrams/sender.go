@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/nodeagent/rawip"
 )
 
 // sender sends datagrams from addresses and ports that its sockets are not bound to: the app has
@@ -31,9 +33,6 @@ const (
 func openSender(ns Namespace, four, six bool) (_ *sender, err error) {
 	s := &sender{fd4: -1, fd6: -1}
 	defer func() {
-		if errors.Is(err, unix.EPERM) {
-			err = fmt.Errorf("%w (this takes CAP_NET_RAW)", err)
-		}
 		if err != nil {
 			err = errors.Join(err, s.close())
 		}
@@ -56,9 +55,9 @@ func openSender(ns Namespace, four, six bool) (_ *sender, err error) {
 // rawSocket opens a socket that receives nothing: the kernel would have it see a copy of every
 // datagram to the address that it is bound to.
 func rawSocket(ns Namespace, family, level, transparent int, home netip.Addr) (int, error) {
-	fd, err := socket(ns, family, unix.SOCK_RAW, unix.IPPROTO_UDP)
+	fd, err := rawip.Socket(ns, family, unix.IPPROTO_UDP)
 	if err != nil {
-		return -1, fmt.Errorf("open a raw socket in the pod: %w", err)
+		return -1, err
 	}
 	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	err = errors.Join(
@@ -68,7 +67,7 @@ func rawSocket(ns Namespace, family, level, transparent int, home netip.Addr) (i
 		unix.Bind(fd, sockaddr(home, 0)),
 	)
 	if err != nil {
-		return -1, errors.Join(fmt.Errorf("prepare a raw socket in the pod: %w", err), unix.Close(fd))
+		return -1, errors.Join(fmt.Errorf("prepare raw socket in pod: %w", err), unix.Close(fd))
 	}
 	return fd, nil
 }
@@ -133,30 +132,10 @@ func segment(from, to netip.AddrPort, payload []byte) []byte {
 	d = binary.BigEndian.AppendUint16(d, uint16(udpHeader+len(payload)))
 	d = append(d, 0, 0)
 	d = append(d, payload...)
-	sum := uint64(unix.IPPROTO_UDP) + uint64(len(d))
-	sum += words(from.Addr().AsSlice()) + words(to.Addr().AsSlice()) + words(d)
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	if sum = ^sum & 0xffff; sum == 0 {
+	sum := rawip.Checksum(unix.IPPROTO_UDP, d, from.Addr().AsSlice(), to.Addr().AsSlice())
+	if sum == 0 {
 		sum = 0xffff // 0 would mean that there is none
 	}
-	binary.BigEndian.PutUint16(d[udpChecksum:], uint16(sum))
+	binary.BigEndian.PutUint16(d[udpChecksum:], sum)
 	return d
-}
-
-// words adds up 16-bit words.
-func words(b []byte) (sum uint64) {
-	for ; len(b) >= 4; b = b[4:] {
-		n := binary.BigEndian.Uint32(b)
-		sum += uint64(n>>16) + uint64(n&0xffff)
-	}
-	if len(b) >= 2 {
-		sum += uint64(binary.BigEndian.Uint16(b))
-		b = b[2:]
-	}
-	if len(b) == 1 {
-		sum += uint64(b[0]) << 8
-	}
-	return sum
 }
