@@ -2,42 +2,40 @@
 
 // SPDX-License-Identifier: GPL-2.0
 //
-// mesh makes the connections of a mesh's proxy to the app known to the steering. A proxy that runs in the pod and connects like
-// anybody there, from the pod's address to the pod's address or on loopback, cannot be told by addresses from the pod's own traffic, which is the
-// app's. So its sockets are bound to another address before they connect: the loopback address where they go to the pod's address, and one
-// that nobody else uses where they go to the loopback address.
+// mesh makes the connections of a mesh's proxy to the app known to the steering. A proxy that
+// runs in the pod connects like anybody there, from the pod's address to the pod's address or on
+// loopback. By addresses, steering cannot tell it from the app's own traffic. So its sockets are
+// bound to another address before they connect: the loopback address where they go to the pod's
+// address, and one that nobody else uses where they go to the loopback address.
 //
-// They run in the cgroup of an intercepted pod. Who the proxy is, is told by its user.
-#include <linux/bpf.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
+// They run in the cgroup of an intercepted pod. The proxy is known by its user.
+#include "ip.h"
 #include "mesh.h"
-
-// Not in the UAPI headers in a form that this program could include beside linux/bpf.h.
-#define SOCK_STREAM 1
-#define AF_INET 2
-#define AF_INET6 10
 
 #define MAX_MESH_TARGETS 16384 // (address, port) pairs of a node
 
 // Go on connecting.
 #define GO_ON 1
 
-// An IPv4 address is kept as IPv4-mapped IPv6 address, so that one map holds both families.
+// For user space: an enum of which only values are used is not in the BTF.
+const enum mesh_address *mesh_address_type __attribute__((unused));
+
 struct mesh_target {
-	__u64 netns;     // cookie of the pod's network namespace: pods may share a cgroup, and loopback addresses are everywhere
-	__u32 ip[4];     // network byte order
-	__u32 port;      // network byte order, as in bpf_sock_addr
+	// Cookie of the pod's network namespace: pods may share a cgroup, and loopback addresses
+	// are everywhere.
+	__u64 netns;
+	__u32 ip[4]; // network byte order
+	__u32 port;  // network byte order, as in bpf_sock_addr
 	__u32 zero;
 };
-_Static_assert(sizeof(struct mesh_target) == 32, "user space and kernel agree on the key without padding");
+_Static_assert(sizeof(struct mesh_target) == 32, "no padding: user space makes keys too");
 
 struct mesh_proxy {
-	__u64 missed;    // how many of its connections could not be made known
+	__u64 missed; // how many of its connections could not be made known
 	__u32 uid;
 	__u32 zero;
 };
-_Static_assert(sizeof(struct mesh_proxy) == 16, "user space and kernel agree on the value without padding");
+_Static_assert(sizeof(struct mesh_proxy) == 16, "no padding: user space makes values too");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -63,8 +61,9 @@ struct address6 {
 };
 _Static_assert(sizeof(struct address6) == 28, "a struct sockaddr_in6");
 
-// The proxy, if it is who connects to this target.
-static __always_inline struct mesh_proxy *connects(struct bpf_sock_addr *ctx, struct mesh_target *to)
+// Returns the proxy, if it is who connects to this target.
+static __always_inline struct mesh_proxy *connects(struct bpf_sock_addr *ctx,
+						   struct mesh_target *to)
 {
 	struct mesh_proxy *proxy;
 
@@ -84,14 +83,13 @@ int mesh4(struct bpf_sock_addr *ctx)
 
 	if (ctx->type != SOCK_STREAM)
 		return GO_ON;
-	to.ip[2] = bpf_htonl(0xffff);
-	to.ip[3] = ctx->user_ip4;
+	map_ip4(to.ip, ctx->user_ip4);
 	to.port = ctx->user_port;
 	proxy = connects(ctx, &to);
 	// A socket that is bound already has an address of its own that tells it from the pod's.
 	if (!proxy || !ctx->sk || ctx->sk->src_ip4)
 		return GO_ON;
-	from.ip = bpf_ntohl(to.ip[3]) >> 24 == 127 ? bpf_htonl(MESH_DIALS_FROM) : bpf_htonl(LOOPBACK4);
+	from.ip = bpf_htonl(is_loopback4(to.ip[3]) ? MESH_DIALS_FROM : LOOPBACK4);
 	if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
 		__sync_fetch_and_add(&proxy->missed, 1);
 	return GO_ON;
@@ -108,8 +106,8 @@ int mesh6(struct bpf_sock_addr *ctx)
 
 	if (ctx->type != SOCK_STREAM || !sk)
 		return GO_ON;
-	// Everything is loaded before the first branch on it: clang would otherwise merge loads, and the verifier refuses to
-	// dereference a modified pointer to a ctx or a socket.
+	// Everything is loaded before the first branch on it: clang would otherwise merge loads,
+	// and the verifier refuses to dereference a modified pointer to a ctx or a socket.
 	to.ip[0] = ctx->user_ip6[0];
 	to.ip[1] = ctx->user_ip6[1];
 	to.ip[2] = ctx->user_ip6[2];
@@ -120,8 +118,9 @@ int mesh6(struct bpf_sock_addr *ctx)
 	proxy = connects(ctx, &to);
 	if (!proxy || s0 | s1 | s2 | s3)
 		return GO_ON;
-	// There is but one loopback address of IPv6: from there to there, a mesh's proxy is like anybody.
-	if ((!to.ip[0] && !to.ip[1] && !to.ip[2]) || bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+	// IPv6 has one loopback address only: from there to there, a mesh's proxy is like anybody.
+	if ((!to.ip[0] && !to.ip[1] && !to.ip[2]) ||
+	    bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
 		__sync_fetch_and_add(&proxy->missed, 1);
 	return GO_ON;
 }

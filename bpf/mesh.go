@@ -4,7 +4,6 @@ package bpf
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -13,40 +12,31 @@ import (
 	"github.com/cilium/ebpf/features"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -g -Wall -Werror -mcpu=v2" -target bpfel -type mesh_target -type mesh_proxy mesh mesh.c -- -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
-
-// Mesh is the programs that make connections of a mesh's proxy to the app known, and where they
-// learn which these are, loaded and not yet attached.
+// Mesh is the programs that make connections of a mesh's proxy to the app known to the steering, with their
+// map, loaded and not yet attached.
 type Mesh = meshObjects
 
 // MeshProxy is an entry of Mesh.MeshTargets: the user who is a mesh's proxy, and how many of its
 // connections could not be made known.
 type MeshProxy = meshMeshProxy
 
-// MeshTarget is the key of an address and port of the app, in the network namespace with that
-// cookie.
+// MeshTarget returns the key of an address and port of the app, in the network namespace with that cookie.
 func MeshTarget(netns uint64, a netip.AddrPort) meshMeshTarget {
-	key := meshMeshTarget{Netns: netns}
-	wire := a.Addr().As16()
-	for i := range key.Ip {
-		key.Ip[i] = binary.NativeEndian.Uint32(wire[4*i:])
-	}
-	key.Port = uint32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, a.Port())))
-	return key
+	return meshMeshTarget{Netns: netns, Ip: words(a.Addr()), Port: uint32(networkOrder(a.Port()))}
 }
 
 // MeshDialsFrom is the address that a mesh's proxy connects from when it connects to 127.0.0.1.
-var MeshDialsFrom = netip.AddrFrom4([4]byte{127, 115, 115, 6}) // MESH_DIALS_FROM in mesh.h
+var MeshDialsFrom = netip.AddrFrom4([4]byte(
+	binary.BigEndian.AppendUint32(nil, uint32(meshMeshAddressMESH_DIALS_FROM))))
 
 // LoadMesh loads the programs.
 func LoadMesh() (*Mesh, error) {
-	if err := features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie); errors.Is(err,
-		ebpf.ErrNotSupported) {
-		return nil, fmt.Errorf("telling a mesh's proxy from the rest of its pod needs Linux 5.7, built with CONFIG_CGROUP_BPF: %w", err)
+	if err := NeedsMesh.check(features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie)); err != nil {
+		return nil, err
 	}
 	var objs Mesh
 	if err := loadMeshObjects(&objs, nil); err != nil {
-		return nil, fmt.Errorf("load what tells a mesh's proxy from the rest of its pod: %w", explain(err))
+		return nil, fmt.Errorf("load mesh programs: %w", explain(err))
 	}
 	return &objs, nil
 }

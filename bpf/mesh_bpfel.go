@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type meshMeshAddress uint32
+
+const (
+	meshMeshAddressLOOPBACK4       meshMeshAddress = 2130706433
+	meshMeshAddressMESH_DIALS_FROM meshMeshAddress = 2138272518
+)
+
 type meshMeshProxy struct {
 	_      structs.HostLayout
 	Missed uint64
@@ -32,9 +39,10 @@ type meshMeshTarget struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	meshMapMeshTargets = "mesh_targets"
-	meshProgMesh4      = "mesh4"
-	meshProgMesh6      = "mesh6"
+	meshMapMeshTargets     = "mesh_targets"
+	meshProgMesh4          = "mesh4"
+	meshProgMesh6          = "mesh6"
+	meshVarMeshAddressType = "mesh_address_type"
 )
 
 // loadMesh returns the embedded CollectionSpec for mesh.
@@ -94,6 +102,7 @@ type meshMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type meshVariableSpecs struct {
+	MeshAddressType *ebpf.VariableSpec `ebpf:"mesh_address_type"`
 }
 
 // meshObjects contains all objects after they have been loaded into the kernel.
@@ -129,6 +138,7 @@ func (m *meshMaps) Close() error {
 //
 // It can be passed to loadMeshObjects or ebpf.CollectionSpec.LoadAndAssign.
 type meshVariables struct {
+	MeshAddressType *ebpf.Variable `ebpf:"mesh_address_type"`
 }
 
 // meshPrograms contains all programs after they have been loaded into the kernel.

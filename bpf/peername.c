@@ -2,30 +2,27 @@
 
 // SPDX-License-Identifier: GPL-2.0
 //
-// peername tells an app who its client is. The node agent passes on what it does not send to a laptop by a connection of its own, from the
-// pod's address to the pod's address, and notes on its socket whom the connection is for. When the app asks who is at the other
-// end, with accept or getpeername, these programs find the socket at that end, which is in the same network namespace, and answer
-// with the note. The notes are nowhere but on the sockets, so one can neither outlive its connection nor be taken for
-// another's.
+// peername tells an app who its client is. What the node agent does not send to a laptop, it
+// passes on by a connection of its own, from the pod's address to the pod's address. A note on
+// that connection's socket names the client. When the app calls accept or getpeername, these
+// programs find the socket at the other end, which is in the same network namespace, and answer
+// with the note. The notes are nowhere but on the sockets, so a note can neither outlive its
+// connection nor be taken for another's.
 //
-// They run in the cgroup of an intercepted pod, for sockets that were made in it or accepted from such.
-#include <linux/bpf.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-// Not in the UAPI headers in a form that this program could include beside linux/bpf.h.
-#define SOCK_STREAM 1
+// They run in the cgroup of an intercepted pod, for sockets that were made in it or accepted from
+// such.
+#include "ip.h"
 
 // The kernel takes no other answer from these programs.
 #define DONE 1
 
-// An IPv4 address is kept as IPv4-mapped IPv6 address, which is also how an IPv6 socket shows it.
+// An IPv6 socket shows an IPv4-mapped address as such.
 struct client {
 	__u32 ip[4]; // network byte order
 	__u16 port;  // network byte order
 	__u16 zero;
 };
-_Static_assert(sizeof(struct client) == 20, "user space and kernel agree on the note without padding");
+_Static_assert(sizeof(struct client) == 20, "no padding: user space makes notes");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -34,9 +31,10 @@ struct {
 	__type(value, struct client);
 } clients SEC(".maps");
 
-// Whom the connection of the app's socket is for: the note on the socket at its other end, which sees the app's address as the
-// source.
-static __always_inline struct client *find4(struct bpf_sock_addr *ctx, __u32 ip, __u32 app_port, __u32 peer_port)
+// Returns the client on whose behalf this connection was opened, from the note on the socket at the
+// other end, which has the app's address as its destination.
+static __always_inline struct client *find4(struct bpf_sock_addr *ctx, __u32 ip, __u32 app_port,
+					    __u32 peer_port)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct client *client;
@@ -69,7 +67,7 @@ int peername4(struct bpf_sock_addr *ctx)
 	if (app->src_ip4 != ip)
 		return DONE;
 	client = find4(ctx, ip, app->src_port, port);
-	if (!client || client->ip[0] || client->ip[1] || client->ip[2] != bpf_htonl(0xffff))
+	if (!client || !is_mapped(client->ip))
 		return DONE;
 	ctx->user_ip4 = client->ip[3];
 	ctx->user_port = client->port;
@@ -86,10 +84,12 @@ int peername6(struct bpf_sock_addr *ctx)
 
 	if (!app || ctx->type != SOCK_STREAM)
 		return DONE;
-	// Everything is loaded before the first branch: clang would otherwise merge loads of different branches into one with a
-	// computed offset, and the verifier refuses to dereference a modified pointer to a ctx or a socket.
-	p0 = ctx->user_ip6[0], p1 = ctx->user_ip6[1], p2 = ctx->user_ip6[2], p3 = ctx->user_ip6[3], port = ctx->user_port;
+	// Everything is loaded before the first branch: clang would otherwise merge loads of
+	// different branches into one with a computed offset, and the verifier refuses to
+	// dereference a modified pointer to a ctx or a socket.
+	p0 = ctx->user_ip6[0], p1 = ctx->user_ip6[1], p2 = ctx->user_ip6[2], p3 = ctx->user_ip6[3];
 	l0 = app->src_ip6[0], l1 = app->src_ip6[1], l2 = app->src_ip6[2], l3 = app->src_ip6[3];
+	port = ctx->user_port;
 	l4 = app->src_ip4, app_port = app->src_port;
 	asm volatile("" : "+r"(p0), "+r"(p1), "+r"(p2), "+r"(p3), "+r"(l4));
 	asm volatile("" : "+r"(l0), "+r"(l1), "+r"(l2), "+r"(l3), "+r"(app_port));

@@ -2,24 +2,20 @@
 
 // SPDX-License-Identifier: GPL-2.0
 //
-// tcpstats counts the connections to intercepted ports. It runs in two kinds of control groups: that of the node agent, whose listener
-// accepts the connections that are steered, and those of intercepted pods, where the app accepts all others. The agent puts a note on its
-// listeners, which the sockets that they accept inherit; so what is steered is known by the socket itself, wherever it is.
+// tcpstats counts the connections to intercepted ports. It runs in two kinds of cgroups: that of
+// the node agent, whose listener accepts the connections that are steered, and those of
+// intercepted pods, where the app accepts all others. The agent puts a note on its listeners,
+// which the sockets that they accept inherit. So a steered connection is known by the socket
+// itself, wherever it is.
 //
-// A connection is looked up when it is established and when it ends. Between the two nothing runs for a byte or a packet. For connections
-// to other ports nothing runs after they are established.
+// A connection is looked up when it is established and when it ends. Between the two nothing runs
+// for a byte or a packet. For connections to other ports nothing runs after they are established.
 //
 // Nothing here alters a connection: the reply, which may be another program's, is not touched.
-#include <linux/bpf.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
+#include "ip.h"
 
-#define MAX_PORTS 16384     // (address, port) pairs of all intercepted pods of the node
-#define RTT_BUCKETS 13      // see rtt_bucket
-#define LOOPBACK_NET 127    // 127.0.0.0/8
-
-// Not in the UAPI headers in a form that this program could include beside linux/bpf.h.
-#define AF_INET 2
+#define MAX_PORTS 16384 // (address, port) pairs of all intercepted pods of the node
+#define RTT_BUCKETS 13  // see rtt_bucket
 
 // The kernel takes the reply of the last program that ran, if all of them return this.
 #define DONE 1
@@ -32,16 +28,16 @@ enum way {
 	WAYS,
 };
 
-// An IPv4 address is kept as IPv4-mapped IPv6 address, which is also how an IPv6 socket has it.
+// An IPv6 socket has an IPv4-mapped address as such.
 struct port_key {
 	__u64 netns; // cookie of the network namespace, 0 where the kernel does not tell
 	__u32 ip[4]; // network byte order
 	__u32 port;  // host byte order
 	__u32 zero;
 };
-_Static_assert(sizeof(struct port_key) == 32, "user space and kernel agree on the key without padding");
+_Static_assert(sizeof(struct port_key) == 32, "no padding: user space makes keys too");
 
-// What is known of the connections that one way brought to one port. Per CPU.
+// What was counted for the connections that one way brought to one port. Per CPU.
 struct tally {
 	__u64 opened;
 	__u64 closed;   // opened - closed are open
@@ -72,10 +68,12 @@ struct {
 	__type(value, __u32);
 } ports SEC(".maps");
 
-// Set by user space before loading. Without, two namespaces on one machine with the same address are one if they share a control group, too.
+// Set by user space before loading. Without it, two namespaces on one machine with the same address
+// are one if they also share a cgroup.
 const volatile __u8 knows_netns = 0;
 
-// By an id that is never used again, so that a connection from before an intercept was left is not counted to the next one.
+// By an id that is never used again, so that a connection from before an intercept was left is not
+// counted for the next one.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -91,7 +89,8 @@ struct {
 	__type(value, struct note);
 } notes SEC(".maps");
 
-// Atomic though per CPU: a connection that a process closes can be interrupted by packets of another.
+// Atomic though per CPU: a connection that a process closes can be interrupted by packets of
+// another.
 static __always_inline void add(__u64 *to, __u64 n)
 {
 	__sync_fetch_and_add(to, n);
@@ -118,29 +117,30 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 	struct note fresh = {}, *note;
 	struct bpf_sock *sk = ctx->sk;
 	struct tally *tally;
+	__be32 remote[4];
 	__u32 *id;
 
-	// Everything is loaded before the first branch: clang would otherwise merge loads of different branches into one with a
-	// computed offset, and the verifier refuses to dereference a modified pointer to a ctx.
+	// Everything is loaded before the first branch: clang would otherwise merge loads of
+	// different branches into one with a computed offset, and the verifier refuses to
+	// dereference a modified pointer to a ctx.
 	__u32 family = ctx->family, flags = ctx->bpf_sock_ops_cb_flags, port = ctx->local_port;
 	__u32 l4 = ctx->local_ip4, r4 = ctx->remote_ip4;
-	__u32 l0 = ctx->local_ip6[0], l1 = ctx->local_ip6[1], l2 = ctx->local_ip6[2], l3 = ctx->local_ip6[3];
-	__u32 r0 = ctx->remote_ip6[0], r1 = ctx->remote_ip6[1], r2 = ctx->remote_ip6[2], r3 = ctx->remote_ip6[3];
+	__u32 l0 = ctx->local_ip6[0], l1 = ctx->local_ip6[1];
+	__u32 l2 = ctx->local_ip6[2], l3 = ctx->local_ip6[3];
+	__u32 r0 = ctx->remote_ip6[0], r1 = ctx->remote_ip6[1];
+	__u32 r2 = ctx->remote_ip6[2], r3 = ctx->remote_ip6[3];
 	asm volatile("" : "+r"(l4), "+r"(r4), "+r"(l0), "+r"(l1), "+r"(l2), "+r"(l3), "+r"(port));
 	asm volatile("" : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3), "+r"(flags));
 
 	if (!sk)
 		return;
 	if (family == AF_INET) {
-		l0 = l1 = r0 = r1 = 0;
-		l2 = r2 = bpf_htonl(0xffff);
-		l3 = l4;
-		r3 = r4;
+		map_ip4(key.ip, l4);
+		map_ip4(remote, r4);
+	} else {
+		key.ip[0] = l0, key.ip[1] = l1, key.ip[2] = l2, key.ip[3] = l3;
+		remote[0] = r0, remote[1] = r1, remote[2] = r2, remote[3] = r3;
 	}
-	key.ip[0] = l0;
-	key.ip[1] = l1;
-	key.ip[2] = l2;
-	key.ip[3] = l3;
 	key.port = port;
 	if (knows_netns)
 		key.netns = bpf_get_netns_cookie(ctx);
@@ -150,12 +150,11 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 
 	note = bpf_sk_storage_get(&notes, sk, 0, 0);
 	if (!note) {
-		// Only a mesh's proxy comes that way to the node agent; the pod's own traffic is nobody's business.
-		if (l2 == bpf_htonl(0xffff) && bpf_ntohl(l3) >> 24 == LOOPBACK_NET)
+		// Only a mesh's proxy comes that way to the node agent; the pod's own traffic is
+		// nobody's business.
+		if (is_mapped(key.ip) && is_loopback4(key.ip[3]))
 			return;
-		fresh.way = WAY_DIRECT;
-		if (l0 == r0 && l1 == r1 && l2 == r2 && l3 == r3)
-			fresh.way = WAY_LOCAL;
+		fresh.way = same_ip(key.ip, remote) ? WAY_LOCAL : WAY_DIRECT;
 		note = bpf_sk_storage_get(&notes, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!note)
 			return; // no memory: a connection that is not counted
@@ -174,7 +173,8 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 		add(&tally->opened, 1);
 }
 
-// The first bucket with an upper bound that is no less: 50 µs, doubled with each bucket; the last one has none.
+// Returns the first bucket with an upper bound that is no less: 50 µs, doubled with each bucket.
+// The last bucket has none.
 static __always_inline __u32 rtt_bucket(__u32 us)
 {
 	__u32 bound = 50;
@@ -207,7 +207,8 @@ static __always_inline __u64 fin_received(__u32 from, __u64 received, struct not
 	case BPF_TCP_CLOSING:
 		return 1;
 	case BPF_TCP_FIN_WAIT2:
-		// The usual end is that nobody reads any longer: then the socket ends here, and a lesser one waits for the FIN.
+		// The usual end is that nobody reads any longer: then the socket ends here, and a
+		// lesser one waits for the FIN.
 		return received > note->received_at_fin;
 	}
 	return 0;
@@ -238,7 +239,8 @@ static __always_inline void ended(struct bpf_sock_ops *ctx, __u32 from, struct n
 	if (!tally)
 		return;
 	add(&tally->closed, 1);
-	if (from == BPF_TCP_ESTABLISHED || from == BPF_TCP_CLOSE_WAIT || from == BPF_TCP_FIN_WAIT1 || from == BPF_TCP_SYN_RECV)
+	if (from == BPF_TCP_ESTABLISHED || from == BPF_TCP_CLOSE_WAIT ||
+	    from == BPF_TCP_FIN_WAIT1 || from == BPF_TCP_SYN_RECV)
 		add(&tally->aborted, 1);
 	fin = fin_received(from, received, note);
 	if (received > fin)
@@ -261,7 +263,8 @@ static __always_inline void changed(struct bpf_sock_ops *ctx)
 	if (!sk || (to != BPF_TCP_CLOSE && to != BPF_TCP_FIN_WAIT2))
 		return;
 	note = bpf_sk_storage_get(&notes, sk, 0, 0);
-	// The callbacks may be another program's, or those that a former agent has left on the socket.
+	// The callbacks may be another program's, or those that a former agent has left on the
+	// socket.
 	if (!note || !note->id)
 		return;
 	if (to == BPF_TCP_FIN_WAIT2)

@@ -50,13 +50,13 @@ func (o *older) register(r prometheus.Registerer) {
 	count("connections_total", ended, "request", &c.TakenOver)
 	count("connections_total", ended, "existing", &c.Ended)
 	count("held_packets_total", "Packets on connections from before an intercept that were held back.",
-		"", &c.Held)
+		"", &c.Queued)
 	count("released_packets_total",
 		"Packets that were held back and let go, since they were no intercept's.", "", &c.Released)
 	const left = "Requests on connections from before an intercept that may have been its own, and went to the app: the node agent had not decided in time, " +
 		"there were too many to ask it, or the kernel did not end the connection."
-	count("left_requests_total", left, "late", &c.LeftLate)
-	count("left_requests_total", left, "no_room", &c.LeftUntold)
+	count("left_requests_total", left, "late", &c.TimedOut)
+	count("left_requests_total", left, "no_room", &c.NoRoom)
 	count("left_requests_total", left, "not_ended", &c.LeftUndestroyed)
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "sidestep_nodeagent_takeover_watched_connections",

@@ -105,6 +105,45 @@ func list(ask func(request []byte), fits func(*Socket) bool) ([]Socket, error) {
 	return all, nil
 }
 
+// ErrNotFound means that there is no such connection, or not any more.
+var ErrNotFound = errors.New("no such connection")
+
+// Find returns the established connection between two addresses.
+func Find(remote, local netip.AddrPort) (Socket, error) {
+	family := uint8(unix.AF_INET6)
+	if local.Addr().Is4() {
+		family = unix.AF_INET // which also finds the IPv6 socket of an IPv4 connection
+	}
+	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, 0)
+	r := newRequest(family)
+	r[2] = 1 << (diagInfo - 1)
+	binary.NativeEndian.PutUint32(r[4:], 1<<stEstablished)
+	id := r[8:]
+	binary.BigEndian.PutUint16(id[0:], local.Port())
+	binary.BigEndian.PutUint16(id[2:], remote.Port())
+	copy(id[4:20], local.Addr().AsSlice())
+	copy(id[20:36], remote.Addr().AsSlice())
+	anyCookie(id)
+	req.AddRawData(r)
+	messages, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return Socket{}, fmt.Errorf("find connection from %s to %s: %w", remote, local, err)
+	}
+	for _, m := range messages {
+		if s, ok := parse(m); ok && s.Local == local && s.Remote == remote {
+			return s, nil
+		}
+	}
+	return Socket{}, fmt.Errorf("find connection from %s to %s: %w", remote, local, ErrNotFound)
+}
+
+// anyCookie makes an id fit a socket with any cookie.
+func anyCookie(id []byte) {
+	for i := range 8 {
+		id[40+i] = 0xff // INET_DIAG_NOCOOKIE
+	}
+}
+
 // Listeners gives the users who listen on a port, as numbers.
 func Listeners(port uint16) ([]uint32, error) {
 	var users []uint32
@@ -162,9 +201,7 @@ func CanDestroy() error {
 	var id [idSize]byte
 	binary.BigEndian.PutUint16(id[0:], uint16(at.(*unix.SockaddrInet4).Port))
 	copy(id[4:], home[:])
-	for i := range 8 {
-		id[40+i] = 0xff // no cookie
-	}
+	anyCookie(id[:])
 	return destroy(unix.AF_INET, id[:])
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/nodeagent/tc"
 )
 
 // Attach makes this program the one of the namespace. If another agent's is there, all of its state
@@ -57,9 +59,10 @@ func (p *Program) hooks(ns Namespace) (hooks []hook, err error) {
 		return []hook{{kind: SkLookup}}, nil
 	}
 	err = ns.Do(func() error {
-		indexes, err := devices()
-		for _, i := range indexes {
-			hooks = append(hooks, hook{p.kind, i})
+		// lo is among them: a mesh's proxy in the pod dials the app there.
+		devices, err := tc.Devices()
+		for _, d := range devices {
+			hooks = append(hooks, hook{p.kind, d.Index})
 		}
 		return err
 	})
@@ -141,7 +144,7 @@ func (p *Program) link(ns Namespace, own pin) error {
 	var err error
 	if own.kind == TCX {
 		err = ns.Do(func() (err error) {
-			l, err = attachTCX(own.device, p.objs.Program)
+			l, err = tc.Link(own.device, p.objs.Program)
 			return err
 		})
 	} else {
@@ -167,7 +170,7 @@ func (p *Program) filter(ns Namespace, own pin) error {
 		return fmt.Errorf("duplicate the steering program: %w", err)
 	}
 	err = ns.Do(func() error {
-		made, err := addFilter(own.device, program)
+		made, err := ourFilter.Attach(own.device, program)
 		own = newPin(p.node.dir(), own.inode, own.epoch, own.hook, made || own.made)
 		return err
 	})

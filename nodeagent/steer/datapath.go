@@ -10,10 +10,10 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/nodeagent/tc"
 )
 
 // Datapath is a way of steering.
@@ -73,21 +73,19 @@ func choose(want Datapath) (chosen Datapath, why string, err error) {
 func (d Datapath) supported() error {
 	switch d {
 	case SkLookup:
-		return bpf.Supported()
+		return bpf.CanSteer()
 	case TCX:
 		return try(func(p *ebpf.Program) error {
-			l, err := attachTCX(loopback, p)
-			if errors.Is(err, ebpf.ErrNotSupported) {
-				return fmt.Errorf("tcx needs Linux 6.6: %w", err)
-			} else if err != nil {
+			l, err := tc.Link(tc.Loopback, p)
+			if err != nil {
 				return fmt.Errorf("attach by tcx: %w", err)
 			}
 			return l.Close()
 		})
 	case ClsAct:
 		return try(func(p *ebpf.Program) error {
-			if _, err := addFilter(loopback, p); err != nil {
-				return fmt.Errorf("steering by TC needs a Linux with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: %w", err)
+			if _, err := ourFilter.Attach(tc.Loopback, p); err != nil {
+				return fmt.Errorf("%w: %w", bpf.NeedsClsact, err)
 			}
 			return nil
 		})
@@ -95,13 +93,10 @@ func (d Datapath) supported() error {
 	return fmt.Errorf("there is no datapath %q", d)
 }
 
-// loopback is the index of lo in every network namespace.
-const loopback = 1
-
 // try loads the program for TC and lets attach try it in a network namespace that nobody else uses
 // and that is gone afterwards.
 func try(attach func(*ebpf.Program) error) error {
-	if err := bpf.SupportedTC(); err != nil {
+	if err := bpf.CanSteerTC(); err != nil {
 		return err
 	}
 	heartbeat, err := bpf.NewHeartbeat()
@@ -125,10 +120,4 @@ func try(attach func(*ebpf.Program) error) error {
 		result <- attach(objs.Program)
 	}()
 	return <-result
-}
-
-func attachTCX(device int, p *ebpf.Program) (link.Link, error) {
-	// Before all others: what ends the chain would hide packets from us, and we never end it.
-	return link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: ebpf.AttachTCXIngress,
-		Anchor: link.Head()})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/nodeagent/tc"
 )
 
 // hook is a place where a program can be attached: the socket lookup of a namespace, or the ingress
@@ -71,6 +72,9 @@ func (h linkHold) detach() error {
 	return nil
 }
 
+// ourFilter is the filter of all agents: what steers a device is exchanged, never added to.
+var ourFilter = tc.Filter{Name: "sidestep", Handle: 0x51de}
+
 // filterHold is a filter of a device. What is pinned in its place is its program, by which the
 // filter is known again.
 type filterHold struct {
@@ -89,8 +93,8 @@ func (h *filterHold) gone() bool {
 
 func (h *filterHold) leadsTo(id ebpf.ProgramID) (leads bool) {
 	_, err := h.visit(func() error {
-		ours, _, err := ourFilter(h.device)
-		leads = ours != nil && ebpf.ProgramID(ours.Id) == id
+		has, err := ourFilter.Program(h.device)
+		leads = has == id
 		return err
 	})
 	return leads && err == nil
@@ -102,7 +106,7 @@ func (h *filterHold) pin(path string) error {
 }
 
 func (h *filterHold) detach() error {
-	_, err := h.visit(func() error { return removeFilter(h.device, h.id, h.made) })
+	_, err := h.visit(func() error { return ourFilter.Detach(h.device, h.id, h.made) })
 	return err
 }
 

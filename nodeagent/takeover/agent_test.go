@@ -249,7 +249,7 @@ func TestWhoDecidesTooLateTakesNothingOver(t *testing.T) {
 	_, err = c.ask(plain)
 	require.NoError(t, err, "the app has had the request, so the connection lives on")
 	assert.Zero(t, w.counters.TakenOver.Load())
-	assert.Eventually(t, func() bool { return w.counters.LeftLate.Load() == 1 }, 20*time.Second,
+	assert.Eventually(t, func() bool { return w.counters.TimedOut.Load() == 1 }, 20*time.Second,
 		10*time.Millisecond, "it is counted")
 	// The next one is taken over, once the kernel knows that there is somebody to decide.
 	assert.Eventually(t, func() bool {

@@ -8,7 +8,7 @@ import (
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
-// Patient gives decisions more time, and takes connections for idle later.
+// Patient sets the timeout of queued packets, and when connections count as idle.
 func Patient(c *Config, hold, idle time.Duration) { c.hold, c.idle = hold, idle }
 
 // Clsact makes the port attach as before Linux 6.6.

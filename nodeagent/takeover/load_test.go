@@ -91,7 +91,7 @@ func TestTenThousandOpenConnections(t *testing.T) {
 		func(c *client) bool { return slices.Contains(developers, c) })
 	each(t, others, byApp(plain))
 	w.tookOver(t, len(developers))
-	assert.EqualValues(t, 0, w.counters.LeftLate.Load()+w.counters.LeftUntold.Load())
+	assert.EqualValues(t, 0, w.counters.TimedOut.Load()+w.counters.NoRoom.Load())
 }
 
 // named is a rule with a header of its own.

@@ -223,7 +223,7 @@ func TestLostRepeatedAndOvertakingPackets(t *testing.T) {
 		assert.NoError(t, <-done)
 	}
 	t.Logf("taken over %d, let go %d, late %d", w.counters.TakenOver.Load(), w.counters.Released.Load(),
-		w.counters.LeftLate.Load())
+		w.counters.TimedOut.Load())
 	w.tookOver(t, 4)
 	assert.Zero(t, w.app.marked.Load())
 }

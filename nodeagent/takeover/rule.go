@@ -6,7 +6,7 @@ import "sidestep.dev/sidestep/internal/match"
 
 // What becomes of older connections: Rule.Existing.
 const (
-	Auto = "auto" // of a rule for requests: as described above; else as idle
+	Auto = "auto" // of a rule for requests: those with a matching request end; else as idle
 	Idle = "idle" // those that are idle are ended
 	All  = "all"  // all are ended
 	None = "none" // nothing
@@ -20,10 +20,10 @@ type Rule struct {
 	Existing  string
 }
 
-// watches says that the rule wants single requests.
+// watches reports whether the rule wants single requests.
 func (r *Rule) watches() bool { return !r.TCP && (r.Existing == Auto || r.Existing == "") }
 
-// ends says which connections the rule wants to be ended, if any.
+// ends returns which connections the rule wants to be ended, if any.
 func (r *Rule) ends() string {
 	switch {
 	case r.Existing == Idle, r.Existing == All:
@@ -34,7 +34,7 @@ func (r *Rule) ends() string {
 	return None
 }
 
-// needles is what is looked for in requests.
+// needles returns what is looked for in requests.
 func needles(rules []Rule) (all []match.Needle) {
 	for i := range rules {
 		if rules[i].watches() {

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package takeover deals with connections that are older than the intercept of their port. The
-// kernel leaves them with the app, whatever new connections are steered to.
+// Package takeover is the policy for connections that are older than the intercept of their port. The kernel
+// leaves them with the app, whatever new connections are steered to.
 //
-// Where an intercept takes single requests, a program in the kernel watches these connections and
-// only these. It holds back the packet that completes a request which may match, and asks; the
-// decision is made here, on the bytes, by what the proxy itself goes by. If the request is one of
-// the intercept's, its connection is ended before the app has seen it: the client gets a reset,
-// tries again, and its new connection is steered. Else the packet is let go at once. Where an
-// intercept takes whole connections, those that are idle are ended.
+// Where an intercept takes single requests, package headwatch watches these connections and no others. For a
+// request that is the intercept's, its connection is ended before the app has seen it: the client gets a reset,
+// tries again, and its new connection is steered. Where an intercept takes whole connections, those that are
+// idle are ended.
 //
 // All other connections live on. When something fails here, they do too.
 package takeover
@@ -22,31 +20,29 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf/rlimit"
-
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/headwatch"
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
 const (
-	// idleFor is for how long a connection has been without data before it counts as idle.
+	// idleFor is how long a connection has had no data before it counts as idle.
 	idleFor = 200 * time.Millisecond
-	// endingFor is how long connections are looked for that have become idle.
+	// endingFor is how long to look for connections that have become idle.
 	endingFor = 10 * time.Second
 	// watchEvery is the pause between looks at which connections are still there, once nothing new
 	// is to be expected.
 	watchEvery = 10 * time.Second
 )
 
-// looks are when connections are listed after steering began: what was on its way then appears a
-// little later, or when a lost packet of its handshake has been repeated, after one, three and
-// seven seconds. Each look has the kernel walk through all connections of the machine.
+// looks are when connections are listed after steering began. What was on its way then appears a little later,
+// or when a lost packet of its handshake was repeated, after one, three and seven seconds. For each look the
+// kernel walks through all connections of the machine.
 var looks = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second, 3 * time.Second,
 	7 * time.Second, endingFor}
 
-// endEvery is the pause between looks for connections that have become idle and are to be ended
-// then.
+// endEvery is the pause between looks for connections that have become idle and are to be ended.
 const endEvery = time.Second
 
 // Namespace is a pod's network namespace.
@@ -59,11 +55,12 @@ type Namespace interface {
 type Config struct {
 	Namespace Namespace
 	Port      uint16
-	// Claims gives the UID of the intercept that has a request, as far as is known now.
+	// Watch watches the pod's connections, for all of its ports. nil means that this port has a program of its own.
+	Watch *headwatch.Pod
+	// Claims returns the UID of the intercept that has a request, as far as is known now.
 	Claims func(head match.Head) (intercept string)
-	// Steering says whether new connections are steered at this moment: the node agent may have the
-	// kernel pass them all to the app for a while. nil means that they are, once Steered has been
-	// called.
+	// Steering reports whether new connections are steered at this moment: the node agent may have the kernel pass
+	// them all to the app for a while. nil means that they are, once Steered was called.
 	Steering func() bool
 	Log      *slog.Logger
 	// Counters may be nil.
@@ -72,24 +69,21 @@ type Config struct {
 	clsact bool
 	// destroy ends a connection; nil means that the kernel is asked.
 	destroy func(*sockdiag.Socket) error
-	// hold and idle are bpf.TakeoverHold and idleFor, but in tests.
+	// hold is the timeout of queued packets. hold and idle differ from headwatch.Timeout and idleFor in tests only.
 	hold, idle time.Duration
 }
 
-// Counters are what has been done on a node.
+// Counters are what was done on a node.
 type Counters struct {
+	// Packets that were queued, and what became of them. Those that timed out or had no room may have been of an
+	// intercept's requests, which went to the app.
+	headwatch.Counters
 	TakenOver atomic.Uint64 // connections ended because of a request
 	Ended     atomic.Uint64 // connections ended because they were idle, or all were to be
-	// packets held back; less than the sum of the others by those that are being held, or were
-	// asked about twice
-	Held     atomic.Uint64
-	Released atomic.Uint64 // packets that were held back and let go
-	// Requests that were, or may have been, an intercept's, and went to the app: since the node
-	// agent had not decided in time, since there were too many to tell it, and since the kernel did
-	// not end their connections.
-	LeftLate, LeftUntold, LeftUndestroyed atomic.Uint64
-	// Watched is the connections that are being watched.
-	Watched atomic.Int64
+	// LeftUndestroyed is an intercept's requests that went to the app, since the kernel did not end their
+	// connections.
+	LeftUndestroyed atomic.Uint64
+	Watched         atomic.Int64 // connections that are being watched
 }
 
 // Port deals with the older connections of one port of one pod.
@@ -98,29 +92,22 @@ type Port struct {
 	over    chan struct{} // closed at the end
 	wake    chan struct{}
 	running sync.WaitGroup
-	view    atomic.Pointer[view]
+	watched atomic.Pointer[[]Rule] // those that Verdict goes by; what it points to is never changed
 	steered atomic.Bool
 
-	mu      sync.Mutex // held while the kernel is asked, so not for those who decide on packets
+	mu      sync.Mutex // held while the kernel is asked, so policy does not take it
 	rules   []Rule
 	tooMany error                // why the rules cannot be looked for in requests
 	done    map[string]bool      // intercepts whose connections have been ended, or are being
 	ending  map[string]time.Time // until when
 	older   map[bpf.FlowKey]sockdiag.Socket
-	program *program  // nil unless something is watched
-	began   time.Time // of the present series of looks; zero without one
+	heads   *headwatch.Port // nil unless something is watched
+	began   time.Time       // of the present series of looks; zero without one
 	closed  bool
 	counted int // among the watched ones of the node
 }
 
-// view is what decisions are made by. It is never changed.
-type view struct {
-	rules []Rule
-	older map[bpf.FlowKey]sockdiag.Socket
-}
-
-// Open prepares for the port. It must be called before new connections are steered: what is open
-// then is older.
+// Open prepares for the port. It must be called before new connections are steered: what is open then is older.
 func Open(cfg Config) (*Port, error) {
 	if cfg.Counters == nil {
 		cfg.Counters = &Counters{}
@@ -129,22 +116,26 @@ func Open(cfg Config) (*Port, error) {
 		cfg: cfg, over: make(chan struct{}), wake: make(chan struct{}, 1),
 		done: map[string]bool{}, ending: map[string]time.Time{},
 	}
-	p.view.Store(&view{})
-	p.cfg.hold, p.cfg.idle = cmp.Or(cfg.hold, bpf.TakeoverHold), cmp.Or(cfg.idle, idleFor)
+	p.watched.Store(&[]Rule{})
+	p.cfg.idle = cmp.Or(cfg.idle, idleFor)
+	if cfg.Watch == nil {
+		p.cfg.Watch = headwatch.NewPod(headwatch.Config{Namespace: cfg.Namespace, Log: cfg.Log,
+			Counters: &cfg.Counters.Counters, Timeout: cfg.hold, Clsact: cfg.clsact})
+	}
 	if cfg.destroy == nil {
 		p.cfg.destroy = sockdiag.Destroy
 		if err := cfg.Namespace.Do(sockdiag.CanDestroy); err != nil {
 			return nil, err
 		}
 	}
-	if err := sweep(cfg.Namespace); err != nil {
+	if err := headwatch.Sweep(cfg.Namespace); err != nil {
 		cfg.Log.Warn("open connections", "port", cfg.Port, "error", err)
 	}
 	return p, nil
 }
 
-// SetRules says what is wanted from now on. Connections are watched when it returns; those that are
-// to be ended are ended once Steered has been called.
+// SetRules sets what is wanted from now on. When it returns, connections are watched. Those that are to be ended
+// are ended once Steered was called.
 func (p *Port) SetRules(rules []Rule) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -165,9 +156,9 @@ func (p *Port) SetRules(rules []Rule) error {
 			p.ending[r.Intercept] = time.Now().Add(endingFor)
 		}
 	}
-	_, p.tooMany = newAutomaton(0, needles(rules))
+	p.tooMany = headwatch.Check(needles(rules))
 	if !p.wanted() {
-		p.view.Store(&view{})
+		p.watched.Store(&[]Rule{})
 		return errors.Join(p.tooMany, p.unwatch())
 	}
 	if err := p.look(); err != nil {
@@ -177,8 +168,7 @@ func (p *Port) SetRules(rules []Rule) error {
 	return p.tooMany
 }
 
-// Steered says that new connections are steered now, so that older ones may be taken over, or
-// ended.
+// Steered is called when new connections are steered, so that older ones may be taken over, or ended.
 func (p *Port) Steered() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,11 +183,10 @@ func (p *Port) Steered() error {
 	return nil
 }
 
-// steers says whether a client whose connection is ended comes to the node agent when it tries
-// again.
+// steers reports whether a client whose connection is ended comes to the node agent when it tries again.
 func (p *Port) steers() bool { return p.steered.Load() && (p.cfg.Steering == nil || p.cfg.Steering()) }
 
-// wanted says whether any rule cares about older connections. p.mu must be held.
+// wanted reports whether any rule cares about older connections. p.mu must be held.
 func (p *Port) wanted() bool { return len(p.ending) > 0 || p.watching() }
 
 func (p *Port) watching() bool {
@@ -221,7 +210,7 @@ func (p *Port) keepLooking() {
 	})
 }
 
-// pause waits until the next look is due. It gives false at the end.
+// pause waits until the next look is due. It returns false at the end.
 func (p *Port) pause() bool {
 	p.mu.Lock()
 	since, ending := time.Since(p.began), len(p.ending) > 0
@@ -248,7 +237,7 @@ func (p *Port) pause() bool {
 	}
 }
 
-// lookAgain says whether to go on.
+// lookAgain looks, and reports whether to go on.
 func (p *Port) lookAgain() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -281,38 +270,36 @@ func (p *Port) look() error {
 	if err != nil {
 		return err
 	}
-	before := p.older
 	p.older = map[bpf.FlowKey]sockdiag.Socket{}
 	for _, s := range sockets {
 		if !s.Marked && !private(&s) {
 			p.older[bpf.NewFlowKey(s.Remote, s.Local)] = s
 		}
 	}
-	p.view.Store(&view{rules: p.rules, older: p.older})
+	rules := p.rules // SetRules exchanges the slice
+	p.watched.Store(&rules)
 	if !p.watching() {
 		return p.unwatch()
 	}
-	if p.program == nil {
+	if p.heads == nil {
 		if len(p.older) == 0 {
 			return nil
 		}
-		if p.program, err = p.watch(); err != nil {
+		if p.heads, err = p.cfg.Watch.Open(p.cfg.Port, policy{p}); err != nil {
 			return err
 		}
-		before = nil
 	}
-	p.watched(len(p.older))
-	return errors.Join(p.program.setRules(p.rules), p.program.follow(p.older, before),
-		p.program.attach(), p.program.count())
+	p.report(len(p.older))
+	return p.heads.Watch(needles(p.rules), p.older)
 }
 
-// watched says how many connections are watched. p.mu must be held.
-func (p *Port) watched(n int) {
+// report counts the connections that are watched. p.mu must be held.
+func (p *Port) report(n int) {
 	p.cfg.Counters.Watched.Add(int64(n - p.counted))
 	p.counted = n
 }
 
-// private connections are never steered: those of the pod with itself, as the node agent's own to
+// private reports whether a connection is never steered: those of the pod with itself, as the node agent's own to
 // the app, and those on loopback.
 func private(s *sockdiag.Socket) bool {
 	return s.Remote.Addr() == s.Local.Addr() || s.Local.Addr().IsLoopback()
@@ -351,54 +338,46 @@ func (p *Port) end() {
 	}
 }
 
-// watch loads the program. p.mu must be held.
-func (p *Port) watch() (*program, error) {
-	if err := bpf.TakeoverSupported(); err != nil {
-		return nil, err
-	}
-	_ = rlimit.RemoveMemlock() // reported where steering begins
-	return load(p)
-}
-
-// unwatch lets go of all connections. p.mu must be held.
+// unwatch stops watching all connections. p.mu must be held.
 func (p *Port) unwatch() error {
-	was := p.program
+	was := p.heads
 	if was == nil {
 		return nil
 	}
-	p.program = nil
-	p.watched(0)
-	return was.close()
+	p.heads = nil
+	p.report(0)
+	return was.Close()
 }
 
-// takeOver ends the connection of a request that was held back.
-func (p *Port) takeOver(key bpf.FlowKey) error {
-	s, ok := p.view.Load().older[key]
-	if !ok {
-		return errors.New("it has ended meanwhile")
+// policy is what headwatch asks about requests on older connections.
+type policy struct{ *Port }
+
+// Verdict returns headwatch.End for requests that are to be taken over. There are none while new connections are
+// not steered: the client's next one would come to the app as well.
+func (p policy) Verdict(head match.Head) headwatch.Verdict {
+	if !p.steers() {
+		return headwatch.Pass
 	}
-	if err := p.cfg.Namespace.Do(func() error { return p.cfg.destroy(&s) }); err != nil {
+	intercept := p.cfg.Claims(head)
+	if intercept != "" && slices.ContainsFunc(*p.watched.Load(), func(r Rule) bool {
+		return r.Intercept == intercept && r.watches()
+	}) {
+		return headwatch.End
+	}
+	return headwatch.Pass
+}
+
+func (p policy) End(s *sockdiag.Socket) error {
+	if err := p.cfg.Namespace.Do(func() error { return p.cfg.destroy(s) }); err != nil {
 		p.cfg.Counters.LeftUndestroyed.Add(1)
 		return err
 	}
 	p.cfg.Counters.TakenOver.Add(1)
-	p.cfg.Log.Debug("a connection that was open before was taken over", "remote", s.Remote, "local", s.Local)
+	p.cfg.Log.Debug("older connection taken over", "remote", s.Remote, "local", s.Local)
 	return nil
 }
 
-// claims says whether the head is that of a request which is to be taken over. None is while new
-// connections are not steered: the client's next one would come to the app as well.
-func (p *Port) claims(head match.Head) bool {
-	if !p.steers() {
-		return false
-	}
-	intercept := p.cfg.Claims(head)
-	return intercept != "" && slices.ContainsFunc(p.view.Load().rules, func(r Rule) bool {
-		return r.Intercept == intercept && r.watches()
-	})
-}
-
-// Watched is how many connections are being watched.
+// Watched returns how many connections are being watched.
 func (p *Port) Watched() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

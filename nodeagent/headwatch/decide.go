@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package takeover
+package headwatch
 
 import (
 	"bytes"
@@ -22,13 +22,13 @@ const (
 	maxKept   = 16 << 20
 )
 
-// decider decides on the packets that are held back. It keeps the first parts of heads that came in
-// several packets.
+// decider decides on queued packets. It keeps the first parts of heads that came in several packets.
 type decider struct {
 	program *program
 	heads   map[bpf.FlowKey]*partial
 	kept    int
 	request http1.Request
+	clock   func() (time.Duration, error)
 }
 
 // partial is a head that has not come to its end.
@@ -42,9 +42,11 @@ type piece struct {
 	bytes []byte
 }
 
-func newDecider(g *program) *decider { return &decider{program: g, heads: map[bpf.FlowKey]*partial{}} }
+func newDecider(g *program) *decider {
+	return &decider{program: g, heads: map[bpf.FlowKey]*partial{}, clock: clock}
+}
 
-// decode gives an event and its packet, of which the end may be missing.
+// decode returns an event and its packet, of which the end may be missing.
 func decode(sample []byte) (e *bpf.Event, packet []byte, complete bool) {
 	e = &bpf.Event{}
 	size, err := binary.Decode(sample, binary.NativeEndian, e)
@@ -71,65 +73,75 @@ func (d *decider) packet(sample []byte) {
 		d.keep(e, payload)
 		return
 	}
+	cfg := &d.program.pod.cfg
+	port := d.program.pod.port(e.Key.LocalPort)
 	head, end := d.assemble(e, payload)
-	log := d.program.port.cfg.Log
 	d.request.Reset()
 	n, err := d.request.Parse(head)
-	if err == nil && n > 0 && d.program.port.claims(&d.request) {
-		if err = d.holdOn(e); err == nil {
-			err = d.program.port.takeOver(e.Key)
-		}
-		if err == nil {
-			d.forget(e.Key)
-			_ = d.program.objs.Flows.Delete(e.Key)
+	if err == nil && n > 0 && port != nil && port.verdict(&d.request) == End {
+		if err = d.end(port, e); err == nil {
 			return
 		}
-		log.Warn("a request that is an intercept's goes to the app", "error", err)
+		cfg.Log.Warn("request passes to the app although its connection was to end", "error", err)
 	}
-	d.program.port.cfg.Counters.Released.Add(1)
+	cfg.Counters.Released.Add(1)
 	err = d.release(e, end, err == nil && n == 0, packet)
 	if err == nil && !complete {
-		err = errors.New("it is too long to be put into the pod's kernel")
+		err = errors.New("it is too long to be injected")
 	} else if err == nil {
-		err = d.inject(e, packet)
+		err = d.inject(port, e, packet)
 	}
 	if err != nil {
-		log.Debug("a packet that was held back is let go when it is repeated", "error", err)
+		cfg.Log.Debug("queued packet passes when it is repeated", "error", err)
 	}
 }
 
-// holdOn makes the kernel hold the packet for a while from now on. An error means that the app may
-// have it already, or will have it soon, as happens when the machine has not let this process run:
-// then the connection is no longer one to be ended.
-func (d *decider) holdOn(e *bpf.Event) error {
+// end carries out the verdict of that name.
+func (d *decider) end(port *Port, e *bpf.Event) error {
+	if err := d.prolong(e); err != nil {
+		return err
+	}
+	if err := port.end(e.Key); err != nil {
+		return err
+	}
+	d.forget(e.Key)
+	_ = d.program.objs.Flows.Delete(e.Key)
+	return nil
+}
+
+// prolong makes the kernel queue the packet for the timeout from now on. After an error the app may have it
+// already, or will have it soon, as happens when the machine has not let this process run. Then the connection
+// must not be ended any more.
+func (d *decider) prolong(e *bpf.Event) error {
 	flows := d.program.objs.Flows
 	var f bpf.Flow
 	if err := flows.Lookup(e.Key, &f); err != nil {
-		return fmt.Errorf("look up a connection that waits: %w", err)
+		return fmt.Errorf("look up flow of queued packet: %w", err)
 	}
 	if !waits(&f, e) {
 		return errLate
 	}
-	until := time.Duration(f.HeldAt) + d.program.port.cfg.hold
-	now, err := clock()
+	until := time.Duration(f.QueuedAt) + d.program.pod.cfg.Timeout
+	now, err := d.clock()
 	if err != nil {
 		return err
 	}
-	f.HeldAt = uint64(now)
+	f.QueuedAt = uint64(now)
 	if err := flows.Update(e.Key, &f, ebpf.UpdateExist); err != nil {
-		return fmt.Errorf("hold on to a packet: %w", err)
+		return fmt.Errorf("prolong queueing of packet: %w", err)
 	}
-	// Before that time the kernel did not let it go, and now it holds it for longer.
-	if now, err = clock(); err == nil && now >= until {
+	// Before until, the kernel did not let the packet pass, and since the update it queues it for longer. If until
+	// came before the update did, the packet may have passed in between.
+	if now, err = d.clock(); err == nil && now >= until {
 		err = errLate
 	}
 	return err
 }
 
-var errLate = errors.New("it was not decided on in time")
+var errLate = errors.New("the verdict came too late")
 
-// waits says whether the flow is still held because of the event.
-func waits(f *bpf.Flow, e *bpf.Event) bool { return f.Phase == bpf.PhaseHeld && f.Head == e.Head }
+// waits reports whether the packet of the event is the one that the flow waits for.
+func waits(f *bpf.Flow, e *bpf.Event) bool { return f.Phase == bpf.PhaseQueued && f.Head == e.Head }
 
 // keep puts the packet aside until it is known whether its head matters.
 func (d *decider) keep(e *bpf.Event, payload []byte) {
@@ -165,16 +177,16 @@ func (d *decider) forget(key bpf.FlowKey) {
 
 // sweep forgets heads of connections that are gone.
 func (d *decider) sweep() {
-	older := d.program.port.view.Load().older
+	var f bpf.Flow
 	for key := range d.heads {
-		if _, ok := older[key]; !ok {
+		if d.program.objs.Flows.Lookup(key, &f) != nil {
 			d.forget(key)
 		}
 	}
 }
 
-// assemble gives the bytes from the beginning of the head as far as there is no gap, and the
-// sequence number of their end.
+// assemble returns the bytes from the beginning of the head as far as there is no gap, and the sequence number
+// of their end.
 func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint32) {
 	pieces := []piece{{e.Seq, payload}}
 	if h := d.heads[e.Key]; h != nil && h.begins == e.Head {
@@ -194,8 +206,8 @@ func (d *decider) assemble(e *bpf.Event, payload []byte) (head []byte, end uint3
 	return head, e.Head + uint32(len(head))
 }
 
-// release tells the kernel not to hold the packet any longer. incomplete says that the head has not
-// come to its end, so that more of it is to be looked at.
+// release tells the kernel not to queue the packet any longer. incomplete means that the head has not come to its
+// end, so that more of it is to be looked at.
 func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []byte) error {
 	if incomplete {
 		d.keep(e, packet[e.Payload:])
@@ -205,7 +217,7 @@ func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []by
 	flows := d.program.objs.Flows
 	var f bpf.Flow
 	if err := flows.Lookup(e.Key, &f); err != nil {
-		return fmt.Errorf("look up a connection that waits: %w", err)
+		return fmt.Errorf("look up flow of queued packet: %w", err)
 	}
 	if !waits(&f, e) {
 		return errLate
@@ -219,19 +231,23 @@ func (d *decider) release(e *bpf.Event, end uint32, incomplete bool, packet []by
 		f.Next = f.Furthest
 	}
 	if err := flows.Update(e.Key, &f, ebpf.UpdateExist); err != nil {
-		return fmt.Errorf("let a connection go on: %w", err)
+		return fmt.Errorf("release flow of queued packet: %w", err)
 	}
 	return nil
 }
 
-// inject gives the packet to the app's kernel at once.
-func (d *decider) inject(e *bpf.Event, packet []byte) error {
-	s, ok := d.program.port.view.Load().older[e.Key]
-	if !ok {
-		return errors.New("the connection has ended")
+// inject gives the packet to the app's kernel at once. Without that, it would pass when its sender repeats it, a
+// fifth of a second later.
+func (d *decider) inject(port *Port, e *bpf.Event, packet []byte) error {
+	if port == nil {
+		return errClosed
+	}
+	s, err := port.socket(e.Key)
+	if err != nil {
+		return err
 	}
 	if s.Device != 0 {
-		return errors.New("the connection is bound to an interface, which the packet would not come from")
+		return errors.New("the app's socket is bound to a device, which the packet would not come from")
 	}
-	return d.program.injector.inject(packet, int(e.Payload))
+	return d.program.injector.Inject(packet, int(e.Payload))
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package takeover
+package headwatch
 
 import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
 
-	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -20,12 +19,12 @@ import (
 const request = "GET / HTTP/1.1\r\nHost: h\r\nx-user: ann\r\n\r\n"
 
 // ann is the rule that request matches.
-func ann(t testing.TB) Rule {
+func ann(t testing.TB) match.Rule {
 	value := "ann"
 	m, err := match.FromSpec(
 		&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-user", Value: &value}}})
 	require.NoError(t, err)
-	return Rule{Intercept: "ann", HTTP: m}
+	return m
 }
 
 // frame6 is an Ethernet frame with an IPv6 packet with extension headers, given by their types and
@@ -48,14 +47,20 @@ func frame6(from, to netip.AddrPort, extensions []extension, segment []byte) []b
 	return f
 }
 
+const routing = 43 // header of RFC 8200 §4.4
+
+func mapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port())
+}
+
 type extension struct {
 	kind byte
 	rest []byte
 }
 
-func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
+func TestPacketsThatAreQueuedAndThatAreNot(t *testing.T) {
 	b := newBench(t)
-	require.NoError(t, b.program.setRules([]Rule{ann(t)}))
+	require.NoError(t, b.look(ann(t)))
 	client6, app6 := netip.MustParseAddrPort("[2001:db8::1]:40000"), netip.MustParseAddrPort("[2001:db8::2]:80")
 	segment := frame(b.client, b.app, 1000, 1, []byte(request))[34:]
 	pad := []byte{1, 4, 0, 0, 0, 0}
@@ -73,7 +78,7 @@ func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		packet []byte
-		held   bool
+		queued bool
 	}{
 		{"a request", with4(func([]byte) {}), true},
 		{"with padding of the link behind it", append(with4(func([]byte) {}), 0, 0, 0), true},
@@ -90,8 +95,13 @@ func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
 		{"IPv6 with options for the nodes on the way",
 			frame6(client6, app6, []extension{{unix.IPPROTO_HOPOPTS, pad}}, segment), true},
 		{"IPv6 with options for the destination", frame6(client6, app6, many(1), segment), true},
-		{"IPv6 with as many extension headers as are looked at", frame6(client6, app6, many(5), segment), true},
-		{"IPv6 with more than that", frame6(client6, app6, many(20), segment), false},
+		{"IPv6 with as many extension headers as are read", frame6(client6, app6, many(8), segment), true},
+		{"IPv6 with more than that", frame6(client6, app6, many(9), segment), false},
+		{"IPv6 by way of another node", frame6(client6, app6,
+			[]extension{{routing, []byte{0, 1, 0, 0, 0, 0}}}, segment), false},
+		{"IPv6 that has come by way of another node", frame6(client6, app6,
+			[]extension{{routing, []byte{0, 0, 0, 0, 0, 0}}}, segment), true},
+		{"IPv6 with IPv4-mapped addresses", frame6(mapped(b.client), mapped(b.app), nil, segment), false},
 		{"IPv6 in a fragment", frame6(client6, app6,
 			[]extension{{unix.IPPROTO_FRAGMENT, []byte{0, 1, 0, 0, 0, 7}}}, segment), false},
 		{"IPv6 with options and in a fragment",
@@ -101,10 +111,8 @@ func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.begin(t)
-			require.NoError(t, b.program.objs.Flows.Put(bpf.NewFlowKey(client6, app6), bpf.Flow{}))
-			ret, err := b.program.objs.Watch.Run(&ebpf.RunOptions{Data: c.packet})
-			require.NoError(t, err)
-			assert.Equal(t, c.held, ret == shot)
+			require.NoError(t, b.objs().Flows.Put(bpf.NewFlowKey(client6, app6), bpf.Flow{}))
+			assert.Equal(t, c.queued, b.run(t, c.packet))
 		})
 	}
 }
@@ -113,7 +121,7 @@ func TestPacketsThatAreHeldAndThatAreNot(t *testing.T) {
 // next request from being seen.
 func TestWhatIsNoRequestDoesNotHideTheNext(t *testing.T) {
 	b := newBench(t)
-	require.NoError(t, b.program.setRules([]Rule{ann(t)}))
+	require.NoError(t, b.look(ann(t)))
 	nobody := func(match.Head) bool { return false }
 	before := []byte("GET /before HTTP/1.1\r\nHost: h\r\n\r\n")
 	const seq, ack = 0xfffffff0, 7 // wraps around
@@ -138,29 +146,24 @@ func TestWhatIsNoRequestDoesNotHideTheNext(t *testing.T) {
 				b.begin(t)
 				first()
 				c.send()
-				held, taken := b.send(t, func(match.Head) bool { return true }, begins, ack+100,
+				queued, taken := b.send(t, func(match.Head) bool { return true }, begins, ack+100,
 					[]byte(request))
 				if c.name == "its end once more" && known == "of a connection that was not seen" {
 					continue // nobody can tell that from the beginning of something
 				}
-				assert.True(t, held && taken, known)
+				assert.True(t, queued && taken, known)
 			}
 		})
 	}
-	// It is held once more when it is repeated, and goes to the app when it is not decided on.
+	// It is queued once more when it is repeated, and goes to the app when it is not decided on.
 	b.begin(t)
-	run := func() bool {
-		ret, err := b.program.objs.Watch.Run(&ebpf.RunOptions{Data: frame(b.client, b.app, seq, ack,
-			[]byte(request))})
-		require.NoError(t, err)
-		return ret == shot
-	}
+	run := func() bool { return b.run(t, frame(b.client, b.app, seq, ack, []byte(request))) }
 	assert.True(t, run())
 	assert.True(t, run(), "repeated")
 	var f bpf.Flow
-	require.NoError(t, b.program.objs.Flows.Lookup(b.key(), &f))
-	f.HeldAt -= uint64(bpf.TakeoverHold)
-	require.NoError(t, b.program.objs.Flows.Put(b.key(), &f))
+	require.NoError(t, b.objs().Flows.Lookup(b.key(), &f))
+	f.QueuedAt -= uint64(Timeout)
+	require.NoError(t, b.objs().Flows.Put(b.key(), &f))
 	assert.False(t, run(), "not decided on")
 	assert.False(t, run(), "the app has it")
 }
@@ -183,11 +186,11 @@ func BenchmarkPacket(b *testing.B) {
 		{"body of a watched connection", true,
 			bpf.Flow{Phase: bpf.PhaseRest, Next: 1000, Furthest: 1000, Ack: 1}, body, 10_000},
 		{"head without a match", true, bpf.Flow{}, long, 1},
-		{"head that is held back", true, bpf.Flow{}, []byte(request), 1},
+		{"head that is queued", true, bpf.Flow{}, []byte(request), 1},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			w := newBench(b)
-			require.NoError(b, w.program.setRules([]Rule{ann(b)}))
+			require.NoError(b, w.look(ann(b)))
 			packet := frame(w.client, w.app, 1000, 1, c.payload)
 			var total float64
 			n := 0
@@ -195,12 +198,12 @@ func BenchmarkPacket(b *testing.B) {
 				b.StopTimer()
 				w.begin(b)
 				if !c.watched {
-					require.NoError(b, w.program.objs.Flows.Delete(w.key()))
+					require.NoError(b, w.objs().Flows.Delete(w.key()))
 				} else {
-					require.NoError(b, w.program.objs.Flows.Put(w.key(), c.flow))
+					require.NoError(b, w.objs().Flows.Put(w.key(), c.flow))
 				}
 				b.StartTimer()
-				_, took, err := w.program.objs.Watch.Benchmark(packet, c.repeat, nil)
+				_, took, err := w.objs().Headwatch.Benchmark(packet, c.repeat, nil)
 				require.NoError(b, err)
 				total += float64(took.Nanoseconds())
 				n++

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package takeover
+package headwatch
 
 import (
 	"encoding/binary"
@@ -11,25 +11,29 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// newAutomaton builds what the kernel runs over the bytes of a head. It says that something was
-// found in every head that package http1 understands and that has one of the needles, and where a
-// head ends. What cannot become a head, it calls ended.
-func newAutomaton(generation uint32, needles []match.Needle) (*bpf.Automaton, error) {
+// Check returns an error if an automaton for the needles would be too large.
+func Check(needles []match.Needle) error {
+	_, err := newAutomaton(needles)
+	return err
+}
+
+// newAutomaton builds what the kernel runs over the bytes of a head. It finds something in every head that
+// package http1 understands and that has one of the needles, and it finds where a head ends. What cannot become
+// a head has ended, too.
+func newAutomaton(needles []match.Needle) (*bpf.Automaton, error) {
 	var err error
-	// Long needles may make more states than there are. What their beginnings are found in is not
-	// less, unless so little is left of them that everybody's requests would be held back.
+	// Long needles may make more states than there are. Their beginnings are found in no fewer heads. If too
+	// little is left of them, everybody's requests would be queued.
 	for limit := maxNeedle; limit >= minNeedle; limit /= 2 {
 		var a *bpf.Automaton
 		if a, err = newBuilder(needles, limit).build(); err == nil {
-			a.Generation = generation
 			return a, nil
 		}
 	}
 	return nil, fmt.Errorf("the intercepts of this port look for too many different headers and paths: %w", err)
 }
 
-// maxNeedle is how many bytes of a needle's parts are looked for, and minNeedle of how many it
-// makes sense.
+// maxNeedle is how many bytes of a needle's parts are looked for, and minNeedle the fewest that are of use.
 const (
 	maxNeedle = 64
 	minNeedle = 8
@@ -51,7 +55,7 @@ type element struct {
 	many  bool
 }
 
-// position is how far into which pattern.
+// position is how much of a pattern was seen.
 type position struct{ pattern, at int }
 
 // node is a state of the automaton before it has a number.
@@ -92,7 +96,7 @@ func newBuilder(needles []match.Needle, limit int) *builder {
 	return b
 }
 
-// compile makes a pattern of a needle, of which at most limit bytes are looked for.
+// compile returns the pattern of at most limit bytes of each part of a needle.
 func compile(n match.Needle, limit int) (p []element) {
 	exactly := func(c byte) { p = append(p, element{bytes: func(b byte) bool { return b == c }}) }
 	if n.Header == "" {
@@ -201,7 +205,7 @@ func (b *builder) step(n node, c byte) (next node, found bool) {
 	return next, found
 }
 
-// ending is how much of CR LF CR LF has been seen after one more byte.
+// ending returns how much of CR LF CR LF was seen after one more byte.
 func ending(seen int, c byte) int {
 	switch {
 	case c == '\r' && seen == 2:
@@ -214,7 +218,7 @@ func ending(seen int, c byte) int {
 	return 0
 }
 
-// advance moves on all patterns, and begins new ones.
+// advance moves on in all patterns, and begins new ones.
 func (b *builder) advance(in []position, starts []int, c byte) (next []position, found bool) {
 	try := func(p position) {
 		for ; p.at < len(b.patterns[p.pattern]); p.at++ {
@@ -250,7 +254,7 @@ func (b *builder) advance(in []position, starts []int, c byte) (next []position,
 	return slices.Compact(next), found
 }
 
-// tchar is the tchar of RFC 9110 §5.6.2.
+// tchar reports whether c is a tchar of RFC 9110 §5.6.2.
 func tchar(c byte) bool {
 	switch {
 	case 'a' <= lower(c) && lower(c) <= 'z', '0' <= c && c <= '9':

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package takeover
+package headwatch
 
 import (
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -23,32 +24,39 @@ import (
 	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/rawip"
+	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
 const shot = 2 // TC_ACT_SHOT
 
 // bench runs the program on packets that never were on a wire.
 type bench struct {
-	program *program
+	*Port
 	decider *decider
 	reader  *ringbuf.Reader
 	client  netip.AddrPort
 	app     netip.AddrPort
 }
 
-func newBench(t testing.TB) *bench {
+func newBench(t testing.TB) *bench { return newBenchFor(t, nil) }
+
+// newBenchFor returns a bench whose port has a policy. Nobody serves.
+func newBenchFor(t testing.TB, policy Policy) *bench {
 	testnet.RequireRoot(t)
 	require.NoError(t, rlimit.RemoveMemlock())
-	objs, err := bpf.LoadTakeover(80, bpf.TakeoverHold)
+	objs, err := bpf.LoadHeadwatch(Timeout)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = objs.Close() })
-	port := &Port{}
-	port.view.Store(&view{})
+	pod := NewPod(Config{Log: slog.New(slog.DiscardHandler), Namespace: nowhere{}})
+	pod.program = &program{pod: pod, objs: objs, injector: rawip.NewInjector(nowhere{})}
 	b := &bench{
-		program: &program{port: port, objs: objs},
-		client:  netip.MustParseAddrPort("198.18.0.1:40000"), app: netip.MustParseAddrPort("198.18.0.2:80"),
+		Port:   &Port{pod: pod, number: 80, policy: policy},
+		client: netip.MustParseAddrPort("198.18.0.1:40000"), app: netip.MustParseAddrPort("198.18.0.2:80"),
 	}
-	b.decider = newDecider(b.program)
+	pod.ports.Store(b.number, b.Port)
+	b.sockets.Store(&map[bpf.FlowKey]sockdiag.Socket{})
+	b.decider = newDecider(pod.program)
 	b.reader, err = ringbuf.NewReader(objs.Events)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = b.reader.Close() })
@@ -58,25 +66,35 @@ func newBench(t testing.TB) *bench {
 
 func (b *bench) key() bpf.FlowKey { return bpf.NewFlowKey(b.client, b.app) }
 
+func (b *bench) objs() *bpf.Headwatch { return b.pod.program.objs }
+
+// look looks for what a rule needs.
+func (b *bench) look(rule match.Rule) error { return b.lookFor([]match.Needle{rule.Needle()}, false) }
+
 // begin forgets everything about the flow.
 func (b *bench) begin(t testing.TB) {
-	require.NoError(t, b.program.beat())
-	require.NoError(t, b.program.objs.Flows.Put(b.key(), bpf.Flow{}))
+	require.NoError(t, b.pod.program.beat())
+	require.NoError(t, b.objs().Flows.Put(b.key(), bpf.Flow{}))
 	b.decider.forget(b.key())
 }
 
-// send gives a segment to the program. If it is held back, it decides; taken says that the rule has
-// the request. What was held and released counts as delivered, like what has passed.
-func (b *bench) send(t testing.TB, claims func(match.Head) bool, seq, ack uint32, payload []byte) (held,
-	taken bool) {
-	ret, err := b.program.objs.Watch.Run(&ebpf.RunOptions{Data: frame(b.client, b.app, seq, ack, payload)})
+// run gives a packet to the program, and reports whether it did not pass.
+func (b *bench) run(t testing.TB, packet []byte) (queued bool) {
+	ret, err := b.objs().Headwatch.Run(&ebpf.RunOptions{Data: packet})
 	require.NoError(t, err)
-	held = ret == shot
+	return ret == shot
+}
+
+// send gives a segment to the program. If it is queued, it decides; taken reports whether the rule has the
+// request. What was queued and released counts as delivered, like what has passed.
+func (b *bench) send(t testing.TB, claims func(match.Head) bool, seq, ack uint32, payload []byte) (queued,
+	taken bool) {
+	queued = b.run(t, frame(b.client, b.app, seq, ack, payload))
 	var record ringbuf.Record
 	for {
 		if err := b.reader.ReadInto(&record); err != nil {
 			require.ErrorIs(t, err, os.ErrDeadlineExceeded)
-			return held, taken
+			return queued, taken
 		}
 		e, packet, complete := decode(record.RawSample)
 		require.True(t, complete)
@@ -84,7 +102,7 @@ func (b *bench) send(t testing.TB, claims func(match.Head) bool, seq, ack uint32
 			b.decider.keep(e, packet[e.Payload:])
 			continue
 		}
-		require.True(t, held)
+		require.True(t, queued)
 		head, end := b.decider.assemble(e, packet[e.Payload:])
 		b.decider.request.Reset()
 		n, err := b.decider.request.Parse(head)
@@ -198,11 +216,11 @@ func (d dice) cut(n int) []part {
 	return parts
 }
 
-// trial says what is wrong, if of a few requests, a given one among them, the parser and the rule
-// have a request that the kernel lets through.
+// trial returns what is wrong, if the kernel passes a request that the parser and the rule have. It makes a few
+// requests, a given one among them.
 func (b *bench) trial(t testing.TB, d dice, given []byte) string {
 	rule := d.rule(t)
-	if err := b.program.setRules([]Rule{{HTTP: rule}}); err != nil {
+	if err := b.look(rule); err != nil {
 		return err.Error()
 	}
 	for range 20 {
@@ -254,8 +272,7 @@ func (b *bench) ask(t testing.TB, d dice, rule match.Rule, request []byte) strin
 	return ""
 }
 
-// The kernel may hold what does not match, and never lets through what does, however it is cut,
-// repeated and mixed up.
+// The kernel may queue what does not match, and never passes what does, however it is cut, repeated and mixed up.
 func TestPrefilterMissesNothing(t *testing.T) {
 	b, trials := newBench(t), uint64(500)
 	if testing.Short() {
