@@ -48,7 +48,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	if w.Kind, err = workload.Find(ctx, cluster, ask.Namespace, w.Kind, w.Name); err != nil {
 		return err
 	}
-	release, err := current.PodPorts.Claim(ask.Spec.Name, ask.Spec.ToPod)
+	release, err := current.Outbound.Reserve(ask.Spec.Name, ask.Spec.ToPod)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (s *service) Leave(ctx context.Context, req *daemonpb.LeaveRequest) (*daemo
 	if err != nil {
 		return nil, err
 	}
-	current.PodPorts.Settle() // so that whoever comes next can have them
+	current.Outbound.Settle() // so that whoever comes next can have them
 	return &daemonpb.LeaveReply{Left: intercept.Print(left, false)}, nil
 }
 

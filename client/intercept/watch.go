@@ -18,17 +18,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/backoff"
 )
 
 // portTimeout bounds how long a connection waits for its local port to be found out; the node agent
 // waits for two seconds.
 const portTimeout = 1500 * time.Millisecond
 
-// Pauses between attempts to watch.
-const (
-	watchRetryFirst = 100 * time.Millisecond
-	watchRetryMost  = 5 * time.Second
-)
+// maxWatchPause bounds the pause between attempts to watch.
+const maxWatchPause = 5 * time.Second
 
 // watch follows this client's intercepts in one namespace.
 type watch struct {
@@ -84,7 +82,7 @@ func (r *Registry) Sync(ctx context.Context) error {
 }
 
 func (w *watch) run(ctx context.Context) {
-	delay := watchRetryFirst
+	pace := backoff.Backoff{First: 100 * time.Millisecond, Most: maxWatchPause}
 	for ctx.Err() == nil {
 		begun := time.Now()
 		err := w.follow(ctx)
@@ -93,21 +91,15 @@ func (w *watch) run(ctx context.Context) {
 		}
 		w.registry.trouble(w.namespace, err)
 		if err == nil {
-			delay = watchRetryFirst
+			pace.Reset()
 			continue
 		}
-		if time.Since(begun) > watchRetryMost {
-			delay = watchRetryFirst
+		if time.Since(begun) > maxWatchPause {
+			pace.Reset()
 		}
+		delay := pace.Next()
 		w.registry.log.Warn("cannot watch intercepts", "namespace", w.namespace, "error", err, "retry", delay)
-		timer := time.NewTimer(delay/2 + rand.N(delay/2+1))
-		select {
-		case <-timer.C:
-		case <-w.again:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		delay = min(2*delay, watchRetryMost)
+		backoff.Sleep(ctx, delay, w.again)
 	}
 }
 

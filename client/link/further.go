@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/internal/backoff"
 )
 
 // Further is how many connections a link has besides the first. Over a long way the window of one
@@ -45,7 +46,7 @@ func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
 	if way == nil || way.Again == nil {
 		return
 	}
-	if l.wary && !sleep(ctx, steady) {
+	if l.wary && backoff.Sleep(ctx, steady, nil) {
 		return
 	}
 	var all sync.WaitGroup
@@ -58,7 +59,7 @@ func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
 
 // keepLine connects again and again, with pauses that grow.
 func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *sync.Once) {
-	for pause := l.Timing.Again; ; {
+	for pace := (backoff.Backoff{First: l.Timing.Again, Most: l.Timing.Rare}); ; {
 		began := time.Now()
 		err := l.line(ctx, way, lines)
 		if ctx.Err() != nil {
@@ -68,12 +69,11 @@ func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *
 		said.Do(func() { level = slog.LevelInfo })
 		l.Log.Log(ctx, level, "a further connection to the traffic manager cannot be had, or has ended; the others do its work", "error", err)
 		if time.Since(began) > steady {
-			pause = l.Timing.Again
+			pace.Reset()
 		}
-		if !sleep(ctx, jitter(pause)) {
+		if backoff.Sleep(ctx, pace.Next(), nil) {
 			return
 		}
-		pause = min(2*pause, l.Timing.Rare)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 	"sidestep.dev/sidestep/client/clienttest"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
-	"sidestep.dev/sidestep/client/portforward"
+	"sidestep.dev/sidestep/client/podconn"
 )
 
 const patience = 20 * time.Second
@@ -82,7 +82,7 @@ func (l *laptop) forward(ctx context.Context, c *kube.Cluster, namespace, pod st
 	if refused {
 		return nil, errors.New("one is enough")
 	}
-	raw, err := portforward.Dial(ctx, c.Config, namespace, pod, port)
+	raw, err := podconn.Dial(ctx, c.Config, namespace, pod, port)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/internal/backoff"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
@@ -170,7 +170,8 @@ func (l *Link) Run(ctx context.Context) {
 	defer cancel()
 	watch.Go(func() { l.watchSleep(ctx) })
 
-	delay, down, said := l.Timing.First, time.Now(), ""
+	pace := backoff.Backoff{First: l.Timing.First, Most: l.Timing.Early, Factor: 1.6}
+	down, said := time.Now(), ""
 	for ctx.Err() == nil {
 		began := time.Now()
 		connected, err := l.connect(ctx)
@@ -178,7 +179,8 @@ func (l *Link) Run(ctx context.Context) {
 			return
 		}
 		if connected > l.Timing.Late {
-			delay, down = l.Timing.First, time.Now()
+			pace.Reset()
+			down = time.Now()
 		}
 		if connected > 0 {
 			said, l.wary = "", connected < steady
@@ -192,43 +194,14 @@ func (l *Link) Run(ctx context.Context) {
 			said = err.Error()
 			l.Log.Warn("not connected to the traffic manager", "error", err)
 		}
-		if l.pause(ctx, delay) {
-			delay, down = l.Timing.First, time.Now()
-			continue
+		if backoff.Sleep(ctx, pace.Next(), l.wake) { // somebody hurries
+			pace.Reset()
+			down = time.Now()
 		}
-		limit := l.Timing.Early
+		pace.Most = l.Timing.Early
 		if time.Since(down) > time.Minute {
-			limit = l.Timing.Late
+			pace.Most = l.Timing.Late
 		}
-		delay = min(delay*8/5, limit)
-	}
-}
-
-// pause waits for about d and says whether it was cut short.
-func (l *Link) pause(ctx context.Context, d time.Duration) (hurried bool) {
-	timer := time.NewTimer(jitter(d))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-l.wake:
-		return true
-	}
-	return false
-}
-
-// jitter spreads what many laptops would do at the same moment.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
-
-// sleep says whether it was not cut short.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

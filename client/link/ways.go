@@ -14,7 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"sidestep.dev/sidestep/client/kube"
-	"sidestep.dev/sidestep/client/portforward"
+	"sidestep.dev/sidestep/client/podconn"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -24,9 +24,9 @@ type Forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, p
 // byForward connects by a port-forward, as Kubernetes' tools do: it works wherever the kubelet can
 // be reached.
 func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
-	conn, err := portforward.Dial(ctx, c.Config, namespace, pod, port)
+	conn, err := podconn.Dial(ctx, c.Config, namespace, pod, port)
 	if err != nil {
-		return nil, err // not a nil *portforward.Conn in an interface
+		return nil, err // not a nil *podconn.Conn in an interface
 	}
 	return conn, nil
 }
@@ -34,7 +34,7 @@ func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port
 // byUpgrade connects by an upgraded request, which is quicker, and needs an API server that reaches
 // pods, the right to pods/proxy, and a manager that knows it.
 func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string) (net.Conn, error) {
-	conn, err := portforward.DialUpgrade(ctx, c.Config, namespace, pod, httpPort, tunnel.UpgradePath,
+	conn, err := podconn.DialUpgrade(ctx, c.Config, namespace, pod, httpPort, tunnel.UpgradePath,
 		tunnel.UpgradeProtocol)
 	if err != nil {
 		return nil, err

@@ -17,11 +17,11 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/client/forward"
+	"sidestep.dev/sidestep/client/deliver"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
-	"sidestep.dev/sidestep/client/podport"
+	"sidestep.dev/sidestep/client/outbound"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
@@ -55,7 +55,7 @@ type Session struct {
 	Registry *intercept.Registry
 	Source   *kube.Source
 	Client   intercept.Client
-	PodPorts *podport.Ports
+	Outbound *outbound.Ports
 
 	store   Store
 	log     *slog.Logger
@@ -147,14 +147,14 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 			var restoring sync.WaitGroup
 			defer restoring.Wait()
 			restoring.Go(func() { s.Registry.Restore(ctx) })
-			forward.NewPool(clients, s.Registry, o.Log).Run(ctx, further, wants)
+			deliver.NewPool(clients, s.Registry, o.Log).Run(ctx, further, wants)
 		},
 	})
 	s.Registry = intercept.NewRegistry(intercept.Config{
 		Client: client, Source: s.Source, Namespaces: record.Namespaces, Known: record.Intercepts,
 		Presence: s.presence, Save: s.saveIntercepts, Wall: o.Wall, Log: o.Log,
 	})
-	s.PodPorts = podport.New(s.Registry.All,
+	s.Outbound = outbound.New(s.Registry.All,
 		func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
 			state, _ := s.Link.State()
 			return state.ToPod(ctx, open)
@@ -163,7 +163,7 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	s.cancel, s.done = cancel, ctx.Done()
 	s.running.Go(func() { s.Link.Run(ctx) })
 	s.running.Go(func() { s.keepKnown(ctx) })
-	s.running.Go(func() { s.PodPorts.Run(ctx) })
+	s.running.Go(func() { s.Outbound.Run(ctx) })
 	return s, nil
 }
 

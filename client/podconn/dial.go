@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package portforward connects to a pod through the Kubernetes API server, without a local
+// Package podconn connects to a pod through the Kubernetes API server, without a local
 // listener: by a port-forward to any of its ports, or by an upgraded request to an HTTP server of
 // it, which is much the quicker way where there is one.
-package portforward
+package podconn
 
 import (
 	"context"
@@ -21,6 +21,7 @@ import (
 	spdytransport "k8s.io/client-go/transport/spdy"
 	"k8s.io/client-go/transport/websocket"
 	"k8s.io/klog/v2"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // connectTimeout bounds the whole of Dial: a laptop that has just woken up dials into routes that
@@ -99,12 +100,11 @@ func dialWebSocket(ctx context.Context, config *rest.Config, address *url.URL, r
 		return nil, err
 	}
 	raw := portforward.NewTunnelingConnectionWithLogger(klog.FromContext(ctx), ws)
-	deadline, _ := ctx.Deadline()
-	session, err := openSession(raw, port, deadline)
+	session, err := spdy.NewClientConnectionWithPings(raw, portforward.PingPeriod)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open streams: %w", err), raw.Close())
+		return nil, errors.Join(fmt.Errorf("begin SPDY: %w", err), raw.Close())
 	}
-	return overSession(session, remote), nil
+	return overSPDY(session, raw, remote, port)
 }
 
 func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote string,
@@ -126,7 +126,7 @@ func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote
 		return nil, errors.Join(fmt.Errorf("the API server answered with protocol %q", protocol),
 			session.Close())
 	}
-	return overSPDY(session, remote, port)
+	return overSPDY(session, nil, remote, port)
 }
 
 // headers of the two streams of one connection.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package portforward_test
+package podconn_test
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 
-	"sidestep.dev/sidestep/client/portforward"
+	"sidestep.dev/sidestep/client/podconn"
 )
 
 // upgradedEcho upgrades a request as a pod does, and says everything twice over.
@@ -44,8 +44,8 @@ func upgradedEcho(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(conn, conn)
 }
 
-func upgradeTo(ctx context.Context, config *rest.Config) (*portforward.Conn, error) {
-	return portforward.DialUpgrade(ctx, config, "sidestep", "manager-0", 8080, "/connect", "sidestep")
+func upgradeTo(ctx context.Context, config *rest.Config) (*podconn.Conn, error) {
+	return podconn.DialUpgrade(ctx, config, "sidestep", "manager-0", 8080, "/connect", "sidestep")
 }
 
 // overTLS serves HTTP/1.1 and HTTP/2, as API servers do, and says how to reach it.
@@ -135,7 +135,7 @@ func TestARefusedUpgradeSaysWhy(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, err := upgradeTo(t.Context(), overTLS(t, test.answer))
-			require.ErrorIs(t, err, portforward.ErrNotUpgraded)
+			require.ErrorIs(t, err, podconn.ErrNotUpgraded)
 			assert.ErrorContains(t, err, test.says)
 			var answer apierrors.APIStatus
 			assert.Equal(t, test.api, errors.As(err, &answer))

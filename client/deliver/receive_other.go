@@ -2,7 +2,7 @@
 
 //go:build !unix
 
-package forward
+package deliver
 
 import "net"
 

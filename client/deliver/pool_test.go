@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package forward_test
+package deliver_test
 
 import (
 	"context"
@@ -24,7 +24,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/client/forward"
+	"sidestep.dev/sidestep/client/deliver"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
@@ -150,7 +150,7 @@ func newLaptop(t *testing.T, manager *registry, gather time.Duration) *laptop {
 	first, _, _ := l.connection()
 	var running sync.WaitGroup
 	running.Go(func() {
-		forward.NewPool(first.Clients, to(echo.String()),
+		deliver.NewPool(first.Clients, to(echo.String()),
 			slog.New(slog.DiscardHandler)).Gather(gather).Run(ctx, l.further, l.wants)
 	})
 	t.Cleanup(func() {

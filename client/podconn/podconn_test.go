@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package portforward_test
+package podconn_test
 
 import (
 	"bytes"
@@ -29,7 +29,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
 
-	"sidestep.dev/sidestep/client/portforward"
+	"sidestep.dev/sidestep/client/podconn"
 )
 
 // apiServer forwards ports like an API server and a kubelet, to a port of this machine.
@@ -164,8 +164,8 @@ func echo(t testing.TB, late bool) string {
 	return l.Addr().String()
 }
 
-func dial(t *testing.T, s *apiServer) *portforward.Conn {
-	conn, err := portforward.Dial(t.Context(), s.config(), "sidestep", "manager-0", 8443)
+func dial(t *testing.T, s *apiServer) *podconn.Conn {
+	conn, err := podconn.Dial(t.Context(), s.config(), "sidestep", "manager-0", 8443)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
@@ -231,12 +231,12 @@ func TestDialFailures(t *testing.T) {
 	t.Run("a missing right is an error of the API server", func(t *testing.T) {
 		s := newAPIServer(t, true, "")
 		s.forbidden = true
-		_, err := portforward.Dial(t.Context(), s.config(), "sidestep", "manager-0", 8443)
+		_, err := podconn.Dial(t.Context(), s.config(), "sidestep", "manager-0", 8443)
 		assert.True(t, apierrors.IsForbidden(err), "%v", err)
 		assert.Equal(t, []string{"GET", "POST"}, s.methods)
 	})
 	t.Run("no API server is a refused connection", func(t *testing.T) {
-		_, err := portforward.Dial(t.Context(), &rest.Config{Host: "http://127.0.0.1:1"}, "sidestep",
+		_, err := podconn.Dial(t.Context(), &rest.Config{Host: "http://127.0.0.1:1"}, "sidestep",
 			"manager-0", 8443)
 		assert.ErrorContains(t, err, "connection refused")
 	})
@@ -246,7 +246,7 @@ func TestDialFailures(t *testing.T) {
 		defer l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		_, err = portforward.Dial(ctx, &rest.Config{Host: "http://" + l.Addr().String()}, "sidestep",
+		_, err = podconn.Dial(ctx, &rest.Config{Host: "http://" + l.Addr().String()}, "sidestep",
 			"manager-0", 8443)
 		var timeout net.Error
 		require.ErrorAs(t, err, &timeout)

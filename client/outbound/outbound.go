@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package podport gives ports of this laptop that lead to the same ports of intercepted pods.
-package podport
+// Package outbound carries connections from the laptop into the cluster: it listens on ports of the
+// laptop that lead to the same ports of intercepted pods.
+package outbound
 
 import (
 	"context"
@@ -44,46 +45,46 @@ type Ports struct {
 	open       Open
 	log        *slog.Logger
 
-	mu     sync.Mutex
-	closed bool
-	claims map[*claim]struct{}
-	doors  map[int32]*door
-	failed map[int32]string // what was said about ports that could not be had
+	mu        sync.Mutex
+	closed    bool
+	reserved  map[*reservation]struct{}
+	listeners map[int32]*listener
+	failed    map[int32]string // what was said about ports that could not be had
 }
 
-// claim is for an intercept that is being made.
-type claim struct {
+// reservation keeps ports for an intercept that is being made.
+type reservation struct {
 	name  string
 	ports []int32
 }
 
-// door is one port.
-type door struct {
-	port     int32
-	owner    string // name of the intercept
-	listener net.Listener
-	ctx      context.Context // of its connections
-	cancel   context.CancelFunc
-	serving  sync.WaitGroup
+// listener is one port that is listened on.
+type listener struct {
+	port    int32
+	owner   string // name of the intercept
+	accepts net.Listener
+	ctx     context.Context // of its connections
+	cancel  context.CancelFunc
+	serving sync.WaitGroup
 }
 
 // New makes Ports; Run keeps them.
 func New(intercepts Intercepts, open Open, log *slog.Logger) *Ports {
 	return &Ports{
 		intercepts: intercepts, open: open, log: log,
-		claims: map[*claim]struct{}{}, doors: map[int32]*door{}, failed: map[int32]string{},
+		reserved: map[*reservation]struct{}{}, listeners: map[int32]*listener{}, failed: map[int32]string{},
 	}
 }
 
-// Claim takes ports for an intercept that is about to be made, and says which one cannot be had.
-// They are kept until release is called, and from then on for as long as the intercept has them.
-func (p *Ports) Claim(name string, ports []int32) (release func(), err error) {
+// Reserve listens on ports for an intercept that is about to be made. The error names the first port
+// that cannot be had. The ports are kept until release is called, and from then on for as long as the intercept has them.
+func (p *Ports) Reserve(name string, ports []int32) (release func(), err error) {
 	p.Settle() // an intercept that was left a moment ago has none any more
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var taken []*door
+	var taken []*listener
 	for _, port := range ports {
-		if d := p.doors[port]; d != nil && d.owner == name {
+		if d := p.listeners[port]; d != nil && d.owner == name {
 			continue
 		} else if d != nil {
 			err = inUse(port, fmt.Errorf("it leads to a pod of intercept %s", d.owner))
@@ -97,11 +98,11 @@ func (p *Ports) Claim(name string, ports []int32) (release func(), err error) {
 			return nil, err
 		}
 	}
-	c := &claim{name, slices.Clone(ports)}
-	p.claims[c] = struct{}{}
+	c := &reservation{name, slices.Clone(ports)}
+	p.reserved[c] = struct{}{}
 	return func() {
 		p.mu.Lock()
-		delete(p.claims, c)
+		delete(p.reserved, c)
 		p.mu.Unlock()
 		p.Settle()
 	}, nil
@@ -121,27 +122,27 @@ func inUse(port int32, err error) error {
 }
 
 // bind opens a port. p.mu must be held.
-func (p *Ports) bind(owner string, port int32) (*door, error) {
+func (p *Ports) bind(owner string, port int32) (*listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
-	listener, err := config.Listen(context.Background(), "tcp",
+	accepts, err := config.Listen(context.Background(), "tcp",
 		net.JoinHostPort(Address, strconv.Itoa(int(port))))
 	if err != nil {
 		return nil, inUse(port, err)
 	}
-	d := &door{port: port, owner: owner, listener: listener}
+	d := &listener{port: port, owner: owner, accepts: accepts}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	p.doors[port] = d
+	p.listeners[port] = d
 	d.serving.Go(func() { p.serve(d) })
 	return d, nil
 }
 
 // close ends a port and its connections. p.mu must be held.
-func (p *Ports) close(d *door) {
-	_ = d.listener.Close()
+func (p *Ports) close(d *listener) {
+	_ = d.accepts.Close()
 	d.cancel()
-	if p.doors[d.port] == d {
-		delete(p.doors, d.port)
+	if p.listeners[d.port] == d {
+		delete(p.listeners, d.port)
 	}
 }
 
@@ -159,19 +160,19 @@ func (p *Ports) Settle() bool {
 			wanted[port] = i.Spec.Name
 		}
 	}
-	for c := range p.claims {
+	for c := range p.reserved {
 		for _, port := range c.ports {
 			wanted[port] = c.name
 		}
 	}
-	for port, d := range p.doors {
+	for port, d := range p.listeners {
 		if wanted[port] != d.owner {
 			p.close(d)
 		}
 	}
 	complete := true
 	for port, owner := range wanted {
-		if p.doors[port] != nil {
+		if p.listeners[port] != nil {
 			continue
 		}
 		_, err := p.bind(owner, port)
@@ -209,8 +210,8 @@ func (p *Ports) Run(ctx context.Context) {
 func (p *Ports) end() {
 	p.mu.Lock()
 	p.closed = true
-	var open []*door
-	for _, d := range p.doors {
+	var open []*listener
+	for _, d := range p.listeners {
 		open = append(open, d)
 		p.close(d)
 	}
@@ -220,9 +221,9 @@ func (p *Ports) end() {
 	}
 }
 
-func (p *Ports) serve(d *door) {
+func (p *Ports) serve(d *listener) {
 	for {
-		conn, err := d.listener.Accept()
+		conn, err := d.accepts.Accept()
 		switch {
 		case err == nil:
 			d.serving.Go(func() { p.carry(d, conn.(*net.TCPConn)) })
@@ -240,7 +241,7 @@ func (p *Ports) serve(d *door) {
 }
 
 // carry sees one connection through.
-func (p *Ports) carry(d *door, local *net.TCPConn) {
+func (p *Ports) carry(d *listener, local *net.TCPConn) {
 	log := p.log.With("port", d.port, "intercept", d.owner)
 	conn, err := p.begin(d, local)
 	if err != nil {
@@ -260,7 +261,7 @@ func (p *Ports) carry(d *door, local *net.TCPConn) {
 }
 
 // begin opens a connection to whichever pod there is now, and waits until the pod has taken it.
-func (p *Ports) begin(d *door, local net.Conn) (*tunnel.Conn, error) {
+func (p *Ports) begin(d *listener, local net.Conn) (*tunnel.Conn, error) {
 	all, _ := p.intercepts()
 	i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool {
 		return i.Spec.Name == d.owner && slices.Contains(i.Spec.ToPod, d.port)

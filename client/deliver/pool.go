@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package forward
+package deliver
 
 import (
 	"cmp"
@@ -16,6 +16,7 @@ import (
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/client/link"
+	"sidestep.dev/sidestep/internal/backoff"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -24,9 +25,12 @@ const (
 	leastParked = 8
 	mostParked  = 256
 	shrinkAfter = 30 * time.Second // since it last grew
-	retryFirst  = 100 * time.Millisecond
-	retryMost   = 5 * time.Second
 )
+
+// pace is how long a connection is not used after a stream could not be parked on it.
+func pace() backoff.Backoff {
+	return backoff.Backoff{First: 100 * time.Millisecond, Most: 5 * time.Second}
+}
 
 // gatherTime is how long further connections are waited for. Until they have come no more streams
 // are parked on those that there are than in the end, because the manager takes the streams in the
@@ -56,13 +60,13 @@ type line struct {
 
 	// under Pool.mu
 	parked, used int
-	retry        time.Duration
+	retry        backoff.Backoff
 	resting      bool // until a new attempt to park a stream
 }
 
 // NewPool makes a Pool that begins with one connection to the manager.
 func NewPool(clients clientpb.ClientsClient, targets Targets, log *slog.Logger) *Pool {
-	first := &line{Line: link.Line{Clients: clients}, first: true, retry: retryFirst}
+	first := &line{Line: link.Line{Clients: clients}, first: true, retry: pace()}
 	return &Pool{targets: targets, log: log, gather: gatherTime, wanted: leastParked, lines: []*line{first}}
 }
 
@@ -97,7 +101,7 @@ func (p *Pool) Run(ctx context.Context, further <-chan link.Line, wants <-chan u
 
 // add is called by Run alone.
 func (p *Pool) add(further link.Line) {
-	l := &line{Line: further, retry: retryFirst}
+	l := &line{Line: further, retry: pace()}
 	p.mu.Lock()
 	p.lines = append(p.lines, l)
 	p.gathering = p.gathering && len(p.lines) <= link.Further
@@ -195,7 +199,7 @@ func (p *Pool) taken(l *line) {
 	p.parked--
 	l.parked--
 	l.used++
-	l.retry = retryFirst
+	l.retry.Reset()
 	switch {
 	case p.parked < p.due()/2:
 		p.grow(2 * p.wanted)
@@ -221,19 +225,15 @@ func (p *Pool) failed(l *line, err error) {
 		p.wanted = min(p.wanted, p.parked) // the manager has enough
 		return
 	}
-	delay := l.retry
-	l.retry, l.resting = min(2*l.retry, retryMost), true
+	delay := l.retry.Next()
+	l.resting = true
 	level := slog.LevelDebug
 	if l.first {
 		level = slog.LevelWarn
 	}
 	p.log.Log(l.Context, level, "cannot wait for connections", "error", err, "retry", delay)
 	p.work.Go(func() {
-		timer := time.NewTimer(delay)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-l.Context.Done():
+		if backoff.Sleep(l.Context, delay, nil) {
 			return
 		}
 		p.mu.Lock()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package portforward_test
+package podconn_test
 
 import (
 	"io"
@@ -8,14 +8,14 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"sidestep.dev/sidestep/client/portforward"
+	"sidestep.dev/sidestep/client/podconn"
 )
 
 // BenchmarkPingPong is a kilobyte there and back, with the API server and what is behind it in this
 // process.
 func BenchmarkPingPong(b *testing.B) {
 	s := newAPIServer(b, true, echo(b, false))
-	conn, err := portforward.Dial(b.Context(), s.config(), "sidestep", "manager-0", 8443)
+	conn, err := podconn.Dial(b.Context(), s.config(), "sidestep", "manager-0", 8443)
 	require.NoError(b, err)
 	defer conn.Close()
 	block := make([]byte, 1<<10)

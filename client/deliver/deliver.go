@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package forward brings the connections that the manager has for this laptop to local ports.
-package forward
+// Package deliver brings what the manager has for this laptop, connections and flows of datagrams, to
+// local ports.
+package deliver
 
 import (
 	"context"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package forward_test
+package deliver_test
 
 import (
 	"crypto/rand"

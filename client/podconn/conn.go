@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package portforward
+package podconn
 
 import (
 	"cmp"
@@ -17,8 +17,11 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off; so
-// does Read over WebSockets. Over bare SPDY it cannot tell that from its end.
+// maxMessage bounds how many bytes of another party's message are kept.
+const maxMessage = 4096
+
+// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off. Read
+// cannot always tell that from the end of the data.
 var ErrLost = errors.New("lost the port-forward connection")
 
 const (
@@ -45,16 +48,11 @@ type Conn struct {
 	abort     error          // why it was closed, if not by Close
 }
 
-// overSession makes a Conn of what openSession gave.
-func overSession(s *session, remote string) *Conn {
-	return &Conn{session: s.raw, raw: s.raw, data: s, reason: s.reason, remote: addr(remote),
-		closed: make(chan struct{})}
-}
-
-// overSPDY makes a Conn of bare SPDY.
-func overSPDY(session httpstream.Connection, remote string, port int) (*Conn, error) {
+// overSPDY returns a Conn of two new streams of an SPDY session. raw is the connection below, nil if it
+// is not known.
+func overSPDY(session httpstream.Connection, raw io.Closer, remote string, port int) (*Conn, error) {
 	said := &lastWords{over: make(chan struct{})}
-	c := &Conn{session: session, remote: addr(remote), reason: said.wait, closed: make(chan struct{})}
+	c := &Conn{session: session, raw: raw, remote: addr(remote), reason: said.wait, closed: make(chan struct{})}
 	errs, err := session.CreateStream(headers(corev1.StreamTypeError, port))
 	if err == nil {
 		err = errs.Close() // nothing is written to it

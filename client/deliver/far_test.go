@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package forward_test
+package deliver_test
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"sidestep.dev/sidestep/api/clientpb"
-	"sidestep.dev/sidestep/client/forward"
+	"sidestep.dev/sidestep/client/deliver"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
@@ -123,7 +123,7 @@ func farPool(b *testing.B, connections int, target to) *manager {
 		}
 	}
 	var running sync.WaitGroup
-	running.Go(func() { forward.NewPool(first, target, slog.New(slog.DiscardHandler)).Run(ctx, lines, nil) })
+	running.Go(func() { deliver.NewPool(first, target, slog.New(slog.DiscardHandler)).Run(ctx, lines, nil) })
 	b.Cleanup(func() {
 		cancel()
 		running.Wait()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package forward_test
+package deliver_test
 
 import (
 	"context"
@@ -25,7 +25,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/client/forward"
+	"sidestep.dev/sidestep/client/deliver"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -92,7 +92,7 @@ func pool(t *testing.T, target to) (m *manager, wants chan uint32, stop func()) 
 	wants = make(chan uint32)
 	var running sync.WaitGroup
 	running.Go(func() {
-		forward.NewPool(clientpb.NewClientsClient(conn), target, slog.New(slog.DiscardHandler)).Run(ctx,
+		deliver.NewPool(clientpb.NewClientsClient(conn), target, slog.New(slog.DiscardHandler)).Run(ctx,
 			nil, wants)
 	})
 	stop = sync.OnceFunc(func() {
@@ -198,7 +198,7 @@ func TestAManagerThatTakesNoStreamsIsNotHammered(t *testing.T) {
 	t.Cleanup(func() { _ = conn.Close() })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go forward.NewPool(clientpb.NewClientsClient(conn), to(addr.String()),
+	go deliver.NewPool(clientpb.NewClientsClient(conn), to(addr.String()),
 		slog.New(slog.DiscardHandler)).Run(ctx, nil, nil)
 	require.Eventually(t, func() bool { return m.refused.Load() >= 16 }, patience, time.Millisecond,
 		"it tries again")
