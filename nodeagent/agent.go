@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -25,18 +24,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/api/agentpb"
-	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/internal/netns"
-	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/nodeagent/datagrams"
 	"sidestep.dev/sidestep/nodeagent/environ"
 	"sidestep.dev/sidestep/nodeagent/mesh"
+	"sidestep.dev/sidestep/nodeagent/outbound"
+	"sidestep.dev/sidestep/nodeagent/part"
 	"sidestep.dev/sidestep/nodeagent/peername"
 	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/pods"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
+	"sidestep.dev/sidestep/nodeagent/takeover"
 	"sidestep.dev/sidestep/nodeagent/tcpstats"
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
@@ -124,29 +123,30 @@ func Run(ctx context.Context, cfg Config) error {
 
 func newAgent(cfg Config) (*agent, error) {
 	a := &agent{cfg: cfg, metrics: prometheus.NewRegistry()}
+	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath),
+		steer.WithProc(cfg.Proc))
+	toPods := outbound.New()
 	var err error
 	a.uplink, err = uplink.New(uplink.Config{
 		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
-		Hello: a.hello, Environment: environ.Reader{Proc: cfg.Proc}.Read,
-		ToPod: func(open *tunnelpb.Open, conn *tunnel.Conn) { a.pods.ToPod(open, conn) },
+		Hello: a.hello, Environment: environ.Reader{Proc: cfg.Proc}.Read, ToPod: toPods.Connect,
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath),
-		steer.WithProc(cfg.Proc))
 	px := proxy.New(proxy.Config{Tunnels: a.uplink, Log: cfg.Log, Metrics: a.metrics})
-	processes := podnet.NewFinder(cfg.Proc)
-	connections := &older{log: cfg.Log, steering: a.steering.Beating}
 	a.pods = pods.New(pods.Config{
-		Datagrams: datagrams.NewMetrics(a.metrics),
-		Finder:    finder{processes}, Steering: steering{a.steering},
-		Clients: clients{peername.New(cfg.Proc), processes}, Meshes: meshes{mesh.New(cfg.Proc), processes},
-		Counting: counting{tcpstats.New(cfg.Proc), processes},
-		Tunnels:  a.uplink, Serve: px.Serve, Log: cfg.Log, Linger: cfg.Linger, Takeover: connections,
-		AllowHostNetwork: cfg.AllowHostNetwork,
+		Finder: podnet.NewFinder(cfg.Proc), Steering: a.steering, Tunnels: a.uplink, Serve: px.Serve,
+		Parts: []part.Kind{
+			toPods,
+			mesh.New(cfg.Proc), // before peername: it decides what the app is shown of a sidecar
+			peername.New(cfg.Proc),
+			tcpstats.New(cfg.Proc),
+			datagrams.New(a.uplink, a.metrics),
+			takeover.New(a.steering.Beating, a.metrics),
+		},
+		Log: cfg.Log, Linger: cfg.Linger, AllowHostNetwork: cfg.AllowHostNetwork,
 	})
-	connections.register(a.metrics)
 	a.register()
 	return a, nil
 }
@@ -237,76 +237,6 @@ func kernel() string {
 		return "unknown"
 	}
 	return unix.ByteSliceToString(uts.Release[:])
-}
-
-// finder, clients and steering give the kernel's side the types that pods asks for.
-type finder struct{ *podnet.Finder }
-
-func (f finder) Find(uid string, ips []netip.Addr) (pods.Namespace, error) {
-	ns, err := f.Finder.Find(uid, ips)
-	if err != nil {
-		return nil, err
-	}
-	return ns, nil
-}
-
-type clients struct {
-	*peername.Node
-	processes *podnet.Finder
-}
-
-func (c clients) Attach(uid string, id netns.ID) (pods.Introducer, error) {
-	h, err := c.Node.Attach(uid, c.processes.Processes(uid, id))
-	if err != nil {
-		return nil, err
-	}
-	return h, nil
-}
-
-type meshes struct {
-	*mesh.Node
-	processes *podnet.Finder
-}
-
-func (m meshes) Open(uid string, ns pods.Namespace) pods.Mesh {
-	return meshPod{m.Node.Open(uid, ns), func() []string { return m.processes.Processes(uid, ns.ID()) }}
-}
-
-type meshPod struct {
-	*mesh.Pod
-	processes func() []string
-}
-
-func (p meshPod) Look(targets []netip.AddrPort) (mesh.Proxy, error) {
-	return p.Pod.Look(targets, p.processes())
-}
-
-type counting struct {
-	*tcpstats.Node
-	processes *podnet.Finder
-}
-
-func (c counting) Attach(uid string, ns pods.Namespace) (pods.Counter, error) {
-	h, err := c.Node.Attach(ns, uid, c.processes.Processes(uid, ns.ID()))
-	if err != nil {
-		return nil, err
-	}
-	return counter{h}, nil
-}
-
-type counter struct{ *tcpstats.Hold }
-
-func (c counter) Mark(listener *net.TCPListener) error { return c.Hold.Mark(listener) }
-func (c counter) Discount(probe *net.TCPConn) error    { return c.Hold.Discount(probe) }
-
-type steering struct{ *steer.Node }
-
-func (s steering) Load() (pods.Program, error) {
-	p, err := s.Node.Load()
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
 }
 
 // reports adds to the reports about pods what is true of the whole node.

@@ -23,13 +23,9 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
-
-// Namespace is where sockets are to be.
-type Namespace interface {
-	Do(fn func() error) error
-}
 
 // Tunnels opens tunnels to laptops; see proxy.Tunnels.
 type Tunnels interface {
@@ -129,7 +125,7 @@ type port struct {
 }
 
 // Open opens what a pod needs in its namespace. Nothing is steered yet.
-func Open(ns Namespace, cfg Config) (_ *Pod, err error) {
+func Open(ns *netns.Namespace, cfg Config) (_ *Pod, err error) {
 	p := &Pod{cfg: cfg.withDefaults(), ports: map[uint16]*port{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	defer func() {

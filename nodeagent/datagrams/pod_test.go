@@ -110,7 +110,7 @@ func newWorld(t *testing.T, change func(*datagrams.Config)) *world {
 		OpenTimeout: 20 * time.Second,
 	}
 	change(&cfg)
-	w.relay, err = datagrams.Open(w.pod, cfg)
+	w.relay, err = datagrams.Open(w.pod.Namespace, cfg)
 	require.NoError(t, err)
 	require.NoError(t, program.Attach(w.pod))
 	stop := make(chan struct{})

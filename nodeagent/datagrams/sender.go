@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/rawip"
 )
 
@@ -30,7 +31,7 @@ const (
 )
 
 // openSender opens sockets for the families that are wanted.
-func openSender(ns Namespace, four, six bool) (_ *sender, err error) {
+func openSender(ns *netns.Namespace, four, six bool) (_ *sender, err error) {
 	s := &sender{fd4: -1, fd6: -1}
 	defer func() {
 		if err != nil {
@@ -54,7 +55,7 @@ func openSender(ns Namespace, four, six bool) (_ *sender, err error) {
 
 // rawSocket opens a socket that receives nothing: the kernel would have it see a copy of every
 // datagram to the address that it is bound to.
-func rawSocket(ns Namespace, family, level, transparent int, home netip.Addr) (int, error) {
+func rawSocket(ns *netns.Namespace, family, level, transparent int, home netip.Addr) (int, error) {
 	fd, err := rawip.Socket(ns, family, unix.IPPROTO_UDP)
 	if err != nil {
 		return -1, err

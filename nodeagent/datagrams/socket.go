@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/netns"
 )
 
 // received is how many bytes of datagrams may wait in a socket, the kernel's own account of them
@@ -18,7 +20,7 @@ const received = 4 << 20
 
 // listen opens a socket on a free port of ip, which is of the loopback device, in the namespace. It
 // gets what is steered to it, and tells of each datagram where that was sent to.
-func listen(ns Namespace, ip netip.Addr) (*net.UDPConn, error) {
+func listen(ns *netns.Namespace, ip netip.Addr) (*net.UDPConn, error) {
 	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR
 	if ip.Is6() {
 		family, level, option = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVORIGDSTADDR
@@ -50,7 +52,7 @@ func listen(ns Namespace, ip netip.Addr) (*net.UDPConn, error) {
 	return c.(*net.UDPConn), nil
 }
 
-func socket(ns Namespace, family, kind, protocol int) (fd int, err error) {
+func socket(ns *netns.Namespace, family, kind, protocol int) (fd int, err error) {
 	err = ns.Do(func() (err error) {
 		fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 		return err

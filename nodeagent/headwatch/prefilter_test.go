@@ -186,13 +186,13 @@ func (d dice) request() []byte {
 	return []byte(s.String())
 }
 
-// part is some of a request.
-type part struct{ from, to int }
+// span is some of a request.
+type span struct{ from, to int }
 
 // longest is nearly the longest packet that BPF_PROG_TEST_RUN takes of every kernel.
 const longest = 3000
 
-func (d dice) cut(n int) []part {
+func (d dice) cut(n int) []span {
 	cuts := []int{0, n}
 	for at := longest; at < n; at += longest {
 		cuts = append(cuts, at)
@@ -202,16 +202,16 @@ func (d dice) cut(n int) []part {
 	}
 	slices.Sort(cuts)
 	cuts = slices.Compact(cuts)
-	var parts []part
+	var parts []span
 	for i := range cuts[1:] {
-		parts = append(parts, part{cuts[i], cuts[i+1]})
+		parts = append(parts, span{cuts[i], cuts[i+1]})
 	}
 	switch d.IntN(4) {
 	case 0: // packets overtake one another
 		d.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
 	case 1: // and are repeated, perhaps with more in them
 		at := d.IntN(len(parts))
-		parts = slices.Insert(parts, at+1, part{parts[at].from, min(n, parts[at].to+d.IntN(20))})
+		parts = slices.Insert(parts, at+1, span{parts[at].from, min(n, parts[at].to+d.IntN(20))})
 	}
 	return parts
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mesh makes the connections of a service mesh's proxy to the app known to the steering,
-// where the proxy runs in the pod and connects like anybody else in it: from the pod's address to
-// the pod's address, or on loopback. So do Linkerd, Consul, and Istio where a Sidecar's
-// defaultEndpoint is 127.0.0.1. Programs at the pod's control group bind the proxy's sockets to
-// another address before they connect; they are not pinned, and so gone with the process.
+// Package mesh lets the steering recognize connections from a service mesh's sidecar to the app.
 //
-// Proxies that connect from an address of their own need nothing of this: Istio's and Kuma's come
-// from 127.0.0.6, and ztunnel's from the client's address.
+// Linkerd, Consul, and Istio where a Sidecar's defaultEndpoint is 127.0.0.1 connect like anybody
+// else in the pod: from its own address to its own address, or on loopback. Programs at the pod's
+// control group bind the sidecar's sockets to another address before they connect. They are not
+// pinned, and so end with the process.
+//
+// Other proxies need nothing of this: Istio's and Kuma's connect from 127.0.0.6, and ztunnel from
+// the client's address.
 package mesh
 
 import (
@@ -15,20 +16,18 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/cgroup"
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
-// kinds are the proxies that are known, by the port to which a pod's rules send what arrives, and
-// by the user who listens there. The same rules know the proxies by these users, so nobody else in
-// a pod has them.
+// kinds are the known proxies: the port to which a pod's iptables rules redirect what arrives, and the
+// user who listens there. The rules exempt the proxy by that user, so nobody else in the pod has it.
 var kinds = []struct {
 	Proxy
 	port uint16
@@ -48,57 +47,59 @@ type Proxy struct {
 	Known bool
 }
 
-// userNamespace is how many users a pod has that has a user namespace of its own.
+// userNamespace is the number of users in a pod's own user namespace.
 const userNamespace = 1 << 16
 
 // DialsFrom is the address that a mesh's proxy connects from when it connects to the app at
 // 127.0.0.1.
 var DialsFrom = bpf.MeshDialsFrom
 
-// Probers are addresses that meshes give to what asks for an app's health: on behalf of the kubelet
-// in Istio's sidecar, and the kubelet itself in its ambient mode; and those that other proxies get
-// here.
-var Probers = []netip.Addr{
+// probers are the addresses from which meshes probe an app's health: Istio's sidecar on behalf of the
+// kubelet, the kubelet itself in ambient mode, and other proxies as this package binds them.
+var probers = []netip.Addr{
 	netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback(), DialsFrom,
 	netip.MustParseAddr("127.0.0.6"), netip.MustParseAddr("::6"),
 	netip.MustParseAddr("169.254.7.127"), netip.MustParseAddr("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
 }
 
-// Node is what the pods of a node have in common.
+// Node is what the pods of a node have in common. It is a part.Kind.
 type Node struct {
-	proc string
-
-	mu   sync.Mutex
-	objs *bpf.Mesh // nil until a proxy was found
+	programs *cgroup.Shared[*bpf.Mesh]
 }
 
-// New describes a node, whose processes are all seen below proc.
-func New(proc string) *Node { return &Node{proc: proc} }
+// New returns a node whose processes are all seen below proc.
+func New(proc string) *Node { return &Node{programs: cgroup.NewShared(proc, load)} }
 
-// Namespace is the network namespace of a pod.
-type Namespace interface {
-	Do(fn func() error) error
+func load() (*bpf.Mesh, []cgroup.Program, error) {
+	objs, err := bpf.LoadMesh()
+	if err != nil {
+		return nil, nil, err
+	}
+	return objs, []cgroup.Program{
+		{Program: objs.Mesh4, Attach: ebpf.AttachCGroupInet4Connect},
+		{Program: objs.Mesh6, Attach: ebpf.AttachCGroupInet6Connect},
+	}, nil
 }
 
 // Pod is one pod that may have a proxy. Its methods must not be called concurrently.
 type Pod struct {
 	node   *Node
 	uid    string
-	ns     Namespace
+	ns     *netns.Namespace
 	cookie uint64
-	links  []link.Link
+	use    *cgroup.Use[*bpf.Mesh]    // nil until a proxy was found
 	noted  map[netip.AddrPort]uint32 // the proxy's user by target
 	user   uint32                    // who the proxy is, where there is one
 }
 
-// Open describes the pod with the UID. Nothing is attached yet.
-func (n *Node) Open(uid string, ns Namespace) *Pod {
+// Pod returns the pod with the UID. Nothing is attached before a proxy is found.
+func (n *Node) Pod(uid string, ns *netns.Namespace) *Pod {
 	return &Pod{node: n, uid: uid, ns: ns, noted: map[netip.AddrPort]uint32{}}
 }
 
-// Look sees whether the pod has a proxy, and makes its connections to the targets known from now
-// on. It is to be called from time to time, since a proxy may start after the app. pids are the
-// numbers of some of the pod's processes.
+// Look finds out whether the pod has a proxy, and makes its connections to the targets known from now
+// on. Call it from time to time: a proxy may start after the app. pids are some of the pod's
+// processes.
 func (p *Pod) Look(targets []netip.AddrPort, pids []string) (Proxy, error) {
 	proxy, uid, err := p.find()
 	if err != nil {
@@ -115,9 +116,9 @@ func (p *Pod) Look(targets []netip.AddrPort, pids []string) (Proxy, error) {
 		if p.noted[t] == uid {
 			continue
 		}
-		if err := p.node.objs.MeshTargets.Put(bpf.MeshTarget(p.cookie, t),
+		if err := p.use.Objects.MeshTargets.Put(bpf.MeshTarget(p.cookie, t),
 			bpf.MeshProxy{Uid: uid}); err != nil {
-			return proxy, fmt.Errorf("note that %s's connections to %s are a mesh's: %w", proxy.Name, t, err)
+			return proxy, fmt.Errorf("add mesh target %s of %s: %w", t, proxy.Name, err)
 		}
 		p.noted[t] = uid
 	}
@@ -145,61 +146,26 @@ func (p *Pod) find() (proxy Proxy, uid uint32, err error) {
 }
 
 // attach attaches the programs, once.
-func (p *Pod) attach(pids []string) error {
-	if len(p.links) > 0 {
+func (p *Pod) attach(pids []string) (err error) {
+	if p.use != nil {
 		return nil
-	}
-	objs, err := p.node.load()
-	if err != nil {
-		return err
 	}
 	if p.cookie, err = cookie(p.ns); err != nil {
 		return err
 	}
-	tree, err := cgroup.Open(p.node.proc)
+	use, err := p.node.programs.Use()
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
-	groups, err := tree.OfPod(p.uid, pids)
-	if err != nil {
-		return fmt.Errorf("find the pod's control group: %w", err)
+	if err := use.AttachPod(p.uid, pids); err != nil {
+		return errors.Join(err, use.Close())
 	}
-	for _, g := range groups {
-		for at, program := range map[ebpf.AttachType]*ebpf.Program{
-			ebpf.AttachCGroupInet4Connect: objs.Mesh4, ebpf.AttachCGroupInet6Connect: objs.Mesh6,
-		} {
-			l, attachErr := link.AttachRawLink(link.RawLinkOptions{Target: int(g.Fd()),
-				Program: program, Attach: at})
-			if attachErr != nil {
-				err = errors.Join(err, fmt.Errorf("attach %s to control group %s: %w", at, g.Path, attachErr))
-				continue
-			}
-			p.links = append(p.links, l)
-		}
-		err = errors.Join(err, g.Close())
-	}
-	if err != nil {
-		return errors.Join(err, p.detach())
-	}
+	p.use = use
 	return nil
 }
 
-func (n *Node) load() (*bpf.Mesh, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.objs == nil {
-		objs, err := bpf.LoadMesh()
-		if err != nil {
-			return nil, err
-		}
-		n.objs = objs
-	}
-	return n.objs, nil
-}
-
-// cookie gives the number of the namespace that programs see.
-func cookie(ns Namespace) (number uint64, err error) {
+// cookie returns the number by which programs know a namespace.
+func cookie(ns *netns.Namespace) (number uint64, err error) {
 	err = ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -210,9 +176,9 @@ func cookie(ns Namespace) (number uint64, err error) {
 		return err
 	})
 	if errors.Is(err, unix.ENOPROTOOPT) {
-		return 0, fmt.Errorf("telling a mesh's proxy from the rest of its pod needs Linux 5.14: %w", err)
+		return 0, fmt.Errorf("recognizing a mesh's proxy needs Linux 5.14 (SO_NETNS_COOKIE): %w", err)
 	} else if err != nil {
-		return 0, fmt.Errorf("ask for the number of the pod's network namespace: %w", err)
+		return 0, fmt.Errorf("get SO_NETNS_COOKIE of the pod's network namespace: %w", err)
 	}
 	return number, nil
 }
@@ -245,11 +211,11 @@ func (p *Pod) Older(port uint16) (n int, err error) {
 	return n, err
 }
 
-// Missed gives a target to which the proxy has connected without being made known, if there is one.
+// Missed returns a target to which the proxy has connected without being known, if there is one.
 func (p *Pod) Missed() (target netip.AddrPort, missed bool) {
 	for t := range p.noted {
 		var proxy bpf.MeshProxy
-		if p.node.objs.MeshTargets.Lookup(bpf.MeshTarget(p.cookie, t), &proxy) == nil && proxy.Missed > 0 {
+		if p.use.Objects.MeshTargets.Lookup(bpf.MeshTarget(p.cookie, t), &proxy) == nil && proxy.Missed > 0 {
 			return t, true
 		}
 	}
@@ -261,35 +227,21 @@ func (p *Pod) forget(which func(netip.AddrPort) bool) error {
 		if !which(t) {
 			continue
 		}
-		if err := p.node.objs.MeshTargets.Delete(bpf.MeshTarget(p.cookie, t)); err != nil &&
+		if err := p.use.Objects.MeshTargets.Delete(bpf.MeshTarget(p.cookie, t)); err != nil &&
 			!errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget that connections to %s are a mesh's: %w", t, err)
+			return fmt.Errorf("delete mesh target %s: %w", t, err)
 		}
 		delete(p.noted, t)
 	}
 	return nil
 }
 
-// Close lets the proxy connect as it would without.
+// Close makes the proxy connect as it would without. Look may be called again.
 func (p *Pod) Close() error {
-	return errors.Join(p.detach(), p.forget(func(netip.AddrPort) bool { return true }))
-}
-
-func (p *Pod) detach() error {
-	var errs []error
-	for _, l := range p.links {
-		errs = append(errs, l.Close())
+	err := p.forget(func(netip.AddrPort) bool { return true })
+	if p.use != nil {
+		err = errors.Join(err, p.use.Close())
+		p.use = nil
 	}
-	p.links = nil
-	return errors.Join(errs...)
-}
-
-// Close lets go of the programs. All pods must be closed.
-func (n *Node) Close() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.objs == nil {
-		return nil
-	}
-	return n.objs.Close()
+	return err
 }

@@ -84,11 +84,8 @@ func newWorld(t *testing.T) *world {
 		}()
 	}
 	m := mesh.New(node.Proc())
-	w.it = m.Open(w.pod.UID, w.pod)
-	t.Cleanup(func() {
-		assert.NoError(t, w.it.Close())
-		assert.NoError(t, m.Close())
-	})
+	w.it = m.Pod(w.pod.UID, w.pod.Namespace)
+	t.Cleanup(func() { assert.NoError(t, w.it.Close()) })
 	return w
 }
 

@@ -76,7 +76,7 @@ func (w *world) await(t *testing.T, a app, listen string) {
 }
 
 // hold attaches the programs to the pod, until the test's end.
-func (w *world) hold(t testing.TB) *peername.Hold {
+func (w *world) hold(t testing.TB) *peername.Pod {
 	t.Helper()
 	id := w.pod.ID()
 	found, err := w.finder.Find(w.pod.UID, []netip.Addr{w.pod.IP4})
@@ -107,8 +107,8 @@ func (w *world) dial(ctx context.Context, ip netip.Addr, introduce func(fd int))
 	return net.FileConn(socket)
 }
 
-func introduce(t testing.TB, h *peername.Hold, client netip.AddrPort) func(fd int) {
-	return func(fd int) { assert.NoError(t, h.Introduce(fd, client)) }
+func introduce(t testing.TB, h *peername.Pod, client netip.AddrPort) func(fd int) {
+	return func(fd int) { assert.NoError(t, h.SetPeer(fd, client)) }
 }
 
 // testApp runs an app on each kind of listener and sees that it is told its clients, by each of the
@@ -194,7 +194,7 @@ func TestOnlyIntroducedConnectionsAreChanged(t *testing.T) {
 func TestPodsThatShareEverythingButTheirNamespacesAreNotMixedUp(t *testing.T) {
 	type pod struct {
 		*world
-		hold   *peername.Hold
+		hold   *peername.Pod
 		client netip.AddrPort
 	}
 	var pods []pod
@@ -228,7 +228,7 @@ func TestPodsThatShareEverythingButTheirNamespacesAreNotMixedUp(t *testing.T) {
 func TestPodsOfOneGroupShareItsPrograms(t *testing.T) {
 	node := testnet.NewNode(t)
 	names := peername.New(node.Proc())
-	holds := []*peername.Hold{newPod(t, node, names).hold(t), newPod(t, node, names).hold(t)}
+	holds := []*peername.Pod{newPod(t, node, names).hold(t), newPod(t, node, names).hold(t)}
 	root := testnet.OwnCgroup(t)
 	before := attached(t, root)
 	require.NoError(t, holds[0].Close())
@@ -300,7 +300,7 @@ func TestPodWithoutControlGroup(t *testing.T) {
 	_, err = w.node.Attach(w.pod.UID, []string{"4242424242"})
 	assert.ErrorContains(t, err, "read the control groups of process 4242424242")
 	h := w.hold(t)
-	assert.ErrorContains(t, h.Introduce(1<<20, netip.MustParseAddrPort("203.0.113.1:1")), "bad file descriptor")
+	assert.ErrorContains(t, h.SetPeer(1<<20, netip.MustParseAddrPort("203.0.113.1:1")), "bad file descriptor")
 }
 
 // BenchmarkAccept is what the app pays: a connection is accepted with its peer's address, which is
@@ -348,7 +348,7 @@ func BenchmarkIntroduce(b *testing.B) {
 	for b.Loop() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 		require.NoError(b, err)
-		require.NoError(b, h.Introduce(fd, netip.MustParseAddrPort("203.0.113.1:1")))
+		require.NoError(b, h.SetPeer(fd, netip.MustParseAddrPort("203.0.113.1:1")))
 		_ = unix.Close(fd)
 	}
 }

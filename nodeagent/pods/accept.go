@@ -8,9 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"time"
+
+	"sidestep.dev/sidestep/nodeagent/part"
 )
 
 const (
@@ -22,44 +23,44 @@ const (
 	acceptQuiet = 10 * time.Second
 )
 
-// accept serves what arrives at a listener until it is closed. When accepting fails, the loop
-// counts as busy until it has worked again or nothing waits any longer, so that a lack of file
-// descriptors makes connections go to the app.
-func (s *site) accept(d *door) {
+// accept serves what arrives at a listener until it is closed. After a failed accept(2) the loop
+// counts as busy until one succeeds or none is queued: a lack of file descriptors makes new
+// connections go to the app.
+func (o *opened) accept(l *listener) {
 	failing := false
 	var said time.Time
 	for {
-		c, err := d.AcceptTCP()
-		d.busy.CompareAndSwap(0, time.Now().UnixNano())
+		c, err := l.AcceptTCP()
+		l.busy.CompareAndSwap(0, time.Now().UnixNano())
 		switch {
 		case err == nil:
-			s.take(c)
+			o.take(c)
 		case errors.Is(err, net.ErrClosed):
 			return
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			if time.Since(said) > acceptQuiet {
 				said = time.Now()
-				s.pod.log.Error("accept", "listener", d.Addr(), "error", err)
+				o.pod.log.Error("accept", "listener", l.Addr(), "error", err)
 			}
 			failing = true
 			time.Sleep(acceptPause)
-			_ = d.SetDeadline(time.Now().Add(acceptPause))
+			_ = l.SetDeadline(time.Now().Add(acceptPause))
 			continue
 		}
 		if failing {
 			failing = false
-			_ = d.SetDeadline(time.Time{})
+			_ = l.SetDeadline(time.Time{})
 		}
-		d.busy.Store(0)
+		l.busy.Store(0)
 	}
 }
 
-func (s *site) take(c *net.TCPConn) {
+func (o *opened) take(c *net.TCPConn) {
 	local, remote := addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
-	if tell := s.expected.arrived(remote); tell != nil {
-		s.discount(c) // while it is open
+	if tell := o.expected.arrived(remote); tell != nil {
+		o.probed(c) // while it is open
 		close(tell)
-		s.serving.Go(func() {
+		o.serving.Go(func() {
 			_ = c.SetDeadline(time.Now().Add(time.Second))
 			_, _ = c.Read(make([]byte, 1)) // until connects has reset it
 			_ = c.SetLinger(0)
@@ -67,21 +68,30 @@ func (s *site) take(c *net.TCPConn) {
 		})
 		return
 	}
-	if !slices.Contains(s.ips, local.Addr()) && !s.isMeshs(local, remote) {
+	if !o.at.Serves(local.Addr(), remote.Addr()) {
 		// Somebody in the pod has found the listener itself. There is no app at its address: to
 		// pass this on would be to meet ourselves, again and again.
 		_ = c.Close()
 		return
 	}
-	t := s.target(local.Port())
-	s.serving.Go(func() { s.pod.set.cfg.Serve(s.ctx, c, t) })
+	t := o.target(local.Port())
+	o.serving.Go(func() { o.pod.set.cfg.Serve(o.at.Context, c, t) })
 }
 
-func (s *site) responsive() error {
-	for _, d := range s.doors {
-		since := d.busy.Load()
+func (o *opened) probed(c *net.TCPConn) {
+	for _, one := range o.parts {
+		if w, ok := one.(part.Witness); ok {
+			w.Probed(c)
+		}
+	}
+}
+
+// responsive returns an error if an accept loop is stuck.
+func (o *opened) responsive() error {
+	for _, l := range o.listeners {
+		since := l.busy.Load()
 		if away := time.Duration(time.Now().UnixNano() - since); since != 0 && away > busyMax {
-			return fmt.Errorf("listener %s has not accepted for %s", d.Addr(), away.Round(time.Millisecond))
+			return fmt.Errorf("listener %s has not accepted for %s", l.Addr(), away.Round(time.Millisecond))
 		}
 	}
 	return nil
@@ -92,7 +102,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// expectations are the probe connections that are on their way, by the address that they come from.
+// expectations are the probes that are on their way, by their local address.
 type expectations struct {
 	mu   sync.Mutex
 	from map[netip.AddrPort]chan<- struct{}
@@ -113,7 +123,7 @@ func (e *expectations) remove(from netip.AddrPort) {
 	delete(e.from, from)
 }
 
-// arrived gives what is to be closed if this was expected.
+// arrived returns what is to be closed if this was expected.
 func (e *expectations) arrived(from netip.AddrPort) chan<- struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/nodeagent/steer"
@@ -23,70 +24,63 @@ const (
 	retryLasting = time.Second
 )
 
-// pod is one pod that is assigned or being let go.
+// pod is one pod that is assigned or being drained.
 type pod struct {
 	set       *Set
 	uid, name string // name is "namespace/name"
 	log       *slog.Logger
 	wake      chan struct{}
 
-	mu      sync.Mutex
-	desired *agentpb.Pod // nil: let go
-	site    *site        // nil until opened; only run changes it
-	problem string       // why there is no site, or not all of it
-	lasting bool         // the problem is not one of setting up
-	done    bool         // tried to reach the desired state
-	status  status
-	asked   bool // all probes are to be made at once
-	fresh   bool // those that have never been made are
-	looks   bool // connections that are open are to be looked for anew
-	visits  map[*visit]struct{}
+	mu sync.Mutex
+	state
 
 	// Used by run alone.
-	retry   time.Duration
-	applied *agentpb.Pod
-	probed  time.Time
-	turn    int // of the claims that are proved again
+	retry  time.Duration
+	probed time.Time
+	turn   int // of the proofs that are repeated
 }
 
 func newPod(s *Set, want *agentpb.Pod) *pod {
 	name := want.GetNamespace() + "/" + want.GetName()
 	return &pod{
 		set: s, uid: want.GetUid(), name: name, wake: make(chan struct{}, 1),
-		log: s.cfg.Log.With("pod", name, "uid", want.GetUid()), problem: "being set up",
+		log:   s.cfg.Log.With("pod", name, "uid", want.GetUid()),
+		state: state{phase: pending, problem: settingUp},
 	}
 }
 
-func (p *pod) want(want *agentpb.Pod) {
+// assign changes what is wanted of the pod; nil is nothing.
+func (p *pod) assign(want *agentpb.Pod) {
 	p.mu.Lock()
-	same := equal(p.desired, want)
+	same := equal(p.wanted, want)
 	if !same {
-		p.status.change(p.desired, want)
-		p.desired = want
+		p.proofs.change(p.wanted, want)
+		p.wanted = want
 	}
-	p.endVisits()
 	p.mu.Unlock()
 	if !same || want == nil {
 		p.poke()
 	}
 }
 
-func (p *pod) wanted() *agentpb.Pod {
+func (p *pod) assigned() *agentpb.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.desired
+	return p.wanted
 }
 
+// reprobe makes all proofs due.
 func (p *pod) reprobe() {
 	p.mu.Lock()
-	p.asked = true
+	p.due.all = true
 	p.mu.Unlock()
 	p.poke()
 }
 
-func (p *pod) lookAgain() {
+// restart establishes everything anew, since new connections have gone past this agent.
+func (p *pod) restart() {
 	p.mu.Lock()
-	p.looks = true
+	p.missed = true
 	p.mu.Unlock()
 	p.poke()
 }
@@ -98,33 +92,41 @@ func (p *pod) poke() {
 	}
 }
 
-func (p *pod) tried() bool {
+// ready reports whether what is wanted was tried at least once.
+func (p *pod) ready() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.done || p.desired == nil
+	return p.tried || p.wanted == nil
 }
 
-// settled gives the namespace of the pod, or says that it is not known.
+// over reports whether nothing is open or wanted.
+func (p *pod) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wanted == nil && p.opened == nil
+}
+
+// settled returns the namespace of the pod, or false if it is not known yet.
 func (p *pod) settled() (inode uint64, settled bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.site != nil {
-		return p.site.ns.Inode(), true
+	if p.opened != nil {
+		return p.opened.at.Namespace.Inode(), true
 	}
-	return 0, p.desired == nil || p.set.refusal(p.desired) != nil
+	return 0, p.wanted == nil || p.set.refusal(p.wanted) != nil
 }
 
 func (p *pod) responsive() error {
 	p.mu.Lock()
-	s := p.site
+	o := p.opened
 	p.mu.Unlock()
-	if s == nil {
+	if o == nil {
 		return nil
 	}
-	return s.responsive()
+	return o.responsive()
 }
 
-// run works towards the desired state until the pod is let go.
+// run works towards what is wanted until the pod is forgotten.
 func (p *pod) run() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -133,113 +135,181 @@ func (p *pod) run() {
 		case <-p.wake:
 		case <-timer.C:
 		case <-p.set.ctx.Done():
-			p.abandon()
+			p.abort()
 			p.set.forget(p)
 			return
 		}
-		pause, gone := p.step()
-		if gone && p.set.forget(p) {
+		pause := p.step()
+		if p.set.forget(p) {
 			return
 		}
 		timer.Reset(pause)
 	}
 }
 
-// step does what can be done now. It says when to look again, or that the pod has been let go.
-func (p *pod) step() (pause time.Duration, gone bool) {
-	want := p.wanted()
-	if p.site != nil && !p.set.cfg.Finder.Alive(p.uid, p.site.ns.ID()) {
-		p.log.Info("pod is gone from the node")
-		p.abandon()
+// step takes the next transition, and returns when to look for another.
+func (p *pod) step() (pause time.Duration) {
+	want, refusal := p.assigned(), error(nil)
+	now := facts{wanted: wantsTargets(want), superseded: p.set.superseded.is()}
+	if p.opened != nil {
+		now.gone = !p.set.cfg.Finder.Alive(p.uid, p.opened.at.Namespace.ID())
+		now.drained = time.Since(p.opened.drained) >= p.set.cfg.Linger
 	}
-	if len(want.GetTargets()) == 0 && len(want.GetUdpTargets()) == 0 {
-		return p.letGo(want == nil)
+	if now.wanted {
+		refusal = p.set.refusal(want)
+		now.refused = refusal != nil
 	}
-	if isClosed(p.set.Superseded()) {
-		p.yieldOlder()
-		// another agent does what is wanted, which this one may no longer know
-		return p.set.cfg.WatchEvery, false
+	do, to := p.phase.next(now)
+	switch do {
+	case abort:
+		if now.gone {
+			p.log.Info("pod is gone from the node")
+		}
+		p.abort()
+		return 0
+	case yield:
+		p.opened.notify(false)
+		p.enter(to)
+		return p.set.cfg.WatchEvery
+	case drain:
+		p.settle(nil, false)
+		p.disprove()
+		if err := p.opened.drain(); err != nil {
+			p.log.Error("pod cannot be drained", "error", err)
+			return retryMax
+		}
+		p.enter(to)
+		return min(p.set.cfg.Linger, p.set.cfg.WatchEvery)
+	case finish:
+		p.log.Info("pod drained")
+		p.take().finish()
+		p.set.vacate(p)
+		return time.Hour
+	case wait:
+		return p.wait(now, refusal)
 	}
-	p.mu.Lock()
-	looks := p.looks
-	p.looks = false
-	p.mu.Unlock()
-	if looks {
-		p.yieldOlder()
-	}
-	err := p.establish(want)
-	p.settle(err, p.set.refusal(want) != nil || p.retry >= retryLasting)
+	err := p.establish(do, want)
 	if err == nil {
+		p.enter(to)
+	}
+	return p.outcome(err, want)
+}
+
+// wait returns how long there is nothing to do.
+func (p *pod) wait(now facts, refusal error) time.Duration {
+	switch {
+	case now.superseded && now.wanted:
+		return p.set.cfg.WatchEvery
+	case p.phase == draining:
+		return min(p.set.cfg.Linger-time.Since(p.opened.drained), p.set.cfg.WatchEvery)
+	case refusal != nil:
+		return p.failed(refusal, true)
+	}
+	p.settle(nil, false)
+	return time.Hour
+}
+
+func wantsTargets(want *agentpb.Pod) bool {
+	return len(want.GetTargets())+len(want.GetUdpTargets()) > 0
+}
+
+// enter notes the phase in which an action has left the pod.
+func (p *pod) enter(to phase) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase = to; to == standby || to == draining {
+		p.applied = nil // whatever is wanted next is established anew
+	}
+}
+
+// disprove forgets what was proved.
+func (p *pod) disprove() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.proofs = proofs{}
+}
+
+// settle notes the outcome of a step.
+func (p *pod) settle(err error, lasting bool) {
+	p.mu.Lock()
+	news := p.state.settle(err, lasting)
+	p.mu.Unlock()
+	if news {
+		p.set.notify()
+	}
+}
+
+// outcome notes how establishing has ended, and makes the proofs that are due.
+func (p *pod) outcome(err error, want *agentpb.Pod) (pause time.Duration) {
+	switch {
+	case err == nil:
+		p.settle(nil, false)
 		p.retry = 0
-		p.probe(want)
-		return p.set.cfg.WatchEvery, false
-	}
-	if errors.Is(err, steer.ErrSuperseded) {
+		p.prove(want)
+		return p.set.cfg.WatchEvery
+	case errors.Is(err, steer.ErrSuperseded):
+		p.settle(err, false)
 		p.set.StandBy()
-		return p.set.cfg.WatchEvery, false
+		return p.set.cfg.WatchEvery
 	}
+	return p.failed(err, false)
+}
+
+// failed notes a problem. It returns when to try again.
+func (p *pod) failed(err error, lasting bool) (pause time.Duration) {
+	p.settle(err, lasting || p.retry >= retryLasting)
 	before := p.retry
 	if p.retry = min(max(2*p.retry, retryFirst), retryMax); p.retry >= retryLasting && before < retryLasting {
 		p.log.Warn("pod cannot be steered", "error", err)
 	}
-	return p.retry, false
-}
-
-// settle notes the outcome of a try, and whether a problem is likely to stay.
-func (p *pod) settle(err error, lasting bool) {
-	problem := ""
-	if err != nil {
-		problem = strings.ReplaceAll(err.Error(), "\n", "; ")
-	}
-	p.mu.Lock()
-	lasting = lasting && err != nil
-	differs := p.problem != problem || p.lasting != lasting || !p.done
-	p.problem, p.lasting, p.done = problem, lasting, true
-	p.mu.Unlock()
-	if differs {
-		p.set.notify()
-	}
+	return p.retry
 }
 
 // establish makes everything as wanted.
-func (p *pod) establish(want *agentpb.Pod) error {
-	if err := p.set.refusal(want); err != nil {
-		p.abandon()
-		return err
-	}
-	if p.site == nil {
-		s, err := p.open(want)
+func (p *pod) establish(do action, want *agentpb.Pod) error {
+	if do == open {
+		o, err := p.open(want)
 		if err != nil {
 			return err
 		}
 		p.mu.Lock()
-		p.site, p.status = s, status{}
+		// Open, and steering as soon as it is applied: whatever fails from here on is mended or drained.
+		p.phase, p.opened, p.applied, p.proofs = steering, o, nil, proofs{}
 		p.mu.Unlock()
+	}
+	p.mu.Lock()
+	missed := p.missed
+	p.missed = false
+	p.mu.Unlock()
+	if missed {
+		p.opened.notify(false)
 		p.applied = nil
 	}
-	if equal(p.applied, want) && !p.site.lingering() {
-		return p.site.attach() // mends what others have broken
+	if equal(p.applied, want) {
+		return p.opened.attach() // mends what others have broken
 	}
-	rejected, err := p.site.apply(want)
+	rejected, err := p.opened.apply(want)
 	if err != nil {
+		p.applied = nil
 		return err
 	}
 	p.mu.Lock()
-	p.status.keep(want, rejected)
-	altered := len(p.status.altered) > 0 && p.desired == want
+	p.proofs.keep(want, rejected)
+	altered := len(p.proofs.altered) > 0 && p.wanted == want
 	if altered {
-		p.status.altered = nil
+		p.proofs.altered = nil
 	}
-	p.fresh = true
+	p.due.fresh = true
+	p.applied = want
 	p.mu.Unlock()
 	if altered {
 		p.set.notify()
 	}
-	p.applied = want
 	return nil
 }
 
-func (p *pod) open(want *agentpb.Pod) (*site, error) {
+// open finds the pod and opens what is needed to steer it.
+func (p *pod) open(want *agentpb.Pod) (*opened, error) {
 	ips, err := addresses(want.GetIps())
 	if err != nil {
 		return nil, fmt.Errorf("read the pod's addresses: %w", err)
@@ -253,67 +323,31 @@ func (p *pod) open(want *agentpb.Pod) (*site, error) {
 			return nil, errors.Join(err, ns.Close())
 		}
 	}
-	s, err := openSite(p, ns, ips, want.GetHostNetwork())
+	o, err := openPod(p, ns, ips, want.GetHostNetwork())
 	if err != nil {
 		p.set.vacate(p)
 		return nil, errors.Join(err, ns.Close())
 	}
-	return s, nil
+	return o, nil
 }
 
-// letGo gives new connections to the app, and closes the listeners when no more can be on their way
-// to them.
-func (p *pod) letGo(forever bool) (pause time.Duration, gone bool) {
-	p.settle(nil, false)
-	if p.site == nil {
-		return time.Hour, forever
-	}
-	left, err := p.site.release(p.set.cfg.Linger)
-	if err != nil {
-		p.log.Error("pod cannot be let go", "error", err)
-		return retryMax, false
-	}
-	if left > 0 {
-		return min(left, p.set.cfg.WatchEvery), false
-	}
-	p.log.Info("pod let go")
-	p.drop().retire()
-	p.set.vacate(p)
-	return time.Hour, forever
-}
-
-// abandon closes everything of the pod at once: it is gone, or the agent ends.
-func (p *pod) abandon() {
-	if s := p.drop(); s != nil {
-		if err := s.abort(); err != nil {
+// abort closes everything of the pod at once: it is gone or refused, or the agent ends.
+func (p *pod) abort() {
+	if o := p.take(); o != nil {
+		if err := o.abort(); err != nil {
 			p.log.Warn("something of the pod could not be closed", "error", err)
 		}
 	}
 	p.set.vacate(p)
 }
 
-func (p *pod) drop() *site {
+// take takes from the pod what is open, so that it is pending.
+func (p *pod) take() *opened {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.site
-	p.site, p.applied, p.status = nil, nil, status{}
-	return s
-}
-
-// refusal says why a pod can never be steered.
-func (s *Set) refusal(want *agentpb.Pod) error {
-	if want.GetHostNetwork() {
-		if err := s.onHostNetwork(); err != nil {
-			return err
-		}
-	}
-	class := strings.ToLower(want.GetRuntimeClass())
-	for _, sandbox := range []string{"kata", "gvisor", "runsc"} {
-		if strings.Contains(class, sandbox) {
-			return fmt.Errorf("the pod runs in a sandbox with a network stack of its own (runtime class %q), which the node cannot steer: such pods cannot be intercepted", want.GetRuntimeClass())
-		}
-	}
-	return nil
+	o := p.opened
+	p.phase, p.opened, p.applied, p.proofs = pending, nil, nil, proofs{}
+	return o
 }
 
 func addresses(texts []string) ([]netip.Addr, error) {
@@ -330,3 +364,5 @@ func addresses(texts []string) ([]netip.Addr, error) {
 	}
 	return ips, nil
 }
+
+func equal(a, b *agentpb.Pod) bool { return (a == nil) == (b == nil) && proto.Equal(a, b) }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pods keeps the pods of an assignment steered: it opens listeners in each pod's network
-// namespace, attaches the steering program, serves what arrives, proves by probes that all of it
-// works, and lets go again without losing a connection.
+// Package pods supervises the pods of an assignment. It finds each pod's network namespace, opens
+// listeners, the steering program and the parts there, attaches, proves by probes that all of it
+// works, and drains it again without losing a connection. What the parts do it does not know: see
+// package part.
 //
-// Each pod has a goroutine of its own that works towards the wanted state, so that one that fails
-// holds up no other.
+// Each pod has a goroutine of its own that works towards what is wanted, so that one that fails holds
+// up no other. The table of its states is in state.go.
 package pods
 
 import (
@@ -15,99 +16,25 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"sidestep.dev/sidestep/api/agentpb"
-	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/netns"
-	"sidestep.dev/sidestep/nodeagent/datagrams"
-	"sidestep.dev/sidestep/nodeagent/mesh"
+	"sidestep.dev/sidestep/nodeagent/part"
 	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
-// Finder finds the network namespaces of pods.
-type Finder interface {
-	Find(uid string, ips []netip.Addr) (Namespace, error)
-	// Alive says whether a process of the pod is still in the namespace.
-	Alive(uid string, id netns.ID) bool
-}
-
-// Namespace is where everything is opened that is to be in a pod.
-type Namespace interface {
-	steer.Namespace
-	ID() netns.ID
-	Gateways() ([]netip.Addr, error)
-	Listen(ip netip.Addr) (*net.TCPListener, error)
-	Dial(ctx context.Context, from netip.Addr, to netip.AddrPort,
-		bound func(netip.AddrPort)) (*net.TCPConn, error)
-	BeginAs(from netip.Addr, to netip.AddrPort, soon bool, introduce func(fd int)) (*podnet.Begun, error)
-	Close() error
-}
-
-// Steering loads programs; Program is the steering of one pod. See package steer for both.
-type Steering interface {
-	Load() (Program, error)
-	Datapath() (chosen steer.Datapath, why string)
-	Sweep(keep func(inode uint64) bool) error
-}
-
-// Program is what steers one pod.
-type Program interface {
-	SetListener(*net.TCPListener) error
-	Add(netip.AddrPort) error
-	Remove(netip.AddrPort) error
-	Attach(steer.Namespace) error
-	Detach() error
-	Outcomes() (map[bpf.Outcome]uint64, error)
-	// Datagrams says why datagrams cannot be steered, if that is so.
-	Datagrams() error
-	DatagramOutcomes() (map[bpf.Outcome]uint64, error)
-	datagrams.Steering
-	Close() error
-}
-
-// Clients prepares pods for being told who their clients are. See package peername.
-type Clients interface {
-	Attach(uid string, id netns.ID) (Introducer, error)
-}
-
-// Introducer tells one pod who its clients are.
-type Introducer interface {
-	// Introduce says whom a socket, which has not connected yet, is for.
-	Introduce(fd int, client netip.AddrPort) error
-	Close() error
-}
-
-// Meshes knows the proxies that service meshes have in pods. See package mesh.
-type Meshes interface {
-	Open(uid string, ns Namespace) Mesh
-}
-
-// Mesh is the part that one pod has in a mesh, if any.
-type Mesh interface {
-	Look(targets []netip.AddrPort) (mesh.Proxy, error)
-	Missed() (target netip.AddrPort, missed bool)
-	Older(port uint16) (n int, err error)
-	Close() error
-}
-
 // Config is what a Set works with.
 type Config struct {
-	Finder    Finder
-	Steering  Steering
-	Clients   Clients
-	Meshes    Meshes   // nil: there are none
-	Counting  Counting // nil: connections are not counted
-	Tunnels   proxy.Tunnels
-	Datagrams *datagrams.Metrics // nil: datagrams are not counted
-	Takeover  Takeover           // nil: connections that are open already are left alone
+	Finder   *podnet.Finder
+	Steering *steer.Node
+	// Parts are what is done for each pod besides steering it, in the order in which they are opened.
+	Parts   []part.Kind
+	Tunnels proxy.Tunnels
 	// Serve serves one steered connection and closes it.
 	Serve func(ctx context.Context, c *net.TCPConn, t *proxy.Target)
 	Log   *slog.Logger
@@ -137,30 +64,32 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Set is the pods of the node that were assigned, and those that are being let go.
+// Set is the pods of the node that are assigned, and those that are being drained.
 type Set struct {
 	cfg     Config
 	ctx     context.Context // ends when connections are not waited for any longer
 	cancel  context.CancelCauseFunc
 	changed chan struct{}
 
-	mu         sync.Mutex
-	closed     bool          // no more assignments: shutting down
-	superseded chan struct{} // closed: no more assignments either, until Resume
-	assigned   bool
-	revision   uint64
-	pods       map[string]*pod   // by UID
-	occupied   map[netns.ID]*pod // network namespaces that pods share
-	running    sync.WaitGroup
+	running sync.WaitGroup
+	// superseded is on while a newer node agent has the node. No assignment counts then.
+	superseded signal
+
+	mu       sync.Mutex
+	closed   bool // no more assignments: shutting down
+	assigned bool
+	revision uint64
+	pods     map[string]*pod   // by UID
+	occupied map[netns.ID]*pod // network namespaces that pods share
 }
 
-// New makes an empty Set.
+// New returns an empty Set.
 func New(cfg Config) *Set {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Set{
 		cfg: cfg.withDefaults(), ctx: ctx, cancel: cancel, pods: map[string]*pod{},
 		occupied: map[netns.ID]*pod{},
-		changed:  make(chan struct{}, 1), superseded: make(chan struct{}),
+		changed:  make(chan struct{}, 1), superseded: signal{on: make(chan struct{})},
 	}
 }
 
@@ -169,7 +98,7 @@ func New(cfg Config) *Set {
 func (s *Set) Apply(a *agentpb.Assignment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || isClosed(s.superseded) {
+	if s.closed || s.superseded.is() {
 		return
 	}
 	s.revision = a.GetRevision()
@@ -184,46 +113,39 @@ func (s *Set) Apply(a *agentpb.Assignment) {
 			s.pods[uid] = p
 			s.running.Go(p.run)
 		}
-		p.want(want)
+		p.assign(want)
 	}
 	for uid, p := range s.pods {
 		if wanted[uid] == nil {
-			p.want(nil)
+			p.assign(nil)
 		}
 	}
 	s.assigned = true
 	s.notify()
 }
 
-// Assigned says whether an assignment has come, and every pod of it was tried at least once.
+// Assigned reports whether an assignment has come, and every pod of it was tried at least once.
 func (s *Set) Assigned() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.assigned && !slices.ContainsFunc(s.list(), func(p *pod) bool { return !p.tried() })
+	return s.assigned && !slices.ContainsFunc(s.list(), func(p *pod) bool { return !p.ready() })
 }
 
 // Changed receives when a report would differ from the one before, counters aside.
 func (s *Set) Changed() <-chan struct{} { return s.changed }
 
-// Superseded is closed once another agent has taken over a pod, or StandBy was called; until Resume
+// Superseded is closed once a newer agent has taken over a pod, or StandBy was called; until Resume
 // is.
-func (s *Set) Superseded() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.superseded
-}
+func (s *Set) Superseded() <-chan struct{} { return s.superseded.wait() }
+
+// StandBy leaves everything to a newer agent: nothing more is attached, and what is open is served.
+func (s *Set) StandBy() { s.superseded.set() }
 
 // Resume takes the pods back, once the steering has been renewed because the agent that had taken
 // over is gone.
 func (s *Set) Resume() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if isClosed(s.superseded) {
-		s.superseded = make(chan struct{})
-	}
-	for _, p := range s.list() {
-		p.reprobe()
-	}
+	s.superseded.clear()
+	s.Probe()
 }
 
 // Report is the full state of the node's assigned pods.
@@ -237,7 +159,7 @@ func (s *Set) Report() *agentpb.Report {
 	return r
 }
 
-// Probe proves everything anew, such as after the connection to the manager was lost.
+// Probe repeats all proofs, such as after the connection to the manager was lost.
 func (s *Set) Probe() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,18 +168,18 @@ func (s *Set) Probe() {
 	}
 }
 
-// SteeredAgain says that new connections have not been steered for a while, and are now: those that
-// came to the apps meanwhile are older.
+// SteeredAgain is to be called when new connections are steered after a while in which they were not:
+// those that came to the apps meanwhile are older.
 func (s *Set) SteeredAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.list() {
-		p.lookAgain()
+		p.restart()
 	}
 }
 
-// Responsive says whether connections that are steered here are being taken. As long as they are
-// not, they must not be steered.
+// Responsive returns an error if steered connections are not being accepted. They must not be steered
+// then.
 func (s *Set) Responsive() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,8 +191,8 @@ func (s *Set) Responsive() error {
 	return nil
 }
 
-// Sweep removes what former agents have left behind and this one has no use for. While some pod has
-// not been opened yet, its namespace is unknown, and a former agent may be serving it.
+// Sweep removes what former agents have left behind and this one has no use for. Nothing is removed
+// while the namespace of some pod is unknown: a former agent may be serving it.
 func (s *Set) Sweep() error {
 	s.mu.Lock()
 	unknown := !s.assigned
@@ -290,7 +212,7 @@ func (s *Set) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
 	for _, p := range s.pods {
-		p.want(nil)
+		p.assign(nil)
 	}
 	s.mu.Unlock()
 	drained := make(chan struct{})
@@ -316,11 +238,11 @@ func (s *Set) list() []*pod {
 	})
 }
 
-// forget removes a pod that was let go, unless it has been assigned again.
+// forget removes a pod of which nothing is open or wanted any more.
 func (s *Set) forget(p *pod) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p.wanted() != nil {
+	if !p.over() {
 		return false
 	}
 	delete(s.pods, p.uid)
@@ -334,23 +256,43 @@ func (s *Set) notify() {
 	}
 }
 
-// StandBy leaves everything to a younger agent: nothing more will be attached, and what is open is
-// served.
-func (s *Set) StandBy() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !isClosed(s.superseded) {
-		close(s.superseded)
-	}
+// signal is a condition that can be waited for, and that may be over again.
+type signal struct {
+	mu sync.Mutex
+	on chan struct{} // closed while it is
 }
 
-func isClosed(c <-chan struct{}) bool {
+func (s *signal) wait() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.on
+}
+
+func (s *signal) is() bool {
 	select {
-	case <-c:
+	case <-s.wait():
 		return true
 	default:
 		return false
 	}
 }
 
-func equal(a, b *agentpb.Pod) bool { return (a == nil) == (b == nil) && proto.Equal(a, b) }
+func (s *signal) set() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.on:
+	default:
+		close(s.on)
+	}
+}
+
+func (s *signal) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.on:
+		s.on = make(chan struct{})
+	default:
+	}
+}

@@ -3,14 +3,12 @@
 package pods_test
 
 import (
-	"context"
 	"errors"
-	"log/slog"
-	"net"
-	"net/netip"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,350 +16,188 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sidestep.dev/sidestep/api/agentpb"
-	"sidestep.dev/sidestep/api/tunnelpb"
-	"sidestep.dev/sidestep/bpf"
-	"sidestep.dev/sidestep/internal/netns"
-	"sidestep.dev/sidestep/internal/tunnel"
-	"sidestep.dev/sidestep/nodeagent/podnet"
+	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/part"
 	"sidestep.dev/sidestep/nodeagent/pods"
-	"sidestep.dev/sidestep/nodeagent/proxy"
-	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
-// kernel is a node without namespaces: what would be steered is dialled at the listener itself.
-type kernel struct {
-	mu       sync.Mutex
-	missing  map[string]bool // UIDs of pods that cannot be found
-	gone     map[string]bool // UIDs of pods that have ended
-	deaf     bool            // programs steer nothing
-	attached map[uint64]*program
-	attaches int
-	refuse   error // why nothing can be attached
-	loads    int
-	dials    map[uint16]int // probes of ports
-}
-
-func (k *kernel) locked(fn func()) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	fn()
-}
-
-func (k *kernel) Find(uid string, _ []netip.Addr) (pods.Namespace, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.missing[uid] {
-		return nil, errors.New("not there")
-	}
-	return &namespace{kernel: k, inode: uint64(uid[0])}, nil
-}
-
-func (k *kernel) Alive(uid string, _ netns.ID) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return !k.gone[uid]
-}
-
-func (k *kernel) Datapath() (steer.Datapath, string) { return steer.SkLookup, "" }
-
-func (k *kernel) Load() (pods.Program, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.loads++
-	return &program{kernel: k, targets: map[netip.AddrPort]bool{}}, nil
-}
-
-func (k *kernel) Sweep(func(uint64) bool) error { return nil }
-
-// noClients is a node on which apps cannot be told who their clients are.
-type noClients struct{}
-
-func (noClients) Attach(string, netns.ID) (pods.Introducer, error) {
-	return nil, errors.New("there are no control groups")
-}
-
-// Open is the tunnels' side: there is no manager.
-func (k *kernel) Open(context.Context, *tunnelpb.Open) (*tunnel.Conn, error) {
-	return nil, errors.New("the manager is away")
-}
-
-type namespace struct {
-	*kernel
-	inode uint64
-}
-
-func (n *namespace) Gateways() ([]netip.Addr, error) { return nil, nil }
-func (n *namespace) Inode() uint64                   { return n.inode }
-func (n *namespace) ID() netns.ID                    { return netns.ID{Inode: n.inode} }
-func (n *namespace) Control(func(int) error) error   { return nil }
-func (n *namespace) Close() error                    { return nil }
-func (n *namespace) Do(fn func() error) error        { return fn() }
-func (n *namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
-	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
-}
-
-func (n *namespace) BeginAs(netip.Addr, netip.AddrPort, bool, func(int)) (*podnet.Begun, error) {
-	return nil, errors.New("there is no app")
-}
-
-func (n *namespace) Dial(_ context.Context, from netip.Addr, to netip.AddrPort,
-	bound func(netip.AddrPort)) (*net.TCPConn, error) {
-	n.mu.Lock()
-	n.dials[to.Port()]++
-	p := n.kernel.attached[n.inode]
-	steered := p != nil && p.targets[to] && !n.deaf
-	n.mu.Unlock()
-	if !steered {
-		return nil, errors.New("connection refused by the app")
-	}
-	local := net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
-	l, err := net.ListenTCP("tcp", local) // finds a free port
-	if err != nil {
-		return nil, err
-	}
-	local.Port = l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
-	bound(local.AddrPort())
-	d := net.Dialer{LocalAddr: local}
-	c, err := d.Dial("tcp", p.listener.Addr().String())
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil
-}
-
-type program struct {
-	kernel   *kernel
-	listener *net.TCPListener
-	targets  map[netip.AddrPort]bool
-	inode    uint64
-}
-
-func (p *program) SetListener(l *net.TCPListener) error {
-	p.listener = l
-	return nil
-}
-
-func (p *program) Add(a netip.AddrPort) error {
-	p.kernel.locked(func() { p.targets[a] = true })
-	return nil
-}
-
-func (p *program) Remove(a netip.AddrPort) error {
-	p.kernel.locked(func() { delete(p.targets, a) })
-	return nil
-}
-
-func (p *program) Attach(ns steer.Namespace) (err error) {
-	p.kernel.locked(func() {
-		p.kernel.attaches++
-		if err = p.kernel.refuse; err == nil {
-			p.inode = ns.Inode()
-			p.kernel.attached[p.inode] = p
-		}
-	})
-	return err
-}
-
-func (p *program) Detach() error {
-	p.kernel.locked(func() {
-		if p.kernel.attached[p.inode] == p {
-			delete(p.kernel.attached, p.inode)
-		}
-	})
-	return nil
-}
-
-func (p *program) Outcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
-
-// Datagrams says that this kernel steers none.
-func (p *program) Datagrams() error {
-	return errors.New(
-		"there is no UDP here")
-}
-func (p *program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) { return nil, nil }
-func (p *program) DatagramsProbed() (uint64, error)                  { return 0, nil }
-func (p *program) SetDatagrams(*net.UDPConn) error                   { return nil }
-func (p *program) AddDatagrams(netip.AddrPort) error                 { return nil }
-func (p *program) RemoveDatagrams(netip.AddrPort) error              { return nil }
-
-func (p *program) Close() error { return nil }
-
-func newSet(t *testing.T) (*kernel, *pods.Set) { return newSetProbing(t, 50*time.Millisecond) }
-
-func newSetProbing(t *testing.T, every time.Duration) (*kernel, *pods.Set) {
-	k := &kernel{missing: map[string]bool{}, gone: map[string]bool{}, attached: map[uint64]*program{},
-		dials: map[uint16]int{}}
-	s := pods.New(pods.Config{
-		Finder: k, Steering: k, Clients: noClients{}, Tunnels: k, Log: slog.New(slog.DiscardHandler),
-		Serve:      func(_ context.Context, c *net.TCPConn, _ *proxy.Target) { _ = c.Close() },
-		ProbeEvery: every, WatchEvery: 20 * time.Millisecond, Linger: 50 * time.Millisecond,
-	})
-	t.Cleanup(func() { assert.NoError(t, s.Close(context.Background())) })
-	return k, s
-}
-
-// assign gives the pods one after the other, each with an intercept of port 80 that has no laptop.
-func assign(s *pods.Set, revision uint64, uids ...string) {
-	a := &agentpb.Assignment{Revision: revision}
-	for _, uid := range uids {
-		a.Pods = append(a.Pods, &agentpb.Pod{
-			Uid: uid, Namespace: "shop", Name: uid, Ips: []string{"127.0.0.1"},
-			Targets: []*agentpb.Target{{Port: 80, Rules: []*agentpb.Rule{{InterceptUid: "i"}}}},
-		})
-	}
-	s.Apply(a)
-}
-
-// steering lists the pods that are reported as steering.
-func steering(s *pods.Set) (uids []string) {
-	for _, r := range s.Report().GetTargets() {
-		if r.GetSteering() {
-			uids = append(uids, r.GetPodUid())
-		}
-	}
-	return uids
-}
-
-func message(s *pods.Set, uid string) string {
-	for _, r := range s.Report().GetTargets() {
-		if r.GetPodUid() == uid {
-			return r.GetMessage()
-		}
-	}
-	return ""
-}
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	require.Eventually(t, ok, 30*time.Second, 5*time.Millisecond, what)
-}
-
 func TestPodThatFailsHoldsUpNoOtherAndIsTriedAgain(t *testing.T) {
-	k, s := newSet(t)
-	k.missing["b"] = true
-	assert.False(t, s.Assigned(), "before the first assignment")
-	assign(s, 1, "a", "b", "c")
-	eventually(t, "the others are steered",
-		func() bool { return slices.Equal(steering(s), []string{"a", "c"}) })
-	eventually(t, "every pod was tried", s.Assigned)
-	assert.Contains(t, message(s, "b"), "not there")
-	k.locked(func() { delete(k.missing, "b") })
-	eventually(t, "it is there now", func() bool { return slices.Equal(steering(s), []string{"a", "b", "c"}) })
-	assert.EqualValues(t, 1, s.Report().GetRevision())
+	w := newWorld(t)
+	a, c := w.node.NewPod(t), w.node.NewPod(t)
+	b := &testnet.Pod{UID: strings.Replace(a.UID, "000000000001", "000000000003", 1),
+		IP4: a.IP4.Next().Next()} // its name is known, and nothing else
+	assert.False(t, w.set.Assigned(), "before the first assignment")
+	third := wants(b.UID, "198.18.3.2")
+	w.set.Apply(&agentpb.Assignment{Revision: 1,
+		Pods: []*agentpb.Pod{wants(a.UID, a.IP4.String()), third, wants(c.UID, c.IP4.String())}})
+	eventually(t, "the others are steered", func() bool { return w.steeringRules() == 2 })
+	eventually(t, "every pod was tried", w.set.Assigned)
+	assert.Contains(t, w.message(b), "no process of the pod")
+	require.Equal(t, b.UID, w.node.NewPod(t).UID)
+	w.awaitSteering(t, 3)
+	assert.EqualValues(t, 1, w.set.Report().GetRevision())
 }
 
-func TestPodsThatAreNotAssignedAreLetGo(t *testing.T) {
-	k, s := newSet(t)
-	assign(s, 1, "a", "b")
-	eventually(t, "steered", func() bool { return len(steering(s)) == 2 })
-	assign(s, 2, "b")
-	eventually(t, "detached", func() (ok bool) {
-		k.locked(func() { ok = len(k.attached) == 1 })
-		return ok
+func TestPodsThatAreNotAssignedAreDrained(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.node.NewPod(t), w.node.NewPod(t)
+	w.assign(1, a, b)
+	w.awaitSteering(t, 2)
+	w.assign(2, b)
+	eventually(t, "closed", func() bool { return slices.Contains(w.calls(a), "close") })
+	assert.Equal(t, []string{"steered", "drain"}, w.calls(a)[:2])
+	assert.Equal(t, []string{"steered"}, w.calls(b), "the other was not touched")
+	assert.Equal(t, 1, w.steeringRules())
+	w.assign(3, a, b)
+	w.awaitSteering(t, 2)
+	w.parts.locked(func() { assert.Equal(t, 2, w.parts.of(a.UID).opens) })
+}
+
+func TestPodThatIsWantedAgainWhileItDrainsIsNotClosed(t *testing.T) {
+	w := newWorld(t, func(cfg *pods.Config) { cfg.Linger = time.Hour })
+	a := w.node.NewPod(t)
+	w.assign(1, a)
+	w.awaitSteering(t, 1)
+	w.assign(2)
+	eventually(t, "draining", func() bool { return slices.Contains(w.calls(a), "drain") })
+	w.assign(3, a)
+	w.awaitSteering(t, 1)
+	w.parts.locked(func() {
+		assert.Equal(t, 1, w.parts.of(a.UID).opens)
+		assert.Len(t, w.parts.of(a.UID).applied, 2)
 	})
-	assert.Equal(t, []string{"b"}, steering(s), "the other was not touched")
-	assign(s, 3, "a", "b")
-	eventually(t, "steered again", func() bool { return len(steering(s)) == 2 })
+	a.Delete() // or its end would take an hour
+	eventually(t, "closed", func() bool { return slices.Contains(w.calls(a), "close") })
 }
 
 func TestSameAssignmentChangesNothing(t *testing.T) {
-	k, s := newSet(t)
-	assign(s, 1, "a")
-	eventually(t, "steered", func() bool { return len(steering(s)) == 1 })
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.assign(1, a)
+	w.awaitSteering(t, 1)
 	for revision := range uint64(20) {
-		assign(s, revision+2, "a")
+		w.assign(revision+2, a)
 	}
-	eventually(t, "reported", func() bool { return s.Report().GetRevision() == 21 })
-	assert.Equal(t, []string{"a"}, steering(s))
-	k.locked(func() { assert.Equal(t, 1, k.loads) })
+	eventually(t, "reported", func() bool { return w.set.Report().GetRevision() == 21 })
+	assert.Equal(t, 1, w.steeringRules())
+	w.parts.locked(func() { assert.Len(t, w.parts.of(a.UID).applied, 1) })
 }
 
 func TestARuleThatChangesIsNotReportedBeforeItIsObeyed(t *testing.T) {
-	k, s := newSet(t)
-	rules := func(revision uint64, wanted string) {
-		s.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{{
-			Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"},
-			Targets: []*agentpb.Target{{Port: 80,
-				Rules: []*agentpb.Rule{{InterceptUid: "i", InterceptName: wanted}, {InterceptUid: "j"}}}},
-		}}})
-	}
-	rules(1, "before")
-	eventually(t, "both are steered", func() bool { return len(steering(s)) == 2 })
-	k.locked(func() { // so nothing can be done about the pod
-		rules(2, "after")
-		report := s.Report()
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	other := &agentpb.Rule{InterceptUid: "j"}
+	w.rules(1, a, &agentpb.Rule{InterceptUid: "i", InterceptName: "before"}, other)
+	w.awaitSteering(t, 2)
+	w.parts.locked(func() { // so nothing can be done about the pod
+		w.rules(2, a, &agentpb.Rule{InterceptUid: "i", InterceptName: "after"}, other)
+		report := w.set.Report()
 		assert.EqualValues(t, 2, report.GetRevision())
 		for _, r := range report.GetTargets() {
 			assert.Equal(t, r.GetInterceptUid() == "j", r.GetSteering(), "intercept %s", r.GetInterceptUid())
 		}
 	})
-	eventually(t, "both are steered as they are now", func() bool { return len(steering(s)) == 2 })
+	w.awaitSteering(t, 2)
+}
+
+func TestRulesGoWithTheirIntercept(t *testing.T) {
+	w := newWorld(t, func(cfg *pods.Config) { cfg.Linger = time.Hour })
+	a := w.node.NewPod(t)
+	ours := &agentpb.Rule{InterceptUid: "i", Connected: true}
+	w.rules(1, a, ours)
+	claims := func() (uid string) {
+		var pod *part.Pod
+		w.parts.locked(func() { pod = w.parts.of(a.UID).pod })
+		if pod == nil {
+			return ""
+		}
+		return pod.Match(80, anyRequest{})
+	}
+	eventually(t, "requests are the intercept's", func() bool { return claims() == "i" })
+	w.assign(2)
+	eventually(t, "connections that still arrive are the app's, while the pod drains",
+		func() bool { return claims() == "" })
+	assert.NotContains(t, w.calls(a), "close")
+	w.rules(3, a, ours)
+	eventually(t, "requests are the intercept's again", func() bool { return claims() == "i" })
+	a.Delete()
+	eventually(t, "closed", func() bool { return slices.Contains(w.calls(a), "close") })
 }
 
 func TestSteeringThatBreaksIsReportedAndMended(t *testing.T) {
-	k, s := newSet(t)
-	assign(s, 1, "a")
-	eventually(t, "steered", func() bool { return len(steering(s)) == 1 })
-	k.locked(func() { clear(k.attached) }) // as if somebody had removed the pin
-	eventually(t, "attached again", func() (ok bool) {
-		k.locked(func() { ok = len(k.attached) == 1 })
-		return ok
-	})
-	eventually(t, "steered again", func() bool { return len(steering(s)) == 1 })
-	k.locked(func() { k.deaf = true })
-	eventually(t, "reported", func() bool { return strings.Contains(message(s, "a"), "not steered") })
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.assign(1, a)
+	w.awaitSteering(t, 1)
+	pins := func() (paths []string) {
+		_ = filepath.WalkDir(filepath.Join(w.bpffs, "sidestep"), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				paths = append(paths, path)
+			}
+			return nil
+		})
+		return paths
+	}
+	before := pins()
+	require.NotEmpty(t, before)
+	require.NoError(t, os.Remove(before[0]))
+	eventually(t, "pinned again", func() bool { return slices.Equal(before, pins()) })
+	w.awaitSteering(t, 1)
+	w.silent.Store(true)
+	eventually(t, "reported", func() bool { return strings.Contains(w.message(a), "not steered") })
+	w.silent.Store(false)
+	w.awaitSteering(t, 1)
 }
 
-func TestPodThatEndsIsDropped(t *testing.T) {
-	k, s := newSet(t)
-	assign(s, 1, "a")
-	eventually(t, "steered", func() bool { return len(steering(s)) == 1 })
-	k.locked(func() { k.gone["a"], k.missing["a"] = true, true })
-	eventually(t, "reported", func() bool { return strings.Contains(message(s, "a"), "not there") })
-	k.locked(func() { assert.Empty(t, k.attached) })
+func TestPodThatEndsIsAborted(t *testing.T) {
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.assign(1, a)
+	w.awaitSteering(t, 1)
+	a.Delete()
+	eventually(t, "reported", func() bool { return strings.Contains(w.message(a), "no process of the pod") })
+	assert.Equal(t, []string{"steered", "drain", "close"}, w.calls(a))
 }
 
 func TestRuleWithLaptopNeedsATunnel(t *testing.T) {
-	_, s := newSet(t)
-	s.Apply(&agentpb.Assignment{Revision: 1, Pods: []*agentpb.Pod{{
-		Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"},
-		Targets: []*agentpb.Target{{Port: 80,
-			Rules: []*agentpb.Rule{{InterceptUid: "i", Connected: true}, {InterceptUid: "j"}}}},
-	}}})
-	eventually(t, "the rule without laptop works", func() bool { return len(steering(s)) == 1 })
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.rules(1, a, &agentpb.Rule{InterceptUid: "i", Connected: true}, &agentpb.Rule{InterceptUid: "j"})
+	eventually(t, "the rule without laptop works", func() bool { return w.steeringRules() == 1 })
 	eventually(t, "the other does not",
-		func() bool { return strings.Contains(message(s, "a"), "the manager is away") })
+		func() bool { return strings.Contains(w.message(a), "the manager is away") })
 }
 
-// assignPorts gives one pod, with an intercept of each port.
-func assignPorts(s *pods.Set, revision uint64, ports int) {
-	p := &agentpb.Pod{Uid: "a", Namespace: "shop", Name: "a", Ips: []string{"127.0.0.1"}}
+// assignPorts assigns a pod with an intercept of each port.
+func (w *world) assignPorts(p *testnet.Pod, revision uint64, ports int) {
+	want := wants(p.UID, p.IP4.String())
+	want.Targets = nil
 	for n := range ports {
-		p.Targets = append(p.Targets,
+		want.Targets = append(want.Targets,
 			&agentpb.Target{Port: uint32(1000 + n), Rules: []*agentpb.Rule{{InterceptUid: "i"}}})
 	}
-	s.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{p}})
+	w.set.Apply(&agentpb.Assignment{Revision: revision, Pods: []*agentpb.Pod{want}})
 }
 
 func TestAnotherPortIsProvedAndThoseBeforeAreNotProvedAgain(t *testing.T) {
-	k, s := newSetProbing(t, time.Hour)
+	w := newWorld(t, func(cfg *pods.Config) { cfg.ProbeEvery = time.Hour })
+	a := w.node.NewPod(t)
 	const ports = 40
 	for n := range 3 {
-		assignPorts(s, uint64(n), ports+n)
-		eventually(t, "steered", func() bool { return len(steering(s)) == ports+n })
+		w.assignPorts(a, uint64(n), ports+n)
+		w.awaitSteering(t, ports+n)
 	}
-	k.locked(func() {
-		assert.Len(t, k.dials, ports+2)
-		for port, n := range k.dials {
+	w.parts.locked(func() {
+		assert.Len(t, w.parts.of(a.UID).probes, ports+2)
+		for port, n := range w.parts.of(a.UID).probes {
 			assert.Equal(t, 1, n, "port %d", port)
 		}
 	})
-	s.Probe()
+	w.set.Probe()
 	eventually(t, "all are proved again when that is asked for", func() (all bool) {
-		k.locked(func() {
+		w.parts.locked(func() {
 			all = true
-			for _, n := range k.dials {
+			for _, n := range w.parts.of(a.UID).probes {
 				all = all && n == 2
 			}
 		})
@@ -370,30 +206,96 @@ func TestAnotherPortIsProvedAndThoseBeforeAreNotProvedAgain(t *testing.T) {
 }
 
 func TestManyPortsAreProvedAgainInTurn(t *testing.T) {
-	k, s := newSetProbing(t, 30*time.Millisecond)
-	assignPorts(s, 1, 50)
+	w := newWorld(t, func(cfg *pods.Config) { cfg.ProbeEvery = 30 * time.Millisecond })
+	a := w.node.NewPod(t)
+	w.assignPorts(a, 1, 50)
 	eventually(t, "each was proved three times", func() (all bool) {
-		k.locked(func() {
-			all = len(k.dials) == 50
-			for _, n := range k.dials {
+		w.parts.locked(func() {
+			all = len(w.parts.of(a.UID).probes) == 50
+			for _, n := range w.parts.of(a.UID).probes {
 				all = all && n >= 3
 			}
 		})
 		return all
 	})
-	k.locked(func() { k.deaf = true })
-	eventually(t, "each is found to be broken", func() bool { return len(steering(s)) == 0 })
-	k.locked(func() { k.deaf = false })
-	eventually(t, "each is found to work again", func() bool { return len(steering(s)) == 50 })
+	w.silent.Store(true)
+	eventually(t, "each is found to be broken", func() bool { return w.steeringRules() == 0 })
+	w.silent.Store(false)
+	eventually(t, "each is found to work again", func() bool { return w.steeringRules() == 50 })
 }
 
 func TestSupersededSetChangesNothingAnyMore(t *testing.T) {
-	k, s := newSet(t)
-	assign(s, 1, "a")
-	eventually(t, "steered", func() bool { return len(steering(s)) == 1 })
-	k.locked(func() { k.refuse = steer.ErrSuperseded })
-	assign(s, 2, "a", "b")
-	<-s.Superseded()
-	assign(s, 3, "c")
-	assert.EqualValues(t, 2, s.Report().GetRevision())
+	w := newWorld(t)
+	a, b := w.node.NewPod(t), w.node.NewPod(t)
+	ours := &agentpb.Rule{InterceptUid: "i", Connected: true}
+	w.rules(1, a, ours)
+	eventually(t, "attached", func() bool { return slices.Contains(w.calls(a), "steered") })
+	newer := w.newSteering()
+	program, err := newer.Load()
+	require.NoError(t, err)
+	require.NoError(t, program.Attach(a.Namespace))
+	t.Cleanup(func() {
+		assert.NoError(t, program.Detach())
+		assert.NoError(t, program.Close())
+		assert.NoError(t, newer.Close())
+	})
+	<-w.set.Superseded()
+	w.assign(2, b)
+	assert.EqualValues(t, 1, w.set.Report().GetRevision())
+	eventually(t, "its parts are told", func() bool { return slices.Contains(w.calls(a), "not steered") })
+	w.parts.locked(func() {
+		assert.Equal(t, "i", w.parts.of(a.UID).pod.Match(80, anyRequest{}),
+			"the intercept goes on, on connections that are open")
+		assert.True(t, w.parts.of(a.UID).pod.Superseded())
+	})
+	assert.Equal(t, []string{"steered", "not steered"}, w.calls(a))
+}
+
+func TestPodThatIsSteeredAgainIsEstablishedAnew(t *testing.T) {
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.assign(1, a)
+	w.awaitSteering(t, 1)
+	w.set.SteeredAgain()
+	eventually(t, "told, applied and told again", func() bool {
+		return slices.Equal(w.calls(a), []string{"steered", "not steered", "steered"})
+	})
+	w.parts.locked(func() { assert.Len(t, w.parts.of(a.UID).applied, 2) })
+}
+
+func TestAPartsProblemIsReported(t *testing.T) {
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.parts.of(a.UID).problem = part.Problem{Message: "some clients are missed"}
+	w.assign(1, a)
+	w.awaitSteering(t, 1)
+	assert.Equal(t, "some clients are missed", w.message(a))
+
+	b := w.node.NewPod(t)
+	w.parts.locked(func() {
+		w.parts.of(b.UID).problem = part.Problem{Message: "there is no UDP here", Refuse: true}
+	})
+	w.assign(2, b)
+	eventually(t, "refused", func() bool { return w.message(b) == "there is no UDP here" })
+	report := w.set.Report().GetTargets()[0]
+	assert.True(t, report.GetFailed())
+	assert.False(t, report.GetSteering())
+}
+
+func TestPartThatCannotApplyIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.parts.of(a.UID).fail = errors.New("not yet")
+	w.assign(1, a)
+	eventually(t, "reported", func() bool { return w.message(a) == "not yet" })
+	assert.Zero(t, w.steeringRules())
+	w.parts.locked(func() { w.parts.of(a.UID).fail = nil })
+	w.awaitSteering(t, 1)
+}
+
+func TestPodIsSteeredWithoutAPartThatCannotBeOpened(t *testing.T) {
+	w := newWorld(t)
+	w.parts.fail = errors.New("there are no control groups")
+	w.assign(1, w.node.NewPod(t))
+	w.awaitSteering(t, 1)
 }

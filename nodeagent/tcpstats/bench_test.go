@@ -34,7 +34,7 @@ func eachState(b *testing.B, run func(b *testing.B, w *world, l *net.TCPListener
 	for _, s := range states {
 		b.Run(s.name, func(b *testing.B) {
 			w := newWorld(b)
-			var h *tcpstats.Hold
+			var h *tcpstats.Pod
 			if s.attached {
 				h = w.hold(b)
 				w.count(b, h, port+1)

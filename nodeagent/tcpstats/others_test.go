@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/cgroup"
 	"sidestep.dev/sidestep/nodeagent/tcpstats"
 )
@@ -135,7 +136,7 @@ func TestProgramsThatWouldBeOverriddenAreLeftAlone(t *testing.T) {
 			Target: int(above.Fd()), Program: p, Attach: ebpf.AttachCGroupSockOps,
 		}))
 	})
-	h, err := w.node.Attach(w.pod, w.pod.UID, w.processes(t))
+	h, err := w.node.Attach(w.pod.Namespace, w.pod.UID, w.processes(t))
 	require.NoError(t, err)
 	defer h.Close()
 	assert.ErrorIs(t, h.Missing(), cgroup.ErrDisplaced)
@@ -185,11 +186,6 @@ func TestKilledAgentLeavesNothingBehind(t *testing.T) {
 	becomes(t, h, port, ways{Direct: each(many, 100, 200)})
 }
 
-// here is the namespace that this process is in.
-type here struct{}
-
-func (here) Do(fn func() error) error { return fn() }
-
 // beAgent counts until it is killed.
 func beAgent() error {
 	var proc, uid, ip, pid string
@@ -199,7 +195,11 @@ func beAgent() error {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
-	h, err := tcpstats.New(proc).Attach(here{}, uid, []string{pid})
+	here, err := netns.Open("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	h, err := tcpstats.New(proc).Attach(here, uid, []string{pid})
 	if err == nil {
 		err = errors.Join(h.Missing(), h.Add(netip.AddrPortFrom(netip.MustParseAddr(ip), port)))
 	}

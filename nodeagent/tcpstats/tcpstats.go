@@ -13,41 +13,29 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/cgroup"
 )
 
-// Node is what the pods of a node have in common.
+// Node is what the pods of a node have in common. It is a part.Kind.
 type Node struct {
-	proc string
-
-	mu     sync.Mutex
-	loaded *loaded // nil while there is no Hold
-	lastID uint32
+	programs *cgroup.Shared[*bpf.TCPStats]
+	lastID   atomic.Uint32
 }
 
-// loaded is open while there are Holds.
-type loaded struct {
-	tree  *cgroup.Tree
-	objs  *bpf.TCPStats
-	links *cgroup.Links
-	refs  int
-}
-
-// Namespace is the network namespace of a pod.
-type Namespace interface{ Do(fn func() error) error }
-
-// Hold counts for one pod.
-type Hold struct {
+// Pod counts for one pod.
+type Pod struct {
 	node    *Node
 	netns   uint64 // cookie of the pod's namespace, 0 where the kernel does not tell
+	use     *cgroup.Use[*bpf.TCPStats]
 	objs    *bpf.TCPStats
-	groups  []cgroup.ID
 	missing error
 
 	mu     sync.Mutex
@@ -61,42 +49,39 @@ type port struct {
 	discounted uint64
 }
 
-// New describes a node, whose processes are all seen below proc.
-func New(proc string) *Node { return &Node{proc: proc} }
+// New returns a node whose processes are all seen below proc.
+func New(proc string) *Node { return &Node{programs: cgroup.NewShared(proc, load)} }
 
-// Attach prepares the counting for the pod with the UID, of which the namespace and the numbers of
-// some processes are given. Nothing is counted yet.
-func (n *Node) Attach(ns Namespace, uid string, pids []string) (*Hold, error) {
+func load() (*bpf.TCPStats, []cgroup.Program, error) {
+	objs, err := bpf.LoadTCPStats()
+	if err != nil {
+		return nil, nil, err
+	}
+	return objs, []cgroup.Program{{Program: objs.Tcpstats, Attach: ebpf.AttachCGroupSockOps}}, nil
+}
+
+// Attach prepares to count for the pod with the UID. pids are some of its processes. Nothing is
+// counted before Add.
+func (n *Node) Attach(ns *netns.Namespace, uid string, pids []string) (*Pod, error) {
 	cookie, err := cookieOf(ns)
 	if err != nil {
 		return nil, err
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := n.load(); err != nil {
+	use, err := n.programs.Use()
+	if err != nil {
 		return nil, err
 	}
-	h := &Hold{node: n, netns: cookie, objs: n.loaded.objs, ports: map[netip.AddrPort]*port{}}
-	n.loaded.refs++
-	own, err := n.loaded.tree.Own()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("find the node agent's control group: %w", err), n.release(h))
+	if err := use.AttachOwn(); err != nil {
+		return nil, errors.Join(err, use.Close())
 	}
-	if err := n.attach(h, own); err != nil {
-		return nil, errors.Join(err, n.release(h))
-	}
-	groups, err := n.loaded.tree.OfPod(uid, pids)
-	if err != nil {
-		h.missing = fmt.Errorf("find the pod's control group: %w", err)
-	}
-	for _, g := range groups {
-		h.missing = errors.Join(h.missing, n.attach(h, g))
-	}
-	return h, nil
+	return &Pod{
+		node: n, netns: cookie, use: use, objs: use.Objects, ports: map[netip.AddrPort]*port{},
+		missing: use.AttachPod(uid, pids),
+	}, nil
 }
 
-// cookieOf is what programs know a namespace by.
-func cookieOf(ns Namespace) (cookie uint64, err error) {
+// cookieOf returns the number by which programs know a namespace.
+func cookieOf(ns *netns.Namespace) (cookie uint64, err error) {
 	if !bpf.NetnsInSockOps() {
 		return 0, nil
 	}
@@ -110,142 +95,97 @@ func cookieOf(ns Namespace) (cookie uint64, err error) {
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("identify the pod's network namespace by its cookie: %w", err)
+		return 0, fmt.Errorf("get SO_NETNS_COOKIE of the pod's network namespace: %w", err)
 	}
 	return cookie, nil
 }
 
-func (n *Node) load() error {
-	if n.loaded != nil {
-		return nil
-	}
-	tree, err := cgroup.Open(n.proc)
-	if err != nil {
-		return err
-	}
-	objs, err := bpf.LoadTCPStats()
-	if err != nil {
-		return errors.Join(err, tree.Close())
-	}
-	links := cgroup.NewLinks(cgroup.Program{Program: objs.Tcpstats, Attach: ebpf.AttachCGroupSockOps})
-	n.loaded = &loaded{tree: tree, objs: objs, links: links}
-	return nil
-}
+// Missing returns why connections that the app itself accepts are not all counted, or nil if they
+// are. Steered ones are always counted.
+func (c *Pod) Missing() error { return c.missing }
 
-func (n *Node) attach(h *Hold, g *cgroup.Group) error {
-	defer g.Close()
-	if err := n.loaded.links.Attach(g); err != nil {
-		return err
-	}
-	h.groups = append(h.groups, g.ID)
-	return nil
-}
-
-func (n *Node) release(h *Hold) error {
-	var errs []error
-	for _, id := range h.groups {
-		errs = append(errs, n.loaded.links.Detach(id))
-	}
-	if n.loaded.refs--; n.loaded.refs == 0 {
-		errs = append(errs, n.loaded.objs.Close(), n.loaded.tree.Close())
-		n.loaded = nil
-	}
-	return errors.Join(errs...)
-}
-
-func (n *Node) nextID() uint32 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.lastID++
-	return n.lastID
-}
-
-// Missing says why the connections that the app itself accepts are not counted, or not all of them;
-// nil if they are. Those that are steered are counted always.
-func (h *Hold) Missing() error { return h.missing }
-
-// Mark makes what a listener of the node agent will accept known as steered.
-func (h *Hold) Mark(listener syscall.Conn) error {
+// Mark makes connections that a listener of the node agent accepts count as steered.
+func (c *Pod) Mark(listener syscall.Conn) error {
 	raw, err := listener.SyscallConn()
 	if err != nil {
 		return err
 	}
-	failed := raw.Control(func(fd uintptr) { err = h.objs.Notes.Put(int32(fd), bpf.ListenerNote) })
+	failed := raw.Control(func(fd uintptr) { err = c.objs.Notes.Put(int32(fd), bpf.ListenerNote) })
 	if err := errors.Join(failed, err); err != nil {
-		return fmt.Errorf("mark a listener whose connections are to be counted: %w", err)
+		return fmt.Errorf("mark listener for counting: %w", err)
 	}
 	return nil
 }
 
 // Add counts the connections to an address and port of the pod from now on. At a loopback address
 // only steered ones are counted, and none where the kernel does not tell namespaces apart.
-func (h *Hold) Add(a netip.AddrPort) error {
-	if a.Addr().IsLoopback() && h.netns == 0 {
+func (c *Pod) Add(a netip.AddrPort) error {
+	if a.Addr().IsLoopback() && c.netns == 0 {
 		return nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed || h.ports[a] != nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.ports[a] != nil {
 		return nil
 	}
-	p := &port{id: h.node.nextID()}
+	p := &port{id: c.node.lastID.Add(1)}
 	cpus, err := ebpf.PossibleCPU()
 	if err == nil {
-		err = h.objs.Counted.Put(p.id, make([]bpf.Tallies, cpus))
+		err = c.objs.Counted.Put(p.id, make([]bpf.Tallies, cpus))
 	}
 	if err == nil {
-		if err = h.objs.Ports.Put(bpf.Port(h.netns, a), p.id); err != nil {
-			err = errors.Join(err, h.objs.Counted.Delete(p.id))
+		if err = c.objs.Ports.Put(bpf.Port(c.netns, a), p.id); err != nil {
+			err = errors.Join(err, c.objs.Counted.Delete(p.id))
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("count the connections to %s: %w", a, err)
 	}
-	h.ports[a] = p
+	c.ports[a] = p
 	return nil
 }
 
-// Remove stops counting, and forgets what was counted.
-func (h *Hold) Remove(a netip.AddrPort) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.remove(a)
+// Remove stops counting and resets the counters.
+func (c *Pod) Remove(a netip.AddrPort) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.remove(a)
 }
 
-func (h *Hold) remove(a netip.AddrPort) error {
-	p := h.ports[a]
+func (c *Pod) remove(a netip.AddrPort) error {
+	p := c.ports[a]
 	if p == nil {
 		return nil
 	}
-	delete(h.ports, a)
-	if err := errors.Join(h.objs.Ports.Delete(bpf.Port(h.netns, a)), h.objs.Counted.Delete(p.id)); err != nil {
+	delete(c.ports, a)
+	if err := errors.Join(c.objs.Ports.Delete(bpf.Port(c.netns, a)), c.objs.Counted.Delete(p.id)); err != nil {
 		return fmt.Errorf("stop counting the connections to %s: %w", a, err)
 	}
 	return nil
 }
 
-// Discount takes a steered connection, which is open, out of the counters: it is one of the node
-// agent's own probes.
-func (h *Hold) Discount(c syscall.Conn) error {
-	raw, err := c.SyscallConn()
+// Discount subtracts an open steered connection from the counters: one of the node agent's own
+// probes.
+func (c *Pod) Discount(probe syscall.Conn) error {
+	raw, err := probe.SyscallConn()
 	if err != nil {
 		return err
 	}
 	note := bpf.ListenerNote
 	failed := raw.Control(func(fd uintptr) {
-		if err = h.objs.Notes.Lookup(int32(fd), &note); err == nil {
-			err = h.objs.Notes.Put(int32(fd), bpf.ListenerNote)
+		if err = c.objs.Notes.Lookup(int32(fd), &note); err == nil {
+			err = c.objs.Notes.Put(int32(fd), bpf.ListenerNote)
 		}
 	})
 	switch err := errors.Join(failed, err); {
 	case errors.Is(err, ebpf.ErrKeyNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("take a probe out of the counters: %w", err)
+		return fmt.Errorf("subtract probe from counters: %w", err)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, p := range h.ports {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.ports {
 		if p.id == note.Id {
 			p.discounted++
 		}
@@ -254,19 +194,17 @@ func (h *Hold) Discount(c syscall.Conn) error {
 }
 
 // Close stops counting.
-func (h *Hold) Close() error {
-	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
+func (c *Pod) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
 		return nil
 	}
-	h.closed = true
+	c.closed = true
 	var errs []error
-	for a := range h.ports {
-		errs = append(errs, h.remove(a))
+	for a := range c.ports {
+		errs = append(errs, c.remove(a))
 	}
-	h.mu.Unlock()
-	h.node.mu.Lock()
-	defer h.node.mu.Unlock()
-	return errors.Join(append(errs, h.node.release(h))...)
+	c.mu.Unlock()
+	return errors.Join(append(errs, c.use.Close())...)
 }

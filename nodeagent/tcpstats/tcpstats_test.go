@@ -187,7 +187,7 @@ func TestPodsOfOneGroupAreCountedApart(t *testing.T) {
 	node := testnet.NewNode(t)
 	counting := tcpstats.New(node.Proc())
 	var pods []*world
-	var holds []*tcpstats.Hold
+	var holds []*tcpstats.Pod
 	for range 2 {
 		w := newPod(t, node, counting)
 		w.start(t, ":8080")
@@ -209,7 +209,7 @@ func TestPodsOfOneGroupAreCountedApart(t *testing.T) {
 
 func TestPodWithoutControlGroupHasItsSteeredConnectionsCounted(t *testing.T) {
 	w := newWorld(t)
-	h, err := w.node.Attach(w.pod, w.pod.UID, []string{"4242424242"})
+	h, err := w.node.Attach(w.pod.Namespace, w.pod.UID, []string{"4242424242"})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, h.Close()) }()
 	assert.ErrorContains(t, h.Missing(), "read the control groups of process 4242424242")

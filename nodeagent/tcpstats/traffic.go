@@ -45,16 +45,16 @@ type Port struct {
 }
 
 // Traffic sums up what was counted for a port on all addresses of the pod.
-func (h *Hold) Traffic(number uint16) (Port, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (c *Pod) Traffic(number uint16) (Port, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var sum Port
-	for a, p := range h.ports {
+	for a, p := range c.ports {
 		if a.Port() != number {
 			continue
 		}
 		var perCPU []bpf.Tallies
-		if err := h.objs.Counted.Lookup(p.id, &perCPU); err != nil {
+		if err := c.objs.Counted.Lookup(p.id, &perCPU); err != nil {
 			return Port{}, fmt.Errorf("read the counters of connections to %s: %w", a, err)
 		}
 		for _, t := range perCPU {

@@ -188,9 +188,9 @@ func (w *world) start(t testing.TB, listen string) {
 }
 
 // hold attaches the program, until the test's end.
-func (w *world) hold(t testing.TB) *tcpstats.Hold {
+func (w *world) hold(t testing.TB) *tcpstats.Pod {
 	t.Helper()
-	h, err := w.node.Attach(w.pod, w.pod.UID, w.processes(t))
+	h, err := w.node.Attach(w.pod.Namespace, w.pod.UID, w.processes(t))
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, h.Close()) })
 	require.NoError(t, h.Missing())
@@ -207,7 +207,7 @@ func (w *world) processes(t testing.TB) []string {
 }
 
 // count counts a port of the pod.
-func (w *world) count(t testing.TB, h *tcpstats.Hold, port uint16) {
+func (w *world) count(t testing.TB, h *tcpstats.Pod, port uint16) {
 	t.Helper()
 	for _, ip := range []netip.Addr{w.pod.IP4, w.pod.IP6} {
 		require.NoError(t, h.Add(netip.AddrPortFrom(ip, port)))
@@ -215,14 +215,14 @@ func (w *world) count(t testing.TB, h *tcpstats.Hold, port uint16) {
 }
 
 // steered is a listener of the node agent, which has the connections that would be steered to it.
-func (w *world) steered(t testing.TB, h *tcpstats.Hold, ip netip.Addr, port uint16) {
+func (w *world) steered(t testing.TB, h *tcpstats.Pod, ip netip.Addr, port uint16) {
 	t.Helper()
 	l := w.listen(t, h, ip, port)
 	go func() { _ = serve(l) }()
 }
 
 // listen opens a listener of the node agent.
-func (w *world) listen(t testing.TB, h *tcpstats.Hold, ip netip.Addr, port uint16) *net.TCPListener {
+func (w *world) listen(t testing.TB, h *tcpstats.Pod, ip netip.Addr, port uint16) *net.TCPListener {
 	t.Helper()
 	l := w.plain(t, ip, port)
 	require.NoError(t, h.Mark(l))
@@ -280,7 +280,7 @@ func of(t tcpstats.Traffic) counts { return counts{t.Opened, t.Closed, t.Aborted
 
 type ways struct{ Steered, Direct, Local counts }
 
-func traffic(t testing.TB, h *tcpstats.Hold, port uint16) ways {
+func traffic(t testing.TB, h *tcpstats.Pod, port uint16) ways {
 	t.Helper()
 	p, err := h.Traffic(port)
 	require.NoError(t, err)
@@ -289,7 +289,7 @@ func traffic(t testing.TB, h *tcpstats.Hold, port uint16) ways {
 
 // becomes waits until the counters are so: a connection ends a moment after the client has seen its
 // end.
-func becomes(t testing.TB, h *tcpstats.Hold, port uint16, want ways) {
+func becomes(t testing.TB, h *tcpstats.Pod, port uint16, want ways) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if traffic(t, h, port) == want {

@@ -5,7 +5,9 @@ package pods
 import (
 	"errors"
 	"fmt"
+	"strings"
 
+	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
@@ -22,7 +24,23 @@ var errHostNetworkByTC = errors.New(
 	"the pod uses the node's network (hostNetwork), where steering takes sk_lookup, and this node steers by TC: " +
 		"such pods cannot be intercepted here (it takes Linux 5.9, and --datapath=auto or sk_lookup)")
 
-// onHostNetwork says why a pod on the node's network cannot be steered, if that is so.
+// refusal returns why a pod can never be steered, if that is so.
+func (s *Set) refusal(want *agentpb.Pod) error {
+	if want.GetHostNetwork() {
+		if err := s.onHostNetwork(); err != nil {
+			return err
+		}
+	}
+	class := strings.ToLower(want.GetRuntimeClass())
+	for _, sandbox := range []string{"kata", "gvisor", "runsc"} {
+		if strings.Contains(class, sandbox) {
+			return fmt.Errorf("the pod runs in a sandbox with a network stack of its own (runtime class %q), which the node cannot steer: such pods cannot be intercepted", want.GetRuntimeClass())
+		}
+	}
+	return nil
+}
+
+// onHostNetwork returns why a pod on the node's network cannot be steered, if that is so.
 func (s *Set) onHostNetwork() error {
 	if !s.cfg.AllowHostNetwork {
 		return errHostNetwork
@@ -33,8 +51,8 @@ func (s *Set) onHostNetwork() error {
 	return nil
 }
 
-// occupy takes a network namespace for one pod. Pods on the node's network share theirs, and it has
-// room for the steering of one.
+// occupy reserves a network namespace for one pod. Pods on the node's network share theirs, where
+// one program can steer.
 func (s *Set) occupy(p *pod, id netns.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,7 +63,7 @@ func (s *Set) occupy(p *pod, id netns.ID) error {
 	return nil
 }
 
-// vacate gives back what the pod has occupied. Nothing of it may be attached any more.
+// vacate releases what the pod has occupied. Nothing of it may be attached any more.
 func (s *Set) vacate(p *pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
