@@ -3,10 +3,8 @@
 package intercept
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,35 +40,18 @@ type Ended struct {
 	At                                      time.Time
 	// Again: it is to be made again, as soon as there is a connection.
 	Again bool
-
-	object *v1alpha1.Intercept // nil: of an earlier daemon
-	making bool                // again, just now
-	told   bool
 }
 
-// note remembers that an intercept has ended. It is called with mu held.
-func (r *Registry) note(e *entry, why string) {
-	o := e.object
-	if _, busy := r.reserved[o.Spec.Name]; busy {
-		return // whoever makes it is told
-	}
-	ended := &Ended{
-		Namespace: o.Namespace, WorkloadKind: o.Spec.Workload.Kind, Workload: o.Spec.Workload.Name,
-		Name: o.Spec.Name,
-		Why:  why, At: r.wall(), object: o,
-	}
-	if away, ok := r.expired(e); ok && why == endedBySomebody {
-		ended.Again = true
-		ended.Why = fmt.Sprintf("this laptop was away for %s, and the traffic manager keeps intercepts for %s", short(away), short(r.presence().Grace))
-	}
-	r.ended[o.Spec.Name] = ended
+func (r *Registry) awayTooLong(away time.Duration) string {
+	return fmt.Sprintf("this laptop was away for %s, and the traffic manager keeps intercepts for %s",
+		short(away), short(r.presence().Grace))
 }
 
 // expired says whether the manager has ended an intercept because the laptop was away, and for how
 // long it was. It is called with mu held.
-func (r *Registry) expired(e *entry) (time.Duration, bool) {
+func (r *Registry) expired(t *tracked) (time.Duration, bool) {
 	p := r.presence()
-	if p.Grace <= 0 || p.Away < p.Grace || p.Connected && e.seen.After(p.Since) {
+	if p.Grace <= 0 || p.Away < p.Grace || p.Connected && t.seen.After(p.Since) {
 		return 0, false
 	}
 	return p.Away, true
@@ -82,39 +63,26 @@ func (r *Registry) Ended(news bool) []Ended {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []Ended
-	for _, e := range r.ended {
-		if news && (e.told || e.Again) || e.making && r.has(e.Name) {
+	for _, t := range r.those((*tracked).over) {
+		if news && (t.told || t.again()) || t.state == restoring && r.has(t.name) {
 			continue
 		}
-		e.told = e.told || news
-		all = append(all, *e)
+		t.told = t.told || news
+		all = append(all, Ended{Namespace: t.namespace, WorkloadKind: t.kind, Workload: t.workload,
+			Name: t.name, Why: t.why, At: t.at, Again: t.again()})
 	}
-	slices.SortFunc(all, func(a, b Ended) int { return cmp.Compare(a.Name, b.Name) })
 	return all
-}
-
-// has says whether there is an intercept of that name. It is called with mu held.
-func (r *Registry) has(name string) bool {
-	for _, e := range r.entries {
-		if e.object.Spec.Name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // dismiss forgets that an intercept has ended, unless it is just being made again. It is called
 // with mu held.
 func (r *Registry) dismiss(name string) {
-	e, ok := r.ended[name]
-	if !ok || e.making {
+	t := r.overNamed(name)
+	if t == nil || t.state == restoring {
 		return
 	}
-	delete(r.ended, name)
-	if e.object != nil {
-		delete(r.held, e.object.UID)
-	}
-	r.forgetNamespace(e.Namespace)
+	delete(r.tracked, t.uid)
+	r.forgetNamespace(t.namespace)
 }
 
 // Restore makes intercepts again that the manager has ended while the laptop was away, until ctx
@@ -125,11 +93,9 @@ func (r *Registry) Restore(ctx context.Context) {
 	for {
 		r.mu.Lock()
 		changed := r.changed
-		for _, e := range r.ended {
-			if e.Again && !e.making {
-				e.making = true
-				making.Go(func() { r.restore(ctx, e) })
-			}
+		for _, t := range r.those(func(t *tracked) bool { return t.state == lost }) {
+			t.state = restoring
+			making.Go(func() { r.restore(ctx, t) })
 		}
 		r.mu.Unlock()
 		select {
@@ -140,30 +106,27 @@ func (r *Registry) Restore(ctx context.Context) {
 	}
 }
 
-func (r *Registry) restore(ctx context.Context, e *Ended) {
-	a := &Ask{Namespace: e.Namespace, Spec: *e.object.Spec.DeepCopy(), Timeout: defaultTimeout}
+func (r *Registry) restore(ctx context.Context, t *tracked) {
+	a := &Ask{Namespace: t.namespace, Spec: *t.object.Spec.DeepCopy(), Timeout: defaultTimeout}
 	var made types.UID
 	err := r.Make(ctx, a, func(string) {}, func(i *v1alpha1.Intercept) error { made = i.UID; return nil })
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.making = false
 	switch {
 	case err == nil:
-		r.log.Info("intercept made again", "name", e.Name, "namespace", e.Namespace)
-		delete(r.ended, e.Name)
-		was := e.object.UID
-		r.successors[was] = made
-		if process, held := r.held[was]; held {
-			delete(r.held, was)
-			r.held[made] = process
+		r.log.Info("intercept made again", "name", t.name, "namespace", t.namespace)
+		t.state, t.next = replaced, made
+		if next := r.tracked[made]; next != nil && t.process != 0 {
+			next.process, next.held = t.process, t.held
 		}
 	case ctx.Err() != nil: // the connection has gone; the next one tries again
+		t.state = lost
 	default:
-		r.log.Warn("intercept could not be made again", "name", e.Name, "namespace", e.Namespace, "error", err)
-		e.Again, e.At = false, r.wall()
-		e.Why += "; it cannot be had again: " + status.Convert(err).Message()
+		r.log.Warn("intercept could not be made again", "name", t.name, "namespace", t.namespace, "error", err)
+		t.state, t.at = ended, r.wall()
+		t.why += "; it cannot be had again: " + status.Convert(err).Message()
 	}
-	r.forgetNamespace(e.Namespace)
+	r.forgetNamespace(t.namespace)
 	r.notify()
 }
 
@@ -187,16 +150,12 @@ func short(d time.Duration) string {
 func (r *Registry) Still(uid types.UID) (types.UID, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for next, ok := r.successors[uid]; ok; next, ok = r.successors[uid] {
-		uid = next
+	t := r.tracked[uid]
+	for t != nil && t.state == replaced {
+		uid, t = t.next, r.tracked[t.next]
 	}
-	if _, ok := r.entries[uid]; ok {
+	if t != nil && (t.there() || t.again()) {
 		return uid, true
-	}
-	for _, e := range r.ended {
-		if e.object != nil && e.object.UID == uid && (e.Again || e.making) {
-			return uid, true
-		}
 	}
 	return uid, false
 }

@@ -44,8 +44,33 @@ type Known struct {
 	ContainerPort int32     `json:"containerPort,omitempty"`
 	ToPod         []int32   `json:"toPod,omitempty"`
 	Wiretap       bool      `json:"wiretap,omitempty"`
+}
 
-	refused string // the address for which an object of the first release was not accepted
+// keyOf is the UID, or something that stands for one where a session.json of the first release has
+// none.
+func keyOf(uid types.UID, namespace, name string) types.UID {
+	return cmp.Or(uid, types.UID("no UID: "+namespace+"/"+name))
+}
+
+func (k *Known) tracked() *tracked {
+	return &tracked{
+		state: expected, process: k.Holder,
+		ref: ref{keyOf(k.UID, k.Namespace, k.Name), k.Name, k.Namespace, k.Kind, k.Workload},
+		own: own{destination: v1alpha1.Destination{Address: k.Address, Port: k.Port},
+			containerPort: k.ContainerPort, toPod: slices.Clone(k.ToPod), wiretap: k.Wiretap},
+	}
+}
+
+func (t *tracked) known() Known {
+	k := Known{
+		Name: t.name, Namespace: t.namespace, Kind: t.kind, Workload: t.workload, Holder: t.process,
+		UID: t.uid, Address: t.destination.Address, Port: t.destination.Port,
+		ContainerPort: t.containerPort, ToPod: slices.Clone(t.toPod), Wiretap: t.wiretap,
+	}
+	if t.uid == keyOf("", t.namespace, t.name) {
+		k.UID = ""
+	}
+	return k
 }
 
 // Keep has what a daemon that comes after this one has to know kept on disk, and returns the channel
@@ -60,32 +85,9 @@ func (r *Registry) Keep() <-chan struct{} {
 // known is called with mu held.
 func (r *Registry) known() []Known {
 	var all []Known
-	add := func(i *v1alpha1.Intercept) {
-		o, ok := r.own[i.UID]
-		if !ok { // ended, and to be made again; without a UID it would pass for the first release's
-			o = &own{destination: i.Spec.Destination, toPod: i.Spec.ToPod, wiretap: i.Spec.Wiretap}
-		}
-		all = append(all, o.known(Known{Name: i.Spec.Name, Namespace: i.Namespace,
-			Kind: i.Spec.Workload.Kind, Workload: i.Spec.Workload.Name, Holder: r.held[i.UID]}, i.UID))
+	for _, t := range r.those(func(t *tracked) bool { return t.there() || t.again() || t.state == expected }) {
+		all = append(all, t.known())
 	}
-	for _, e := range r.entries {
-		add(e.object)
-	}
-	for _, e := range r.ended {
-		if e.Again {
-			add(e.object)
-		}
-	}
-	for _, expected := range r.expected {
-		for _, k := range expected {
-			if _, seen := r.entries[k.UID]; !seen {
-				all = append(all, k)
-			}
-		}
-	}
-	slices.SortFunc(all, func(a, b Known) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Namespace, b.Namespace))
-	})
 	return all
 }
 
@@ -93,32 +95,31 @@ func (r *Registry) known() []Known {
 func (r *Registry) Hold(uid types.UID, process int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.held[uid] = process
+	if t := r.tracked[uid]; t != nil {
+		t.process, t.held = process, true
+	}
 	r.notify()
 }
 
 // compare takes the first list of a namespace as the answer to what has become of the intercepts
 // that an earlier daemon left there. It is called with mu held.
 func (r *Registry) compare(namespace string) {
-	expected := r.expected[namespace]
-	delete(r.expected, namespace)
-	for _, k := range expected {
-		_, there := r.entries[k.UID]
+	for _, t := range r.those(func(t *tracked) bool { return t.namespace == namespace }) {
 		switch {
-		case !there:
+		case t.state == expected:
 			why := endedUnseen
-			if k.refused != "" {
-				why = fmt.Sprintf(endedElsewhere, k.refused)
+			if t.refused != "" {
+				why = fmt.Sprintf(endedElsewhere, t.refused)
 			}
-			delete(r.own, k.UID)
-			if r.has(k.Name) || r.reserved[k.Name] != nil {
-				continue // it was made anew meanwhile
+			if r.has(t.name) || r.reserved[t.name] != nil {
+				delete(r.tracked, t.uid) // it was made anew meanwhile
+				continue
 			}
-			r.ended[k.Name] = &Ended{Namespace: namespace, WorkloadKind: k.Kind, Workload: k.Workload,
-				Name: k.Name, Why: why, At: r.wall()}
+			t.state, t.why, t.at = ended, why, r.wall()
 			r.notify()
-		case k.Holder != 0:
-			r.watches.Go(func() { r.awaitHolder(k.UID, k.Holder) })
+		case t.there() && t.process != 0 && !t.held && !t.awaiting:
+			t.awaiting = true
+			r.watches.Go(func() { r.awaitHolder(t.uid, t.process) })
 		}
 	}
 }
@@ -132,10 +133,10 @@ func (r *Registry) awaitHolder(uid types.UID, process int) {
 	defer tick.Stop()
 	for {
 		r.mu.Lock()
-		_, held := r.held[uid]
-		_, there := r.entries[uid]
+		t := r.there(uid)
+		held := t != nil && t.held
 		r.mu.Unlock()
-		if held || !there {
+		if held || t == nil {
 			return
 		}
 		if !Alive(process) || ctx.Err() != nil {
@@ -175,7 +176,9 @@ func (r *Registry) leaveOwnerless(object *v1alpha1.Intercept) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.note(&entry{object: object}, endedOwnerless)
+	if t := r.tracked[object.UID]; t != nil {
+		r.end(t, endedOwnerless)
+	}
 	r.notify()
 	return nil
 }

@@ -56,18 +56,18 @@ func (r *Registry) Leave(ctx context.Context, name string) (*v1alpha1.Intercept,
 func (r *Registry) leaveEnded(name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e, ok := r.ended[name]
+	t := r.overNamed(name)
 	switch {
-	case !ok:
+	case t == nil:
 		return nil
-	case e.making:
+	case t.state == restoring:
 		return reason.New(codes.Aborted, reason.InterceptExists,
-			"intercept %q is just being made again, since %s — try again in a moment", name, e.Why)
+			"intercept %q is just being made again, since %s — try again in a moment", name, t.why)
 	}
 	r.dismiss(name)
 	r.notify()
 	return reason.New(codes.NotFound, reason.InterceptNotFound,
-		"intercept %q has ended already: %s — nothing is left to do", name, e.Why)
+		"intercept %q has ended already: %s — nothing is left to do", name, t.why)
 }
 
 // delete deletes an object of this client, and no other that has its name by now.

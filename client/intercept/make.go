@@ -93,9 +93,9 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 		return nil, nil, reason.New(codes.AlreadyExists, reason.InterceptExists,
 			"intercept %q is just being created by another command — wait for it", name)
 	}
-	for _, e := range r.entries {
-		if e.object.Spec.Name == name {
-			before = e.object
+	for _, t := range r.presents() {
+		if t.name == name {
+			before = t.object
 		}
 	}
 	if before != nil {
@@ -131,9 +131,9 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.reserved, name)
-		for _, e := range r.entries {
-			if e.object.Spec.Name == name {
-				r.show(e)
+		for _, t := range r.presents() {
+			if t.name == name {
+				r.show(t)
 			}
 		}
 		r.forgetNamespace(a.Namespace)
@@ -160,9 +160,9 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 	if by := r.deliversTo(name, addr, protocol); by != "" {
 		return taken(by)
 	}
-	for _, e := range r.entries {
-		if e.object.Spec.Name != name && protocol == v1alpha1.ProtocolTCP && leadsToPod(e.object, addr) {
-			return taken(e.object.Spec.Name)
+	for _, t := range r.presents() {
+		if t.name != name && protocol == v1alpha1.ProtocolTCP && leadsToPod(t.object, addr) {
+			return taken(t.name)
 		}
 	}
 	return nil
@@ -171,9 +171,9 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 // deliversTo gives the intercept, other than the one of that name, whose requests or datagrams go
 // to a local address. It is called with mu held.
 func (r *Registry) deliversTo(name, addr string, protocol v1alpha1.Protocol) string {
-	for _, e := range r.entries {
-		if e.object.Spec.Name != name && localAddr(e.object) == addr && protocolOf(e.object) == protocol {
-			return e.object.Spec.Name
+	for _, t := range r.presents() {
+		if t.name != name && localAddr(t.object) == addr && protocolOf(t.object) == protocol {
+			return t.name
 		}
 	}
 	for _, s := range r.reserved {

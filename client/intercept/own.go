@@ -30,7 +30,7 @@ const maxStrangers = 1000
 // mu held.
 func (r *Registry) owns(object *v1alpha1.Intercept) bool {
 	genuine := object.Spec.Client.Session == r.client.Session && object.Spec.HeldBy(r.client.KeyHash)
-	if o, ok := r.own[object.UID]; ok && genuine && o.wiretap == object.Spec.Wiretap {
+	if t := r.tracked[object.UID]; t != nil && genuine && t.wiretap == object.Spec.Wiretap {
 		return true
 	}
 	if genuine && r.ownsSinceRelease(object) {
@@ -54,12 +54,9 @@ func (r *Registry) owns(object *v1alpha1.Intercept) bool {
 // elsewhere, which --address can have set, may just as well be forged. What is accepted is kept, so
 // this happens once, at first sight after the upgrade.
 func (r *Registry) ownsSinceRelease(object *v1alpha1.Intercept) bool {
-	known := r.expected[object.Namespace]
-	i := slices.IndexFunc(known, func(k Known) bool {
-		return k.UID == "" && k.Name == object.Spec.Name && k.Kind == object.Spec.Workload.Kind &&
-			k.Workload == object.Spec.Workload.Name && object.Name == objectName(k.Name, r.client.Session)
-	})
-	if i < 0 {
+	t := r.tracked[keyOf("", object.Namespace, object.Spec.Name)]
+	if t == nil || t.state != expected || t.kind != object.Spec.Workload.Kind ||
+		t.workload != object.Spec.Workload.Name || object.Name != objectName(t.name, r.client.Session) {
 		return false
 	}
 	destination := object.Spec.Destination
@@ -67,14 +64,15 @@ func (r *Registry) ownsSinceRelease(object *v1alpha1.Intercept) bool {
 		destination.Address = DefaultAddress
 	}
 	if address, err := netip.ParseAddr(destination.Address); err != nil || !address.Unmap().IsLoopback() {
-		known[i].refused = destination.Address
+		t.refused = destination.Address
 		return false
 	}
-	r.own[object.UID] = &own{destination: destination, toPod: slices.Clone(object.Spec.ToPod),
-		wiretap: object.Spec.Wiretap}
-	known[i] = r.own[object.UID].known(known[i], object.UID)
-	r.log.Info("keeping where an intercept of an older daemon leads", "intercept", object.Spec.Name,
-		"namespace", object.Namespace)
+	delete(r.tracked, t.uid)
+	t.uid = object.UID
+	t.own = own{destination: destination, toPod: slices.Clone(object.Spec.ToPod), wiretap: object.Spec.Wiretap}
+	r.tracked[t.uid] = t
+	r.log.Info("keeping where an intercept of an older daemon leads", "intercept", t.name,
+		"namespace", t.namespace)
 	r.keep()
 	return true
 }
@@ -93,15 +91,18 @@ func (r *Registry) reservedAs(object *v1alpha1.Intercept) *reservation {
 func (r *Registry) wroteOwn(object *v1alpha1.Intercept, spec *v1alpha1.InterceptSpec) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.own[object.UID] = &own{destination: spec.Destination, toPod: slices.Clone(spec.ToPod),
-		wiretap: spec.Wiretap}
+	t := r.tracked[object.UID]
+	if t == nil {
+		t = &tracked{ref: refOf(object)}
+		r.tracked[object.UID] = t
+	}
+	t.own = own{destination: spec.Destination, toPod: slices.Clone(spec.ToPod), wiretap: spec.Wiretap}
 	s := r.reserved[spec.Name]
 	if s != nil {
 		s.uid = object.UID
 	}
-	known, ok := r.entries[object.UID]
-	if ok && known.raw.Generation >= object.Generation {
-		r.show(known) // the watch was faster
+	if t.there() && t.raw.Generation >= object.Generation {
+		r.show(t) // the watch was faster
 		r.notify()
 	} else {
 		r.putLocked(object)
@@ -113,11 +114,11 @@ func (r *Registry) wroteOwn(object *v1alpha1.Intercept, spec *v1alpha1.Intercept
 	r.keep()
 }
 
-// show makes the object of an entry one of what the API says and what this laptop has of its own. It
+// show makes the object of an intercept from what the API says and what this laptop has of its own. It
 // is called with mu held.
-func (r *Registry) show(e *entry) {
-	o := r.own[e.raw.UID]
-	object := e.raw.DeepCopy()
+func (r *Registry) show(t *tracked) {
+	o := &t.own
+	object := t.raw.DeepCopy()
 	object.Spec.Destination, object.Spec.ToPod = o.destination, slices.Clone(o.toPod)
 	if o.containerPort == 0 && o.destination.Port == 0 {
 		o.containerPort = localPort(object)
@@ -127,19 +128,19 @@ func (r *Registry) show(e *entry) {
 			*p = o.containerPort
 		}
 	}
-	e.object = object
+	t.object = object
 	if _, writing := r.reserved[object.Spec.Name]; writing {
 		return // the difference may be this laptop's own
 	}
-	changed := differences(&e.raw.Spec, o)
+	changed := differences(&t.raw.Spec, o)
 	if changed == "" {
-		e.warned = ""
+		t.warned = ""
 		return
 	}
 	object.Status.Message = strings.TrimPrefix(object.Status.Message+"; ", "; ") +
 		"somebody else changed " + changed + " in the cluster, which this laptop ignores"
-	if e.warned != changed {
-		e.warned = changed
+	if t.warned != changed {
+		t.warned = changed
 		r.log.Warn("somebody else changed an intercept of this laptop", "intercept", object.Spec.Name,
 			"namespace", object.Namespace, "changed", changed)
 	}
@@ -162,8 +163,8 @@ func differences(s *v1alpha1.InterceptSpec, o *own) string {
 func (r *Registry) raw(uid types.UID) *v1alpha1.Intercept {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.entries[uid]; ok {
-		return e.raw
+	if t := r.there(uid); t != nil {
+		return t.raw
 	}
 	return nil
 }
@@ -172,15 +173,4 @@ func (r *Registry) raw(uid types.UID) *v1alpha1.Intercept {
 func (r *Registry) Own(uid types.UID) *v1alpha1.Intercept {
 	object, _ := r.get(uid)
 	return object
-}
-
-func (o *own) known(k Known, uid types.UID) Known {
-	k.UID, k.Address, k.Port, k.ContainerPort = uid, o.destination.Address, o.destination.Port, o.containerPort
-	k.ToPod, k.Wiretap, k.refused = slices.Clone(o.toPod), o.wiretap, ""
-	return k
-}
-
-func (k *Known) own() *own {
-	return &own{destination: v1alpha1.Destination{Address: k.Address, Port: k.Port},
-		containerPort: k.ContainerPort, toPod: slices.Clone(k.ToPod), wiretap: k.Wiretap}
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package intercept holds this client's intercepts: it makes, moves and deletes the objects, and
-// keeps a true picture of them by watching the API.
+// Package intercept holds this laptop's intercepts: it makes, moves and deletes the objects, and
+// keeps a true picture of them by watching the API. The life of an intercept is one of the states in
+// state.go; what the laptop does for it is never read back from the API, see own.go.
 package intercept
 
 import (
@@ -50,28 +51,12 @@ type Registry struct {
 
 	mu        sync.Mutex
 	clock     uint64 // counts what happens, to tell what was before a list and what after
-	entries   map[types.UID]*entry
-	own       map[types.UID]*own
-	strangers map[types.UID]struct{} // that were logged
-	gone      map[types.UID]struct{} // deleted by this client: news about them are old
-	leaving   map[types.UID]struct{} // being deleted by this client
+	tracked   map[types.UID]*tracked
 	reserved  map[string]*reservation
+	strangers map[types.UID]struct{} // that were logged
 	watching  map[string]*watch
 	changed   chan struct{}
 	troubles  map[string]error // why intercepts cannot be followed, by namespace
-
-	ended      map[string]*Ended // without this client's doing, by name
-	successors map[types.UID]types.UID
-	held       map[types.UID]int  // processes that intercepts last as long as
-	expected   map[string][]Known // what an earlier daemon has left, by namespace, until it is looked for
-}
-
-type entry struct {
-	raw    *v1alpha1.Intercept // as the API has it
-	object *v1alpha1.Intercept // with what this laptop has of its own in place of what the API says
-	warned string              // of which differences between them
-	added  uint64
-	seen   time.Time // by the wall clock: when the API last had it
 }
 
 // reservation is an intercept that is being made: the manager may send traffic for it before the
@@ -105,20 +90,16 @@ type Config struct {
 func NewRegistry(c Config) *Registry {
 	r := &Registry{
 		client: c.Client, source: c.Source, presence: c.Presence, log: c.Log, save: c.Save,
-		entries: map[types.UID]*entry{}, gone: map[types.UID]struct{}{},
-		leaving: map[types.UID]struct{}{}, reserved: map[string]*reservation{},
-		watching: map[string]*watch{}, changed: make(chan struct{}), troubles: map[string]error{},
-		ended: map[string]*Ended{}, successors: map[types.UID]types.UID{}, held: map[types.UID]int{},
-		expected: map[string][]Known{}, own: map[types.UID]*own{}, strangers: map[types.UID]struct{}{},
+		tracked: map[types.UID]*tracked{}, reserved: map[string]*reservation{},
+		strangers: map[types.UID]struct{}{},
+		watching:  map[string]*watch{}, changed: make(chan struct{}), troubles: map[string]error{},
 	}
 	if r.wall = c.Wall; r.wall == nil {
 		r.wall = func() time.Time { return time.Now().Round(0) }
 	}
 	for _, k := range c.Known {
-		r.expected[k.Namespace] = append(r.expected[k.Namespace], k)
-		if k.UID != "" {
-			r.own[k.UID] = k.own()
-		}
+		t := k.tracked()
+		r.tracked[t.uid] = t
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.mu.Lock()
@@ -152,100 +133,73 @@ func (r *Registry) putLocked(object *v1alpha1.Intercept) {
 	if object.Labels[SessionLabel] != r.client.Session {
 		return
 	}
-	if _, gone := r.gone[object.UID]; gone || !r.owns(object) {
+	t := r.tracked[object.UID]
+	if t != nil && (t.state == left || t.state == replaced || t.over() && t.why != endedWithKind) {
+		return // old news
+	}
+	if !r.owns(object) {
 		return
 	}
-	r.clock++
-	known, ok := r.entries[object.UID]
-	if ok {
-		known.seen = r.wall()
-	}
+	t = r.tracked[object.UID]
 	switch {
-	case !ok:
-		known = &entry{raw: object, added: r.clock, seen: r.wall()}
-		r.entries[object.UID] = known
-	case known.raw.Generation > object.Generation || known.raw.ResourceVersion == object.ResourceVersion:
+	case !t.there():
+		r.appear(t, object)
+	case t.raw.Generation > object.Generation || t.raw.ResourceVersion == object.ResourceVersion:
+		t.seen = r.wall()
 		return
 	default:
-		known.raw = object
+		r.clock++
+		t.raw = object
 	}
-	r.show(known)
+	t.seen = r.wall()
+	r.show(t)
 	r.notify()
 }
 
-// remove forgets an intercept that has ended without this client's doing, unless this client is
-// just deleting it.
+// remove takes in that the API lacks an intercept.
 func (r *Registry) remove(uid types.UID, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.removeLocked(uid, why)
-}
-
-func (r *Registry) removeLocked(uid types.UID, why string) {
 	delete(r.strangers, uid)
-	known, ok := r.entries[uid]
-	if !ok {
-		return
+	if t := r.there(uid); t != nil {
+		r.vanish(t, why)
 	}
-	if _, mine := r.leaving[uid]; mine {
-		why = "left"
-	} else {
-		r.note(known, why)
-	}
-	r.forget(uid, known, why)
 }
 
-// forget is called with mu held; the reason is for the log.
-func (r *Registry) forget(uid types.UID, known *entry, reason string) {
-	delete(r.entries, uid)
-	delete(r.own, uid)
-	if e := r.ended[known.object.Spec.Name]; e == nil || !e.Again {
-		delete(r.held, uid)
-	}
-	r.log.Info("intercept gone", "name", known.object.Spec.Name, "namespace", known.object.Namespace,
-		"reason", reason)
-	r.forgetNamespace(known.object.Namespace)
-	r.notify()
-}
-
-// leaves: this client is about to delete the object.
+// leaves: this laptop is about to delete the object.
 func (r *Registry) leaves(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.leaving[uid] = struct{}{}
+	if t := r.there(uid); t != nil {
+		t.state = leaving
+	}
 }
 
-// deleted: this client has deleted the object, and old news must not bring it back; or it could
-// not.
+// deleted: this laptop has deleted the object, or could not.
 func (r *Registry) deleted(uid types.UID, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.leaving, uid)
-	if err != nil {
-		return
-	}
-	r.gone[uid] = struct{}{}
-	delete(r.own, uid)
-	if known, ok := r.entries[uid]; ok {
-		r.forget(uid, known, "left")
+	t := r.there(uid)
+	switch {
+	case t == nil:
+	case err != nil:
+		t.state = present
+	default:
+		t.state = leaving
+		r.vanish(t, "left")
 	}
 }
 
 // forgetNamespace stops watching a namespace that has nothing of this client's any more. It is
 // called with mu held.
 func (r *Registry) forgetNamespace(namespace string) {
-	for _, e := range r.entries {
-		if e.object.Namespace == namespace {
+	for _, t := range r.tracked {
+		if t.namespace == namespace && (t.there() || t.again() || t.state == expected) {
 			return
 		}
 	}
 	for _, s := range r.reserved {
 		if s.namespace == namespace {
-			return
-		}
-	}
-	for _, e := range r.ended {
-		if e.Again && e.Namespace == namespace {
 			return
 		}
 	}
@@ -277,13 +231,10 @@ func (r *Registry) namespaces() []string {
 func (r *Registry) All() ([]*v1alpha1.Intercept, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make([]*v1alpha1.Intercept, 0, len(r.entries))
-	for _, e := range r.entries {
-		all = append(all, e.object)
+	all := []*v1alpha1.Intercept{}
+	for _, t := range r.presents() {
+		all = append(all, t.object)
 	}
-	slices.SortFunc(all, func(a, b *v1alpha1.Intercept) int {
-		return cmp.Or(cmp.Compare(a.Spec.Name, b.Spec.Name), cmp.Compare(a.Namespace, b.Namespace))
-	})
 	return all, r.changed
 }
 
@@ -292,8 +243,8 @@ func (r *Registry) All() ([]*v1alpha1.Intercept, <-chan struct{}) {
 func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e, ok := r.entries[uid]; ok {
-		return e.object, r.changed
+	if t := r.there(uid); t != nil {
+		return t.object, r.changed
 	}
 	return nil, r.changed
 }
@@ -301,7 +252,7 @@ func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
 // Knows reports whether an intercept is this client's. It waits for one that is just being created.
 func (r *Registry) Knows(ctx context.Context, open *tunnelpb.Open) bool {
 	ok := false
-	r.find(ctx, open, func(e *entry) bool { ok = e != nil; return ok })
+	r.find(ctx, open, func(*tracked) bool { ok = true; return true })
 	return ok
 }
 
@@ -310,20 +261,20 @@ func (r *Registry) Knows(ctx context.Context, open *tunnelpb.Open) bool {
 // being found out.
 func (r *Registry) Target(ctx context.Context, open *tunnelpb.Open) string {
 	addr := ""
-	r.find(ctx, open, func(e *entry) bool { addr = localAddr(e.object); return addr != "" })
+	r.find(ctx, open, func(t *tracked) bool { addr = localAddr(t.object); return addr != "" })
 	return addr
 }
 
 // find waits until found says yes to the intercept that a connection is for, or there is none. found
 // is called with mu held.
-func (r *Registry) find(ctx context.Context, open *tunnelpb.Open, found func(*entry) bool) {
+func (r *Registry) find(ctx context.Context, open *tunnelpb.Open, found func(*tracked) bool) {
 	ctx, cancel := context.WithTimeout(ctx, portTimeout)
 	defer cancel()
 	uid := types.UID(open.GetInterceptUid())
 	for {
 		r.mu.Lock()
-		e, ok := r.entries[uid]
-		done := ok && found(e) || !ok && !r.creating(open)
+		t := r.there(uid)
+		done := t != nil && found(t) || t == nil && !r.creating(open)
 		changed := r.changed
 		r.mu.Unlock()
 		if done {

@@ -49,8 +49,8 @@ func object(uid, version string, generation int64, port int32) *v1alpha1.Interce
 
 // put is news of an object that the laptop created.
 func put(r *Registry, i *v1alpha1.Intercept) {
-	if r.own[i.UID] == nil {
-		r.own[i.UID] = &own{destination: i.Spec.Destination}
+	if r.tracked[i.UID] == nil {
+		r.tracked[i.UID] = &tracked{ref: refOf(i), own: own{destination: i.Spec.Destination}}
 	}
 	r.put(i)
 }

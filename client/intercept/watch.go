@@ -227,9 +227,9 @@ func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun u
 		listed[items[i].UID] = true
 		r.putLocked(&items[i])
 	}
-	for uid, e := range r.entries {
-		if e.object.Namespace == namespace && e.added <= begun && !listed[uid] {
-			r.removeLocked(uid, why)
+	for _, t := range r.presents() {
+		if t.namespace == namespace && t.added <= begun && !listed[t.uid] {
+			r.vanish(t, why)
 		}
 	}
 	r.compare(namespace)
