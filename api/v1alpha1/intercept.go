@@ -194,9 +194,11 @@ type HeaderMatch struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096
 	Value *string `json:"value,omitempty"`
-	// Regex is an RE2 expression that must match the whole value.
+	// Regex is an RE2 expression that must match the whole value. An expression that compiles to
+	// more than 2,000 instructions makes the intercept INVALID, and a value of more than 8 KiB does
+	// not match.
 	// +optional
-	// +kubebuilder:validation:MaxLength=4096
+	// +kubebuilder:validation:MaxLength=512
 	Regex *string `json:"regex,omitempty"`
 }
 
@@ -210,9 +212,10 @@ type PathMatch struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=4096
 	Prefix *string `json:"prefix,omitempty"`
-	// Regex is an RE2 expression that must match the whole path.
+	// Regex is an RE2 expression that must match the whole path, within the bounds of that for a
+	// header.
 	// +optional
-	// +kubebuilder:validation:MaxLength=4096
+	// +kubebuilder:validation:MaxLength=512
 	Regex *string `json:"regex,omitempty"`
 }
 

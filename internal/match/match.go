@@ -18,9 +18,11 @@ type Head interface {
 	Values(name string, yield func(value []byte) bool)
 }
 
-// Match reports whether the request fulfils every condition. It does not allocate.
+// Match reports whether the request fulfils every condition. It does not allocate. A value that is
+// too long to be compared with an expression does not match it: see MaxValue.
 func (r Rule) Match(head Head) bool {
-	if r.path.kind != pathAny && !r.path.match(head.Path()) {
+	effort := maxRequestEffort
+	if r.path.kind != pathAny && !r.path.match(head.Path(), &effort) {
 		return false
 	}
 	if len(r.headers) == 0 {
@@ -28,6 +30,7 @@ func (r Rule) Match(head Head) bool {
 	}
 	s := scans.Get().(*scan)
 	defer scans.Put(s)
+	s.effort = effort
 	for i := range r.headers {
 		if !s.run(&r.headers[i], head) {
 			return false
@@ -41,6 +44,7 @@ func (r Rule) Match(head Head) bool {
 // request.
 type scan struct {
 	header *header
+	effort int // what is left for the expressions of the rule
 	found  bool
 	yield  func([]byte) bool
 }
@@ -59,26 +63,26 @@ func (s *scan) run(h *header, head Head) bool {
 }
 
 func (s *scan) line(value []byte) bool {
-	s.found = s.header.match(value)
+	s.found = s.header.match(value, &s.effort)
 	return !s.found
 }
 
-func (h *header) match(value []byte) bool {
+func (h *header) match(value []byte, effort *int) bool {
 	value = bytes.Trim(value, " \t")
 	if h.regex != nil {
-		return h.regex.Match(value)
+		return h.regex.match(value, effort)
 	}
 	return string(value) == h.text
 }
 
-func (p *path) match(sent []byte) bool {
+func (p *path) match(sent []byte, effort *int) bool {
 	switch p.kind {
 	case pathEqual:
 		return string(sent) == p.text
 	case pathPrefix:
 		return len(sent) >= len(p.text) && string(sent[:len(p.text)]) == p.text
 	case pathRegex:
-		return p.regex.Match(sent)
+		return p.regex.match(sent, effort)
 	}
 	return true
 }

@@ -2,11 +2,7 @@
 
 package match
 
-import (
-	"regexp/syntax"
-	"strings"
-	"unicode/utf8"
-)
+import "strings"
 
 // Needle is what the head of every request that a rule matches holds, for those who search bytes
 // before anybody parses them. Finding it does not mean that the request matches.
@@ -42,7 +38,7 @@ func (r Rule) Needle() Needle {
 	case pathEqual, pathPrefix:
 		best.Path = r.path.text
 	case pathRegex:
-		best.Path, _ = certainPrefix(r.path.text)
+		best.Path = r.path.regex.prefix
 	}
 	return best
 }
@@ -55,7 +51,7 @@ func (n Needle) rarer(other Needle) bool {
 }
 
 func (h *header) needle() (prefix string, whole bool) {
-	prefix, whole = certainPrefix(h.text)
+	prefix, whole = h.regex.prefix, h.regex.literal
 	// Values are compared without whitespace around them, so what begins or ends with it is left to
 	// the one who parses.
 	if trimmed := strings.TrimRight(prefix, " \t"); trimmed != prefix {
@@ -65,34 +61,4 @@ func (h *header) needle() (prefix string, whole bool) {
 		return "", false
 	}
 	return prefix, whole
-}
-
-// certainPrefix is what every whole match of an expression begins with, byte for byte, and whether
-// there is no more to it.
-func certainPrefix(expr string) (string, bool) {
-	tree, err := syntax.Parse(expr, syntax.Perl)
-	if err != nil {
-		return "", false
-	}
-	parts := []*syntax.Regexp{tree.Simplify()}
-	if parts[0].Op == syntax.OpConcat {
-		parts = parts[0].Sub
-	}
-	var prefix strings.Builder
-	for _, part := range parts {
-		switch {
-		case part.Op == syntax.OpBeginText:
-		case part.Op == syntax.OpEmptyMatch:
-		case part.Op == syntax.OpLiteral && part.Flags&syntax.FoldCase == 0:
-			for _, r := range part.Rune {
-				if r == utf8.RuneError { // it also matches bytes that are not UTF-8
-					return prefix.String(), false
-				}
-				prefix.WriteRune(r)
-			}
-		default:
-			return prefix.String(), false
-		}
-	}
-	return prefix.String(), true
 }

@@ -3,7 +3,6 @@
 package match
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -19,23 +18,23 @@ import (
 // personal intercepts by regex do ("alice.*", "bob.*"); whether two expressions have a common match
 // is not computed. A rule without conditions overlaps with every rule.
 func (r Rule) Overlaps(other Rule) bool {
-	if !r.path.overlaps(other.path) {
-		return false
-	}
-	return implied(r.headers, other.headers) || implied(other.headers, r.headers)
+	return r.path.overlaps(other.path) &&
+		(implied(r.headers, other.headers) || implied(other.headers, r.headers))
 }
 
-// implied reports whether a request that fulfils all of given also fulfils all of wanted.
+// implied reports whether a request that fulfils all of given also fulfils all of wanted. Where that
+// takes too long to find out, it is assumed: of two rules in doubt one has to wait.
 func implied(wanted, given []header) bool {
+	effort := maxOverlapEffort
 	for _, w := range wanted {
-		if !slices.ContainsFunc(given, func(g header) bool { return w.impliedBy(g) }) {
+		if !slices.ContainsFunc(given, func(g header) bool { return w.impliedBy(g, &effort) }) {
 			return false
 		}
 	}
 	return true
 }
 
-func (h *header) impliedBy(given header) bool {
+func (h *header) impliedBy(given header, effort *int) bool {
 	if h.name != given.name {
 		return false
 	}
@@ -43,7 +42,7 @@ func (h *header) impliedBy(given header) bool {
 	case h.regex == nil:
 		return given.regex == nil && h.text == given.text
 	case given.regex == nil:
-		return h.regex.MatchString(given.text)
+		return h.regex.mayMatch(given.text, effort)
 	}
 	return h.text == given.text
 }
@@ -54,40 +53,27 @@ func (p path) overlaps(q path) bool {
 	if p.kind > q.kind { // so that p is the simpler one
 		p, q = q, p
 	}
+	effort := maxOverlapEffort
 	switch {
 	case p.kind == pathAny:
 		return true
+	case p.kind == pathEqual && q.kind == pathRegex:
+		return q.regex.mayMatch(p.text, &effort)
 	case p.kind == pathEqual:
-		return q.match([]byte(p.text))
+		return q.match([]byte(p.text), &effort)
 	case q.kind == pathPrefix:
 		return compatible(p.text, q.text)
+	case p.kind == pathPrefix && q.regex.literal:
+		return strings.HasPrefix(q.regex.prefix, p.text)
 	case p.kind == pathPrefix:
-		literal, whole := literalPrefix(q.text)
-		if whole {
-			return strings.HasPrefix(literal, p.text)
-		}
-		return compatible(p.text, literal)
+		return compatible(p.text, q.regex.prefix)
+	case p.regex.literal:
+		return q.regex.mayMatch(p.regex.prefix, &effort)
+	case q.regex.literal:
+		return p.regex.mayMatch(q.regex.prefix, &effort)
 	}
-	a, wholeA := literalPrefix(p.text)
-	b, wholeB := literalPrefix(q.text)
-	switch {
-	case wholeA:
-		return q.regex.MatchString(a)
-	case wholeB:
-		return p.regex.MatchString(b)
-	}
-	return compatible(a, b)
+	return compatible(p.regex.prefix, q.regex.prefix)
 }
 
 // compatible reports whether some text begins with both.
 func compatible(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }
-
-// literalPrefix is what every match of an anchored expression begins with, and whether that is all
-// there is.
-func literalPrefix(expr string) (string, bool) {
-	re, err := regexp.Compile(strings.TrimPrefix(expr, "^"))
-	if err != nil { // "^*" is an expression, "*" is not
-		return "", false
-	}
-	return re.LiteralPrefix()
-}

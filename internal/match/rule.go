@@ -15,8 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"net/textproto"
-	"regexp"
-	"regexp/syntax"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -41,7 +39,7 @@ type Rule struct {
 type header struct {
 	name  string // lower case
 	text  string // the value, or the expression as it was written
-	regex *regexp.Regexp
+	regex *expression
 }
 
 type pathKind int
@@ -56,7 +54,7 @@ const (
 type path struct {
 	kind  pathKind
 	text  string
-	regex *regexp.Regexp
+	regex *expression
 }
 
 // FromSpec compiles the rule of an Intercept; nil is the rule that matches every request. Its
@@ -65,6 +63,9 @@ func FromSpec(spec *v1alpha1.HTTPMatch) (Rule, error) {
 	var rule Rule
 	if spec == nil {
 		return rule, nil
+	}
+	if len(spec.Headers) > MaxHeaders {
+		return Rule{}, fmt.Errorf("http.headers: %d conditions, and %d are allowed", len(spec.Headers), MaxHeaders)
 	}
 	for i, h := range spec.Headers {
 		compiled, err := newHeader(h.Name, h.Value, h.Regex)
@@ -79,6 +80,10 @@ func FromSpec(spec *v1alpha1.HTTPMatch) (Rule, error) {
 			return Rule{}, fmt.Errorf("http.path: %w", err)
 		}
 		rule.path = compiled
+	}
+	if size := rule.Program(); size > MaxRuleProgram {
+		return Rule{}, fmt.Errorf("http: the regular expressions compile to about %d instructions together, "+
+			"and %d are allowed: use smaller repeat counts, or exact values", size, MaxRuleProgram)
 	}
 	return rule, nil
 }
@@ -135,6 +140,21 @@ func (r Rule) Proto() *agentpb.HTTPMatch {
 		m.Path = &agentpb.PathMatch{Match: &agentpb.PathMatch_Regex{Regex: r.path.text}}
 	}
 	return m
+}
+
+// Program returns the number of instructions of all expressions of the rule, which is what it costs
+// in memory, and for each byte that is compared.
+func (r Rule) Program() int {
+	size := 0
+	for _, h := range r.headers {
+		if h.regex != nil {
+			size += h.regex.program
+		}
+	}
+	if r.path.regex != nil {
+		size += r.path.regex.program
+	}
+	return size
 }
 
 // all reports whether the rule has no condition.
@@ -202,32 +222,4 @@ func checkPath(field, text string) error {
 		return fmt.Errorf("%s %q can never match: the path is compared without its query, so leave out ? and what follows", field, text)
 	}
 	return nil
-}
-
-// compile makes an RE2 expression match whole values only.
-func compile(expr string) (*regexp.Regexp, error) {
-	// Alone first: "a)|(b" would pass once it stands between parentheses.
-	if _, err := regexp.Compile(expr); err != nil {
-		return nil, badRegex(expr, err)
-	}
-	whole := expr
-	if strings.Contains(expr, `\Q`) { // an open quotation would swallow the closing parenthesis
-		tree, err := syntax.Parse(expr, syntax.Perl)
-		if err != nil {
-			return nil, badRegex(expr, err)
-		}
-		whole = tree.String()
-	}
-	re, err := regexp.Compile(`^(?:` + whole + `)$`)
-	if err != nil {
-		return nil, badRegex(expr, err)
-	}
-	return re, nil
-}
-
-func badRegex(expr string, err error) error {
-	if bad, ok := errors.AsType[*syntax.Error](err); ok {
-		return fmt.Errorf("%q is not a regular expression (RE2): %s: %q; put \\ before a character that stands for itself", expr, bad.Code, bad.Expr)
-	}
-	return fmt.Errorf("%q is not a regular expression (RE2): %w", expr, err)
 }
