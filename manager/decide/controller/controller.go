@@ -33,6 +33,10 @@ const (
 	// decided about it, and restMost the longest such rest.
 	restShare = 4
 	restMost  = 30 * time.Millisecond
+
+	// namespaceProgram bounds the instructions of the regular expressions of all accepted intercepts
+	// of a namespace, as node agents keep them compiled. An ordinary expression has 10 to 60.
+	namespaceProgram = 20_000
 )
 
 // Sessions tells which laptops are connected.
@@ -63,9 +67,11 @@ type Controller struct {
 	writer    *writer
 	resolved  atomic.Bool
 	duration  prometheus.Histogram
+	panics    prometheus.Counter
 
 	// Of the deciding goroutine alone.
 	claims  *claims.Table
+	budget  *claims.Budget
 	entries map[types.NamespacedName]*entry
 	uids    map[types.UID]types.NamespacedName
 	rests   map[types.NamespacedName]time.Time // until when nothing is decided
@@ -80,19 +86,24 @@ func New(cfg Config) (*Controller, error) {
 	c := &Controller{
 		cfg: cfg, informers: inf,
 		queue:  workqueue.NewTypedDelayingQueue[types.NamespacedName](),
-		claims: claims.NewTable(), entries: map[types.NamespacedName]*entry{},
-		uids:  map[types.UID]types.NamespacedName{},
-		rests: map[types.NamespacedName]time.Time{},
+		claims: claims.NewTable(), budget: claims.NewBudget(namespaceProgram),
+		entries: map[types.NamespacedName]*entry{},
+		uids:    map[types.UID]types.NamespacedName{},
+		rests:   map[types.NamespacedName]time.Time{},
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "sidestep_manager_reconcile_duration_seconds",
 			Help:    "Time to decide about one intercept after an event.",
 			Buckets: prometheus.ExponentialBuckets(20e-6, 4, 8),
 		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sidestep_manager_reconcile_panics_total",
+			Help: "Decisions about an intercept that ended in a panic. Each is an error of the program.",
+		}),
 	}
 	c.writer = newWriter(cfg.Client, cfg.Log, func(k types.NamespacedName) *v1alpha1.Intercept {
 		return get[v1alpha1.Intercept](inf.intercepts, k.Namespace, k.Name)
 	})
-	cfg.Metrics.MustRegister(c.duration, c.writer.writes, (*stateCollector)(c),
+	cfg.Metrics.MustRegister(c.duration, c.panics, c.writer.writes, (*stateCollector)(c),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "sidestep_manager_queue_length", Help: "Intercepts that wait to be reconciled.",
 		}, func() float64 { return float64(c.queue.Len()) }))

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -41,8 +42,20 @@ func newEntry(ic *v1alpha1.Intercept) *entry {
 	return e
 }
 
-// reconcile makes everything that follows from one intercept so.
+// reconcile makes everything that follows from one intercept so. A panic ends the decision about
+// this intercept alone: no object that a developer may create is to stop those of everybody.
 func (c *Controller) reconcile(k types.NamespacedName) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.panics.Inc()
+			c.cfg.Log.Error("decision about an intercept panicked", "namespace", k.Namespace, "name", k.Name,
+				"panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	c.decide(k)
+}
+
+func (c *Controller) decide(k types.NamespacedName) {
 	ic := get[v1alpha1.Intercept](c.informers.intercepts, k.Namespace, k.Name)
 	e := c.entries[k]
 	if e != nil && (ic == nil || ic.UID != e.uid || ic.DeletionTimestamp != nil) {
@@ -75,6 +88,7 @@ func (c *Controller) reconcile(k types.NamespacedName) {
 
 func (c *Controller) forget(k types.NamespacedName, e *entry) {
 	c.again(c.claims.Remove(e.uid))
+	c.again(c.budget.Return(k.Namespace, e.uid))
 	c.cfg.Plan.Set(e.uid, "", nil)
 	c.writer.forget(e.uid)
 	delete(c.entries, k)
@@ -87,6 +101,9 @@ func (c *Controller) forget(k types.NamespacedName, e *entry) {
 func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 	if e.ruleErr != nil {
 		return nil, &resolve.Invalid{Reason: resolve.RuleInvalid, Message: e.ruleErr.Error()}
+	}
+	if bad := c.afford(e); bad != nil {
+		return nil, bad
 	}
 	ic := e.intercept
 	service, port, protocol, chosen := e.chosen()
@@ -114,6 +131,21 @@ func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 	}
 	e.resolution, e.generation = res, ic.Generation
 	return res, nil
+}
+
+// afford says why the namespace has no room for the rule's expressions, if it has none.
+func (c *Controller) afford(e *entry) *resolve.Invalid {
+	ic, size := e.intercept, e.rule.Program()
+	granted, changed := c.budget.Ask(ic.Namespace, e.uid, ic.CreationTimestamp.Time, size,
+		meta.IsStatusConditionTrue(ic.Status.Conditions, v1alpha1.ConditionAccepted))
+	c.again(changed)
+	if granted {
+		return nil
+	}
+	return &resolve.Invalid{Reason: resolve.RulesTooLarge, Message: fmt.Sprintf(
+		"the regular expressions compile to %d instructions, and those of all intercepts in namespace %s "+
+			"may have %d: use exact values or shorter expressions, or have others leave", size, ic.Namespace,
+		namespaceProgram)}
 }
 
 // chosen gives the service and port that the intercept as it is now was resolved to before.

@@ -42,6 +42,7 @@ const (
 	PortSpeaksTLS        = "PortSpeaksTLS"
 	ContainerNotFound    = "ContainerNotFound"
 	RuleInvalid          = "RuleInvalid"
+	RulesTooLarge        = "RulesTooLarge"
 )
 
 // Invalid says why an intercept cannot be resolved, and what its holder can do about it.
