@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netns visits network namespaces.
+// Package netns visits network namespaces, and namespaces of other kinds.
 package netns
 
 import (
@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"syscall"
 
@@ -36,6 +35,7 @@ func IDOf(info fs.FileInfo) (ID, error) {
 // after its pod is gone.
 type Namespace struct {
 	id         ID
+	name       string // for errors
 	file, home *os.File
 }
 
@@ -58,7 +58,7 @@ func Open(path string) (*Namespace, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the process's own network namespace: %w", err), file.Close())
 	}
-	return &Namespace{id: id, file: file, home: home}, nil
+	return &Namespace{id: id, name: fmt.Sprintf("network namespace %d", id.Inode), file: file, home: home}, nil
 }
 
 // Inode is the number that the kernel shows for the namespace, net:[4026532345].
@@ -82,30 +82,16 @@ func control(file *os.File, fn func(fd int) error) error {
 // Close lets go of the namespace. Sockets that were opened in it stay open.
 func (n *Namespace) Close() error { return errors.Join(n.file.Close(), n.home.Close()) }
 
-// Do runs fn in the namespace. fn must not start goroutines, which would run outside. It panics if
-// the thread cannot come back, for nothing that the goroutine does would be where it should be.
+// Do runs fn in the namespace, as Visit does.
 func (n *Namespace) Do(fn func() error) error {
 	return control(n.home, func(home int) error {
-		return control(n.file, func(there int) error { return n.visit(home, there, fn) })
+		return control(n.file, func(there int) error {
+			return Visit(n.name, unix.CLONE_NEWNET, there, home, fn)
+		})
 	})
 }
 
-func (n *Namespace) visit(home, there int, fn func() error) error {
-	// A locked thread is not used for other goroutines, nor for starting other threads.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %d: %w", n.id.Inode, explain(err))
-	}
-	defer func() {
-		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
-			panic(fmt.Sprintf("leave network namespace %d: %v", n.id.Inode, err))
-		}
-	}()
-	return fn()
-}
-
-// Holds says whether an interface of the namespace has one of the addresses.
+// Holds reports whether an interface of the namespace has one of the addresses.
 func (n *Namespace) Holds(ips []netip.Addr) (bool, error) {
 	var has []net.Addr
 	err := n.Do(func() (err error) {
@@ -123,11 +109,4 @@ func (n *Namespace) Holds(ips []netip.Addr) (bool, error) {
 		ip, ok := netip.AddrFromSlice(prefix.IP)
 		return ok && slices.Contains(ips, ip.Unmap())
 	}), nil
-}
-
-func explain(err error) error {
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w (this takes CAP_SYS_ADMIN)", err)
-	}
-	return err
 }

@@ -16,11 +16,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/internal/netns"
 )
 
 // ErrNoUnified says that the node has version 1 of control groups only.
@@ -158,23 +159,12 @@ func (t *Tree) group(path string) (*Group, error) {
 	return g, nil
 }
 
-// visit runs fn with the eyes of the node's first process. fn must not start goroutines, which
-// would see as before. It panics if the thread cannot come back.
+// visit runs fn in the cgroup namespace of the node's first process, as netns.Visit does.
 func (t *Tree) visit(fn func() error) error {
 	if t.view == nil {
 		return fn()
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Setns(int(t.view.Fd()), unix.CLONE_NEWCGROUP); err != nil {
-		return fmt.Errorf("enter the cgroup namespace of the node: %w (the node agent needs CAP_SYS_ADMIN)", err)
-	}
-	defer func() {
-		if err := unix.Setns(int(t.home.Fd()), unix.CLONE_NEWCGROUP); err != nil {
-			panic(fmt.Sprintf("leave the cgroup namespace of the node: %v", err))
-		}
-	}()
-	return fn()
+	return netns.Visit("the cgroup namespace of the node", unix.CLONE_NEWCGROUP, int(t.view.Fd()), int(t.home.Fd()), fn)
 }
 
 // mount makes a mount of the unified hierarchy that has no place in the file system. There is one
