@@ -4,6 +4,7 @@ package deploy
 
 import (
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,16 @@ func load(t *testing.T) *chart.Chart {
 // objects are the rendered objects by "Kind/name".
 type objects map[string]runtime.Object
 
+// withRegistry adds the value that every new installation must set, unless the test is about images.
+func withRegistry(set values) values {
+	if _, ok := set["image"]; ok {
+		return set
+	}
+	all := values{"image": values{"registry": "registry.example"}}
+	maps.Copy(all, set)
+	return all
+}
+
 // render does what "helm template sidestep chart --namespace sidestep" does. Every object is
 // decoded strictly: a field that Kubernetes does not know is an error.
 func render(t *testing.T, set values) (objects, error) {
@@ -54,7 +65,7 @@ func render(t *testing.T, set values) (objects, error) {
 	install.DryRun, install.ClientOnly, install.Replace = true, true, true
 	install.ReleaseName, install.Namespace = "sidestep", "sidestep"
 	install.KubeVersion = &chartutil.KubeVersion{Version: "v1.30.0", Major: "1", Minor: "30"}
-	release, err := install.Run(load(t), set)
+	release, err := install.Run(load(t), withRegistry(set))
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +117,7 @@ func (o objects) pods() map[string]corev1.PodTemplateSpec {
 func TestTheChartPassesLint(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, copyChart(dir))
-	result := action.NewLint().Run([]string{dir}, values{})
+	result := action.NewLint().Run([]string{dir}, withRegistry(nil))
 	assert.Empty(t, result.Errors)
 	for _, message := range result.Messages {
 		assert.Contains(t, message.Err.Error(), "icon is recommended")
@@ -275,7 +286,7 @@ func TestDevelopersMayReadEnvironmentsUnlessTheValuesSayOtherwise(t *testing.T) 
 
 func TestValuesArriveWhereTheyBelong(t *testing.T) {
 	defaults := mustRender(t, values{}).pods()
-	assert.Equal(t, "docker.io/sidestep/manager:v0.0.0-dev",
+	assert.Equal(t, "registry.example/sidestep/manager:v0.0.0-dev",
 		defaults["Deployment/sidestep-manager"].Spec.Containers[0].Image)
 	assert.Equal(t, "system-node-critical", defaults["DaemonSet/sidestep-nodeagent"].Spec.PriorityClassName)
 
@@ -350,7 +361,9 @@ func TestValuesThatTheChartDoesNotKnowAreRefused(t *testing.T) {
 }
 
 func TestEveryDefaultValueIsInTheSchema(t *testing.T) {
-	_, err := render(t, load(t).Values)
+	defaults := load(t).Values
+	defaults["image"].(values)["registry"] = "registry.example"
+	_, err := render(t, defaults)
 	assert.NoError(t, err)
 }
 

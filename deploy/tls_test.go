@@ -72,7 +72,7 @@ func (c cluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableRes
 func renderTLS(t *testing.T, in cluster, set values) (files map[string]string, secret corev1.Secret) {
 	t.Helper()
 	loaded := load(t)
-	all, err := chartutil.ToRenderValues(loaded, set,
+	all, err := chartutil.ToRenderValues(loaded, withRegistry(set),
 		chartutil.ReleaseOptions{Name: "sidestep", Namespace: "sidestep"}, nil)
 	require.NoError(t, err)
 	files, err = engine.RenderWithClientProvider(loaded, all, in)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"helm.sh/helm/v3/pkg/action"
 	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/cli/values"
 	"helm.sh/helm/v3/pkg/kube"
 	kubefake "helm.sh/helm/v3/pkg/kube/fake"
 	"helm.sh/helm/v3/pkg/release"
@@ -110,6 +111,7 @@ func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
 
 func (f *fixture) settings() Settings {
 	return Settings{CreateNamespace: true, Wait: true, Timeout: 200 * time.Millisecond,
+		Values: values.Options{Values: []string{"image.registry=docker.io"}},
 		Progress: func(s string) {
 			f.mu.Lock()
 			defer f.mu.Unlock()

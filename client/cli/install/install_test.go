@@ -62,6 +62,13 @@ func TestInstallTakesValues(t *testing.T) {
 		require.ErrorContains(t, err, "logLevel")
 		f.assertEmpty(t)
 	})
+	t.Run("and needs a registry, for there is none that is ours", func(t *testing.T) {
+		f := newFixture(t)
+		s := f.settings()
+		s.Values = values.Options{}
+		require.ErrorContains(t, f.Install(t.Context(), s), "--set image.registry=registry.example.com/you")
+		f.assertEmpty(t)
+	})
 	t.Run("and says which file cannot be read", func(t *testing.T) {
 		f := newFixture(t)
 		s := f.settings()
@@ -170,7 +177,9 @@ func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	require.NoError(t, err)
 
 	f.version = "v1.3.0"
-	require.NoError(t, f.Upgrade(t.Context(), f.settings()))
+	plain := f.settings()
+	plain.Values = values.Options{}
+	require.NoError(t, f.Upgrade(t.Context(), plain))
 	now, err := crds.Get(t.Context(), interceptCRD, metav1.GetOptions{})
 	require.NoError(t, err)
 	kind, _, _ := unstructured.NestedString(now.Object, "spec", "names", "kind")

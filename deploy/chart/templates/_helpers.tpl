@@ -21,10 +21,32 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "sidestep.image" -}}
 {{- $image := .root.Values.image -}}
 {{- $parts := list -}}
-{{- range list $image.registry $image.repository .name -}}
+{{- range append (splitList "\n" (include "sidestep.registry" .root)) .name -}}
 {{- if . }}{{ $parts = append $parts (trimAll "/" .) }}{{ end -}}
 {{- end -}}
-{{- join "/" $parts }}:{{ $image.tag | default .root.Chart.AppVersion }}
+{{- $digest := dig .name "image" "digest" "" (.root.Values | merge (dict)) -}}
+{{- join "/" $parts }}{{ if $digest }}@{{ $digest }}{{ else }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/*
+Where images are: registry and repository, a line each. Without a registry it is where the installed images come from, so that an
+upgrade from a version with a default registry goes on. A new installation is told what to do.
+*/}}
+{{- define "sidestep.registry" -}}
+{{- $image := .Values.image -}}
+{{- $installed := "" -}}
+{{- range dig "spec" "template" "spec" "containers" list (lookup "apps/v1" "Deployment" .Release.Namespace "sidestep-manager") -}}
+{{- if eq .name "manager" }}{{ $installed = regexReplaceAll "/?manager([:@].*)?$" .image "" }}{{ end -}}
+{{- end -}}
+{{- if $image.registry -}}
+{{- $image.registry }}{{ "\n" }}{{ $image.repository -}}
+{{- else if $installed -}}
+{{- $installed -}}
+{{- else if eq $image.pullPolicy "Never" -}}
+docker.io{{ "\n" }}{{ $image.repository -}}
+{{- else -}}
+{{- fail "image.registry is not set: push the images to a registry of yours (make images IMAGE_REGISTRY=registry.example.com/you) and install with --set image.registry=registry.example.com/you" -}}
+{{- end -}}
 {{- end }}
 
 {{- define "sidestep.pullSecrets" -}}
