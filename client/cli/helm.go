@@ -40,10 +40,10 @@ func newHelmInstallCmd(e *env, g *global) *cobra.Command {
 		Short: "Install the traffic manager",
 		Long: `Install the traffic manager and the node agents, and wait until they are ready. Interrupted, or refused by the
 cluster, it removes what it has made.`,
-		Example: fmt.Sprintf(`  %[1]s helm install
+		Example: fmt.Sprintf(`  %[1]s helm install --set image.registry=registry.example.com/you
 
-  # With images of your own registry, and a group of people who may use it
-  %[1]s helm install --set image.registry=registry.example.com \
+  # With a group of people who may use it
+  %[1]s helm install --set image.registry=registry.example.com/you \
     --set 'developers[0].kind=Group' --set 'developers[0].name=developers'
 
   # In another namespace, with values from a file
