@@ -80,7 +80,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 // serveRequests takes the connection request by request, if it speaks HTTP.
 func (c *connection) serveRequests(ctx context.Context) {
 	http1.Serve(ctx, http1.Config{Client: c.client, Target: c, HTTP2: streams{c},
-		OpenTimeout: c.proxy.cfg.OpenTimeout, Log: c.proxy.cfg.Log})
+		OpenTimeout: c.proxy.cfg.OpenTimeout, Budget: &c.proxy.budget, Log: c.proxy.cfg.Log})
 }
 
 // Match implements http1.Target.

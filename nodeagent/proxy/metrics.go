@@ -5,6 +5,7 @@ package proxy
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
@@ -54,6 +55,26 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		tunnels:       gauge("open_tunnels", "Open tunnels to laptops."),
 		panics: counter("panics_total",
 			"Connections that were reset because of a fault in the proxy.", nil),
+	}
+}
+
+// registerBudget registers the metrics of what connections hold, and of the bounds that they meet.
+func registerBudget(r prometheus.Registerer, b *budget.Budget) {
+	if r == nil {
+		return
+	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "sidestep", Subsystem: "proxy", Name: "buffered_bytes",
+		Help: "Bytes that connections hold: heads that are not complete, requests that may be sent again, " +
+			"and what waits for HTTP/2 peers that do not read.",
+	}, func() float64 { return float64(b.Held()) }))
+	for _, l := range budget.All() {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: "sidestep", Subsystem: "proxy", Name: "limits_met_total",
+			Help: "How often a connection met a limit. Beyond memory, connections pass to the app unread; " +
+				"beyond the others, streams are refused or HTTP/2 connections end by GOAWAY.",
+			ConstLabels: prometheus.Labels{"limit": l.String()},
+		}, func() float64 { return float64(b.Times(l)) }))
 	}
 }
 

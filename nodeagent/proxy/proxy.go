@@ -20,6 +20,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
@@ -63,7 +64,8 @@ type Config struct {
 type Proxy struct {
 	cfg     Config
 	metrics *metrics
-	copies  tap.Budget // of all wiretaps
+	copies  tap.Budget    // of all wiretaps
+	budget  budget.Budget // of all connections
 }
 
 // New makes a Proxy. It panics if its metrics are registered twice with one registerer.
@@ -76,5 +78,6 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{cfg: cfg, metrics: newMetrics(cfg.Metrics)}
 	registerCopies(cfg.Metrics, &p.copies)
+	registerBudget(cfg.Metrics, &p.budget)
 	return p
 }

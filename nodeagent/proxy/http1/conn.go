@@ -25,6 +25,7 @@ import (
 
 	"sidestep.dev/sidestep/internal/match"
 	"sidestep.dev/sidestep/nodeagent/http1"
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/http2"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
@@ -61,6 +62,7 @@ type Config struct {
 	HTTP2 http2.Target
 	// OpenTimeout is how long a laptop may take to answer OPEN.
 	OpenTimeout time.Duration
+	Budget      *budget.Budget // nil: there is none
 	Log         *slog.Logger
 }
 
@@ -86,6 +88,9 @@ var (
 	errClosing = errors.New("connection is being closed")
 	errOver    = errors.New("connection is over")
 )
+
+// errBusy is why a connection turns raw, or a request is not offered to a laptop.
+var errBusy = errors.New("the node agent holds too many bytes for other requests")
 
 // errUnanswered is why a request that a laptop had taken goes to the app.
 var errUnanswered = errors.New("tunnel ended before there was an answer")
@@ -122,6 +127,9 @@ type Conn struct {
 	closing  bool        // the client was sent all that it gets
 	leaving  bool        // the connection is to end now, if the client has begun no request
 	aborted  bool
+	account  budget.Account
+	waits    int // memory of a head that is not complete
+	kept     int // bytes of the exchange that may have to be sent again
 }
 
 // Serve serves the connection until it is over, and closes the client. When parent is cancelled, it
@@ -131,6 +139,7 @@ func Serve(parent context.Context, cfg Config) {
 	defer cancel()
 	c := &Conn{Config: cfg, ctx: ctx, cancel: cancel, first: true}
 	c.changed.L = &c.mu
+	c.account.Budget = cfg.Budget
 	c.req.Reset()
 	stop := context.AfterFunc(parent, func() {
 		if errors.Is(context.Cause(parent), divert.ErrDrained) {
@@ -149,7 +158,50 @@ func Serve(parent context.Context, cfg Config) {
 	c.wg.Wait()
 	stop()
 	c.closePeers()
+	c.account.Set(0)
 	c.Client.Close()
+}
+
+// awaits charges the connection for a head that is not complete, and reports whether there is room
+// for it.
+func (c *Conn) awaits() bool {
+	n := 0
+	if c.in.Len() > 0 {
+		n = c.in.Cost()
+	} else if c.waits == 0 {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.account.Set(n + c.kept) {
+		return false
+	}
+	c.waits = n
+	return true
+}
+
+// awaitsNone says that nobody looks for heads any more.
+func (c *Conn) awaitsNone() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waits = 0
+	c.account.Set(c.kept)
+}
+
+// keep charges the connection for n bytes of an exchange, and reports whether there is room for them.
+// mu is held.
+func (c *Conn) keep(n int) bool {
+	if !c.account.Set(c.waits + n) {
+		return false
+	}
+	c.kept = n
+	return true
+}
+
+// forget lets go of the bytes of an exchange. mu is held.
+func (c *Conn) forget(ex *exchange) {
+	ex.sent, ex.whole = nil, false
+	c.keep(0)
 }
 
 // guard runs f, and keeps its panic from all other connections.

@@ -35,9 +35,6 @@ type exchange struct {
 	whole bool   // sent is all
 }
 
-// forget lets go of the bytes. mu is held.
-func (ex *exchange) forget() { ex.sent, ex.whole = nil, false }
-
 // offer gives the request that c.req holds, n bytes of head, to the laptop that matches it. taken is
 // false if the laptop cannot take it; nothing has happened to the request then.
 func (c *Conn) offer(intercept divert.Intercept, n int) (taken bool, err error) {
@@ -57,9 +54,14 @@ func (c *Conn) offer(intercept divert.Intercept, n int) (taken bool, err error) 
 	}
 	c.mu.Lock()
 	raw := c.raw.Load()
-	c.matched = !raw
+	room := !raw && c.keep(n+k)
+	c.matched = room
 	c.mu.Unlock()
-	if raw {
+	switch {
+	case raw:
+		return false, nil
+	case !room:
+		intercept.FellBack(errBusy)
 		return false, nil
 	}
 	ex := &exchange{
@@ -70,6 +72,9 @@ func (c *Conn) offer(intercept divert.Intercept, n int) (taken bool, err error) 
 	if !c.reuse(ex) {
 		if err := c.open(ex); err != nil {
 			intercept.FellBack(err)
+			c.mu.Lock()
+			c.forget(ex)
+			c.mu.Unlock()
 			return false, nil
 		}
 	}
@@ -187,10 +192,10 @@ func (c *Conn) sendBody(ex *exchange, rest *http1.Rest) error {
 func (c *Conn) sendSome(ex *exchange, piece []byte, done bool) error {
 	p := ex.peer
 	c.mu.Lock()
-	if ex.whole && len(ex.sent)+len(piece) <= maxRetained {
+	if size := len(ex.sent) + len(piece); ex.whole && size <= maxRetained && c.keep(size) {
 		ex.sent = append(ex.sent, piece...)
 	} else {
-		ex.forget()
+		c.forget(ex)
 	}
 	ex.open = !done
 	p.empty = false
@@ -265,7 +270,11 @@ func (c *Conn) mend() error {
 	ex.app = app
 	c.copyAgain(ex)
 	c.Target.Passed(1)
-	if _, err := app.Write(ex.sent); err != nil {
+	_, err = app.Write(ex.sent)
+	c.mu.Lock()
+	c.forget(ex)
+	c.mu.Unlock()
+	if err != nil {
 		return c.appBroke(app)
 	}
 	return nil

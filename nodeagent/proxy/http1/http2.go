@@ -22,7 +22,7 @@ func (c *Conn) handOver() error {
 	_, err := c.appTurn(func(app *peer) {
 		if !c.raw.Load() && !app.ended {
 			h = http2.New(c.ctx, http2.Config{Client: c.Client, App: app.Duplex, Target: c.HTTP2,
-				OpenTimeout: c.OpenTimeout, Log: c.Log})
+				OpenTimeout: c.OpenTimeout, Budget: c.Budget, Log: c.Log})
 			c.http2, c.spoken = h, true
 			c.changed.Broadcast()
 		}
@@ -33,6 +33,7 @@ func (c *Conn) handOver() error {
 	case h == nil:
 		return c.turnRaw(nil)
 	}
+	c.awaitsNone()
 	h.FromClient(&c.in)
 	return errOver
 }

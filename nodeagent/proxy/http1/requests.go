@@ -37,7 +37,9 @@ func (c *Conn) requests() error {
 		}
 		more, err := c.next()
 		if err == nil && more {
-			if err = c.flush(); err == nil {
+			if err = c.flush(); err == nil && !c.awaits() {
+				err = c.turnRaw(errBusy)
+			} else if err == nil {
 				err = c.fill()
 			}
 		}
@@ -246,6 +248,7 @@ func (c *Conn) passSwitched() error {
 }
 
 func (c *Conn) copyClient(to *peer) error {
+	c.awaitsNone()
 	srcErr, dstErr := stream.Copy(to.Duplex, c.Client, &c.in)
 	switch {
 	case dstErr != nil:

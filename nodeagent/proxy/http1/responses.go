@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"sidestep.dev/sidestep/nodeagent/http1"
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
@@ -26,6 +27,7 @@ type peer struct {
 	answered int  // requests that are answered with them
 	last     bool // the last of these answers ends the connection
 	started  bool // the client has seen some of the final response to the oldest request
+	account  budget.Account
 
 	// With Conn.mu held.
 	unanswered queue
@@ -43,6 +45,8 @@ type peer struct {
 // respond passes the peer's responses to the client until the peer ends.
 func (p *peer) respond() {
 	defer p.buf.Free()
+	p.account.Budget = p.c.Budget
+	defer p.account.Set(0)
 	p.resp.Reset()
 	for {
 		if p.intercept == nil && p.takenOver(nil) {
@@ -62,6 +66,9 @@ func (p *peer) respond() {
 		if !p.write() {
 			return
 		}
+		if !p.awaits() {
+			continue
+		}
 		if err := p.Fill(&p.buf); err != nil {
 			if p.intercept != nil || !p.takenOver(err) {
 				p.peerEnded(err)
@@ -69,6 +76,24 @@ func (p *peer) respond() {
 			return
 		}
 	}
+}
+
+// awaits charges the peer for a head that is not complete. Without room for it, an app's connection
+// turns raw.
+func (p *peer) awaits() bool {
+	n := 0
+	if p.buf.Len() > 0 {
+		n = p.buf.Cost()
+	}
+	if p.account.Set(n) {
+		return true
+	}
+	if p.intercept != nil {
+		p.account.Owe(n)
+		return true
+	}
+	p.doubtful(errBusy)
+	return false
 }
 
 // next takes one response from the buffer, as far as it is there. more says that it needs more
@@ -198,7 +223,7 @@ func (p *peer) writeOut(last bool) error {
 
 // answeredByLaptop decides whether the client's connection and the tunnel can go on. mu is held.
 func (p *peer) answeredByLaptop() {
-	p.ex.forget()
+	p.c.forget(p.ex)
 	switch {
 	case p.last || p.final || p.open && p.empty:
 		// The laptop's server would close now. A client that has its answer and was still waiting

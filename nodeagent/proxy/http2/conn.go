@@ -23,6 +23,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
@@ -68,6 +70,7 @@ type Config struct {
 	Target      Target
 	// OpenTimeout is how long a laptop may take to show that it speaks HTTP/2.
 	OpenTimeout time.Duration
+	Budget      *budget.Budget // nil: there is none
 	Log         *slog.Logger
 }
 
@@ -102,7 +105,12 @@ type Conn struct {
 
 	streams  map[uint32]*divertedStream
 	copied   wiretapped
-	buffered int // bytes that clients have sent and laptops not taken
+	buffered int    // bytes that clients have sent and laptops not taken
+	kept     int    // bytes of requests' fields, and the streams themselves
+	answers  int    // bytes that laptops have sent and the client not taken
+	waits    [2]int // memory of incomplete frames: the client's, the app's
+	account  budget.Account
+	resets   resets
 	past     closedStreams
 	laptops  []*laptop
 	window0  int64 // the client's SETTINGS_INITIAL_WINDOW_SIZE
@@ -116,8 +124,10 @@ func New(ctx context.Context, cfg Config) *Conn {
 	c := &Conn{Config: cfg, window0: defaultWindow}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	c.changed.L = &c.mu
+	c.account.Budget = cfg.Budget
 	c.toApp, c.toCli = newWriter(cfg.App, &c.mu), newWriter(cfg.Client, &c.mu)
 	c.up, c.down = newFlow(c.toApp, c.toCli), newFlow(c.toCli, c.toApp)
+	c.down.from = 1
 	c.toCli.mid = true // until it is greeted
 	c.up.data = passing{left: len(http2.ClientPreface), asIs: true}
 	return c
@@ -130,6 +140,10 @@ func (c *Conn) FromClient(b *stream.Buffer) {
 	defer func() {
 		if !ended { // by a panic
 			c.abort()
+			c.mu.Lock()
+			c.over = true
+			c.account.Set(0)
+			c.mu.Unlock()
 		}
 		c.cancel()
 		b.Free()
@@ -154,6 +168,8 @@ func (c *Conn) FromClient(b *stream.Buffer) {
 	c.closeLaptops()
 	c.mu.Lock()
 	c.over = true
+	c.account.Set(0)
+	c.wake()
 	c.mu.Unlock()
 	c.wg.Wait()
 	if c.last != nil {
@@ -191,7 +207,8 @@ func (c *Conn) FromApp(b *stream.Buffer, err error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.appDone = true
-		c.changed.Broadcast()
+		c.waits[1] = 0
+		c.wake()
 	}()
 	if err == nil || b.Len() > 0 {
 		if e := c.pump(c.App, c.down, b); err == nil {
@@ -225,6 +242,7 @@ func (c *Conn) pump(src stream.Duplex, f *flow, b *stream.Buffer) error {
 				return err
 			}
 			if c.isRaw() {
+				b.Drop(f.ahead)
 				return c.copyRaw(src, f, b)
 			}
 			if many && b.Len() == 0 {
@@ -250,7 +268,7 @@ func (c *Conn) pump(src stream.Duplex, f *flow, b *stream.Buffer) error {
 		if err == io.EOF && b.Len() > 0 { // an unfinished frame
 			c.mu.Lock()
 			f.to.acquire()
-			f.to.forward(b.Bytes(), false)
+			f.to.forward(b.Bytes()[min(f.ahead, b.Len()):], false)
 			c.mu.Unlock()
 		}
 		return err
@@ -265,6 +283,9 @@ func (c *Conn) isRaw() bool {
 
 // copyRaw passes all that comes, unread.
 func (c *Conn) copyRaw(src stream.Duplex, f *flow, b *stream.Buffer) error {
+	c.mu.Lock()
+	f.to.drained(c.spawn)
+	c.mu.Unlock()
 	srcErr, dstErr := stream.Copy(f.to.dst, src, b)
 	if srcErr != nil {
 		return srcErr
@@ -301,6 +322,16 @@ func (c *Conn) step(f *flow, b *stream.Buffer) error {
 	if c.mixed {
 		c.settle(f)
 	}
+	f.trim()
+	c.head = head{buf: c.head.buf}
+	if waits := &c.waits[f.index()]; b.Len() > 0 {
+		*waits = b.Cost()
+	} else {
+		*waits = 0
+	}
+	if err == nil {
+		err = c.charge()
+	}
 	if _, ok := errors.AsType[doubt](err); ok {
 		err = c.doubtfulLocked(f, err)
 	}
@@ -328,20 +359,23 @@ func (c *Conn) some(f *flow, b *stream.Buffer) (more bool, err error) {
 		}
 		f.passAsIs(b)
 		return false, nil
-	case f == c.down && !c.greeted:
-		return c.greet(b)
+	case f == c.down && (!c.greeted || f.ahead > 0):
+		return c.finishFrame(b)
 	}
 	return c.forwardFrames(f, b)
 }
 
 // settle has written what was added.
 func (c *Conn) settle(f *flow) {
+	before := len(c.toCli.pending)
 	c.grantConnection()
+	c.toCli.echo += len(c.toCli.pending) - before
 	for _, l := range c.laptops {
 		l.signal()
 	}
 	f.back.kick(c.spawn)
 	f.to.flush()
+	c.awaitReader(f.back)
 }
 
 // grantConnection grants the client what laptops were sent: the app will not.
@@ -363,6 +397,14 @@ func (c *Conn) doubtfulLocked(f *flow, why error) error {
 	if c.raw || c.closing {
 		return nil
 	}
+	if d, ok := errors.AsType[doubt](why); ok {
+		if limit, ok := d.limit(); ok {
+			c.account.Budget.Met(limit)
+		}
+	}
+	if c.mixed && f == c.down && !c.greeted {
+		c.undivert(why)
+	}
 	if !c.mixed {
 		c.Log.Debug("HTTP/2 connection is passed to the app unread", "reason", why, "client", f == c.up)
 		c.raw = true
@@ -374,9 +416,9 @@ func (c *Conn) doubtfulLocked(f *flow, why error) error {
 	switch why {
 	case doubtHpack:
 		code = http2.ErrCodeCompression
-	case doubtLength:
+	case doubtLength, doubtFrame:
 		code = http2.ErrCodeFrameSize
-	case doubtTooLong, doubtSettings:
+	case doubtTooLong, doubtSettings, doubtMany, doubtMemory, doubtResets:
 		code = http2.ErrCodeEnhanceYourCalm
 	}
 	if f == c.down {
@@ -386,6 +428,23 @@ func (c *Conn) doubtfulLocked(f *flow, why error) error {
 	return errClosing
 }
 
+// undivert makes a mixed connection one that is not: the app has answered, and does not speak
+// HTTP/2. The client, which has been sent nothing yet, gets what the app says.
+func (c *Conn) undivert(why error) {
+	c.mixed = false
+	c.toCli.pending, c.toCli.mid = nil, false
+	for _, st := range c.streams {
+		st.intercept.FellBack(why)
+	}
+	c.streams, c.buffered, c.kept, c.answers = nil, 0, 0, 0
+	c.raw = true // for failLocked
+	for _, l := range slices.Clone(c.laptops) {
+		l.failLocked(why)
+	}
+	c.raw = false
+	c.toApp.kick(c.spawn)
+}
+
 // end ends a mixed connection by GOAWAY.
 func (c *Conn) end(code http2.ErrCode, why string) {
 	c.toCli.pending = appendGoAway(c.toCli.pending, c.ids.client, code, []byte(why))
@@ -393,7 +452,7 @@ func (c *Conn) end(code http2.ErrCode, why string) {
 	c.toCli.kick(c.spawn)
 	c.toApp.pending = appendGoAway(c.toApp.pending, 0, http2.ErrCodeNo, nil)
 	c.toApp.kick(c.spawn)
-	c.changed.Broadcast()
+	c.wake()
 	c.Client.SetReadDeadline(time.Unix(1, 0)) // for whoever reads it
 	c.last = time.AfterFunc(2*drainFor, c.abort)
 }
@@ -425,7 +484,7 @@ func (c *Conn) farewell(b *stream.Buffer) {
 func (c *Conn) abort() {
 	c.mu.Lock()
 	c.aborted = true
-	c.changed.Broadcast()
+	c.wake()
 	c.mu.Unlock()
 	c.cancel()
 	c.Client.Reset()

@@ -4,9 +4,11 @@ package http2
 
 import (
 	"encoding/binary"
+	"time"
 
 	"golang.org/x/net/http2"
 
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -24,16 +26,19 @@ func (c *Conn) forwardFrames(f *flow, b *stream.Buffer) (more bool, err error) {
 				return false, err
 			}
 			n += k
+			before := len(f.back.pending)
 			c.data(f, chunk, padding, last)
+			f.back.echo += len(f.back.pending) - before
 			continue
 		}
-		fr, err := parse(p[n:], &f.scratch)
+		fr, err := f.parse(p[n:])
 		if err != nil {
 			return false, err
 		}
 		if fr.all == nil {
 			return true, nil
 		}
+		before := len(f.back.pending)
 		if fr.kind == http2.FrameData {
 			f.begin(&fr)
 			if fr.length == 0 {
@@ -46,6 +51,9 @@ func (c *Conn) forwardFrames(f *flow, b *stream.Buffer) (more bool, err error) {
 			err = c.fromClient(&fr)
 		} else {
 			err = c.fromApp(&fr)
+		}
+		if fr.kind != http2.FrameWindowUpdate { // which may let go of data
+			f.back.echo += len(f.back.pending) - before
 		}
 		if err != nil {
 			return false, err
@@ -115,6 +123,7 @@ func (c *Conn) fromClient(fr *frame) error {
 			}
 		}
 		asItIs(c.toApp, fr, 0)
+		clampTable(c.toApp.pending[len(c.toApp.pending)-fr.length:])
 		return nil
 	case http2.FrameWindowUpdate:
 		if fr.id == 0 {
@@ -135,6 +144,9 @@ func (c *Conn) fromClient(fr *frame) error {
 			st.granted += fr.increment()
 			st.pour()
 		case http2.FrameRSTStream:
+			if !st.answered && !c.resets.take(time.Now()) {
+				return doubtResets
+			}
 			st.cancel(fr.code())
 		}
 		return nil
@@ -221,13 +233,21 @@ func (c *Conn) clientHeaders(fr *frame) error {
 		return nil
 	}
 	begins := fr.id > c.ids.client && fr.id%2 == 1
-	if intercept := c.request(fr); intercept != nil {
+	intercept := c.request(fr)
+	switch {
+	case intercept == nil:
+	case len(c.streams) >= maxDiverted:
+		c.account.Budget.Met(budget.Streams)
+		c.refuse(fr.id, http2.ErrCodeRefusedStream)
+		return nil
+	default:
 		c.divert(intercept, fr)
 		return nil
 	}
 	id, ok := c.ids.appID(fr.id), true
 	switch {
 	case c.up.tooLarge():
+		c.account.Budget.Met(budget.Fields)
 		c.refuse(fr.id, http2.ErrCodeEnhanceYourCalm)
 		if !begins {
 			c.toApp.pending = appendReset(c.toApp.pending, id, http2.ErrCodeCancel)
@@ -246,6 +266,15 @@ func (c *Conn) clientHeaders(fr *frame) error {
 	}
 	c.up.sendBlock(id, 0, fr.priority, c.up.fields, fr.end())
 	return nil
+}
+
+// clampTable keeps a receiver from announcing a larger table than is decoded here.
+func clampTable(payload []byte) {
+	for ; len(payload) >= 6; payload = payload[6:] {
+		if http2.SettingID(binary.BigEndian.Uint16(payload)) == http2.SettingHeaderTableSize {
+			binary.BigEndian.PutUint32(payload[2:], min(binary.BigEndian.Uint32(payload[2:]), maxTable))
+		}
+	}
 }
 
 // refuse resets a stream that neither the app nor a laptop knows of.
@@ -282,6 +311,9 @@ func (c *Conn) fromApp(fr *frame) error {
 		} else if err := c.up.announce(fr.payload); err != nil {
 			return err
 		}
+		asItIs(c.toCli, fr, 0)
+		clampTable(c.toCli.pending[len(c.toCli.pending)-fr.length:])
+		return nil
 	case http2.FrameWindowUpdate:
 		if fr.id == 0 {
 			c.share(c.up, fr)

@@ -5,6 +5,7 @@ package http2
 import (
 	"golang.org/x/net/http2"
 
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
@@ -25,7 +26,7 @@ func (c *Conn) passThrough(f *flow, b *stream.Buffer) (more bool, err error) {
 			n += k
 			continue
 		}
-		if fr, err = parse(p[n:], &f.scratch); err != nil || fr.all == nil {
+		if fr, err = f.parse(p[n:]); err != nil || fr.all == nil {
 			break
 		}
 		if fr.kind == http2.FrameData {
@@ -44,9 +45,16 @@ func (c *Conn) passThrough(f *flow, b *stream.Buffer) (more bool, err error) {
 		c.divert(intercept, &fr)
 		c.mixed, c.appSpoke = true, true
 	}
-	if n > 0 {
-		c.greeted = c.greeted || f == c.down
-		f.to.forward(p[:n], f.data.left > 0)
+	sent := max(f.ahead, n)
+	if f == c.down && err == nil {
+		sent = len(p) // nothing has to be decided about what the app sends
+	}
+	c.greeted = c.greeted || f == c.down && n > 0
+	if ahead := f.ahead; sent > ahead {
+		f.ahead = sent - n
+		f.to.forward(p[ahead:sent], f.data.left > 0 || f.ahead > 0)
+	} else {
+		f.ahead = sent - n
 	}
 	if intercept != nil {
 		n += len(fr.all)
@@ -55,21 +63,33 @@ func (c *Conn) passThrough(f *flow, b *stream.Buffer) (more bool, err error) {
 	return err == nil && intercept == nil, err
 }
 
-// greet passes the app's first frame as it is, before all that waits for it.
-func (c *Conn) greet(b *stream.Buffer) (more bool, err error) {
-	fr, err := parse(b.Bytes(), &c.down.scratch)
-	if err != nil || fr.all == nil {
+// finishFrame passes a frame of the app's as it is: the first, before all that waits for it, or one
+// of which the client has the beginning.
+func (c *Conn) finishFrame(b *stream.Buffer) (more bool, err error) {
+	f, p := c.down, b.Bytes()
+	fr, err := f.parse(p)
+	if err != nil {
 		return true, err
 	}
-	if fr.kind != http2.FrameSettings {
-		return false, doubtStream
+	f.to.acquire()
+	if fr.all == nil {
+		if ahead := f.ahead; len(p) > ahead {
+			f.ahead = len(p)
+			f.to.forward(p[ahead:], true)
+		}
+		return true, nil
 	}
-	if _, err := c.observe(c.down, &fr); err != nil {
+	if fr.kind == http2.FrameData {
+		f.begin(&fr)
+		f.data.asIs, c.appSpoke = true, true
+		f.window -= int64(fr.length)
+	} else if _, err := c.observe(f, &fr); err != nil {
 		return false, err
 	}
 	c.greeted = true
-	c.toCli.acquire()
-	c.toCli.forward(fr.all, false)
+	ahead := f.ahead
+	f.ahead = 0
+	f.to.forward(fr.all[min(ahead, len(fr.all)):], f.data.left > 0)
 	b.Drop(len(fr.all))
 	return false, nil
 }
@@ -119,9 +139,14 @@ func (c *Conn) request(fr *frame) divert.Intercept {
 		return nil // trailers, or an error for the app to find
 	}
 	c.ids.began(fr.id)
-	if !c.goneAt && !c.up.tooLarge() && c.head.parse(c.up.fields) {
-		if intercept := c.Target.Match(&c.head); intercept != nil {
+	if !c.goneAt && c.up.keepable() && c.head.parse(c.up.fields) {
+		intercept := c.Target.Match(&c.head)
+		if intercept != nil && c.account.Room(c.up.size+streamCost) {
 			return intercept
+		}
+		if intercept != nil {
+			c.account.Budget.Met(budget.Memory)
+			intercept.FellBack(errBusy)
 		}
 		c.copyRequest(fr)
 	}

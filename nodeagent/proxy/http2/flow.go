@@ -5,6 +5,7 @@ package http2
 import (
 	"bytes"
 	"math"
+	"unsafe"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -13,9 +14,17 @@ import (
 )
 
 const (
-	// maxFields bounds a list of header fields that is looked at, in bytes as RFC 9113 §6.5.2
-	// counts them.
-	maxFields = 1 << 20
+	// maxDecoded bounds a list of header fields that passes from one encoder to another, in bytes as
+	// RFC 9113 §6.5.2 counts them. It is held no longer than that takes.
+	maxDecoded = 256 << 10
+	// maxFields and maxList bound a list that is matched and kept, in fields and in bytes.
+	maxFields = 1000
+	maxList   = 64 << 10
+	// maxKept bounds the memory that is kept from one frame for the next, in bytes.
+	maxKept = 1 << 10
+	// maxTable bounds the table of a decoder. Who announces more seldom meets an encoder that makes
+	// use of it: the block in which one begins to cannot be decoded.
+	maxTable = 64 << 10
 	// maxDebt bounds what may be sent to a receiver beyond what the other sender knows of.
 	maxDebt = 1 << 20
 	// maxAnnounced bounds how many settings may wait for their acknowledgement.
@@ -46,12 +55,18 @@ type flow struct {
 	window0  int64       // and its SETTINGS_INITIAL_WINDOW_SIZE
 	pending  []announced // settings of the receiver that the sender has not acknowledged
 	maxTable uint32      // the largest table that was ever allowed
+	maxFrame int         // the largest SETTINGS_MAX_FRAME_SIZE of the receiver
+	inUse    int         // by how much the sender's table is larger than usual
+	begun    bool        // the sender's first frame has come
+	ahead    int         // bytes of an incomplete frame that the receiver has already
 
-	data   passing
-	window int64 // of the receiver's connection
-	debt   int64
-	held   []held
-	owned  int64 // bytes in held that the sender knows of
+	data    passing
+	window  int64 // of the receiver's connection
+	debt    int64
+	held    []held
+	owned   int64 // bytes in held that the sender knows of
+	waiting int   // bytes in held
+	from    int
 }
 
 // passing is a DATA frame that is not complete.
@@ -73,28 +88,42 @@ type held struct {
 	id      uint32 // as the receiver knows it
 	data    []byte
 	end     bool
-	foreign bool                // the sender does not know of it
-	fields  []hpack.HeaderField // instead of data
+	foreign bool       // the sender does not know of it
+	fields  keptFields // instead of data
 }
 
 func newFlow(to, back *writer) *flow {
 	f := &flow{to: to, back: back, table: defaultTable, maxTable: defaultTable, window0: defaultWindow,
-		window: defaultWindow}
+		window: defaultWindow, maxFrame: frameSize}
 	f.decoder = hpack.NewDecoder(defaultTable, f.field)
 	return f
 }
 
 func (f *flow) field(field hpack.HeaderField) {
 	f.size += int(field.Size())
-	if f.size <= maxFields {
+	if f.size <= maxDecoded {
 		f.fields = append(f.fields, field)
 	}
+}
+
+// index is 0 for what the client sends, and 1 for the app.
+func (f *flow) index() int { return f.from }
+
+// parse takes one frame of the sender's from the front of p. The first has to be SETTINGS.
+func (f *flow) parse(p []byte) (frame, error) {
+	if !f.begun && !beginsSettings(p) {
+		return frame{}, doubtFirst
+	}
+	fr, err := parse(p, f.maxFrame, &f.scratch)
+	f.begun = f.begun || fr.all != nil
+	return fr, err
 }
 
 // decode reads a header block into fields.
 func (f *flow) decode(block []byte) error {
 	clear(f.fields)
 	f.fields, f.size = f.fields[:0], 0
+	f.resizes(block)
 	if _, err := f.decoder.Write(block); err != nil {
 		return doubtHpack
 	}
@@ -105,7 +134,41 @@ func (f *flow) decode(block []byte) error {
 }
 
 // tooLarge reports whether fields does not have all of the last block.
-func (f *flow) tooLarge() bool { return f.size > maxFields }
+func (f *flow) tooLarge() bool { return f.size > maxDecoded }
+
+// keepable reports whether the last block may be matched, and kept.
+func (f *flow) keepable() bool { return f.size <= maxList && len(f.fields) <= maxFields }
+
+// trim lets go of what decoding the last block has left.
+func (f *flow) trim() {
+	clear(f.fields)
+	f.fields = f.fields[:0]
+	if cap(f.fields) > maxKept/int(unsafe.Sizeof(hpack.HeaderField{})) {
+		f.fields = nil
+	}
+	if cap(f.scratch) > maxKept {
+		f.scratch = nil
+	}
+}
+
+// resizes takes note of a table that becomes larger than usual, as the beginning of a block says
+// (RFC 7541 §6.3).
+func (f *flow) resizes(block []byte) {
+	n := 0
+	for len(block) > 0 && block[0]&0xe0 == 0x20 {
+		v, shift := int(block[0]&0x1f), 0
+		block = block[1:]
+		for more := v == 0x1f; more && len(block) > 0 && shift < 28; shift += 7 {
+			v += int(block[0]&0x7f) << shift
+			more = block[0]&0x80 != 0
+			block = block[1:]
+		}
+		n = v + 1
+	}
+	if n > 0 {
+		f.inUse = max(0, min(n-1, maxTable)-defaultTable)
+	}
+}
 
 // encodeAnew makes all following blocks be encoded here, for a receiver whose table nobody knows:
 // it is emptied first.
@@ -141,9 +204,11 @@ func (f *flow) announce(payload []byte) error {
 			f.maxTable = max(f.maxTable, value)
 		case http2.SettingInitialWindowSize:
 			a.window = int64(value)
+		case http2.SettingMaxFrameSize:
+			f.maxFrame = max(f.maxFrame, int(min(value, 1<<24-1)))
 		}
 	})
-	f.decoder.SetAllowedMaxDynamicTableSize(f.maxTable)
+	f.decoder.SetAllowedMaxDynamicTableSize(min(f.maxTable, maxTable))
 	if len(f.pending) == maxAnnounced {
 		return doubtSettings
 	}
@@ -224,7 +289,7 @@ func (f *flow) pass(id uint32, p []byte, end bool) {
 		f.to.pending = appendData(f.to.pending, id, p, end)
 		return
 	}
-	f.held = append(f.held, held{id: id, data: bytes.Clone(p), end: end})
+	f.hold(held{id: id, data: bytes.Clone(p), end: end})
 	f.owned += n
 	if f.owned > f.window+f.debt { // the sender sends more than it may, which the receiver is to see
 		f.window, f.debt = math.MaxInt32, 0
@@ -232,9 +297,17 @@ func (f *flow) pass(id uint32, p []byte, end bool) {
 	f.release()
 }
 
+// heldCost is what something that is held costs besides its bytes.
+const heldCost = 100
+
+func (f *flow) hold(h held) {
+	f.held = append(f.held, h)
+	f.waiting += len(h.data) + len(h.fields) + heldCost
+}
+
 // add adds DATA that the sender does not know of, as soon as the receiver's window allows.
 func (f *flow) add(id uint32, p []byte, end bool) {
-	f.held = append(f.held, held{id: id, data: bytes.Clone(p), end: end, foreign: true})
+	f.hold(held{id: id, data: bytes.Clone(p), end: end, foreign: true})
 	f.release()
 }
 
@@ -256,7 +329,7 @@ func (f *flow) lent(n int64) {
 func (f *flow) after(id uint32, fields []hpack.HeaderField, end bool) {
 	for i := range f.held {
 		if f.held[i].id == id {
-			f.held = append(f.held, held{id: id, fields: append([]hpack.HeaderField(nil), fields...), end: end})
+			f.hold(held{id: id, fields: keepFields(fields), end: end})
 			return
 		}
 	}
@@ -268,7 +341,7 @@ func (f *flow) release() {
 	for len(f.held) > 0 {
 		h := &f.held[0]
 		if h.fields != nil {
-			f.sendBlock(h.id, 0, nil, h.fields, h.end)
+			f.sendBlock(h.id, 0, nil, h.fields.fields(), h.end)
 		} else {
 			n := max(0, min(int64(len(h.data)), f.window, frameSize))
 			if n == 0 && len(h.data) > 0 {
@@ -277,6 +350,7 @@ func (f *flow) release() {
 			whole := n == int64(len(h.data))
 			f.to.pending = appendData(f.to.pending, h.id, h.data[:n], h.end && whole)
 			h.data = h.data[n:]
+			f.waiting -= int(n)
 			if h.foreign {
 				f.lent(n)
 			} else {
@@ -287,6 +361,7 @@ func (f *flow) release() {
 				continue
 			}
 		}
+		f.waiting -= len(h.fields) + heldCost
 		f.held[0] = held{}
 		if f.held = f.held[1:]; len(f.held) == 0 {
 			f.held = nil
@@ -304,6 +379,9 @@ func (f *flow) drop(id uint32) {
 			kept = append(kept, h)
 		case !h.foreign:
 			gone += int64(len(h.data))
+		}
+		if h.id == id {
+			f.waiting -= len(h.data) + len(h.fields) + heldCost
 		}
 	}
 	clear(f.held[len(kept):])

@@ -22,6 +22,11 @@ const (
 	doubtHpack    = doubt("header block cannot be decoded")
 	doubtSettings = doubt("settings are announced without end and never acknowledged")
 	doubtPush     = doubt("PUSH_PROMISE from a client")
+	doubtFirst    = doubt("first frame is not SETTINGS")
+	doubtFrame    = doubt("frame is longer than the receiver allows")
+	doubtMany     = doubt("header block has too many frames")
+	doubtMemory   = doubt("too many bytes are held for all connections")
+	doubtResets   = doubt("client resets too many streams before they are answered")
 )
 
 // frame is what is taken together: a frame, or a HEADERS or PUSH_PROMISE frame and the CONTINUATION
@@ -48,13 +53,32 @@ func (fr *frame) last() uint32 { return binary.BigEndian.Uint32(fr.payload) & ma
 // increment is what WINDOW_UPDATE adds.
 func (fr *frame) increment() int64 { return int64(binary.BigEndian.Uint32(fr.payload) & maxID) }
 
-// parse takes one frame from the front of p; a frame without bytes means that it needs more. scratch
-// is used for a block of several frames.
-func parse(p []byte, scratch *[]byte) (frame, error) {
+// maxContinuations bounds the CONTINUATION frames of one header block. What a buffer holds fits into
+// six frames of the smallest size that every peer takes.
+const maxContinuations = 32
+
+// beginsSettings reports whether p, what a peer sends first, may become a SETTINGS frame. It looks
+// at as many bytes as there are, so that a peer which speaks something else is not waited for.
+func beginsSettings(p []byte) bool {
+	h := [headerLength]byte{3: byte(http2.FrameSettings)}
+	for i := range min(len(p), len(h)) {
+		if i != 1 && i != 2 && p[i] != h[i] || i == 1 && p[i] > frameSize>>8 {
+			return false
+		}
+	}
+	return true
+}
+
+// parse takes one frame from the front of p; a frame without bytes means that it needs more. A frame
+// of more than most bytes is not waited for. scratch is used for a block of several frames.
+func parse(p []byte, most int, scratch *[]byte) (frame, error) {
 	if len(p) < headerLength {
 		return frame{}, nil
 	}
 	fr := frame{frameHeader: parseHeader(p)}
+	if fr.length > most {
+		return fr, doubtFrame
+	}
 	if fr.kind == http2.FrameData {
 		fr.all = p[:headerLength]
 		return fr, nil
@@ -66,7 +90,7 @@ func parse(p []byte, scratch *[]byte) (frame, error) {
 	fr.all, fr.payload = p[:n], p[headerLength:n]
 	switch fr.kind {
 	case http2.FrameHeaders, http2.FramePushPromise:
-		return fr.parseBlock(p, scratch)
+		return fr.parseBlock(p, most, scratch)
 	case http2.FrameContinuation:
 		return fr, doubtBlock
 	}
@@ -111,7 +135,7 @@ func (fr *frame) check() error {
 }
 
 // parseBlock takes a header block to its end, over all its frames, if p has them.
-func (fr frame) parseBlock(p []byte, scratch *[]byte) (frame, error) {
+func (fr frame) parseBlock(p []byte, most int, scratch *[]byte) (frame, error) {
 	if fr.id == 0 {
 		return fr, doubtStream
 	}
@@ -122,8 +146,7 @@ func (fr frame) parseBlock(p []byte, scratch *[]byte) (frame, error) {
 		return fr, nil
 	}
 	n := len(fr.all)
-	joined := append((*scratch)[:0], fr.block...)
-	for {
+	for i := 0; ; i++ { // nothing is copied before all is there
 		if len(p) < n+headerLength {
 			return frame{}, nil
 		}
@@ -131,17 +154,33 @@ func (fr frame) parseBlock(p []byte, scratch *[]byte) (frame, error) {
 		if h.kind != http2.FrameContinuation || h.id != fr.id {
 			return fr, doubtBlock
 		}
+		if h.length > most {
+			return fr, doubtFrame
+		}
+		if i == maxContinuations {
+			return fr, doubtMany
+		}
 		if len(p) < n+headerLength+h.length {
 			return frame{}, nil
 		}
-		joined = append(joined, p[n+headerLength:n+headerLength+h.length]...)
-		*scratch = joined
 		n += headerLength + h.length
 		if h.flags&http2.FlagContinuationEndHeaders != 0 {
-			fr.all, fr.block = p[:n], joined
-			return fr, nil
+			break
 		}
 	}
+	fr.block = join((*scratch)[:0], fr.block, p[len(fr.all):n])
+	fr.all, *scratch = p[:n], fr.block
+	return fr, nil
+}
+
+// join appends a header block to b: its first piece, and those of the CONTINUATION frames.
+func join(b, first, frames []byte) []byte {
+	b = append(b, first...)
+	for len(frames) > 0 {
+		end := headerLength + parseHeader(frames).length
+		b, frames = append(b, frames[headerLength:end]...), frames[end:]
+	}
+	return b
 }
 
 // fragment finds the first frame's part of the block.

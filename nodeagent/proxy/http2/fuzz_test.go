@@ -38,7 +38,7 @@ func requests(p []byte) (list []*request, ok bool) {
 		return nil, false
 	}
 	fr := http2.NewFramer(io.Discard, bytes.NewReader(p))
-	fr.SetMaxReadFrameSize(1 << 20)
+	fr.SetMaxReadFrameSize(1<<24 - 1)
 	var fields []hpack.HeaderField
 	dec := hpack.NewDecoder(4096, func(f hpack.HeaderField) { fields = append(fields, f) })
 	dec.SetAllowedMaxDynamicTableSize(1 << 30)

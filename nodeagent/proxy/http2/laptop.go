@@ -27,11 +27,12 @@ const (
 	streamWindow = 1 << 20
 	tunnelWindow = 4 << 20
 	// maxControl bounds what may wait to be written to a laptop besides DATA.
-	maxControl = 1 << 20
+	maxControl = 2 * backlog
 )
 
 var (
 	errSilent   = errors.New("the local process did not speak HTTP/2 in time")
+	errTLS      = errors.New("the local process speaks only TLS")
 	errNotHTTP2 = errors.New("the local process does not speak HTTP/2")
 	errGoAway   = errors.New("the local process takes no more streams")
 	errRefused  = errors.New("the local process refused the stream")
@@ -158,6 +159,7 @@ func (l *laptop) write() {
 		for _, st := range l.streams {
 			st.feed()
 		}
+		l.startWaiting()
 		c.toCli.kick(c.spawn) // grants
 	}
 }
@@ -178,7 +180,7 @@ func (l *laptop) signal() {
 // take gives the laptop a stream.
 func (l *laptop) take(st *divertedStream) {
 	st.laptop, l.streams[st.id], l.last = l, st, st.id
-	if len(l.streams) > l.maxStreams || len(l.waiting) > 0 {
+	if len(l.streams) > l.maxStreams || len(l.waiting) > 0 || len(l.out) > backlog {
 		l.waiting = append(l.waiting, st)
 		return
 	}
@@ -191,9 +193,9 @@ func (l *laptop) start(st *divertedStream) {
 		st.intercept.Sent()
 	}
 	st.upDone = st.upEnd && len(st.up) == 0 && st.upTail == nil
-	l.block(st.id, st.fields, st.upDone)
+	l.block(st.id, st.fields.fields(), st.upDone)
 	if !st.keep {
-		st.fields = nil
+		st.unkeep()
 	}
 	l.feed(st)
 	l.signal()
@@ -220,7 +222,7 @@ func (l *laptop) feed(st *divertedStream) {
 			break
 		}
 		if n == 0 && st.upTail != nil {
-			l.block(st.id, st.upTail, true)
+			l.block(st.id, st.upTail.fields(), true)
 			st.upDone = true
 			break
 		}
@@ -271,6 +273,7 @@ func (l *laptop) drop(st *divertedStream) {
 	l.waiting = slices.DeleteFunc(l.waiting, func(w *divertedStream) bool { return w == st })
 	for _, p := range st.down {
 		l.repay(nil, int64(len(p.data)))
+		l.c.answers -= p.cost()
 	}
 	l.startWaiting()
 	if l.leaving && len(l.streams) == 0 {
@@ -279,7 +282,8 @@ func (l *laptop) drop(st *divertedStream) {
 }
 
 func (l *laptop) startWaiting() {
-	for len(l.waiting) > 0 && len(l.streams)-len(l.waiting) < l.maxStreams && !l.failed && !l.gone {
+	for len(l.waiting) > 0 && len(l.streams)-len(l.waiting) < l.maxStreams && !l.failed && !l.gone &&
+		len(l.out) <= backlog {
 		st := l.waiting[0]
 		l.waiting = l.waiting[1:]
 		l.start(st)
@@ -334,7 +338,7 @@ func (l *laptop) failLocked(why error) {
 	if l.tunnel != nil {
 		l.tunnel.Reset()
 	}
-	if l.c.aborted || l.c.closing {
+	if l.c.aborted || l.c.closing || l.c.raw {
 		return
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.streams)) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -54,11 +55,18 @@ func (l *laptop) receive(b *stream.Buffer) error {
 	l.signal()
 	c.toApp.kick(c.spawn)
 	c.toCli.flush()
+	c.awaitRoom(c.toCli)
+	if err := c.charge(); err != nil && !c.closing {
+		return c.doubtfulLocked(c.up, err)
+	}
 	return nil
 }
 
 // next takes one frame from the front of p, of n bytes; 0 if it is not complete.
 func (l *laptop) next(p []byte) (n int, err error) {
+	if !l.greeted && !beginsSettings(p) {
+		return 0, notHTTP2(p)
+	}
 	if len(p) < headerLength {
 		return 0, nil
 	}
@@ -72,7 +80,7 @@ func (l *laptop) next(p []byte) (n int, err error) {
 	if len(p) < headerLength+h.length {
 		return 0, nil
 	}
-	fr, err := parse(p, &l.scratch)
+	fr, err := parse(p, frameSize, &l.scratch)
 	if err != nil || fr.all == nil {
 		return 0, err
 	}
@@ -80,6 +88,14 @@ func (l *laptop) next(p []byte) (n int, err error) {
 		return headerLength + fr.length, l.data(&fr, p[headerLength:headerLength+fr.length])
 	}
 	return len(fr.all), l.control(&fr)
+}
+
+// notHTTP2 says what a local process speaks that does not begin with SETTINGS.
+func notHTTP2(p []byte) error {
+	if p[0] == 0x15 && (len(p) < 2 || p[1] == 3) { // an alert (RFC 8446 §6)
+		return errTLS
+	}
+	return errNotHTTP2
 }
 
 // control takes any frame but DATA.
@@ -158,7 +174,7 @@ func (l *laptop) settings(payload []byte) error {
 }
 
 func (l *laptop) field(f hpack.HeaderField) {
-	if l.size += int(f.Size()); l.size <= maxFields {
+	if l.size += int(f.Size()); l.size <= maxList && len(l.fields) < maxFields {
 		l.fields = append(l.fields, f)
 	}
 }
@@ -173,11 +189,13 @@ func (l *laptop) headers(st *divertedStream, fr *frame) error {
 	}
 	switch {
 	case st == nil:
-	case l.size > maxFields:
+	case l.size > maxList || len(l.fields) >= maxFields:
+		l.c.account.Budget.Met(budget.Fields)
 		st.abandon(http2.ErrCodeInternal)
 	default:
-		st.answer(piece{fields: l.fields, end: fr.end()})
+		st.answerFields(l.fields, fr.end())
 	}
+	l.fields, l.scratch = nil, nil
 	return nil
 }
 

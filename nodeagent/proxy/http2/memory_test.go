@@ -18,12 +18,13 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/budget"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
-// pipe is one direction of a connection in memory, without bounds.
+// pipe is one direction of a connection in memory.
 type pipe struct {
 	mu      sync.Mutex
 	changed sync.Cond
@@ -31,6 +32,7 @@ type pipe struct {
 	all     []byte // that were ever written
 	err     error  // when bytes are read: io.EOF, a reset, or a close by the reader
 	late    bool   // the read deadline has passed
+	most    int    // bytes that may be unread; 0: any number, and all are kept for the test
 }
 
 func newPipe() *pipe {
@@ -66,6 +68,9 @@ func (p *pipe) written() []byte {
 // end is one end of a connection in memory.
 type end struct{ in, out *pipe }
 
+// bounded makes an end's writes wait for the other end to read.
+func (e *end) bounded() { e.in.most, e.out.most = 64<<10, 64<<10 }
+
 func pair() (a, b *end) {
 	x, y := newPipe(), newPipe()
 	return &end{x, y}, &end{y, x}
@@ -82,6 +87,10 @@ func (e *end) Read(b []byte) (int, error) {
 		case len(p.bytes) > 0:
 			n := copy(b, p.bytes)
 			p.bytes = p.bytes[n:]
+			if p.most > 0 {
+				p.bytes = append([]byte(nil), p.bytes...)
+				p.changed.Broadcast()
+			}
 			return n, nil
 		case p.err != nil:
 			return 0, p.err
@@ -91,16 +100,27 @@ func (e *end) Read(b []byte) (int, error) {
 }
 
 func (e *end) Write(b []byte) (n int, err error) {
-	e.out.set(func() {
-		if e.out.err != nil {
-			err = syscall.EPIPE
-			return
+	p := e.out
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if p.err != nil {
+			return n, syscall.EPIPE
 		}
-		e.out.bytes = append(e.out.bytes, b...)
-		e.out.all = append(e.out.all, b...)
-		n = len(b)
-	})
-	return n, err
+		k := len(b) - n
+		if p.most > 0 {
+			k = min(k, p.most-len(p.bytes))
+		} else {
+			p.all = append(p.all, b...)
+		}
+		p.bytes = append(p.bytes, b[n:n+k]...)
+		n += k
+		p.changed.Broadcast()
+		if n == len(b) {
+			return n, nil
+		}
+		p.changed.Wait()
+	}
 }
 
 func (e *end) CloseWrite() error { e.out.end(io.EOF); return nil }
@@ -128,17 +148,28 @@ type scene struct {
 	fellBack int
 	sent     int
 	passed   int
+
+	stalls bool // pipes are bounded, and what nobody reads holds up who writes
+	budget *budget.Budget
 }
 
 // newScene starts a connection that matches requests with "x-dev: me".
 func newScene(t testing.TB) *scene {
-	sc := &scene{done: make(chan struct{}), laptops: make(chan *end, 100)}
+	return startScene(t, &scene{})
+}
+
+func startScene(t testing.TB, sc *scene) *scene {
+	sc.done, sc.laptops = make(chan struct{}), make(chan *end, 100)
 	far, client := pair()
 	appFar, app := pair()
+	if sc.stalls {
+		far.bounded()
+		appFar.bounded()
+	}
 	sc.client, sc.app = far, appFar
 	cd, ad := stream.Of(client, client.reset), stream.Of(app, app.reset)
 	s := New(t.Context(), Config{
-		Client: cd, App: ad, Target: sc, OpenTimeout: 10 * time.Second,
+		Client: cd, App: ad, Target: sc, OpenTimeout: 10 * time.Second, Budget: sc.budget,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	var wg sync.WaitGroup
@@ -208,6 +239,9 @@ func (c sceneIntercept) Open(context.Context) (divert.Tunnel, error) {
 		return nil, c.refuse
 	}
 	near, far := pair()
+	if c.stalls {
+		near.bounded()
+	}
 	c.laptops <- far
 	return sceneTunnel{near, c.result}, nil
 }

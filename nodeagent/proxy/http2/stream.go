@@ -4,7 +4,6 @@ package http2
 
 import (
 	"bytes"
-	"slices"
 	"strconv"
 
 	"golang.org/x/net/http2"
@@ -32,7 +31,7 @@ type divertedStream struct {
 	id         uint32
 	intercept  divert.Intercept
 	laptop     *laptop
-	fields     []hpack.HeaderField // of the request, while it is kept
+	fields     keptFields // of the request, while it is kept
 	method     string
 	idempotent bool
 	grpc       bool
@@ -45,7 +44,7 @@ type divertedStream struct {
 	keep     bool   // up is all of the body so far
 	limit    int    // up to which it is kept
 	upEnd    bool   // the client has ended it
-	upTail   []hpack.HeaderField
+	upTail   keptFields
 	upDone   bool  // the laptop knows
 	grant    int64 // what the client may still send
 	window   int64 // what the laptop will still take
@@ -60,16 +59,19 @@ type divertedStream struct {
 
 // piece is a part of an answer that waits for the client's windows: fields, or data.
 type piece struct {
-	fields []hpack.HeaderField
+	fields keptFields
 	data   []byte
 	end    bool
 }
+
+// cost is what the piece holds.
+func (p *piece) cost() int { return len(p.data) + len(p.fields) + heldCost }
 
 // divert gives the request that was decoded last to a laptop.
 func (c *Conn) divert(intercept divert.Intercept, fr *frame) {
 	c.up.encodeAnew()
 	st := &divertedStream{
-		c: c, id: fr.id, intercept: intercept, fields: slices.Clone(c.up.fields),
+		c: c, id: fr.id, intercept: intercept, fields: keepFields(c.up.fields),
 		method: c.head.method, idempotent: c.head.idempotent(), grpc: c.head.isGRPC(),
 		keep: true, upEnd: fr.end(), grant: c.up.window0, room: c.window0,
 	}
@@ -78,6 +80,7 @@ func (c *Conn) divert(intercept divert.Intercept, fr *frame) {
 		c.streams = make(map[uint32]*divertedStream)
 	}
 	c.streams[st.id] = st
+	c.kept += len(st.fields) + streamCost
 	st.place()
 	if !st.upEnd && st.grant < minGrant {
 		st.forget()
@@ -113,7 +116,7 @@ func (st *divertedStream) upload(p []byte, padding int, end bool) {
 	if st.keep && len(st.up) > st.limit {
 		st.forget()
 	}
-	if c.buffered > maxBuffered {
+	if c.buffered > maxBuffered || !c.account.Room(len(p)) {
 		st.abandon(http2.ErrCodeEnhanceYourCalm)
 		return
 	}
@@ -123,7 +126,8 @@ func (st *divertedStream) upload(p []byte, padding int, end bool) {
 // trailers takes what ends the body.
 func (st *divertedStream) trailers(fields []hpack.HeaderField) {
 	if !st.upEnd {
-		st.upTail, st.upEnd = slices.Clone(fields), true
+		st.upTail, st.upEnd = keepFields(fields), true
+		st.c.kept += len(st.upTail)
 		st.feed()
 	}
 }
@@ -132,8 +136,14 @@ func (st *divertedStream) trailers(fields []hpack.HeaderField) {
 func (st *divertedStream) forget() {
 	st.keep, st.granted = false, 0
 	if st.sent {
-		st.fields = nil
+		st.unkeep()
 	}
+}
+
+// unkeep lets go of the request's fields.
+func (st *divertedStream) unkeep() {
+	st.c.kept -= len(st.fields)
+	st.fields = nil
 }
 
 // feed sends the laptop what it will take of the body.
@@ -160,21 +170,50 @@ func (st *divertedStream) feed() {
 	}
 }
 
-// answer takes a part of the laptop's answer.
-func (st *divertedStream) answer(p piece) {
+// begins says that the laptop answers.
+func (st *divertedStream) begins() {
 	if !st.answered {
 		st.answered = true
+		st.c.resets.answered()
 		st.forget()
 		st.feed()
 	}
+}
+
+// answerFields takes a header block of the laptop's answer.
+func (st *divertedStream) answerFields(fields []hpack.HeaderField, end bool) {
+	st.begins()
+	switch {
+	case st.downEnd:
+		return
+	case len(st.down) > 0:
+		st.answer(piece{fields: keepFields(fields), end: end})
+		return
+	}
+	st.c.lapSpoke, st.downEnd, st.downDone = true, end, end
+	st.c.down.sendBlock(st.id, 0, nil, fields, end)
+	st.over()
+}
+
+// answer takes a part of the laptop's answer, which waits for what came before it.
+func (st *divertedStream) answer(p piece) {
+	st.begins()
 	if st.downEnd {
+		return
+	}
+	cost := p.cost()
+	if st.c.answers+cost > maxAnswers || !st.c.account.Room(cost) {
+		st.abandon(http2.ErrCodeEnhanceYourCalm)
+		st.laptop.repay(nil, int64(len(p.data)))
 		return
 	}
 	st.downEnd = p.end
 	if last := len(st.down) - 1; p.fields == nil && last >= 0 && st.down[last].fields == nil {
 		st.down[last].data, st.down[last].end = append(st.down[last].data, p.data...), p.end
+		st.c.answers += len(p.data)
 	} else {
 		st.down = append(st.down, p)
+		st.c.answers += cost
 	}
 	st.pour()
 }
@@ -186,7 +225,7 @@ func (st *divertedStream) pour() {
 	for len(st.down) > 0 {
 		p := &st.down[0]
 		if p.fields != nil {
-			f.sendBlock(st.id, 0, nil, p.fields, p.end)
+			f.sendBlock(st.id, 0, nil, p.fields.fields(), p.end)
 		} else {
 			n := max(0, min(int64(len(p.data)), st.room, f.lend(), frameSize))
 			if n == 0 && len(p.data) > 0 {
@@ -197,11 +236,13 @@ func (st *divertedStream) pour() {
 			f.lent(n)
 			st.room -= n
 			st.laptop.repay(st, n)
+			c.answers -= int(n)
 			if p.data = p.data[n:]; !whole {
 				continue
 			}
 		}
 		st.downDone = st.downDone || p.end
+		c.answers -= p.cost()
 		st.down[0] = piece{}
 		if st.down = st.down[1:]; len(st.down) == 0 {
 			st.down = nil
@@ -237,6 +278,7 @@ func (st *divertedStream) remove() {
 	}
 	delete(c.streams, st.id)
 	c.buffered -= len(st.up)
+	c.kept -= len(st.fields) + len(st.upTail) + streamCost
 	st.up, st.taken = nil, 0
 	st.laptop.drop(st)
 	c.changed.Broadcast()
@@ -270,15 +312,15 @@ func (st *divertedStream) fallBack(why error) {
 	}
 	st.intercept.FellBack(why)
 	st.copyAgain()
-	up := st.up
+	up, fields, tail := st.up, st.fields.fields(), st.upTail
 	st.remove()
 	body := len(up) > 0
-	c.up.sendBlock(id, 0, nil, st.fields, st.upEnd && !body && st.upTail == nil)
+	c.up.sendBlock(id, 0, nil, fields, st.upEnd && !body && st.upTail == nil)
 	if body {
 		c.up.add(id, up, st.upEnd && st.upTail == nil)
 	}
 	if st.upTail != nil {
-		c.up.after(id, st.upTail, true)
+		c.up.after(id, tail.fields(), true)
 	}
 	if st.granted > 0 {
 		c.toApp.pending = appendWindowUpdate(c.toApp.pending, id, min(st.granted, maxID))

@@ -108,13 +108,14 @@ func (c *Conn) copyRequest(fr *frame) {
 func (st *divertedStream) copyAgain() {
 	c := st.c
 	h := head{buf: c.head.buf}
-	if !h.parse(st.fields) {
+	fields := st.fields.fields()
+	if !h.parse(fields) {
 		return
 	}
-	copies := c.Target.Copy(&h, func() []hpack.HeaderField { return st.fields })
+	copies := c.Target.Copy(&h, func() []hpack.HeaderField { return fields })
 	copies.Write(st.up)
 	if st.upTail != nil {
-		copies.Trailers(st.upTail)
+		copies.Trailers(st.upTail.fields())
 	}
 	c.copied.begin(st.id, copies, st.upEnd)
 }

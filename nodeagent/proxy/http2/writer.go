@@ -21,6 +21,7 @@ type writer struct {
 
 	pending []byte // frames, whole ones
 	spare   []byte
+	echo    int  // bytes of pending that answer what the peer itself has sent
 	busy    bool // somebody writes
 	mid     bool // what was written ends inside a frame, of which only forward has the rest
 	err     error
@@ -67,13 +68,13 @@ func (w *writer) drain() {
 	}
 	for len(w.pending) > 0 {
 		p := w.pending
-		w.pending, w.spare = w.spare, nil
+		w.pending, w.spare, w.echo = w.spare, nil, 0
 		w.write(p)
 		if cap(p) <= frameSize {
 			w.spare = p[:0]
 		}
 	}
-	w.pending, w.spare = nil, nil
+	w.pending, w.spare, w.echo = nil, nil, 0
 	w.busy = false
 	w.changed.Broadcast()
 }

@@ -37,6 +37,14 @@ func (b *Buffer) Bytes() []byte { return b.mem[b.r:b.w] }
 // Len is the number of bytes in the buffer.
 func (b *Buffer) Len() int { return b.w - b.r }
 
+// Cost is how much memory the buffer has, once the next Fill has made room.
+func (b *Buffer) Cost() int {
+	if b.small != nil && b.r == 0 && b.w == len(b.mem) {
+		return Large
+	}
+	return len(b.mem)
+}
+
 // Drop takes n bytes off the front.
 func (b *Buffer) Drop(n int) {
 	if b.r += n; b.r >= b.w {
