@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER := $(BIN)/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help build man images generate check-generated lint fmt test test-unit test-e2e demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
+.PHONY: help build man images generate check-generated lint fmt test test-unit test-race test-fuzz test-long vulncheck test-e2e cluster-programs demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,12 +58,41 @@ lint: ## gofmt, go vet, staticcheck
 fmt: ## gofmt everything
 	gofmt -w $$(git ls-files '*.go')
 
-test: deps check-generated lint test-unit test-e2e ## everything that CI runs
+# Packages without a kernel under them: their tests need no root, and the race detector changes little of their timing.
+RACE    := ./internal/match ./internal/tunnel ./internal/backoff ./manager/... ./client/... ./nodeagent/http1/... ./nodeagent/proxy/http2 ./nodeagent/proxy/tap
+PART    := tests/part.sh
 
-test-unit: ## unit tests and tests in network namespaces (root)
-	go test -p 2 -timeout 15m ./...
+test: ## everything that CI runs, with the minutes of each part
+	@$(PART) dependencies $(MAKE) deps
+	@$(PART) generated $(MAKE) check-generated
+	@$(PART) lint $(MAKE) lint
+	@$(PART) unit $(MAKE) test-unit
+	@$(PART) race $(MAKE) test-race
+	@$(PART) fuzz $(MAKE) test-fuzz
+	@$(PART) vulncheck $(MAKE) vulncheck
+	@$(PART) e2e $(MAKE) test-e2e
+	@$(PART) --sum
+
+test-unit: cluster-programs ## unit tests and tests in network namespaces (root), with the coverage of each package
+	go test -p 2 -timeout 15m -cover ./...
 	go test -C tests/cluster -timeout 5m ./...
 	go test -C tests/http2 -timeout 5m ./...
+
+test-race: cluster-programs ## the tests that need no kernel of their own, under the race detector
+	go test -race -short -p 2 -timeout 15m $(RACE)
+
+test-fuzz: ## each fuzz target for FUZZTIME (5s)
+	@tests/fuzz.sh $(or $(FUZZTIME),5s)
+
+test-long: cluster-programs ## what does not fit into CI: everything under the race detector, and each fuzz target for 10 minutes
+	go test -race -p 2 -timeout 60m ./...
+	@tests/fuzz.sh $(or $(FUZZTIME),10m)
+
+vulncheck: ## govulncheck, where its database can be reached
+	@tests/vulncheck.sh
+
+cluster-programs: $(CLUSTER) ## the programs of the local Kubernetes, built once
+	@$(CLUSTER) build
 
 test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes: $$KUBECONFIG, or the local one
 	SIDESTEP_IMAGE_TAG=$(VERSION) go test -tags e2e -count=1 -timeout 40m -v ./tests/e2e

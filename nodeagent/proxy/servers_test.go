@@ -24,9 +24,12 @@ import (
 )
 
 // program finds a program that tests/deps.sh installs. Where that has not been run, the test is
-// skipped.
+// skipped, and fails in CI.
 func program(t *testing.T, name string) string {
 	path, err := exec.LookPath(name)
+	if err != nil && os.Getenv("CI") != "" {
+		t.Fatalf("%v: tests/deps.sh run installs it", err)
+	}
 	if err != nil {
 		t.Skipf("%v: tests/deps.sh run installs it", err)
 	}

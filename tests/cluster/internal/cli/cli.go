@@ -73,7 +73,7 @@ func New(env Env) *cobra.Command {
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	root.AddCommand(
-		newUp(env), newDown(env), newStatus(env), newLoadImage(env), newExec(env), newKubeconfig(env),
+		newUp(env), newBuild(env), newDown(env), newStatus(env), newLoadImage(env), newExec(env), newKubeconfig(env),
 		newKubectl(env),
 	)
 	return root
@@ -129,6 +129,21 @@ func newUp(env Env) *cobra.Command {
 		"make the API server reachable from this machine itself")
 	command.Flags().DurationVar(&wait, "wait", 3*time.Minute, "how long each part may take to become ready")
 	return command
+}
+
+func newBuild(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "build",
+		Short: "Build the programs of a cluster into the cache, and start nothing",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			c, err := open(env, env.Stdout)
+			if err != nil {
+				return err
+			}
+			return c.Build(command.Context())
+		},
+	}
 }
 
 func newDown(env Env) *cobra.Command {

@@ -24,8 +24,8 @@ import (
 func pauseImage() string   { return "localhost/cluster/pause:" + upstream.PauseVersion }
 func coreDNSImage() string { return "localhost/cluster/coredns:" + upstream.CoreDNSVersion }
 
-// provide installs, builds and packs what is not there yet.
-func (c *Cluster) provide(ctx context.Context) error {
+// Build installs, builds and packs what is not there yet.
+func (c *Cluster) Build(ctx context.Context) error {
 	if missing := debian.Missing(); len(missing) > 0 {
 		err := c.Out.Step("install "+strings.Join(missing, ", "),
 			func() error { return debian.Install(ctx, missing) })

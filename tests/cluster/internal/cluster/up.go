@@ -33,7 +33,7 @@ func (c *Cluster) Up(ctx context.Context, p plan.Plan) error {
 	if err := c.adopt(p); err != nil {
 		return err
 	}
-	if err := c.provide(ctx); err != nil {
+	if err := c.Build(ctx); err != nil {
 		return err
 	}
 	if err := c.Out.Step("lay the network", func() error { return fabric.Up(p) }); err != nil {
