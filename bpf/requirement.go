@@ -34,7 +34,7 @@ var (
 	NeedsHeadwatch = Requirement{"watching open connections", "5.8", ""}
 	NeedsDestroy   = Requirement{"ending single connections", "4.5", "CONFIG_INET_DIAG_DESTROY"}
 	// 5.7 has bpf_get_netns_cookie in cgroup/connect programs, and 5.14 SO_NETNS_COOKIE.
-	NeedsMesh     = Requirement{"telling a mesh's proxy from the rest of its pod", "5.14", "CONFIG_CGROUP_BPF"}
+	NeedsMesh     = Requirement{"recognizing a mesh's proxy", "5.14", "CONFIG_CGROUP_BPF"}
 	NeedsPeername = Requirement{"showing apps their clients' addresses", "5.8", "CONFIG_CGROUP_BPF"}
 	NeedsTCPStats = Requirement{"counting connections", "5.4", "CONFIG_CGROUP_BPF"}
 )

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/testnet"
 	"sidestep.dev/sidestep/nodeagent"
 )
@@ -144,9 +145,7 @@ func TestMissingCapabilitiesAreNamed(t *testing.T) {
 // As with a kernel that was built without CONFIG_INET_DIAG_DESTROY.
 func TestAgentThatCannotEndConnectionsSteersAndSaysSo(t *testing.T) {
 	t.Parallel()
-	if !testnet.KernelAtLeast(t, 6, 9) {
-		t.Skip("needs Linux 6.9") // to steer without CAP_NET_ADMIN
-	}
+	testnet.RequireLinux(t, bpf.Requirement{Feature: "steering without CAP_NET_ADMIN", Linux: "6.9"})
 	w := newWorld(t)
 	p := w.spawn(t, unix.CAP_NET_ADMIN)
 	w.steering(t, w.assign(w.wants()))

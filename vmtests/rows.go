@@ -2,13 +2,16 @@
 
 package main
 
-import "sidestep.dev/sidestep/vmtests/report"
+import (
+	"sidestep.dev/sidestep/bpf"
+	"sidestep.dev/sidestep/vmtests/report"
+)
 
 // product is what sidestep does, and the tests that show it.
 var product = []report.Row{
 	{Title: "steering by sk_lookup", Pattern: `nodeagent/steer Test\w+/sk_lookup`},
 	{Title: "steering by TC, with a filter (clsact)", Pattern: `nodeagent/steer Test\w+/clsact`},
-	{Title: "steering by TC, with a link (tcx)", Pattern: `nodeagent/steer Test\w+/tcx`, Since: "6.6"},
+	{Title: "steering by TC, with a link (tcx)", Pattern: `nodeagent/steer Test\w+/tcx`, Since: bpf.NeedsTCX.Linux},
 	{Title: "the datapath is chosen, forced and reported",
 		Pattern: `nodeagent TestEveryDatapath|nodeagent TestNodeThatCannotSteer`},
 	{Title: "steering under SYN cookies", Pattern: `nodeagent/steer TestSteeringWorksWithSYNCookies`},
@@ -19,7 +22,7 @@ var product = []report.Row{
 	{Title: "connections of a mesh's proxy in the pod are steered",
 		Pattern: `nodeagent/steer TestMeshProxyInThePodIsSteered`},
 	{Title: "… also if the proxy connects from the pod's own address",
-		Pattern: `nodeagent/mesh TestProxyIsMadeKnown/to_`, Since: "5.14"},
+		Pattern: `nodeagent/mesh TestProxyIsMadeKnown/to_`, Since: bpf.NeedsMesh.Linux},
 	{Title: "pods on the host's network", Pattern: `nodeagent TestPodOnTheNodesNetwork`},
 	{Title: "older connections with a matching request are taken over, and no others",
 		Pattern: `nodeagent/takeover Test(Matching|Of32|NothingIsTakenOver)`},

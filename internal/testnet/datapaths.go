@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/bpf"
 )
 
 // Datapaths names the ways of steering that this kernel must be capable of, by its version alone:
@@ -19,6 +21,18 @@ func Datapaths(t testing.TB) []string {
 		all = append(all, "tcx")
 	}
 	return all
+}
+
+// RequireLinux skips the test on kernels older than what it needs, with a line that vmtests reads. Whatever a
+// younger kernel lacks is to make the test fail.
+func RequireLinux(t testing.TB, r bpf.Requirement) {
+	t.Helper()
+	var major, minor int
+	_, err := fmt.Sscanf(r.Linux, "%d.%d", &major, &minor)
+	require.NoError(t, err)
+	if !KernelAtLeast(t, major, minor) {
+		t.Skip(r.Line())
+	}
 }
 
 // KernelAtLeast compares the version of the kernel.

@@ -176,7 +176,7 @@ func cookie(ns *netns.Namespace) (number uint64, err error) {
 		return err
 	})
 	if errors.Is(err, unix.ENOPROTOOPT) {
-		return 0, fmt.Errorf("recognizing a mesh's proxy needs Linux 5.14 (SO_NETNS_COOKIE): %w", err)
+		return 0, fmt.Errorf("%w: %w", bpf.NeedsMesh, err)
 	} else if err != nil {
 		return 0, fmt.Errorf("get SO_NETNS_COOKIE of the pod's network namespace: %w", err)
 	}

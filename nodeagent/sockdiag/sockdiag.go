@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/bpf"
 )
 
 // From linux/inet_diag.h and linux/sock_diag.h.
@@ -34,8 +36,8 @@ const (
 	bitMcAll       = 1 << 6
 )
 
-// ErrCannotDestroy says that the kernel was built without CONFIG_INET_DIAG_DESTROY.
-var ErrCannotDestroy = errors.New("this kernel cannot end single connections (CONFIG_INET_DIAG_DESTROY is off)")
+// ErrCannotDestroy is the error of a kernel that cannot end connections.
+var ErrCannotDestroy error = bpf.NeedsDestroy
 
 // Socket is one established connection.
 type Socket struct {

@@ -49,7 +49,7 @@ func (d Datapath) candidates() []Datapath {
 	}
 }
 
-// choose asks the kernel what it can do, and gives the reason for what it takes.
+// choose asks the kernel what it can do, and returns the reason for what it takes.
 func choose(want Datapath) (chosen Datapath, why string, err error) {
 	var reasons []string
 	if want != Auto && want != "" {
@@ -65,6 +65,10 @@ func choose(want Datapath) (chosen Datapath, why string, err error) {
 			return d, strings.Join(reasons, "; "), nil
 		}
 		errs = append(errs, err)
+		// status shows the reason of each node: what the kernel lacks, without what a system call said.
+		if lacks := (bpf.Requirement{}); errors.As(err, &lacks) {
+			err = lacks
+		}
 		reasons = append(reasons, err.Error())
 	}
 	return "", "", errors.Join(errs...)

@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/testnet"
 	"sidestep.dev/sidestep/nodeagent/takeover"
 )
@@ -156,9 +157,7 @@ func (w *world) longest(t *testing.T) func() int {
 // lose attaches a program to the node's side of the pod that loses one packet in 32, both ways.
 // What TCP does then repeats packets, changes their order, and joins them.
 func (w *world) lose(t *testing.T) {
-	if !testnet.KernelAtLeast(t, 6, 6) {
-		t.Skip("needs Linux 6.6") // to attach it in this simple way
-	}
+	testnet.RequireLinux(t, bpf.NeedsTCX) // to attach it in this simple way
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
 			asm.FnGetPrandomU32.Call(),

@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sidestep.dev/sidestep/bpf"
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
@@ -51,7 +52,8 @@ func TestKernel(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			err := f.try(t)
 			if err != nil && !testnet.KernelAtLeast(t, f.major, f.minor) {
-				t.Skipf("needs Linux %d.%d: %v", f.major, f.minor, err)
+				t.Log(err)
+				t.Skip(bpf.Requirement{Feature: f.name, Linux: fmt.Sprintf("%d.%d", f.major, f.minor)}.Line())
 			}
 			require.NoError(t, err)
 		})

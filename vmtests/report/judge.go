@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-)
 
-// needs is what a test says that may be skipped on older kernels; internal/testnet says it for
-// them.
-var needs = regexp.MustCompile(`needs Linux (\d+\.\d+)`)
+	"sidestep.dev/sidestep/bpf"
+)
 
 // excused is what others say that are skipped for a reason that has nothing to do with the kernel:
 // they are for real clients and servers, which machines have not, or take too long to be run each
@@ -81,8 +79,8 @@ func (k *Kernel) mayLack(t Test) bool {
 	if excused.MatchString(strings.Join(t.Output, "")) {
 		return true
 	}
-	m := needs.FindStringSubmatch(strings.Join(t.Output, ""))
-	return m != nil && k.Older(m[1])
+	lacks, ok := bpf.ParseRequirement(strings.Join(t.Output, ""))
+	return ok && lacks.Linux != "" && k.Older(lacks.Linux)
 }
 
 // Counts says how many tests have passed, failed and been skipped, without the tests that consist

@@ -21,8 +21,8 @@ const output = `
 ` + "\x16=== RUN   TestOne\n\x16=== RUN   TestOne/over_IPv4\n    a_test.go:3: it is slow\n\x16--- PASS: TestOne (0.10s)\n" +
 	"    \x16--- PASS: TestOne/over_IPv4 (0.10s)\n\x16=== RUN   TestTwo\n\x16=== RUN   TestTwo/x\n    a_test.go:9: broken\n" +
 	"\x16--- FAIL: TestTwo (0.00s)\n    \x16--- FAIL: TestTwo/x (0.00s)\n" +
-	"\x16=== RUN   TestNew\n    a_test.go:12: links of TC: this needs Linux 6.6\n\x16--- SKIP: TestNew (0.00s)\n" +
-	"\x16=== RUN   TestOld\n    a_test.go:15: sk_lookup: this needs Linux 5.9\n\x16--- SKIP: TestOld (0.00s)\n\x16FAIL\n" + `
+	"\x16=== RUN   TestNew\n    a_test.go:12: kernel lacks {\"feature\":\"links of TC\",\"linux\":\"6.6\"}\n\x16--- SKIP: TestNew (0.00s)\n" +
+	"\x16=== RUN   TestOld\n    a_test.go:15: kernel lacks {\"feature\":\"sk_lookup\",\"linux\":\"5.9\"}\n\x16--- SKIP: TestOld (0.00s)\n\x16FAIL\n" + `
 =vmtest= end example/a 1 1.5
 
 =vmtest= start example/b
