@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -195,7 +194,7 @@ func (e *env) show(cmd *cobra.Command, made *daemonpb.InterceptInfo, taken bool)
 // maxEvent bounds one event of making an intercept, in bytes: the last brings the environment.
 const maxEvent = 16 << 20
 
-// warning begins a line of the daemon's progress that is to stay on the screen.
+// warning begins a line on the standard error that stays on the screen.
 const warning = "warning: "
 
 // intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon
@@ -221,8 +220,8 @@ func (s *session) intercept(ctx context.Context,
 			return nil, nil, err
 		case event.GetResult() != nil:
 			return event.GetResult(), event.GetEnvironment(), nil
-		case strings.HasPrefix(event.GetProgress(), warning):
-			s.warn(event.GetProgress())
+		case event.GetWarning() != "":
+			s.warn(event.GetWarning())
 		default:
 			s.line.Set(event.GetProgress())
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -84,22 +85,23 @@ func TestInterceptAsksTheDaemonForWhatTheFlagsSay(t *testing.T) {
 			orders(http + `,"autoHeader":true`)},
 		{"all", []string{"orders", "--http-header=all"}, orders(http)},
 		{"all below a path", []string{"orders", "--http-header=all", "--http-path-prefix=/api"},
-			orders(http + `,"path":{"prefix":"/api"}`)},
+			orders(http + rule(`{"path":{"prefix":"/api"}}`))},
 		{"a header with =", []string{"orders", "--http-header", "Coder=Bob"},
-			orders(http + `,"headers":[` + header("Coder", "Bob") + `]`)},
+			orders(http + rule(`{"headers":[`+header("Coder", "Bob")+`]}`))},
 		{"a header with :", []string{"orders", "--http-header", "Coder: Bob"},
-			orders(http + `,"headers":[` + header("Coder", "Bob") + `]`)},
+			orders(http + rule(`{"headers":[`+header("Coder", "Bob")+`]}`))},
 		{"several headers", []string{"orders", "--http-header=a=1", "--http-match=b=2", "--http-header=auto"},
-			orders(http + `,"autoHeader":true,"headers":[` + header("a", "1") + `,` + header("b", "2") + `]`)},
+			orders(http + `,"autoHeader":true` +
+				rule(`{"headers":[`+header("a", "1")+`,`+header("b", "2")+`]}`))},
 		{"an expression", []string{"orders", "--http-header", "x-user=(ann|bob)"},
-			orders(http + `,"headers":[{"name":"x-user","value":"(ann|bob)","regex":true}]`)},
+			orders(http + rule(`{"headers":[{"name":"x-user","regex":"(ann|bob)"}]}`))},
 		{"a path", []string{"orders", "--http-path-equal=/api/version"},
-			orders(http + `,"autoHeader":true,"path":{"equal":"/api/version"}`)},
+			orders(http + `,"autoHeader":true` + rule(`{"path":{"equal":"/api/version"}}`))},
 		{"a path's prefix and a header",
 			[]string{"orders", "--http-path-prefix=/api", "--http-header=Coder=Bob"},
-			orders(http + `,"path":{"prefix":"/api"},"headers":[` + header("Coder", "Bob") + `]`)},
+			orders(http + rule(`{"headers":[`+header("Coder", "Bob")+`],"path":{"prefix":"/api"}}`))},
 		{"a path's expression", []string{"orders", "--http-path-regex=/(staging-)?api/.*"},
-			orders(http + `,"autoHeader":true,"path":{"regex":"/(staging-)?api/.*"}`)},
+			orders(http + `,"autoHeader":true` + rule(`{"path":{"regex":"/(staging-)?api/.*"}}`))},
 		{"plaintext, whatever the port is called",
 			[]string{"orders", "--http-header=auto", "--plaintext"},
 			orders(http + `,"autoHeader":true,"plaintext":true`)},
@@ -310,8 +312,8 @@ func TestInterceptShowsProgressOnATerminalOnly(t *testing.T) {
 
 func TestWarningsOfTheDaemonStay(t *testing.T) {
 	w := newWorld(t).connected(true)
-	w.daemon.progress = []string{"looking for orders", "warning: nothing listens on 127.0.0.1:9000 yet",
-		"nearly there"}
+	w.daemon.progress = []string{"looking for orders", "nearly there"}
+	w.daemon.warning = "nothing listens on 127.0.0.1:9000 yet"
 	require.Zero(t, w.do("intercept", "orders", "-p", "9000"))
 	assert.Equal(t, "warning: nothing listens on 127.0.0.1:9000 yet\n", w.stderr.String())
 }
@@ -438,3 +440,6 @@ func TestLeave(t *testing.T) {
 	assert.Zero(t, w.do("leave", "orders-shop"), "a session that a dead daemon left is resumed")
 	assert.Equal(t, 1, w.launches)
 }
+
+// rule is how a request of the daemon has conditions.
+func rule(spec string) string { return `,"http":` + strconv.Quote(spec) }

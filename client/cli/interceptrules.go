@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/match"
 )
 
@@ -76,10 +78,19 @@ func (f *interceptFlags) setRules(r *daemonpb.InterceptRequest, flags *pflag.Fla
 		return usagef("--port %s: datagrams of UDP are taken all or none, there being no HTTP requests in them to be told apart — leave out %s",
 			f.ports[0], strings.Join(append(used, mechanismFlag(f.mechanism)...), ", "))
 	}
-	if err := f.setPath(r, flags); err != nil {
+	rule := &v1alpha1.HTTPMatch{}
+	if err := f.setPath(rule, flags); err != nil {
 		return err
 	}
-	return f.setHeaders(r)
+	if err := f.setHeaders(r, rule); err != nil {
+		return err
+	}
+	if len(rule.Headers) == 0 && rule.Path == nil {
+		return nil
+	}
+	text, err := json.Marshal(rule)
+	r.Http = string(text)
+	return err
 }
 
 func mechanismFlag(given string) []string {
@@ -89,19 +100,16 @@ func mechanismFlag(given string) []string {
 	return []string{"--mechanism " + given}
 }
 
-func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) error {
+func (f *interceptFlags) setPath(rule *v1alpha1.HTTPMatch, flags *pflag.FlagSet) error {
 	var used []string
 	for _, p := range []struct {
 		flag      string
 		value     string
-		condition *daemonpb.PathCondition
+		condition *v1alpha1.PathMatch
 	}{
-		{"http-path-equal", f.pathEqual,
-			&daemonpb.PathCondition{Match: &daemonpb.PathCondition_Equal{Equal: f.pathEqual}}},
-		{"http-path-prefix", f.pathPrefix,
-			&daemonpb.PathCondition{Match: &daemonpb.PathCondition_Prefix{Prefix: f.pathPrefix}}},
-		{"http-path-regex", f.pathRegexp,
-			&daemonpb.PathCondition{Match: &daemonpb.PathCondition_Regex{Regex: f.pathRegexp}}},
+		{"http-path-equal", f.pathEqual, &v1alpha1.PathMatch{Equal: &f.pathEqual}},
+		{"http-path-prefix", f.pathPrefix, &v1alpha1.PathMatch{Prefix: &f.pathPrefix}},
+		{"http-path-regex", f.pathRegexp, &v1alpha1.PathMatch{Regex: &f.pathRegexp}},
 	} {
 		if !flags.Changed(p.flag) {
 			continue
@@ -110,7 +118,7 @@ func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.Flag
 			return usagef("--%s is empty", p.flag)
 		}
 		used = append(used, "--"+p.flag)
-		r.Path = p.condition
+		rule.Path = p.condition
 	}
 	if len(used) > 1 {
 		return usagef("%s contradict each other — use one of them", strings.Join(used, " and "))
@@ -130,7 +138,7 @@ func (f *interceptFlags) setPath(r *daemonpb.InterceptRequest, flags *pflag.Flag
 	return nil
 }
 
-func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
+func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest, rule *v1alpha1.HTTPMatch) error {
 	all := false
 	for _, given := range slices.Concat(f.headers, f.matches, f.oldMatches) {
 		switch given {
@@ -145,19 +153,12 @@ func (f *interceptFlags) setHeaders(r *daemonpb.InterceptRequest) error {
 		if err != nil {
 			return badHeader(given, err)
 		}
-		header := &daemonpb.Header{Name: h.Name}
-		switch {
-		case h.Regex != nil:
-			header.Value, header.Regex = *h.Regex, true
-		case h.Value != nil:
-			header.Value = *h.Value
-		}
-		r.Headers = append(r.Headers, header)
+		rule.Headers = append(rule.Headers, h)
 	}
-	if all && (r.AutoHeader || len(r.Headers) > 0) {
+	if all && (r.AutoHeader || len(rule.Headers) > 0) {
 		return usagef("--http-header all takes every request, and another --http-header narrows that — leave one out")
 	}
-	if !all && len(r.Headers) == 0 && !f.wiretap { // who only listens need not leave the others' requests out
+	if !all && len(rule.Headers) == 0 && !f.wiretap { // who only listens need not leave the others' requests out
 		r.AutoHeader = true
 	}
 	return nil

@@ -53,6 +53,7 @@ type daemonServer struct {
 	listErr    error
 	progress   []string
 	// intercept answers Intercept; nil makes an intercept from the request.
+	warning   string // between the progress and the result
 	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
 	// environment comes with each intercept that wants one.
 	environment *daemonpb.Environment
@@ -146,6 +147,11 @@ func (d *daemonServer) Intercept(r *daemonpb.InterceptRequest,
 	d.mu.Unlock()
 	for _, p := range progress {
 		if err := stream.Send(&daemonpb.InterceptEvent{Progress: p}); err != nil {
+			return err
+		}
+	}
+	if d.warning != "" {
+		if err := stream.Send(&daemonpb.InterceptEvent{Warning: d.warning}); err != nil {
 			return err
 		}
 	}

@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -28,15 +27,15 @@ const environmentTimeout = 15 * time.Second
 // only if it is allowed, and it is not, the intercept does without.
 func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
 	wanted daemonpb.InterceptRequest_Environment,
-	progress func(string), finish func(*v1alpha1.Intercept, *daemonpb.Environment) error) error {
+	report reports, finish func(*v1alpha1.Intercept, *daemonpb.Environment) error) error {
 	confirm := func(made *v1alpha1.Intercept) error {
 		if !ask.Spec.Environment {
 			return finish(made, nil)
 		}
-		progress("reading the environment of the container")
+		report.progress("reading the environment of the container")
 		got, err := environment(ctx, current, made)
 		if err != nil && wanted == daemonpb.InterceptRequest_IF_ALLOWED && ctx.Err() == nil {
-			progress(without(err))
+			report.warn(without, withoutAdvice(err))
 			return finish(made, nil)
 		}
 		if err != nil {
@@ -44,11 +43,11 @@ func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
 		}
 		return finish(made, got)
 	}
-	err := current.Registry.Make(ctx, ask, progress, confirm)
+	err := current.Registry.Make(ctx, ask, report.progress, confirm)
 	if wanted == daemonpb.InterceptRequest_IF_ALLOWED && forbidsEnvironment(err) {
-		progress(without(err))
+		report.warn(without, withoutAdvice(err))
 		ask.Spec.Environment = false
-		err = current.Registry.Make(ctx, ask, progress, confirm)
+		err = current.Registry.Make(ctx, ask, report.progress, confirm)
 	}
 	return err
 }
@@ -74,9 +73,12 @@ func forbidsEnvironment(err error) bool {
 	return reason.Of(err) == reason.Forbidden && reason.Metadata(err)["resource"] == kube.EnvironmentResource
 }
 
-func without(err error) string {
-	return fmt.Sprintf(warning+"the environment of the container is not there: %s",
-		strings.ReplaceAll(status.Convert(err).Message(), " — ", "; "))
+// without warns that an intercept is made without the environment.
+const without = "the environment of the container is not there: %s"
+
+// withoutAdvice returns what happened and what to do in one sentence: nothing has failed.
+func withoutAdvice(err error) string {
+	return strings.ReplaceAll(status.Convert(err).Message(), " — ", "; ")
 }
 
 // lacking says that an error is about the environment, and what that means for the intercept.

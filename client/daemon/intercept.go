@@ -19,8 +19,16 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// warning begins the lines of progress that are to stay on the screen.
-const warning = "warning: "
+// reports tells the command line how the making of an intercept goes.
+type reports struct {
+	events daemonpb.Daemon_InterceptServer
+}
+
+func (r reports) progress(line string) { _ = r.events.Send(&daemonpb.InterceptEvent{Progress: line}) }
+
+func (r reports) warn(format string, args ...any) {
+	_ = r.events.Send(&daemonpb.InterceptEvent{Warning: fmt.Sprintf(format, args...)})
+}
 
 func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daemon_InterceptServer) error {
 	ctx := events.Context()
@@ -32,8 +40,8 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	if err != nil {
 		return err
 	}
-	progress := func(line string) { _ = events.Send(&daemonpb.InterceptEvent{Progress: line}) }
-	if err := connected(ctx, current, ask.Timeout, progress); err != nil {
+	report := reports{events}
+	if err := connected(ctx, current, ask.Timeout, report.progress); err != nil {
 		return err
 	}
 	if state, _ := current.Link.State(); ask.Spec.Wiretap && state.Connected && !state.Wiretaps {
@@ -53,7 +61,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 		return err
 	}
 	defer release()
-	return makeWith(ctx, current, ask, req.GetEnvironment(), progress,
+	return makeWith(ctx, current, ask, req.GetEnvironment(), report,
 		func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
 			info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
 			if silent(info.GetDestination(), info.GetProtocol()) {
@@ -61,11 +69,10 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 				if info.GetWiretap() {
 					until = "copies are dropped"
 				}
-				progress(fmt.Sprintf(warning+"nothing listens on %s yet: until something does, %s",
-					info.GetDestination(), until))
+				report.warn("nothing listens on %s yet: until something does, %s", info.GetDestination(), until)
 			}
 			if err := current.Unstored(); err != nil {
-				progress(fmt.Sprintf(warning+"the session is not kept on disk and ends with the daemon: %v", err))
+				report.warn("the session is not kept on disk and ends with the daemon: %v", err)
 			}
 			return events.Send(&daemonpb.InterceptEvent{Result: info, Environment: environment})
 		})

@@ -194,7 +194,7 @@ func TestInterceptFailuresLeaveNothing(t *testing.T) {
 			code: codes.InvalidArgument, message: `"Or_ders" cannot be the name`},
 		{name: "a bad regular expression",
 			request: &daemonpb.InterceptRequest{Name: "orders", Mechanism: "http",
-				Headers: []*daemonpb.Header{{Name: "x", Value: "(", Regex: true}}},
+				Http: `{"headers":[{"name":"x","regex":"("}]}`},
 			code: codes.InvalidArgument, message: "missing closing )"},
 		{name: "conditions on tcp",
 			request: &daemonpb.InterceptRequest{Name: "orders", Mechanism: "tcp", AutoHeader: true},

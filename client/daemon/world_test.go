@@ -158,9 +158,12 @@ func (w *world) intercept(ctx context.Context, req *daemonpb.InterceptRequest) (
 		if err != nil {
 			return nil, said, err
 		}
-		if event.GetResult() != nil {
+		switch {
+		case event.GetResult() != nil:
 			result, w.environment = event.GetResult(), event.GetEnvironment()
-		} else {
+		case event.GetWarning() != "":
+			said = append(said, "warning: "+event.GetWarning())
+		default:
 			said = append(said, event.GetProgress())
 		}
 	}

@@ -4,6 +4,7 @@ package intercept
 
 import (
 	"cmp"
+	"encoding/json"
 	"net/netip"
 	"reflect"
 	"regexp"
@@ -119,30 +120,17 @@ func (a *Ask) check() error {
 	return nil
 }
 
-// addRule makes spec.http of the request's conditions.
+// addRule sets spec.http to the request's conditions.
 func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
 	rule := &v1alpha1.HTTPMatch{}
-	for _, h := range req.GetHeaders() {
-		m := v1alpha1.HeaderMatch{Name: h.GetName()}
-		value := h.GetValue()
-		if h.GetRegex() {
-			m.Regex = &value
-		} else {
-			m.Value = &value
+	if text := req.GetHttp(); text != "" {
+		if err := json.Unmarshal([]byte(text), rule); err != nil {
+			return invalid("the conditions cannot be read: %v", err)
 		}
-		rule.Headers = append(rule.Headers, m)
 	}
 	if req.GetAutoHeader() {
 		value := session + ":" + req.GetName()
 		rule.Headers = append(rule.Headers, v1alpha1.HeaderMatch{Name: match.AutoHeader, Value: &value})
-	}
-	switch p := req.GetPath().GetMatch().(type) {
-	case *daemonpb.PathCondition_Equal:
-		rule.Path = &v1alpha1.PathMatch{Equal: &p.Equal}
-	case *daemonpb.PathCondition_Prefix:
-		rule.Path = &v1alpha1.PathMatch{Prefix: &p.Prefix}
-	case *daemonpb.PathCondition_Regex:
-		rule.Path = &v1alpha1.PathMatch{Regex: &p.Regex}
 	}
 	conditions := len(rule.Headers) > 0 || rule.Path != nil
 	switch a.Spec.Mechanism {
