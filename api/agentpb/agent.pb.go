@@ -26,6 +26,76 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Unanswered_Reason int32
+
+const (
+	Unanswered_OTHER          Unanswered_Reason = 0
+	Unanswered_UNREACHABLE    Unanswered_Reason = 1 // there is no tunnel to the laptop
+	Unanswered_LOCAL_REFUSED  Unanswered_Reason = 2 // nothing listens on the local port
+	Unanswered_SILENT         Unanswered_Reason = 3 // the local process did not answer in time
+	Unanswered_LOCAL_TLS      Unanswered_Reason = 4 // the local process speaks only TLS
+	Unanswered_LOCAL_NO_HTTP2 Unanswered_Reason = 5 // the local process does not speak HTTP/2
+	Unanswered_LOCAL_CLOSED   Unanswered_Reason = 6 // the local process closed the connection without an answer
+	Unanswered_HEAD_TOO_LARGE Unanswered_Reason = 7 // the head is too large to be looked at
+	Unanswered_FRAMING        Unanswered_Reason = 8 // the request can be read in more than one way, so the connection passes to the app unread
+	Unanswered_BUSY           Unanswered_Reason = 9 // the node agent holds too many bytes for other requests
+)
+
+// Enum value maps for Unanswered_Reason.
+var (
+	Unanswered_Reason_name = map[int32]string{
+		0: "OTHER",
+		1: "UNREACHABLE",
+		2: "LOCAL_REFUSED",
+		3: "SILENT",
+		4: "LOCAL_TLS",
+		5: "LOCAL_NO_HTTP2",
+		6: "LOCAL_CLOSED",
+		7: "HEAD_TOO_LARGE",
+		8: "FRAMING",
+		9: "BUSY",
+	}
+	Unanswered_Reason_value = map[string]int32{
+		"OTHER":          0,
+		"UNREACHABLE":    1,
+		"LOCAL_REFUSED":  2,
+		"SILENT":         3,
+		"LOCAL_TLS":      4,
+		"LOCAL_NO_HTTP2": 5,
+		"LOCAL_CLOSED":   6,
+		"HEAD_TOO_LARGE": 7,
+		"FRAMING":        8,
+		"BUSY":           9,
+	}
+)
+
+func (x Unanswered_Reason) Enum() *Unanswered_Reason {
+	p := new(Unanswered_Reason)
+	*p = x
+	return p
+}
+
+func (x Unanswered_Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Unanswered_Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_agentpb_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (Unanswered_Reason) Type() protoreflect.EnumType {
+	return &file_api_agentpb_agent_proto_enumTypes[0]
+}
+
+func (x Unanswered_Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Unanswered_Reason.Descriptor instead.
+func (Unanswered_Reason) EnumDescriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{15, 0}
+}
+
 type AgentMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -1084,12 +1154,13 @@ type TargetReport struct {
 	Steering bool   `protobuf:"varint,4,opt,name=steering,proto3" json:"steering,omitempty"`
 	Message  string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // why not; with steering, why that leads to nothing
 	// The reason lasts: the pod can never be steered, or tries have failed for a while. Otherwise it is being worked on.
-	Failed        bool     `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
-	Connections   uint64   `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"` // steered since the target was set up
-	Matched       uint64   `protobuf:"varint,7,opt,name=matched,proto3" json:"matched,omitempty"`         // connections (tcp) or requests (http) sent to the laptop for this intercept
-	Fallbacks     uint64   `protobuf:"varint,8,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`     // matched, but given to the app since the laptop could not take them
-	Traffic       *Traffic `protobuf:"bytes,10,opt,name=traffic,proto3" json:"traffic,omitempty"`         // absent if connections are not counted
-	Copies        *Copies  `protobuf:"bytes,11,opt,name=copies,proto3" json:"copies,omitempty"`           // of a wiretap
+	Failed        bool          `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
+	Connections   uint64        `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"` // steered since the target was set up
+	Matched       uint64        `protobuf:"varint,7,opt,name=matched,proto3" json:"matched,omitempty"`         // connections (tcp) or requests (http) sent to the laptop for this intercept
+	Fallbacks     uint64        `protobuf:"varint,8,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`     // matched, but given to the app since the laptop could not take them
+	Traffic       *Traffic      `protobuf:"bytes,10,opt,name=traffic,proto3" json:"traffic,omitempty"`         // absent if connections are not counted
+	Copies        *Copies       `protobuf:"bytes,11,opt,name=copies,proto3" json:"copies,omitempty"`           // of a wiretap
+	Unanswered    []*Unanswered `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1201,6 +1272,66 @@ func (x *TargetReport) GetCopies() *Copies {
 	return nil
 }
 
+func (x *TargetReport) GetUnanswered() []*Unanswered {
+	if x != nil {
+		return x.Unanswered
+	}
+	return nil
+}
+
+// Unanswered counts the requests that matched and were not answered by the laptop, for one reason. The app got them, or the client an error.
+type Unanswered struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        Unanswered_Reason      `protobuf:"varint,1,opt,name=reason,proto3,enum=sidestep.agent.v1.Unanswered_Reason" json:"reason,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unanswered) Reset() {
+	*x = Unanswered{}
+	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unanswered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unanswered) ProtoMessage() {}
+
+func (x *Unanswered) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unanswered.ProtoReflect.Descriptor instead.
+func (*Unanswered) Descriptor() ([]byte, []int) {
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Unanswered) GetReason() Unanswered_Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Unanswered_OTHER
+}
+
+func (x *Unanswered) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Copies counts what a wiretap was to get a copy of: connections (tcp) or requests (http).
 type Copies struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1213,7 +1344,7 @@ type Copies struct {
 
 func (x *Copies) Reset() {
 	*x = Copies{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	mi := &file_api_agentpb_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1356,7 @@ func (x *Copies) String() string {
 func (*Copies) ProtoMessage() {}
 
 func (x *Copies) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[15]
+	mi := &file_api_agentpb_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1369,7 @@ func (x *Copies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copies.ProtoReflect.Descriptor instead.
 func (*Copies) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Copies) GetCopied() uint64 {
@@ -1280,7 +1411,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_api_agentpb_agent_proto_msgTypes[16]
+	mi := &file_api_agentpb_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1423,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agentpb_agent_proto_msgTypes[16]
+	mi := &file_api_agentpb_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1436,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agentpb_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Traffic) GetOpened() uint64 {
@@ -1441,7 +1572,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bdatapath\x18\x03 \x01(\v2\x1b.sidestep.agent.v1.DatapathR\bdatapath\"6\n" +
 	"\bDatapath\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xf1\x02\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb0\x03\n" +
 	"\fTargetReport\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
@@ -1454,7 +1585,26 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\tfallbacks\x18\b \x01(\x04R\tfallbacks\x124\n" +
 	"\atraffic\x18\n" +
 	" \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\x121\n" +
-	"\x06copies\x18\v \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\"L\n" +
+	"\x06copies\x18\v \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\x12=\n" +
+	"\n" +
+	"unanswered\x18\f \x03(\v2\x1d.sidestep.agent.v1.UnansweredR\n" +
+	"unanswered\"\x86\x02\n" +
+	"\n" +
+	"Unanswered\x12<\n" +
+	"\x06reason\x18\x01 \x01(\x0e2$.sidestep.agent.v1.Unanswered.ReasonR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xa3\x01\n" +
+	"\x06Reason\x12\t\n" +
+	"\x05OTHER\x10\x00\x12\x0f\n" +
+	"\vUNREACHABLE\x10\x01\x12\x11\n" +
+	"\rLOCAL_REFUSED\x10\x02\x12\n" +
+	"\n" +
+	"\x06SILENT\x10\x03\x12\r\n" +
+	"\tLOCAL_TLS\x10\x04\x12\x12\n" +
+	"\x0eLOCAL_NO_HTTP2\x10\x05\x12\x10\n" +
+	"\fLOCAL_CLOSED\x10\x06\x12\x12\n" +
+	"\x0eHEAD_TOO_LARGE\x10\a\x12\v\n" +
+	"\aFRAMING\x10\b\x12\b\n" +
+	"\x04BUSY\x10\t\"L\n" +
 	"\x06Copies\x12\x16\n" +
 	"\x06copied\x18\x01 \x01(\x04R\x06copied\x12\x10\n" +
 	"\x03cut\x18\x02 \x01(\x04R\x03cut\x12\x18\n" +
@@ -1489,56 +1639,61 @@ func file_api_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_api_agentpb_agent_proto_rawDescData
 }
 
-var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_api_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_api_agentpb_agent_proto_goTypes = []any{
-	(*AgentMessage)(nil),        // 0: sidestep.agent.v1.AgentMessage
-	(*Hello)(nil),               // 1: sidestep.agent.v1.Hello
-	(*Assignment)(nil),          // 2: sidestep.agent.v1.Assignment
-	(*EnvironmentQuestion)(nil), // 3: sidestep.agent.v1.EnvironmentQuestion
-	(*EnvironmentAnswer)(nil),   // 4: sidestep.agent.v1.EnvironmentAnswer
-	(*Pod)(nil),                 // 5: sidestep.agent.v1.Pod
-	(*Target)(nil),              // 6: sidestep.agent.v1.Target
-	(*Probe)(nil),               // 7: sidestep.agent.v1.Probe
-	(*Rule)(nil),                // 8: sidestep.agent.v1.Rule
-	(*HTTPMatch)(nil),           // 9: sidestep.agent.v1.HTTPMatch
-	(*HeaderMatch)(nil),         // 10: sidestep.agent.v1.HeaderMatch
-	(*PathMatch)(nil),           // 11: sidestep.agent.v1.PathMatch
-	(*Report)(nil),              // 12: sidestep.agent.v1.Report
-	(*Datapath)(nil),            // 13: sidestep.agent.v1.Datapath
-	(*TargetReport)(nil),        // 14: sidestep.agent.v1.TargetReport
-	(*Copies)(nil),              // 15: sidestep.agent.v1.Copies
-	(*Traffic)(nil),             // 16: sidestep.agent.v1.Traffic
-	(*tunnelpb.Frame)(nil),      // 17: sidestep.tunnel.v1.Frame
+	(Unanswered_Reason)(0),      // 0: sidestep.agent.v1.Unanswered.Reason
+	(*AgentMessage)(nil),        // 1: sidestep.agent.v1.AgentMessage
+	(*Hello)(nil),               // 2: sidestep.agent.v1.Hello
+	(*Assignment)(nil),          // 3: sidestep.agent.v1.Assignment
+	(*EnvironmentQuestion)(nil), // 4: sidestep.agent.v1.EnvironmentQuestion
+	(*EnvironmentAnswer)(nil),   // 5: sidestep.agent.v1.EnvironmentAnswer
+	(*Pod)(nil),                 // 6: sidestep.agent.v1.Pod
+	(*Target)(nil),              // 7: sidestep.agent.v1.Target
+	(*Probe)(nil),               // 8: sidestep.agent.v1.Probe
+	(*Rule)(nil),                // 9: sidestep.agent.v1.Rule
+	(*HTTPMatch)(nil),           // 10: sidestep.agent.v1.HTTPMatch
+	(*HeaderMatch)(nil),         // 11: sidestep.agent.v1.HeaderMatch
+	(*PathMatch)(nil),           // 12: sidestep.agent.v1.PathMatch
+	(*Report)(nil),              // 13: sidestep.agent.v1.Report
+	(*Datapath)(nil),            // 14: sidestep.agent.v1.Datapath
+	(*TargetReport)(nil),        // 15: sidestep.agent.v1.TargetReport
+	(*Unanswered)(nil),          // 16: sidestep.agent.v1.Unanswered
+	(*Copies)(nil),              // 17: sidestep.agent.v1.Copies
+	(*Traffic)(nil),             // 18: sidestep.agent.v1.Traffic
+	(*tunnelpb.Frame)(nil),      // 19: sidestep.tunnel.v1.Frame
 }
 var file_api_agentpb_agent_proto_depIdxs = []int32{
-	1,  // 0: sidestep.agent.v1.AgentMessage.hello:type_name -> sidestep.agent.v1.Hello
-	12, // 1: sidestep.agent.v1.AgentMessage.report:type_name -> sidestep.agent.v1.Report
-	5,  // 2: sidestep.agent.v1.Assignment.pods:type_name -> sidestep.agent.v1.Pod
-	6,  // 3: sidestep.agent.v1.Pod.targets:type_name -> sidestep.agent.v1.Target
-	6,  // 4: sidestep.agent.v1.Pod.udp_targets:type_name -> sidestep.agent.v1.Target
-	8,  // 5: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
-	7,  // 6: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
-	8,  // 7: sidestep.agent.v1.Target.wiretaps:type_name -> sidestep.agent.v1.Rule
-	9,  // 8: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
-	10, // 9: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
-	11, // 10: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
-	14, // 11: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
-	13, // 12: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
-	16, // 13: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
-	15, // 14: sidestep.agent.v1.TargetReport.copies:type_name -> sidestep.agent.v1.Copies
-	0,  // 15: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
-	17, // 16: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
-	4,  // 17: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
-	17, // 18: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
-	2,  // 19: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
-	17, // 20: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
-	3,  // 21: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
-	17, // 22: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	2,  // 0: sidestep.agent.v1.AgentMessage.hello:type_name -> sidestep.agent.v1.Hello
+	13, // 1: sidestep.agent.v1.AgentMessage.report:type_name -> sidestep.agent.v1.Report
+	6,  // 2: sidestep.agent.v1.Assignment.pods:type_name -> sidestep.agent.v1.Pod
+	7,  // 3: sidestep.agent.v1.Pod.targets:type_name -> sidestep.agent.v1.Target
+	7,  // 4: sidestep.agent.v1.Pod.udp_targets:type_name -> sidestep.agent.v1.Target
+	9,  // 5: sidestep.agent.v1.Target.rules:type_name -> sidestep.agent.v1.Rule
+	8,  // 6: sidestep.agent.v1.Target.kubelet_probes:type_name -> sidestep.agent.v1.Probe
+	9,  // 7: sidestep.agent.v1.Target.wiretaps:type_name -> sidestep.agent.v1.Rule
+	10, // 8: sidestep.agent.v1.Rule.http:type_name -> sidestep.agent.v1.HTTPMatch
+	11, // 9: sidestep.agent.v1.HTTPMatch.headers:type_name -> sidestep.agent.v1.HeaderMatch
+	12, // 10: sidestep.agent.v1.HTTPMatch.path:type_name -> sidestep.agent.v1.PathMatch
+	15, // 11: sidestep.agent.v1.Report.targets:type_name -> sidestep.agent.v1.TargetReport
+	14, // 12: sidestep.agent.v1.Report.datapath:type_name -> sidestep.agent.v1.Datapath
+	18, // 13: sidestep.agent.v1.TargetReport.traffic:type_name -> sidestep.agent.v1.Traffic
+	17, // 14: sidestep.agent.v1.TargetReport.copies:type_name -> sidestep.agent.v1.Copies
+	16, // 15: sidestep.agent.v1.TargetReport.unanswered:type_name -> sidestep.agent.v1.Unanswered
+	0,  // 16: sidestep.agent.v1.Unanswered.reason:type_name -> sidestep.agent.v1.Unanswered.Reason
+	1,  // 17: sidestep.agent.v1.Agents.Attach:input_type -> sidestep.agent.v1.AgentMessage
+	19, // 18: sidestep.agent.v1.Agents.Tunnel:input_type -> sidestep.tunnel.v1.Frame
+	5,  // 19: sidestep.agent.v1.Agents.Environments:input_type -> sidestep.agent.v1.EnvironmentAnswer
+	19, // 20: sidestep.agent.v1.Agents.AcceptToPod:input_type -> sidestep.tunnel.v1.Frame
+	3,  // 21: sidestep.agent.v1.Agents.Attach:output_type -> sidestep.agent.v1.Assignment
+	19, // 22: sidestep.agent.v1.Agents.Tunnel:output_type -> sidestep.tunnel.v1.Frame
+	4,  // 23: sidestep.agent.v1.Agents.Environments:output_type -> sidestep.agent.v1.EnvironmentQuestion
+	19, // 24: sidestep.agent.v1.Agents.AcceptToPod:output_type -> sidestep.tunnel.v1.Frame
+	21, // [21:25] is the sub-list for method output_type
+	17, // [17:21] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_api_agentpb_agent_proto_init() }
@@ -1564,13 +1719,14 @@ func file_api_agentpb_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agentpb_agent_proto_rawDesc), len(file_api_agentpb_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   17,
+			NumEnums:      1,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_api_agentpb_agent_proto_goTypes,
 		DependencyIndexes: file_api_agentpb_agent_proto_depIdxs,
+		EnumInfos:         file_api_agentpb_agent_proto_enumTypes,
 		MessageInfos:      file_api_agentpb_agent_proto_msgTypes,
 	}.Build()
 	File_api_agentpb_agent_proto = out.File

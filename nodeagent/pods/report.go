@@ -34,6 +34,12 @@ func (p *pod) reportRule(t target, r *agentpb.Rule, wiretap bool) *agentpb.Targe
 		counted := stats.Intercepts[r.GetInterceptUid()]
 		idle = stats.Idle(r.GetTcp())
 		report.Connections, report.Matched, report.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
+		for reason, n := range counted.Unanswered {
+			if n > 0 {
+				report.Unanswered = append(report.Unanswered, &agentpb.Unanswered{
+					Reason: agentpb.Unanswered_Reason(reason), Count: n})
+			}
+		}
 		if c := counted.Copies; wiretap {
 			report.Copies = &agentpb.Copies{Copied: c.Copied, Cut: c.Cut, Dropped: c.Dropped}
 		}

@@ -59,7 +59,7 @@ func leaked() string {
 		all := make([]byte, 10<<20)
 		all = all[:runtime.Stack(all, true)]
 		for stack := range strings.SplitSeq(string(all), "\n\n") {
-			if strings.Contains(stack, "/proxy/router.") || strings.Contains(stack, "/proxy/tap.") ||
+			if strings.Contains(stack, "/proxy/http1.") || strings.Contains(stack, "/proxy/tap.") ||
 				strings.Contains(stack, "/proxy/http2.") || strings.Contains(stack, "/proxy/stream.") ||
 				strings.Contains(stack, "proxy.(*connection)") {
 				left = append(left, stack)

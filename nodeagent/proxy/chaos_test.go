@@ -213,6 +213,7 @@ func TestMetrics(t *testing.T) {
 		"sidestep_proxy_fallback_requests_total":          1,
 		"sidestep_proxy_claimed_connections_total app":    1,
 		"sidestep_proxy_claimed_connections_total laptop": 0,
+		"sidestep_proxy_unanswered_requests_total":        1,
 		"sidestep_proxy_buffered_bytes":                   0,
 		"sidestep_proxy_limits_met_total memory":          0,
 		"sidestep_proxy_limits_met_total streams":         0,

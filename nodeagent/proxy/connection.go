@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -11,6 +12,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/match"
+	framing "sidestep.dev/sidestep/nodeagent/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/http1"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
@@ -186,7 +188,30 @@ func (m *matched) Sent() {
 	m.proxy.metrics.matched.Inc()
 }
 
+// Unread implements http1.Target.
+func (c *connection) Unread(p []byte, doubt error) {
+	rule := c.target.rules.Load().http(laxHead(p))
+	if rule == nil {
+		return
+	}
+	reason := divert.Framing
+	if errors.Is(doubt, framing.DoubtHeadTooLong) {
+		reason = divert.HeadTooLarge
+	} else if r := divert.ReasonOf(doubt); r != divert.Other {
+		reason = r
+	}
+	rule.unanswered[reason].Add(1)
+	c.proxy.metrics.unanswered.Inc()
+}
+
+func (m *matched) Lost(why error) {
+	m.rule.unanswered[divert.ReasonOf(why)].Add(1)
+	m.proxy.metrics.unanswered.Inc()
+}
+
 func (m *matched) FellBack(why error) {
+	m.rule.unanswered[divert.ReasonOf(why)].Add(1)
+	m.proxy.metrics.unanswered.Inc()
 	m.rule.fallbacks.Add(1)
 	m.proxy.metrics.fallbacks.Inc()
 	m.fellBack(m.rule, why)

@@ -19,6 +19,7 @@ type metrics struct {
 	wholeConns    prometheus.Counter
 	wholeFellBack prometheus.Counter
 	panics        prometheus.Counter
+	unanswered    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -53,6 +54,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		wholeConns:    counter("claimed_connections_total", whole, to("laptop")),
 		wholeFellBack: counter("claimed_connections_total", whole, to("app")),
 		tunnels:       gauge("open_tunnels", "Open tunnels to laptops."),
+		unanswered: counter("unanswered_requests_total",
+			"HTTP requests that match an intercept and were not answered by its laptop.", nil),
 		panics: counter("panics_total",
 			"Connections that were reset because of a fault in the proxy.", nil),
 	}

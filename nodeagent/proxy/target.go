@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/tap"
 )
 
@@ -51,6 +52,8 @@ type InterceptStats struct {
 	Matched   uint64 // sent to the laptop
 	Fallbacks uint64 // given to the app, since the laptop could not take them
 	Copies    tap.Counts
+	// Unanswered counts the requests that the laptop did not answer, by reason.
+	Unanswered [divert.Reasons]uint64
 }
 
 // Target is one steered port of one pod.
@@ -80,6 +83,7 @@ type activeRule struct {
 // intercept is what lives as long as an intercept is among the rules.
 type intercept struct {
 	matched, fallbacks atomic.Uint64
+	unanswered         [divert.Reasons]atomic.Uint64
 	logged             atomic.Int64 // when a fallback was last logged, in Unix nanoseconds
 
 	mu      sync.Mutex
@@ -145,6 +149,9 @@ func (t *Target) Stats() Stats {
 		one := s.Intercepts[c.InterceptUID]
 		one.Matched += c.matched.Load()
 		one.Fallbacks += c.fallbacks.Load()
+		for r := range one.Unanswered {
+			one.Unanswered[r] += c.unanswered[r].Load()
+		}
 		s.Intercepts[c.InterceptUID] = one
 	}
 	for _, c := range t.rules.Load().taps {

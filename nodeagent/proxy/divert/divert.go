@@ -7,6 +7,7 @@ package divert
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
@@ -31,6 +32,8 @@ type Intercept interface {
 	Sent()
 	// FellBack is called when the laptop could not take the request and the app gets it.
 	FellBack(why error)
+	// Lost is called when nobody can answer the request any more: the client gets an error.
+	Lost(why error)
 }
 
 // Tunnel is a *tunnel.Conn.
@@ -38,4 +41,16 @@ type Tunnel interface {
 	stream.Conn
 	Opened(ctx context.Context) (*tunnelpb.Opened, error)
 	Reset(reason string)
+}
+
+// NotOpened returns why a laptop did not open a tunnel; nil: it did.
+func NotOpened(opened *tunnelpb.Opened) error {
+	reason := Unreachable
+	switch opened.GetResult() {
+	case tunnelpb.Opened_OK:
+		return nil
+	case tunnelpb.Opened_REFUSED:
+		reason = LocalRefused
+	}
+	return &Error{reason, fmt.Errorf("laptop answered %s: %s", opened.GetResult(), opened.GetMessage())}
 }

@@ -46,6 +46,8 @@ type Target interface {
 	// Began is called once with the first bytes that the client sent, as soon as it is certain
 	// whether they are HTTP.
 	Began(first []byte, http bool)
+	// Unread is called with the beginning of a request that passes unread, and why.
+	Unread(p []byte, doubt error)
 	// Passed is called for each n requests that go to the app.
 	Passed(n int)
 	// Recovered is called with what a goroutine of the connection panicked with. The connection is
@@ -90,10 +92,10 @@ var (
 )
 
 // errBusy is why a connection turns raw, or a request is not offered to a laptop.
-var errBusy = errors.New("the node agent holds too many bytes for other requests")
+var errBusy = divert.New(divert.Busy, "the node agent holds too many bytes for other requests")
 
 // errUnanswered is why a request that a laptop had taken goes to the app.
-var errUnanswered = errors.New("tunnel ended before there was an answer")
+var errUnanswered = divert.New(divert.LocalClosed, "the local process closed the connection before it answered")
 
 // Conn is one client connection.
 type Conn struct {

@@ -129,19 +129,19 @@ func (c *Conn) open(ex *exchange) error {
 func (c *Conn) openTunnel(ctx context.Context, ex *exchange) (divert.Tunnel, error) {
 	t, err := ex.intercept.Open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open tunnel: %w", err)
+		return nil, divert.Opening(fmt.Errorf("open tunnel: %w", err))
 	}
 	// a write may be held back
 	stop := context.AfterFunc(ctx, func() { t.Reset("laptop did not answer in time") })
 	if _, err = t.Write(ex.sent); err == nil {
 		var opened *tunnelpb.Opened
 		opened, err = t.Opened(ctx)
-		if err == nil && opened.GetResult() != tunnelpb.Opened_OK {
-			err = fmt.Errorf("laptop answered %s: %s", opened.GetResult(), opened.GetMessage())
+		if err == nil {
+			err = divert.NotOpened(opened)
 		}
 	}
-	if !stop() && err == nil {
-		err = ctx.Err()
+	if !stop() {
+		err = divert.New(divert.Silent, "the laptop did not answer in time")
 	}
 	if err != nil {
 		t.Reset("the request went to the app")
@@ -296,13 +296,14 @@ func (c *Conn) copyAgain(ex *exchange) {
 
 // badGateway answers a request that nobody can answer.
 func (c *Conn) badGateway(ex *exchange, why string) error {
-	text := fmt.Sprintf("sidestep: the laptop that intercepts this request (%s) went away before it answered.\n"+
-		"The request was not given to the app instead: %s.\n", ex.intercept, why)
+	text := fmt.Sprintf("sidestep: intercept %s: the local process, or the laptop, closed the connection "+
+		"before it answered.\nThe request was not given to the app instead: %s.\n", ex.intercept, why)
 	answer := fmt.Sprintf("HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain; charset=utf-8\r\n"+
 		"Content-Length: %d\r\nConnection: close\r\n\r\n", len(text))
 	if ex.kind != http1.Head {
 		answer += text
 	}
+	ex.intercept.Lost(errUnanswered)
 	c.Log.Warn("request was answered with 502", "intercept", ex.intercept.String(), "reason", why)
 	if _, err := io.WriteString(c.Client, answer); err != nil {
 		return errAborted

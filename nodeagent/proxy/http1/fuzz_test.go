@@ -112,6 +112,7 @@ func (memoryIntercept) String() string      { return "shop/orders" }
 func (memoryIntercept) Track(func()) func() { return func() {} }
 func (memoryIntercept) Sent()               {}
 func (memoryIntercept) FellBack(error)      {}
+func (memoryIntercept) Lost(error)          {}
 
 func (c memoryIntercept) Open(context.Context) (divert.Tunnel, error) {
 	near, far := pair()
@@ -159,6 +160,7 @@ func (m *memoryTarget) Match(head match.Head) divert.Intercept {
 func (m *memoryTarget) Matchable() bool                { return m.diverts }
 func (m *memoryTarget) Copy(*http1.Request) tap.Copies { return nil }
 func (m *memoryTarget) Began([]byte, bool)             {}
+func (m *memoryTarget) Unread([]byte, error)           {}
 func (m *memoryTarget) Passed(int)                     {}
 func (m *memoryTarget) Recovered(v any)                { panic(v) }
 

@@ -38,6 +38,7 @@ func (c *Conn) requests() error {
 		more, err := c.next()
 		if err == nil && more {
 			if err = c.flush(); err == nil && !c.awaits() {
+				c.Target.Unread(c.in.Bytes(), errBusy)
 				err = c.turnRaw(errBusy)
 			} else if err == nil {
 				err = c.fill()
@@ -88,6 +89,7 @@ func (c *Conn) next() (more bool, err error) {
 	}
 	n, doubt := c.req.Parse(p)
 	if doubt != nil {
+		c.Target.Unread(p, doubt)
 		if c.first {
 			c.Target.Began(p, false)
 		}

@@ -3,10 +3,10 @@
 package http2
 
 import (
-	"errors"
 	"time"
 
 	"sidestep.dev/sidestep/nodeagent/proxy/budget"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 )
 
 // errBusy is why a request is not offered to a laptop.
-var errBusy = errors.New("the node agent holds too many bytes for other requests")
+var errBusy = divert.New(divert.Busy, "the node agent holds too many bytes for other requests")
 
 // resets counts the streams that a client may still reset before they are answered.
 type resets struct {

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
@@ -31,12 +30,12 @@ const (
 )
 
 var (
-	errSilent   = errors.New("the local process did not speak HTTP/2 in time")
-	errTLS      = errors.New("the local process speaks only TLS")
-	errNotHTTP2 = errors.New("the local process does not speak HTTP/2")
+	errSilent   = divert.New(divert.Silent, "the local process did not speak HTTP/2 in time")
+	errTLS      = divert.New(divert.LocalTLS, "the local process speaks only TLS")
+	errNotHTTP2 = divert.New(divert.LocalNoHTTP2, "the local process does not speak HTTP/2")
 	errGoAway   = errors.New("the local process takes no more streams")
 	errRefused  = errors.New("the local process refused the stream")
-	errEnded    = errors.New("the local process closed its connection")
+	errEnded    = divert.New(divert.LocalClosed, "the local process closed its connection")
 )
 
 // laptop is a tunnel to a laptop, and the HTTP/2 connection in it, of which this side is the
@@ -96,7 +95,7 @@ func (l *laptop) run() {
 	defer cancel()
 	t, err := l.intercept.Open(ctx)
 	if err != nil {
-		l.fail(fmt.Errorf("open tunnel: %w", err))
+		l.fail(divert.Opening(fmt.Errorf("open tunnel: %w", err)))
 		return
 	}
 	defer l.intercept.Track(l.retire)()
@@ -112,8 +111,8 @@ func (l *laptop) run() {
 	defer time.AfterFunc(c.OpenTimeout, l.silent).Stop()
 	c.spawn(l.write)
 	opened, err := t.Opened(ctx)
-	if err == nil && opened.GetResult() != tunnelpb.Opened_OK {
-		err = fmt.Errorf("laptop answered %s: %s", opened.GetResult(), opened.GetMessage())
+	if err == nil {
+		err = divert.NotOpened(opened)
 	}
 	if err != nil {
 		l.fail(err)

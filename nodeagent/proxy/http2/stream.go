@@ -332,8 +332,8 @@ func (st *divertedStream) fallBack(why error) {
 // it, so that the client may try again.
 func (st *divertedStream) lose(why error, untouched bool) {
 	c := st.c
-	text := "sidestep: the laptop that intercepts this request (" + st.intercept.String() +
-		") went away: " + why.Error()
+	text := "sidestep: intercept " + st.intercept.String() + ": " + why.Error()
+	st.intercept.Lost(why)
 	c.Log.Warn("intercepted stream was lost", "intercept", st.intercept.String(), "reason", why)
 	status := []hpack.HeaderField{{Name: "grpc-status", Value: "14"},
 		{Name: "grpc-message", Value: grpcMessage(text)}}

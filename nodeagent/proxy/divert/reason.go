@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package divert
+
+import "errors"
+
+// Reason is why the laptop did not answer a request that matches its intercept.
+type Reason int
+
+// Their numbers are those of agentpb.Unanswered.Reason.
+const (
+	Other        Reason = iota
+	Unreachable         // there is no tunnel to the laptop
+	LocalRefused        // nothing listens on the local port
+	Silent              // the local process did not answer in time
+	LocalTLS            // the local process speaks only TLS
+	LocalNoHTTP2        // the local process does not speak HTTP/2
+	LocalClosed         // the local process closed the connection without an answer
+	HeadTooLarge        // the head is too large to be looked at
+	Framing             // the request can be read in more than one way
+	Busy                // the node agent holds too many bytes
+	Reasons
+)
+
+// Error is an error with its reason.
+type Error struct {
+	Reason Reason
+	Err    error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// New makes an error with a reason.
+func New(r Reason, text string) error { return &Error{r, errors.New(text)} }
+
+// ReasonOf returns the reason of an error.
+func ReasonOf(err error) Reason {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason
+	}
+	return Other
+}
+
+// Opening makes err the error of a tunnel that could not be opened.
+func Opening(err error) error { return &Error{Unreachable, err} }
