@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package certificate serves a TLS certificate from a directory in which it is renewed now and
-// then, as Kubernetes does with a mounted Secret.
+// Package certificate has the certificate that the manager shows. The manager keeps it itself,
+// with the authority behind it, in a Secret (Keeper), or somebody else renews it in a directory
+// (Files), as Kubernetes does with a mounted Secret. Neither needs a restart.
 package certificate
 
 import (
@@ -12,6 +13,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // checkEvery is how often, at most, handshakes look whether the files have changed.
@@ -75,4 +78,14 @@ func (f *Files) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // ServerConfig is TLS for a server that shows this certificate.
 func (f *Files) ServerConfig() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: f.Get}
+}
+
+// Describe implements prometheus.Collector.
+func (f *Files) Describe(out chan<- *prometheus.Desc) { out <- expiryDesc }
+
+// Collect implements prometheus.Collector.
+func (f *Files) Collect(out chan<- prometheus.Metric) {
+	if c, err := f.Get(nil); err == nil && c.Leaf != nil {
+		out <- expiry("server", c.Leaf)
+	}
 }
