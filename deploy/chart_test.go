@@ -212,7 +212,7 @@ func TestTheNodeAgentHasNoRightsInTheKubernetesAPI(t *testing.T) {
 			}
 		}
 	}
-	assert.Equal(t, 3, bindings)
+	assert.Equal(t, 4, bindings)
 }
 
 func TestTheNodeAgentAuthenticatesWithATokenForTheManagerAlone(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
@@ -85,25 +86,39 @@ func renderTLS(t *testing.T, in cluster, set values) (files map[string]string, s
 	return files, secret
 }
 
-func TestAnUpgradeKeepsTheCertificateAndRestartsNothing(t *testing.T) {
+func TestAnUpgradeKeepsWhatTheManagerHasRenewed(t *testing.T) {
 	nothing := cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme)}
 	first, made := renderTLS(t, nothing, nil)
-	again, other := renderTLS(t, nothing, nil)
+	_, other := renderTLS(t, nothing, nil)
 	assert.NotEqual(t, made.Data, other.Data, "two installations share a key")
-	assert.NotEqual(t, first["sidestep/templates/manager.yaml"], again["sidestep/templates/manager.yaml"],
-		"a new certificate does not restart the manager")
+	assert.Contains(t, made.Data, "ca.key", "the manager cannot renew without it")
 
-	upgraded, kept := renderTLS(t, cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme, &made)}, nil)
+	made.Data["next.crt"] = []byte("the manager's")
+	trusted := &corev1.ConfigMap{Data: map[string]string{"ca.crt": string(made.Data["ca.crt"]) + "NEXT\n"}}
+	trusted.Name, trusted.Namespace = "sidestep-ca", "sidestep"
+	upgraded, kept := renderTLS(t, cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme, &made, trusted)}, nil)
 	assert.Equal(t, made.Data, kept.Data)
-	assert.Equal(t, first, upgraded)
+	assert.Contains(t, upgraded["sidestep/templates/tls.yaml"], "NEXT")
+	for _, file := range []string{"manager.yaml", "nodeagent.yaml"} {
+		assert.Equal(t, first["sidestep/templates/"+file], upgraded["sidestep/templates/"+file],
+			"certificates restart nothing")
+	}
 }
 
-func TestACertificateOfOnesOwnThatIsRenewedRestartsTheManager(t *testing.T) {
-	set := values{"tls": values{"existingSecret": "mine"}}
-	secret := corev1.Secret{Data: map[string][]byte{"tls.crt": []byte("one"), "tls.key": []byte("key")}}
-	secret.Name, secret.Namespace = "mine", "sidestep"
-	before, _ := renderTLS(t, cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme, &secret)}, set)
-	secret.Data["tls.crt"] = []byte("two")
-	after, _ := renderTLS(t, cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme, &secret)}, set)
-	assert.NotEqual(t, before["sidestep/templates/manager.yaml"], after["sidestep/templates/manager.yaml"])
+func TestAnUpgradeAdoptsACertificateWhoseAuthorityHasNoKey(t *testing.T) {
+	old := corev1.Secret{Data: map[string][]byte{"ca.crt": []byte("CA"), "tls.crt": []byte("CERT"),
+		"tls.key": []byte("KEY")}}
+	old.Name, old.Namespace = "sidestep-manager-tls", "sidestep"
+	files, kept := renderTLS(t, cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme, &old)}, nil)
+	assert.Equal(t, old.Data, kept.Data)
+	assert.Contains(t, files["sidestep/templates/tls.yaml"], "\n    CA\n")
+}
+
+func TestTheManagerMayChangeItsOwnCertificatesAlone(t *testing.T) {
+	role := get[*rbacv1.Role](t, mustRender(t, values{}), "Role/sidestep-manager")
+	for _, rule := range role.Rules {
+		assert.Len(t, rule.ResourceNames, 1)
+		assert.Equal(t, []string{"get", "update"}, rule.Verbs)
+	}
+	assert.NotContains(t, mustRender(t, values{"tls": values{"existingSecret": "mine"}}), "Role/sidestep-manager")
 }

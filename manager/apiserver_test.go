@@ -3,6 +3,7 @@
 package manager
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,16 +15,20 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/certificate"
 )
 
 // apiServer starts an API server of its own, with the chart's CRDs and rights, and gives the
@@ -49,6 +54,12 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	rules, _, _ = strings.Cut(rules, "\n---")
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"}}
 	require.NoError(t, yaml.Unmarshal([]byte("rules:\n"+rules), role))
+	_, own, found := strings.Cut(string(template), "\nkind: Role\n")
+	require.True(t, found)
+	_, own, _ = strings.Cut(own, "\nrules:\n")
+	own, _, _ = strings.Cut(own, "\n---")
+	kept := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager"}}
+	require.NoError(t, yaml.Unmarshal([]byte("rules:\n"+own), kept))
 	account := metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager"}
 	for _, o := range []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}},
@@ -62,6 +73,15 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace,
 				Name: account.Name}},
 		},
+		kept, &rbacv1.RoleBinding{
+			ObjectMeta: kept.ObjectMeta,
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: kept.Name},
+			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace,
+				Name: account.Name}},
+		},
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager-tls"},
+			Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": {}, "tls.key": {}}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: caConfigMap}},
 	} {
 		require.NoError(t, c.Create(t.Context(), o))
 	}
@@ -127,6 +147,9 @@ func TestWithARealAPIServer(t *testing.T) {
 			patient, often)
 		a.has(t, "p1:8080=alice")
 	})
+	t.Run("pods that a service publishes before they are ready count", func(t *testing.T) { published(t, k) })
+	t.Run("certificates are kept and rotated with the chart's rights",
+		func(t *testing.T) { rotates(t, k, c) })
 	t.Run("an intercept ends some time after its laptop went", func(t *testing.T) {
 		l.cancel()
 		k.until(t, "alice", v1alpha1.StateDisconnected)
@@ -279,4 +302,74 @@ func refuses(t *testing.T, k *kube) {
 	ic.Spec.Port, ic.Spec.Service, ic.Spec.Container = "grpc", "orders", "app"
 	assert.NoError(t, k.Update(t.Context(), ic), "an intercept may move")
 	require.NoError(t, k.Delete(t.Context(), ic))
+}
+
+// published checks an intercept of pods that are never ready, and have traffic all the same.
+func published(t *testing.T, k *kube) {
+	labels := map[string]string{"app": "peers"}
+	s := &appsv1.StatefulSet{ObjectMeta: objectMeta("peers"), Spec: appsv1.StatefulSetSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template(), ServiceName: "peers",
+	}}
+	s.Spec.Template.Labels = labels
+	require.NoError(t, k.Create(t.Context(), s))
+	headless := &corev1.Service{ObjectMeta: objectMeta("peers"), Spec: corev1.ServiceSpec{
+		Selector: labels, ClusterIP: corev1.ClusterIPNone,
+		Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}},
+	}}
+	require.NoError(t, k.Create(t.Context(), headless))
+	p := &corev1.Pod{ObjectMeta: objectMeta("peers-0"), Spec: template().Spec}
+	p.Labels, p.Spec.NodeName, p.OwnerReferences = labels, "node-1", ownedBy("StatefulSet", s)
+	require.NoError(t, k.Create(t.Context(), p))
+	k.run(t, p)
+	gate := `the status of pod readiness gate "example.com/joined" is not "True", but False`
+	p.Status.Conditions[0] = corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionFalse,
+		Reason: "ReadinessGatesNotReady", Message: gate}
+	require.NoError(t, k.Status().Update(t.Context(), p))
+
+	ic := asks("alice", "http", "alice")
+	ic.Name, ic.Spec.Workload = "peers", v1alpha1.WorkloadReference{Kind: "StatefulSet", Name: "peers"}
+	require.NoError(t, k.Create(t.Context(), ic))
+	ic = k.until(t, "peers", v1alpha1.StateNoPods)
+	assert.Contains(t, ic.Status.Message, gate, "kubectl get pods shows 1/1")
+	headless.Spec.PublishNotReadyAddresses = true
+	require.NoError(t, k.Update(t.Context(), headless))
+	ic = k.until(t, "peers", v1alpha1.StateActive)
+	assert.Equal(t, "1/1", ic.Status.Coverage)
+	require.NoError(t, k.Delete(t.Context(), ic))
+}
+
+// rotates checks a rotation of the authority, with the rights that the chart gives.
+func rotates(t *testing.T, k *kube, c client.Client) {
+	config := certificate.KeeperConfig{
+		Client: c, Namespace: "sidestep", Secret: "sidestep-manager-tls", ConfigMap: caConfigMap,
+		Names: certificate.Names("sidestep"), Reconnected: func(time.Time) bool { return true },
+		Log: slog.New(slog.DiscardHandler), Timing: certificate.DefaultTiming(),
+	}
+	config.Timing.Announce, config.Timing.Overlap, config.Timing.Check = 0, 0, 10*time.Millisecond
+	keeper := certificate.NewKeeper(config)
+	require.NoError(t, keeper.Check(t.Context()))
+	trusted := func() string {
+		m := &corev1.ConfigMap{}
+		require.NoError(t, k.Get(t.Context(), client.ObjectKey{Namespace: "sidestep", Name: caConfigMap}, m))
+		return m.Data["ca.crt"]
+	}
+	before := trusted()
+	require.Equal(t, 1, strings.Count(before, "BEGIN CERTIFICATE"))
+	secret := &corev1.Secret{}
+	require.NoError(t, k.Get(t.Context(), client.ObjectKey{Namespace: "sidestep", Name: config.Secret}, secret))
+	secret.Annotations = map[string]string{certificate.RotateAnnotation: "now"}
+	secret.Annotations["example.com/other"] = "stays"
+	require.NoError(t, k.Update(t.Context(), secret))
+	require.Eventually(t, func() bool {
+		require.NoError(t, keeper.Check(t.Context()))
+		now := trusted()
+		return strings.Count(now, "BEGIN CERTIFICATE") == 1 && now != before
+	}, patient, often)
+	require.NoError(t, k.Get(t.Context(), client.ObjectKeyFromObject(secret), secret))
+	assert.Equal(t, "stays", secret.Annotations["example.com/other"])
+
+	other := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "other"}}
+	require.NoError(t, k.Create(t.Context(), other))
+	assert.True(t, apierrors.IsForbidden(c.Get(t.Context(), client.ObjectKeyFromObject(other), other)))
+	assert.True(t, apierrors.IsForbidden(c.Delete(t.Context(), secret)))
 }

@@ -50,7 +50,9 @@ func Main(env Env) int {
 type Options struct {
 	GRPCAddress         string
 	HTTPAddress         string
+	ConnectAddress      string
 	TLSDir              string
+	TLSSecret           string
 	Namespace           string
 	SessionGrace        time.Duration
 	AgentServiceAccount string
@@ -84,8 +86,12 @@ func NewCommand(env Env) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.GRPCAddress, "grpc-address", ":8443", "where node agents and laptops connect, over TLS")
 	f.StringVar(&o.HTTPAddress, "http-address", ":8080", "where /healthz, /readyz and /metrics are served")
+	f.StringVar(&o.ConnectAddress, "connect-address", ":8444",
+		"where laptops connect by upgraded HTTP requests")
 	f.StringVar(&o.TLSDir, "tls-dir", "/etc/sidestep/tls",
 		"directory of tls.crt and tls.key; they are read again when they change")
+	f.StringVar(&o.TLSSecret, "tls-secret", "",
+		"`name` of the Secret in which the manager keeps its authority and certificate, instead of --tls-dir")
 	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace of the installation")
 	f.DurationVar(&o.SessionGrace, "session-grace", 15*time.Minute,
 		"how long intercepts outlive a laptop that is away")

@@ -43,7 +43,7 @@ func TestWrongUseIsExplained(t *testing.T) {
 func TestFlagsHaveTheirDefaults(t *testing.T) {
 	cmd := NewCommand(Env{Getenv: func(string) string { return "tools" }})
 	for name, want := range map[string]string{
-		"grpc-address": ":8443", "http-address": ":8080", "tls-dir": "/etc/sidestep/tls",
+		"grpc-address": ":8443", "http-address": ":8080", "connect-address": ":8444", "tls-dir": "/etc/sidestep/tls",
 		"namespace": "tools", "session-grace": (15 * time.Minute).String(),
 		"agent-service-account": "sidestep-nodeagent", "token-audience": "sidestep-manager",
 		"log-level": slog.LevelInfo.String(), "kubeconfig": "",

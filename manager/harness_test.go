@@ -149,6 +149,7 @@ type running struct {
 	*Manager
 	kube       *kube
 	grpc, http string
+	connect    string
 	tls        *tls.Config
 	stop       context.CancelFunc
 	done       chan error
@@ -183,12 +184,15 @@ func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *runn
 	require.NoError(t, err)
 	httpListener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
+	connectListener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{
 		Manager: m, grpc: grpcListener.Addr().String(), http: "http://" + httpListener.Addr().String(),
-		tls: &tls.Config{RootCAs: pool, ServerName: "sidestep-manager"}, stop: stop, done: make(chan error, 1),
+		connect: connectListener.Addr().String(),
+		tls:     &tls.Config{RootCAs: pool, ServerName: "sidestep-manager"}, stop: stop, done: make(chan error, 1),
 	}
-	go func() { r.done <- m.serve(ctx, grpcListener, httpListener) }()
+	go func() { r.done <- m.serve(ctx, listeners{grpcListener, httpListener, connectListener}) }()
 	t.Cleanup(r.end)
 	return r
 }

@@ -39,7 +39,7 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 	config.UserAgent = "sidestep-manager/" + version.Version
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for gv, kinds := range map[schema.GroupVersion][]string{
-		corev1.SchemeGroupVersion: {"Pod", "Service", "Event"},
+		corev1.SchemeGroupVersion: {"Pod", "Service", "Event", "Secret", "ConfigMap"},
 		appsv1.SchemeGroupVersion: {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
 		v1alpha1.GroupVersion:     {"Intercept"},
 		rollout.GroupVersion:      {rollout.Kind},

@@ -4,6 +4,7 @@ package manager
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,7 +20,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	authv1 "k8s.io/api/authentication/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/agentpb"
@@ -36,6 +36,7 @@ import (
 	"sidestep.dev/sidestep/manager/certificate"
 	"sidestep.dev/sidestep/manager/decide/controller"
 	"sidestep.dev/sidestep/manager/decide/plan"
+	"sidestep.dev/sidestep/manager/web"
 )
 
 const (
@@ -46,6 +47,8 @@ const (
 	maxReport = 8 << 20
 	// handshakeTimeout bounds TLS's, once a request has been upgraded.
 	handshakeTimeout = 20 * time.Second
+	// caConfigMap has the certificates by which node agents and laptops know the manager.
+	caConfigMap = "sidestep-ca"
 )
 
 // Manager is the whole program.
@@ -55,7 +58,9 @@ type Manager struct {
 	controller *controller.Controller
 	grpc       *grpc.Server
 	laptops    *grpc.Server // over upgraded requests
-	upgrades   *upgrades
+	connects   *web.Connects
+	keeper     *certificate.Keeper // nil: certificates are somebody else's
+	tracker    *certificate.Tracker
 	metrics    *prometheus.Registry
 	closing    chan struct{}
 	listening  atomic.Bool
@@ -63,14 +68,12 @@ type Manager struct {
 
 // New puts the parts together. Nothing runs yet.
 func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
-	files, err := certificate.FromDir(o.TLSDir)
+	m := &Manager{options: o, log: log, metrics: newMetrics(), closing: make(chan struct{})}
+	config, err := m.certificates(c)
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{options: o, log: log, metrics: newMetrics(), closing: make(chan struct{})}
-	// The plan and the registry tell the controller, which is made from them.
-	shares := plan.New(func(uids []types.UID) { m.controller.AgentsChanged(uids) })
-	registry := laptops.NewRegistry(func(keyHash string) { m.controller.SessionChanged(keyHash) })
+	shares, registry := plan.New(), laptops.NewRegistry()
 	m.controller, err = controller.New(controller.Config{
 		Client: c, Plan: shares, Sessions: registry, Log: log, Grace: o.SessionGrace, Metrics: m.metrics,
 	})
@@ -84,17 +87,17 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	)
 	questions := environments.NewAgents(m.closing)
 	keeper := &access.Keeper{Client: c, Pod: m.controller.Pod, Ask: questions.Ask, Log: log}
-	podStreams := outbound.NewAgents(m.closing)
-	toPod := outbound.New(outbound.Config{Plan: places{shares}, Agents: podStreams, Pod: m.controller.Pod,
+	podStreams := outbound.NewLot()
+	toPod := outbound.New(outbound.Config{Plan: places{shares}, Lot: podStreams, Pod: m.controller.Pod,
 		Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	secure := slices.Clip(append(tunnel.ServerOptions(),
-		grpc.Creds(tlsbatch.Credentials(files.ServerConfig()))))
+		grpc.Creds(m.tracker.Credentials(tlsbatch.Credentials(config)))))
 	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics),
-		Environments: questions, ToPod: podStreams, Log: log, Closing: m.closing,
+		Environments: questions, Lot: podStreams, Log: log, Closing: m.closing,
 	}))
 	clients := laptops.Config{
 		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing,
@@ -102,55 +105,119 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		ToPod: toPod.Serve,
 	}
 	clientpb.RegisterClientsServer(m.grpc, laptops.NewService(clients))
-	// The HTTP port is open to whoever may read metrics, unlike that for gRPC: nobody gets to the
-	// node agents' service there, nor uses up all sessions.
+	// The ports for HTTP are open to more peers than that for gRPC: nobody gets to the node agents'
+	// service there, nor uses up all sessions.
 	clients.Limit = laptops.MaxSessions / 2
-	m.laptops, m.upgrades = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...),
-		newUpgrades()
+	m.laptops = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...)
+	m.connects = web.NewConnects(log, m.metrics)
 	clientpb.RegisterClientsServer(m.laptops, laptops.NewService(clients))
 	return m, nil
 }
+
+// certificates returns TLS with certificates that the manager keeps itself or, where no Secret is
+// named, with those that somebody else renews in a directory.
+func (m *Manager) certificates(c client.Client) (*tls.Config, error) {
+	m.tracker = certificate.NewTracker(time.Now)
+	if m.options.TLSSecret == "" {
+		files, err := certificate.FromDir(m.options.TLSDir)
+		if err != nil {
+			return nil, err
+		}
+		m.metrics.MustRegister(files)
+		return files.ServerConfig(), nil
+	}
+	m.keeper = certificate.NewKeeper(certificate.KeeperConfig{
+		Client: c, Namespace: m.options.Namespace, Secret: m.options.TLSSecret, ConfigMap: caConfigMap,
+		Names: certificate.Names(m.options.Namespace), Reconnected: m.tracker.Since, Log: m.log,
+		Timing: certificate.DefaultTiming(),
+	})
+	m.metrics.MustRegister(m.keeper)
+	return m.keeper.ServerConfig(), nil
+}
+
+// listeners are the manager's ports.
+type listeners struct{ grpc, http, connect net.Listener }
 
 // Run works until ctx is done, then gives tunnels a moment to end.
 func (m *Manager) Run(ctx context.Context) error {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	grpcListener, err := lc.Listen(ctx, "tcp", m.options.GRPCAddress)
-	if err != nil {
-		return fmt.Errorf("listen for gRPC: %w", err)
+	var on listeners
+	for _, l := range []struct {
+		name, address string
+		listener      *net.Listener
+	}{
+		{"gRPC", m.options.GRPCAddress, &on.grpc}, {"HTTP", m.options.HTTPAddress, &on.http},
+		{"laptops", m.options.ConnectAddress, &on.connect},
+	} {
+		listener, err := lc.Listen(ctx, "tcp", l.address)
+		if err != nil {
+			on.close()
+			return fmt.Errorf("listen for %s on %s: %w", l.name, l.address, err)
+		}
+		*l.listener = listener
 	}
-	httpListener, err := lc.Listen(ctx, "tcp", m.options.HTTPAddress)
-	if err != nil {
-		return errors.Join(fmt.Errorf("listen for HTTP: %w", err), grpcListener.Close())
-	}
-	return m.serve(ctx, grpcListener, httpListener)
+	return m.serve(ctx, on)
 }
 
-func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.Listener) error {
-	m.log.Info("starting", "version", version.Version, "grpc", grpcListener.Addr().String(), "http",
-		httpListener.Addr().String())
-	web := &http.Server{Handler: m.web(), ReadHeaderTimeout: 5 * time.Second}
+// close closes those that are open.
+func (l listeners) close() {
+	for _, one := range []net.Listener{l.grpc, l.http, l.connect} {
+		if one != nil {
+			_ = one.Close()
+		}
+	}
+}
+
+// ready returns why the manager is not ready, or nil.
+func (m *Manager) ready() error {
+	switch {
+	case !m.listening.Load():
+		return errors.New("not listening for gRPC")
+	case m.keeper != nil && !m.keeper.Ready():
+		return errors.New("no certificate yet (is the right to its Secret granted? the log says)")
+	case !m.controller.Resolved():
+		return errors.New(
+			"still reading the cluster (are the CRDs installed and the rights granted? the log says)")
+	}
+	return nil
+}
+
+func (m *Manager) serve(ctx context.Context, on listeners) error {
+	m.log.Info("starting", "version", version.Version, "grpc", on.grpc.Addr().String(), "http",
+		on.http.Addr().String(), "connect", on.connect.Addr().String())
+	health := web.Health(m.ready, m.metrics)
+	health.Handle("GET "+tunnel.UpgradePath, m.connects.Old())
+	servers := map[*http.Server]net.Listener{
+		web.NewServer(health, m.log):               on.http,
+		web.NewServer(m.connects.Handler(), m.log): on.connect,
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	decided := make(chan struct{})
 	group.Go(func() error {
 		defer close(decided)
 		return m.controller.Run(ctx)
 	})
+	if m.keeper != nil {
+		group.Go(func() error { m.keeper.Run(ctx); return nil })
+	}
+	for server, listener := range servers {
+		group.Go(func() error {
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve HTTP on %s: %w", listener.Addr(), err)
+			}
+			return nil
+		})
+	}
 	group.Go(func() error {
-		if err := web.Serve(httpListener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve HTTP: %w", err)
-		}
-		return nil
-	})
-	group.Go(func() error {
-		if err := m.laptops.Serve(m.upgrades); err != nil {
+		if err := m.laptops.Serve(m.connects); err != nil {
 			return fmt.Errorf("serve gRPC on upgraded requests: %w", err)
 		}
 		return nil
 	})
 	group.Go(func() error {
 		m.listening.Store(true)
-		if err := m.grpc.Serve(grpcListener); err != nil {
+		if err := m.grpc.Serve(on.grpc); err != nil {
 			return fmt.Errorf("serve gRPC: %w", err)
 		}
 		return nil
@@ -163,7 +230,11 @@ func (m *Manager) serve(ctx context.Context, grpcListener, httpListener net.List
 		// news about them.
 		<-decided
 		m.stop()
-		return web.Close()
+		var err error
+		for server := range servers {
+			err = errors.Join(err, server.Close())
+		}
+		return err
 	})
 	return group.Wait()
 }

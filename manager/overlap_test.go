@@ -28,7 +28,8 @@ func (k *kube) overlapPolicy(t *testing.T) {
 	t.Helper()
 	chart, err := loader.Load("../deploy/chart")
 	require.NoError(t, err)
-	values, err := chartutil.ToRenderValues(chart, nil,
+	set := map[string]any{"image": map[string]any{"registry": "registry.example"}}
+	values, err := chartutil.ToRenderValues(chart, set,
 		chartutil.ReleaseOptions{Name: "sidestep", Namespace: "sidestep"}, chartutil.DefaultCapabilities)
 	require.NoError(t, err)
 	rendered, err := engine.Render(chart, values)

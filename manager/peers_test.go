@@ -163,7 +163,7 @@ func (a *nodeAgent) open(t *testing.T, interceptUID string) (*tunnel.Conn, conte
 	t.Cleanup(cancel)
 	stream, err := agentpb.NewAgentsClient(a.conn).Tunnel(ctx)
 	require.NoError(t, err)
-	c, err := tunnel.Open(stream, &tunnelpb.Open{InterceptUid: interceptUID, Pod: "p"}, tunnel.OnClose(cancel))
+	c, err := tunnel.Open(stream, &tunnelpb.Open{InterceptUid: interceptUID, Pod: "p1"}, tunnel.OnClose(cancel))
 	require.NoError(t, err)
 	return c, cancel
 }

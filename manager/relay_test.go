@@ -84,7 +84,9 @@ func TestOpenTellsTheLaptopWhichConnectionItIs(t *testing.T) {
 	c, _ := a.open(t, uid)
 	got := <-l.opens
 	assert.Equal(t, uid, got.open.InterceptUid)
-	assert.Equal(t, "p", got.open.Pod)
+	assert.Equal(t, "p1", got.open.Pod)
+	assert.Equal(t, ns+"/alice", got.open.InterceptNamespace+"/"+got.open.InterceptName,
+		"the node agent has not said so")
 	require.NoError(t, got.conn.Answer(tunnelpb.Opened_REFUSED, "nothing listens on 127.0.0.1:9000"))
 	answer := opened(t, c)
 	assert.Equal(t, tunnelpb.Opened_REFUSED, answer.Result)

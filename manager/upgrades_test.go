@@ -29,11 +29,12 @@ import (
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/manager/web"
 )
 
-// upgrade asks the HTTP port for a connection.
-func (r *running) upgrade(protocol string) (net.Conn, *http.Response, error) {
-	conn, err := net.Dial("tcp", strings.TrimPrefix(r.http, "http://"))
+// upgrade asks a port for a connection.
+func upgrade(address, protocol string) (net.Conn, *http.Response, error) {
+	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -47,12 +48,12 @@ func (r *running) upgrade(protocol string) (net.Conn, *http.Response, error) {
 }
 
 // overUpgrade makes a gRPC connection of an upgraded request.
-func (r *running) overUpgrade(t *testing.T) *grpc.ClientConn {
+func (r *running) overUpgrade(t *testing.T, address string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:manager", append(tunnel.DialOptions(),
 		grpc.WithTransportCredentials(tlsbatch.Credentials(r.tls)),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
-			conn, res, err := r.upgrade(tunnel.UpgradeProtocol)
+			conn, res, err := upgrade(address, tunnel.UpgradeProtocol)
 			if err == nil && res.StatusCode != http.StatusSwitchingProtocols {
 				err = fmt.Errorf("%s", res.Status)
 			}
@@ -64,9 +65,61 @@ func (r *running) overUpgrade(t *testing.T) *grpc.ClientConn {
 }
 
 func TestLaptopsConnectByAnUpgradedRequest(t *testing.T) {
+	for _, port := range []string{web.PortConnect, web.PortHTTP} {
+		t.Run(port, func(t *testing.T) {
+			r := start(t, newKube())
+			r.ready(t)
+			address, other := r.connect, web.PortHTTP
+			if port == web.PortHTTP { // laptops of the minor version before
+				address, other = strings.TrimPrefix(r.http, "http://"), web.PortConnect
+			}
+			connectsByUpgrade(t, r, address)
+			r.measures(t, fmt.Sprintf(`sidestep_manager_connects_total{port=%q} 1`, port),
+				fmt.Sprintf(`sidestep_manager_connects_total{port=%q} 0`, other))
+		})
+	}
+}
+
+func TestThePortForLaptopsServesNothingElse(t *testing.T) {
 	r := start(t, newKube())
 	r.ready(t)
-	conn := r.overUpgrade(t)
+	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/"} {
+		code, _ := get(t, "http://"+r.connect+path)
+		assert.Equal(t, http.StatusNotFound, code, path)
+	}
+}
+
+// connectsByUpgrade holds a session over an upgraded request until the manager stops.
+func connectsByUpgrade(t *testing.T, r *running, address string) {
+	conn := r.overUpgrade(t, address)
+	session := newSession(t, conn)
+	r.measures(t, "sidestep_manager_sessions 1")
+
+	agents, err := agentpb.NewAgentsClient(conn).Tunnel(metadata.AppendToOutgoingContext(t.Context(),
+		"authorization", "Bearer node/n1"))
+	require.NoError(t, err)
+	_, err = agents.Recv()
+	assert.Equal(t, codes.Unimplemented, status.Code(err), "node agents have nothing to look for here")
+	assert.Zero(t, r.kube.reviews.Load(), "nobody makes the manager ask the API server about tokens here")
+	require.NoError(t, session.CloseSend())
+}
+
+func TestAnUpgradedConnectionEndsInOrderWithTheManager(t *testing.T) {
+	r := start(t, newKube())
+	r.ready(t)
+	session := newSession(t, r.overUpgrade(t, r.connect))
+	r.stop()
+	var err error
+	for err == nil {
+		_, err = session.Recv()
+	}
+	assert.Equal(t, codes.Unavailable, status.Code(err), "the manager says that it stops: %v", err)
+}
+
+// newSession returns a session that the manager has greeted.
+func newSession(t *testing.T, conn *grpc.ClientConn) grpc.BidiStreamingClient[clientpb.ClientMessage,
+	clientpb.ManagerMessage] {
+	t.Helper()
 	key := make([]byte, 32)
 	_, _ = rand.Read(key)
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key", hex.EncodeToString(key))
@@ -79,27 +132,14 @@ func TestLaptopsConnectByAnUpgradedRequest(t *testing.T) {
 	answer, err := session.Recv()
 	require.NoError(t, err)
 	assert.Equal(t, version.Version, answer.GetHello().GetVersion())
-	r.measures(t, "sidestep_manager_sessions 1")
-
-	agents, err := agentpb.NewAgentsClient(conn).Tunnel(metadata.AppendToOutgoingContext(t.Context(),
-		"authorization", "Bearer node/n1"))
-	require.NoError(t, err)
-	_, err = agents.Recv()
-	assert.Equal(t, codes.Unimplemented, status.Code(err), "node agents have nothing to look for here")
-	assert.Zero(t, r.kube.reviews.Load(), "nobody makes the manager ask the API server about tokens here")
-
-	r.stop()
-	for err = nil; err == nil; {
-		_, err = session.Recv()
-	}
-	assert.Equal(t, codes.Unavailable, status.Code(err), "the manager says that it stops: %v", err)
+	return session
 }
 
 func TestOtherRequestsAreNotUpgraded(t *testing.T) {
 	r := start(t, newKube())
 	r.ready(t)
 	for _, protocol := range []string{"websocket", "", "h2c"} {
-		conn, res, err := r.upgrade(protocol)
+		conn, res, err := upgrade(r.connect, protocol)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusUpgradeRequired, res.StatusCode, protocol)
 		assert.Equal(t, tunnel.UpgradeProtocol, res.Header.Get("Upgrade"))
@@ -114,7 +154,7 @@ func TestOtherRequestsAreNotUpgraded(t *testing.T) {
 func TestWhoeverSpeaksNoTLSIsSentAway(t *testing.T) {
 	r := start(t, newKube())
 	r.ready(t)
-	conn, res, err := r.upgrade(tunnel.UpgradeProtocol)
+	conn, res, err := upgrade(r.connect, tunnel.UpgradeProtocol)
 	require.NoError(t, err)
 	defer conn.Close()
 	require.Equal(t, http.StatusSwitchingProtocols, res.StatusCode)

@@ -31,6 +31,9 @@ const (
 	caKey       = "ca.crt"
 	serverName  = "sidestep-manager"
 	grpcPort    = 8443
+	// connectName is the container port of the manager for upgraded requests; managers of the minor
+	// version before have none, and take them on httpPort.
+	connectName = "connect"
 	httpPort    = 8080
 )
 
@@ -66,7 +69,7 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 		return nil, err
 	}
 	var authority *x509.CertPool
-	var pod string
+	var pod managerPod
 	// Neither needs the other; over a long way each round trip counts.
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { authority, err = r.authority(gctx, cluster); return err })
@@ -83,17 +86,17 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	}
 	if r.Forward != nil {
 		again := r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
-			return r.Forward(ctx, c, r.Namespace, pod, grpcPort)
+			return r.Forward(ctx, c, r.Namespace, pod.name, grpcPort)
 		})
 		way = &Way{Again: again, By: "port-forward", Failed: func() {}}
 		way.Conn, err = again(ctx)
 	} else {
 		way, err = r.detour.either(ctx,
 			r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
-				return byUpgrade(ctx, c, r.Namespace, pod)
+				return byUpgrade(ctx, c, r.Namespace, pod.name, pod.connect)
 			}),
 			r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
-				return byForward(ctx, c, r.Namespace, pod, grpcPort)
+				return byForward(ctx, c, r.Namespace, pod.name, grpcPort)
 			}))
 	}
 	if err != nil {
@@ -156,26 +159,44 @@ func message(err error) string {
 	return text
 }
 
+// managerPod is a pod of the manager and its port for upgraded requests.
+type managerPod struct {
+	name    string
+	connect int
+}
+
+// connectPort returns the pod's port for upgraded requests.
+func connectPort(pod *corev1.Pod) int {
+	for _, c := range pod.Spec.Containers {
+		for _, p := range c.Ports {
+			if p.Name == connectName {
+				return int(p.ContainerPort)
+			}
+		}
+	}
+	return httpPort
+}
+
 // pod chooses one of the manager's pods that are ready.
-func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (string, error) {
+func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (managerPod, error) {
 	api, err := cluster.Client()
 	if err != nil {
-		return "", err
+		return managerPod{}, err
 	}
 	ctx, cancel := cluster.Call(ctx)
 	defer cancel()
 	var pods corev1.PodList
 	if err := api.List(ctx, &pods, client.InNamespace(r.Namespace), managerLabels); err != nil {
-		return "", cluster.Explain(err)
+		return managerPod{}, cluster.Explain(err)
 	}
-	var usable, running []string
+	var usable, running []managerPod
 	why := "it has no pod"
 	for _, pod := range pods.Items {
 		if ready, reason := ready(&pod); ready {
-			usable = append(usable, pod.Name)
+			usable = append(usable, managerPod{pod.Name, connectPort(&pod)})
 		} else {
 			if started(&pod) {
-				running = append(running, pod.Name)
+				running = append(running, managerPod{pod.Name, connectPort(&pod)})
 			}
 			why = fmt.Sprintf("pod %s is %s", pod.Name, reason)
 		}
@@ -186,7 +207,7 @@ func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (string, error) 
 		usable = running
 	}
 	if len(usable) == 0 {
-		return "", reason.New(codes.Unavailable, reason.ManagerNotReady,
+		return managerPod{}, reason.New(codes.Unavailable, reason.ManagerNotReady,
 			"the traffic manager in namespace %s is not ready: %s", r.Namespace, why)
 	}
 	return usable[rand.IntN(len(usable))], nil

@@ -33,8 +33,8 @@ func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port
 
 // byUpgrade connects by an upgraded request, which is quicker, and needs an API server that reaches
 // pods, the right to pods/proxy, and a manager that knows it.
-func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string) (net.Conn, error) {
-	conn, err := podconn.DialUpgrade(ctx, c.Config, namespace, pod, httpPort, tunnel.UpgradePath,
+func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
+	conn, err := podconn.DialUpgrade(ctx, c.Config, namespace, pod, port, tunnel.UpgradePath,
 		tunnel.UpgradeProtocol)
 	if err != nil {
 		return nil, err

@@ -166,3 +166,23 @@ func TestAWayOnWhichTheManagerIsNotHeardIsNotTakenAgain(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "quick", way.Conn.(*named).way, "the sure one is no better")
 }
+
+func TestThePortForUpgradedRequestsIsThatOfThePod(t *testing.T) {
+	older := corev1.Container{Ports: []corev1.ContainerPort{{Name: "grpc", ContainerPort: 8443},
+		{Name: "http", ContainerPort: 8080}}}
+	newer := corev1.Container{Ports: append([]corev1.ContainerPort{{Name: "connect", ContainerPort: 8444}},
+		older.Ports...)}
+	for name, c := range map[string]struct {
+		container corev1.Container
+		want      int
+	}{
+		"a manager with a port for it":          {newer, 8444},
+		"a manager of the minor version before": {older, 8080},
+		"a pod that declares no ports":          {corev1.Container{}, 8080},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "sidecar"}, c.container}}}
+			assert.Equal(t, c.want, connectPort(pod))
+		})
+	}
+}

@@ -24,6 +24,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/endpoint"
 )
 
 // Policy is the name of the ValidatingAdmissionPolicy, and of its binding, by which the API server
@@ -124,7 +125,7 @@ func (k *Keeper) guarded(ctx context.Context) error {
 
 // read reads the environment in the oldest ready pod where that can be done.
 func (k *Keeper) read(ctx context.Context, ic *v1alpha1.Intercept) (*clientpb.EnvironmentReply, error) {
-	pods := k.ready(ic)
+	pods := k.candidates(ic)
 	if len(pods) == 0 {
 		return nil, status.Errorf(codes.FailedPrecondition,
 			"no pod of %s %s is ready, and an environment is that of a running process",
@@ -144,24 +145,16 @@ func (k *Keeper) read(ctx context.Context, ic *v1alpha1.Intercept) (*clientpb.En
 	return nil, status.Error(codes.Unavailable, strings.Join(problems, "; "))
 }
 
-// ready lists the intercept's ready pods, the oldest first.
-func (k *Keeper) ready(ic *v1alpha1.Intercept) []*corev1.Pod {
+// candidates returns the pods that the intercept counts, the oldest ready one first.
+func (k *Keeper) candidates(ic *v1alpha1.Intercept) []*corev1.Pod {
 	var pods []*corev1.Pod
 	for _, st := range ic.Status.Pods {
-		if pod := k.Pod(ic.Namespace, st.Name); pod != nil && pod.DeletionTimestamp == nil && isReady(pod) {
+		if pod := k.Pod(ic.Namespace, st.Name); pod != nil && pod.DeletionTimestamp == nil {
 			pods = append(pods, pod)
 		}
 	}
-	slices.SortStableFunc(pods, func(a, b *corev1.Pod) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortStableFunc(pods, endpoint.Compare)
 	return pods
-}
-
-func isReady(pod *corev1.Pod) bool {
-	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
 }
 
 func (k *Keeper) readPod(ctx context.Context, ic *v1alpha1.Intercept,

@@ -64,26 +64,30 @@ imagePullSecrets:
 
 {{/*
 Finds the certificates of this installation, once per rendering: what several templates print must come from one
-generation. The result is .Values.tlsMaterial with ca, cert and key, each PEM and empty when the chart does not know it.
-A certificate that the cluster has is kept, so an upgrade restarts nothing and laptops keep their session.
+generation. The result is .Values.tlsMaterial: ca is what peers trust, in PEM, and data is what the Secret holds, in
+base64. Both are empty when the chart does not know them. What the cluster has is kept: since the installation, the
+manager has renewed it.
 */}}
 {{- define "sidestep.findTLS" -}}
 {{- if not (hasKey .Values "tlsMaterial") }}
-{{- $material := dict "ca" .Values.tls.caCertificate "cert" "" "key" "" }}
-{{- $secret := lookup "v1" "Secret" .Release.Namespace (include "sidestep.tlsSecretName" .) | default dict }}
+{{- $material := dict "ca" .Values.tls.caCertificate "data" dict }}
+{{- if not .Values.tls.existingSecret }}
+{{- $secret := lookup "v1" "Secret" .Release.Namespace "sidestep-manager-tls" | default dict }}
 {{- $data := $secret.data | default dict }}
-{{- if .Values.tls.existingSecret }}
-{{- $_ := set $material "cert" (index $data "tls.crt" | default "" | b64dec) }}
-{{- else if and (index $data "tls.crt") (index $data "tls.key") (index $data "ca.crt") }}
-{{- $_ := set $material "cert" (index $data "tls.crt" | b64dec) }}
-{{- $_ := set $material "key" (index $data "tls.key" | b64dec) }}
-{{- $_ := set $material "ca" (index $data "ca.crt" | b64dec) }}
-{{- else }}
+{{- if not (and (index $data "tls.crt") (index $data "tls.key") (index $data "ca.crt")) }}
 {{- $service := "sidestep-manager" }}
 {{- $names := list $service (printf "%s.%s" $service .Release.Namespace) (printf "%s.%s.svc" $service .Release.Namespace) }}
-{{- $ca := genCAWithKey "sidestep-ca" 3650 (genPrivateKey "ecdsa") }}
-{{- $server := genSignedCertWithKey $service nil $names 3650 $ca (genPrivateKey "ecdsa") }}
-{{- $material = dict "ca" $ca.Cert "cert" $server.Cert "key" $server.Key }}
+{{- $ca := genCAWithKey "sidestep-ca" 730 (genPrivateKey "ecdsa") }}
+{{- $server := genSignedCertWithKey $service nil $names 90 $ca (genPrivateKey "ecdsa") }}
+{{- $data = dict "ca.crt" (b64enc $ca.Cert) "ca.key" (b64enc $ca.Key) "tls.crt" (b64enc $server.Cert) "tls.key" (b64enc $server.Key) }}
+{{- end }}
+{{- $ca := index $data "ca.crt" | b64dec | trim }}
+{{- $config := lookup "v1" "ConfigMap" .Release.Namespace "sidestep-ca" | default dict }}
+{{- $trusted := index ($config.data | default dict) "ca.crt" | default "" | trim }}
+{{- if not (contains $ca $trusted) }}
+{{- $trusted = printf "%s\n%s" $ca $trusted | trim }}
+{{- end }}
+{{- $material = dict "ca" $trusted "data" $data }}
 {{- end }}
 {{- $_ := set .Values "tlsMaterial" $material }}
 {{- end }}
@@ -105,6 +109,22 @@ A certificate that the cluster has is kept, so an upgrade restarts nothing and l
   apiGroup: rbac.authorization.k8s.io
   {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The rule of a NetworkPolicy that lets in the API server, on behalf of laptops. */}}
+{{- define "sidestep.connectRule" -}}
+- ports:
+    - port: connect
+  {{- $policy := .Values.networkPolicy }}
+  {{- if or $policy.apiServerCIDRs $policy.metricsFrom }}
+  from:
+    {{- range $policy.apiServerCIDRs }}
+    - ipBlock:
+        cidr: {{ . | quote }}
+    {{- else }}
+    {{- toYaml $policy.metricsFrom | nindent 4 }}
+    {{- end }}
+  {{- end }}
 {{- end }}
 
 {{/* The rule of a NetworkPolicy that lets Prometheus in. */}}

@@ -20,6 +20,7 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/manager/carry/environments"
+	"sidestep.dev/sidestep/manager/carry/parking"
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
@@ -37,18 +38,13 @@ type Environments interface {
 	Serve(node string, agent environments.Stream) error
 }
 
-// ToPod keeps streams on which laptops' connections reach pods.
-type ToPod interface {
-	Serve(node string, agent tunnel.Stream) error
-}
-
 // Config is what the service needs.
 type Config struct {
 	Authenticator *Authenticator
 	Plan          *plan.Plan
 	Relay         Relay
 	Environments  Environments
-	ToPod         ToPod
+	Lot           *parking.Lot // of streams on which laptops' connections reach pods, by node
 	Log           *slog.Logger
 	Closing       <-chan struct{} // closed when the manager shuts down
 }
@@ -183,7 +179,11 @@ func (s *Service) AcceptToPod(stream grpc.BidiStreamingServer[tunnelpb.Frame, tu
 	if err != nil {
 		return err
 	}
-	return s.cfg.ToPod.Serve(node, stream)
+	parked, err := s.cfg.Lot.Park(node, stream)
+	if err != nil {
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
+	return parked.Wait(s.cfg.Closing)
 }
 
 // Tunnel carries one connection.

@@ -7,76 +7,54 @@ package laptops
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/manager/carry/parking"
+	"sidestep.dev/sidestep/manager/changes"
 )
 
-// Bounds of what one session, and all of them, can hold.
-const (
-	MaxSessions = 10_000
-	maxParked   = 64
-	maxWaiting  = 1024
-)
+// MaxSessions bounds how many laptops can be connected.
+const MaxSessions = 10_000
 
-// Why there is no stream to a laptop.
-var (
-	// ErrNoClient: no laptop is connected with this key.
-	ErrNoClient = errors.New("the laptop is not connected")
-	// ErrTimeout: the laptop is connected, and had no stream to spare in time.
-	ErrTimeout = errors.New("the laptop took no further connection in time")
+// limits bound the streams that laptops park. A laptop keeps far fewer parked in all but bursts.
+var limits = parking.Limits{PerPeer: 64, InAll: 100_000, Waiting: 1024}
 
-	errFull   = errors.New("too many sessions")
-	errParked = errors.New("enough streams are waiting")
-)
+var errFull = errors.New("too many sessions")
 
 // Registry holds the sessions, keyed by the SHA-256 of their keys. It is safe for concurrent use.
 type Registry struct {
-	changed func(keyHash string)
+	lot     *parking.Lot
+	changes *changes.Set[string]
 
 	mu       sync.Mutex
 	sessions map[string]*session
 	wiretaps map[string]string // key hashes of sessions by v1alpha1.WiretapKeyHash of them
 }
 
-// NewRegistry makes an empty registry. changed is called, without any lock, when a laptop has come
-// or gone.
-func NewRegistry(changed func(keyHash string)) *Registry {
-	return &Registry{changed: changed, sessions: map[string]*session{}, wiretaps: map[string]string{}}
+// NewRegistry returns an empty registry.
+func NewRegistry() *Registry {
+	return &Registry{lot: parking.NewLot(limits), changes: changes.NewSet[string](),
+		sessions: map[string]*session{}, wiretaps: map[string]string{}}
 }
+
+// Changes returns the key hashes of laptops that have come or gone.
+func (r *Registry) Changes() *changes.Set[string] { return r.changes }
 
 // session is one connected laptop.
 type session struct {
 	keyHash string
 	gone    chan struct{} // closed when the session has ended or been replaced
 	want    chan struct{} // has a value when unasked is not zero
+	unasked atomic.Int64  // streams that the laptop has not been asked to open yet
 	heard   atomic.Bool   // something has come on one of its streams
-
-	// under Registry.mu
-	parked  []*Parked
-	waiting []chan *Parked
-	unasked int // waiting ones for which the laptop has not been asked to open a stream
 }
 
-// Parked is a laptop's Accept stream.
-type Parked struct {
-	Stream tunnel.Stream
-
-	done    chan error    // gets a value from Release
-	dropped chan struct{} // closed if the session ends while the stream is not in use
-	session *session
-}
-
-// Release says that the stream is no longer in use. Without an error the laptop sees it end, with
-// one it sees a reset. It is called once by whoever took the stream.
-func (p *Parked) Release(err error) { p.done <- err }
-
-// begin enters a session, unless there are as many as limit. If there is one with the same key it
-// is the same laptop come back, and the new one takes its place.
+// begin enters a session, unless there are as many as limit. If there is one with the same key, it
+// is the same laptop come back, and the new session takes its place.
 func (r *Registry) begin(keyHash string, limit int) (*session, error) {
 	s := &session{keyHash: keyHash, gone: make(chan struct{}), want: make(chan struct{}, 1)}
 	r.mu.Lock()
@@ -88,71 +66,51 @@ func (r *Registry) begin(keyHash string, limit int) (*session, error) {
 	r.sessions[keyHash] = s
 	r.wiretaps[v1alpha1.WiretapKeyHash(keyHash)] = keyHash
 	if old != nil {
-		old.drop()
-		if s.waiting, old.waiting = old.waiting, nil; len(s.waiting) > 0 {
-			s.ask(len(s.waiting))
-		}
+		close(old.gone)
 	}
+	r.lot.Open(keyHash, s.ask)
 	r.mu.Unlock()
 	if old == nil {
-		r.changed(keyHash)
+		r.changes.Add(keyHash)
 	}
 	return s, nil
 }
 
-// end takes a session out, unless it has been replaced.
+// end removes a session, unless it has been replaced.
 func (r *Registry) end(s *session) {
 	r.mu.Lock()
 	present := r.sessions[s.keyHash] == s
 	if present {
 		delete(r.sessions, s.keyHash)
 		delete(r.wiretaps, v1alpha1.WiretapKeyHash(s.keyHash))
-		s.drop()
-		for _, w := range s.waiting {
-			close(w)
-		}
-		s.waiting = nil
+		close(s.gone)
+		r.lot.Close(s.keyHash)
 	}
 	r.mu.Unlock()
 	if present {
-		r.changed(s.keyHash)
+		r.changes.Add(s.keyHash)
 	}
 }
 
-// drop lets go of the streams that wait; those in use go on until their connections end.
-func (s *session) drop() {
-	close(s.gone)
-	for _, p := range s.parked {
-		close(p.dropped)
-	}
-	s.parked = nil
-}
-
-func (s *session) ask(n int) {
-	s.unasked += n
+func (s *session) ask(streams int) {
+	s.unasked.Add(int64(streams))
 	select {
 	case s.want <- struct{}{}:
 	default:
 	}
 }
 
-// wanted gives how many streams the laptop is to be asked for.
-func (r *Registry) wanted(s *session) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := s.unasked
-	s.unasked = 0
-	return n
-}
+// wanted returns how many streams the laptop is to be asked for.
+func (s *session) wanted() int { return int(s.unasked.Swap(0)) }
 
-// Connected says whether a laptop with this key is connected.
+// Connected reports whether a laptop with this key is connected.
 func (r *Registry) Connected(keyHash string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sessions[keyHash] != nil
 }
 
-// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or
+// Wiretapper returns the key hash of the connected session that has wiretaps with this hash, or
 // nothing.
 func (r *Registry) Wiretapper(hash string) (keyHash string) {
 	r.mu.Lock()
@@ -160,27 +118,29 @@ func (r *Registry) Wiretapper(hash string) (keyHash string) {
 	return r.wiretaps[hash]
 }
 
-// Len is the number of sessions.
+// Len returns the number of sessions.
 func (r *Registry) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.sessions)
 }
 
-// park gives a stream to the connection that waits longest, or keeps it for the next.
-func (r *Registry) park(keyHash string, stream tunnel.Stream) (*Parked, error) {
+// park parks a stream of the session with this key.
+func (r *Registry) park(keyHash string, stream tunnel.Stream) (*parking.Stream, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	s := r.sessions[keyHash]
+	r.mu.Unlock()
 	if s == nil {
-		return nil, ErrNoClient
+		return nil, parking.ErrAbsent
 	}
-	if len(s.waiting) == 0 && len(s.parked) >= maxParked {
-		return nil, errParked
-	}
-	p := &Parked{Stream: &heard{stream, s}, done: make(chan error, 1), dropped: make(chan struct{}), session: s}
-	s.place(p)
-	return p, nil
+	return r.lot.Park(keyHash, &heard{stream, s})
+}
+
+// Take returns a stream to the laptop with this key, for one connection. If none is parked, the
+// laptop is asked for one, and Take waits for it no longer than patience. The error is
+// parking.ErrAbsent where the laptop is not connected.
+func (r *Registry) Take(ctx context.Context, keyHash string, patience time.Duration) (*parking.Stream, error) {
+	return r.lot.Take(ctx, keyHash, patience)
 }
 
 // heard is a stream whose frames are signs of life: on a slow connection what a session says may be
@@ -196,89 +156,4 @@ func (h *heard) RecvMsg(m any) error {
 		h.session.heard.Store(true)
 	}
 	return err
-}
-
-func (s *session) place(p *Parked) {
-	if len(s.waiting) == 0 {
-		s.parked = append(s.parked, p)
-		return
-	}
-	s.waiting[0] <- p // has room for one
-	s.waiting = s.waiting[1:]
-}
-
-// unpark takes back a stream that its laptop has closed. It is false if the stream is in use.
-func (r *Registry) unpark(p *Parked) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	i := slices.Index(p.session.parked, p)
-	if i < 0 {
-		return false
-	}
-	p.session.parked = slices.Delete(p.session.parked, i, i+1)
-	return true
-}
-
-// Take gives a stream to the laptop with this key, for one connection. If none is parked, the
-// laptop is asked for one, and Take waits for it no longer than patience.
-func (r *Registry) Take(ctx context.Context, keyHash string, patience time.Duration) (*Parked, error) {
-	r.mu.Lock()
-	s := r.sessions[keyHash]
-	if s == nil {
-		r.mu.Unlock()
-		return nil, ErrNoClient
-	}
-	for len(s.parked) > 0 {
-		p := s.parked[0]
-		s.parked = s.parked[1:]
-		if p.Stream.Context().Err() == nil {
-			r.mu.Unlock()
-			return p, nil
-		}
-		close(p.dropped)
-	}
-	if len(s.waiting) >= maxWaiting {
-		r.mu.Unlock()
-		return nil, ErrTimeout
-	}
-	w := make(chan *Parked, 1)
-	s.waiting = append(s.waiting, w)
-	s.ask(1)
-	r.mu.Unlock()
-	return r.await(ctx, keyHash, w, patience)
-}
-
-func (r *Registry) await(ctx context.Context, keyHash string, w chan *Parked,
-	patience time.Duration) (*Parked, error) {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	err := ErrTimeout
-	select {
-	case p, ok := <-w:
-		if !ok {
-			return nil, ErrNoClient
-		}
-		return p, nil
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-timer.C:
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	// the session may be another one by now, which has taken over those that wait
-	if s := r.sessions[keyHash]; s != nil {
-		if i := slices.Index(s.waiting, w); i >= 0 {
-			s.waiting = slices.Delete(s.waiting, i, i+1)
-			return nil, err
-		}
-	}
-	select {
-	case p, ok := <-w:
-		if ok {
-			return p, nil
-		}
-		return nil, ErrNoClient
-	default:
-		return nil, err
-	}
 }

@@ -23,6 +23,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/manager/carry/parking"
 )
 
 // KeyMetadata is the metadata key under which a laptop shows its session key.
@@ -195,7 +196,7 @@ func (s *Service) hold(stream sessionStream, sess *session, received <-chan *cli
 			id++
 			answer = &clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Ping{Ping: &clientpb.Ping{Id: id}}}
 		case <-sess.want:
-			if n := s.cfg.Registry.wanted(sess); n > 0 {
+			if n := sess.wanted(); n > 0 {
 				answer = &clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_WantAccepts{WantAccepts: uint32(n)}}
 			}
 		case err := <-ended:
@@ -271,28 +272,10 @@ func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelp
 	}
 	parked, err := s.cfg.Registry.park(hash, stream)
 	switch {
-	case errors.Is(err, ErrNoClient):
+	case errors.Is(err, parking.ErrAbsent):
 		return errNoSession
 	case err != nil:
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
-	select {
-	case err := <-parked.done:
-		return err
-	case <-parked.dropped:
-		return status.Error(codes.Aborted, "the session has ended")
-	case <-stream.Context().Done():
-	case <-s.cfg.Closing:
-	}
-	if s.cfg.Registry.unpark(parked) {
-		return status.Error(codes.Unavailable, "the stream has not been needed")
-	}
-	// A connection has the stream; whoever relays it notices its end. Until then the stream must
-	// stay.
-	select {
-	case err := <-parked.done:
-		return err
-	case <-parked.dropped:
-		return status.Error(codes.Aborted, "the session has ended")
-	}
+	return parked.Wait(s.cfg.Closing)
 }

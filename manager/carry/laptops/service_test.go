@@ -22,6 +22,7 @@ import (
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/manager/carry/parking"
 )
 
 // serve runs the service with quick pings, and gives a client of it and the registry.
@@ -32,7 +33,7 @@ func serve(t *testing.T) (clientpb.ClientsClient, *Registry) {
 // serveWith serves laptops that may be silent for so long.
 func serveWith(t *testing.T, timeout time.Duration) (clientpb.ClientsClient, *Registry) {
 	t.Helper()
-	registry := NewRegistry(func(string) {})
+	registry := NewRegistry()
 	server := grpc.NewServer(tunnel.ServerOptions()...)
 	clientpb.RegisterClientsServer(server, NewService(Config{
 		Registry: registry, Log: slog.New(slog.DiscardHandler), Grace: time.Minute,
@@ -108,7 +109,7 @@ func TestALaptopWhoseAnswersAreBehindItsDataIsNotSilent(t *testing.T) {
 	go func() {
 		for {
 			var f tunnel.Frame
-			err := parked.Stream.RecvMsg(&f)
+			err := parked.RecvMsg(&f)
 			received <- err
 			if err != nil {
 				return
@@ -178,7 +179,7 @@ func TestSessionsThatDoNotBeginRight(t *testing.T) {
 
 func TestParkedStreamsAreBoundedAndEndWithTheirSession(t *testing.T) {
 	c, registry := serve(t)
-	ctx, hash := withKey(t, 1)
+	ctx, _ := withKey(t, 1)
 	s := begin(t, c, ctx)
 	go func() {
 		for {
@@ -191,12 +192,8 @@ func TestParkedStreamsAreBoundedAndEndWithTheirSession(t *testing.T) {
 			}
 		}
 	}()
-	ends := make(chan error, maxParked+1)
-	parked := func() int {
-		registry.mu.Lock()
-		defer registry.mu.Unlock()
-		return len(registry.sessions[hash].parked)
-	}
+	ends := make(chan error, limits.PerPeer+1)
+	parked := registry.lot.Parked
 	open := func() context.CancelFunc {
 		ctx, cancel := context.WithCancel(ctx)
 		a, err := c.Accept(ctx)
@@ -208,17 +205,17 @@ func TestParkedStreamsAreBoundedAndEndWithTheirSession(t *testing.T) {
 		return cancel
 	}
 	var cancel context.CancelFunc
-	for range maxParked {
+	for range limits.PerPeer {
 		cancel = open()
 	}
-	require.Eventually(t, func() bool { return parked() == maxParked }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return parked() == limits.PerPeer }, 5*time.Second, 5*time.Millisecond)
 	open()
 	assert.Equal(t, codes.ResourceExhausted, status.Code(<-ends))
 	cancel()
 	assert.Equal(t, codes.Canceled, status.Code(<-ends))
-	require.Eventually(t, func() bool { return parked() == maxParked-1 }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return parked() == limits.PerPeer-1 }, 5*time.Second, 5*time.Millisecond)
 	require.NoError(t, s.CloseSend())
-	for range maxParked - 1 {
+	for range limits.PerPeer - 1 {
 		assert.Equal(t, codes.Aborted, status.Code(<-ends))
 	}
 }
@@ -232,10 +229,10 @@ type idle struct {
 func (i idle) Context() context.Context { return i.ctx }
 
 func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
-	r := NewRegistry(func(string) {})
+	r := NewRegistry()
 	old, err := r.begin("k", MaxSessions)
 	require.NoError(t, err)
-	taken := make(chan *Parked)
+	taken := make(chan *parking.Stream)
 	go func() {
 		p, err := r.Take(t.Context(), "k", time.Minute)
 		assert.NoError(t, err)
@@ -246,7 +243,7 @@ func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
 	require.NoError(t, err)
 	<-old.gone
 	<-next.want
-	assert.Equal(t, 1, r.wanted(next), "the new session is asked for what the old one owed")
+	assert.Equal(t, 1, next.wanted(), "the new session is asked for what the old one owed")
 	p, err := r.park("k", idle{ctx: t.Context()})
 	require.NoError(t, err)
 	assert.Same(t, p, <-taken)
@@ -257,19 +254,17 @@ func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
 }
 
 func TestTakingAStream(t *testing.T) {
-	r := NewRegistry(func(string) {})
+	r := NewRegistry()
 	_, err := r.Take(t.Context(), "k", time.Minute)
-	require.ErrorIs(t, err, ErrNoClient)
+	require.ErrorIs(t, err, parking.ErrAbsent)
 	s, err := r.begin("k", MaxSessions)
 	require.NoError(t, err)
 	_, err = r.Take(t.Context(), "k", time.Millisecond)
-	require.ErrorIs(t, err, ErrTimeout)
+	require.ErrorIs(t, err, parking.ErrTimeout)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = r.Take(gone, "k", time.Minute)
 	require.ErrorIs(t, err, context.Canceled)
-	assert.Empty(t, s.waiting, "nobody waits any more")
-
 	dead, err := r.park("k", idle{ctx: gone})
 	require.NoError(t, err)
 	live, err := r.park("k", idle{ctx: t.Context()})
@@ -277,7 +272,7 @@ func TestTakingAStream(t *testing.T) {
 	p, err := r.Take(t.Context(), "k", time.Minute)
 	require.NoError(t, err)
 	assert.Same(t, live, p, "a stream whose laptop has left is passed over")
-	<-dead.dropped
+	assert.Equal(t, codes.Unavailable, status.Code(dead.Wait(nil)))
 
 	result := make(chan error)
 	go func() {
@@ -286,11 +281,11 @@ func TestTakingAStream(t *testing.T) {
 	}()
 	<-s.want
 	r.end(s)
-	assert.ErrorIs(t, <-result, ErrNoClient, "the laptop leaves while a connection waits for it")
+	assert.ErrorIs(t, <-result, parking.ErrAbsent, "the laptop leaves while a connection waits for it")
 }
 
 func TestOneServiceLeavesSessionsToTheOther(t *testing.T) {
-	r := NewRegistry(func(string) {})
+	r := NewRegistry()
 	first, err := r.begin("a", 1)
 	require.NoError(t, err)
 	_, err = r.begin("b", 1)

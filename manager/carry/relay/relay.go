@@ -16,7 +16,8 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
-	"sidestep.dev/sidestep/manager/carry/laptops"
+	"sidestep.dev/sidestep/manager/carry/parking"
+	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 // patience is how long a connection waits for a laptop that is connected and has no stream parked.
@@ -25,13 +26,13 @@ const patience = 1500 * time.Millisecond
 
 // Plan says whose an intercept's traffic is.
 type Plan interface {
-	// KeyHash is false for intercepts that have no business on the node, or are not accepted.
-	KeyHash(node, interceptUID string) (string, bool)
+	// Owner is false for intercepts that have no business on the node, or are not accepted.
+	Owner(node, interceptUID, pod string) (plan.Owner, bool)
 }
 
 // Sessions gives streams to laptops.
 type Sessions interface {
-	Take(ctx context.Context, keyHash string, patience time.Duration) (*laptops.Parked, error)
+	Take(ctx context.Context, keyHash string, patience time.Duration) (*parking.Stream, error)
 }
 
 // Relay is safe for concurrent use.
@@ -83,11 +84,11 @@ func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	}
 	r.open.Inc()
 	defer r.open.Dec()
-	if err := tunnel.SendOpen(parked.Stream, open); err != nil {
+	if err := tunnel.SendOpen(parked, open); err != nil {
 		parked.Release(status.Error(codes.Aborted, "the stream broke"))
 		return tunnel.SendOpened(agent, tunnelpb.Opened_NO_CLIENT, "the connection to the laptop broke")
 	}
-	err = tunnel.Relay(&counted{agent, r.toLap}, &counted{parked.Stream, r.toPod})
+	err = tunnel.Relay(&counted{agent, r.toLap}, &counted{parked, r.toPod})
 	if err != nil {
 		r.log.Debug("tunnel ended early", "node", node, "pod", open.Pod, "intercept",
 			open.InterceptNamespace+"/"+open.InterceptName, "reason", err)
@@ -105,20 +106,25 @@ func outcome(r tunnelpb.Opened_Result) string {
 }
 
 // find gives the laptop's stream for a connection, or what to tell the node agent.
-func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*laptops.Parked,
+func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*parking.Stream,
 	tunnelpb.Opened_Result, string) {
-	keyHash, ok := r.plan.KeyHash(node, open.InterceptUid)
+	owner, ok := r.plan.Owner(node, open.InterceptUid, open.Pod)
 	if !ok {
 		return nil, tunnelpb.Opened_UNKNOWN,
 			fmt.Sprintf("the manager knows of no intercept %s/%s on node %s", open.InterceptNamespace,
 				open.InterceptName, node)
 	}
-	parked, err := r.sessions.Take(ctx, keyHash, patience)
+	// The laptop is told what the plan says, not what a node agent writes.
+	open.InterceptNamespace, open.InterceptName, open.Pod = owner.Namespace, owner.Name, owner.Pod
+	open.PodUid, open.ToPort = "", 0
+	parked, err := r.sessions.Take(ctx, owner.KeyHash, patience)
 	switch {
 	case err == nil:
 		return parked, tunnelpb.Opened_OK, ""
-	case errors.Is(err, laptops.ErrNoClient):
-		return nil, tunnelpb.Opened_NO_CLIENT, err.Error()
+	case errors.Is(err, parking.ErrAbsent):
+		return nil, tunnelpb.Opened_NO_CLIENT, "the laptop is not connected"
+	case errors.Is(err, parking.ErrTimeout):
+		return nil, tunnelpb.Opened_TIMEOUT, "the laptop took no further connection in time"
 	}
 	return nil, tunnelpb.Opened_TIMEOUT, err.Error()
 }

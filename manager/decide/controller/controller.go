@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/changes"
 	"sidestep.dev/sidestep/manager/decide/claims"
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
@@ -41,6 +42,8 @@ const (
 
 // Sessions tells which laptops are connected.
 type Sessions interface {
+	// Changes returns the key hashes of laptops that have come or gone.
+	Changes() *changes.Set[string]
 	Connected(keyHash string) bool
 	// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or
 	// nothing.
@@ -140,6 +143,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.resolved.Store(true)
 	c.cfg.Plan.Open()
 	c.cfg.Log.Info("ready", "intercepts", len(c.entries))
+	wg.Go(func() { c.follow(ctx) })
 	stop := context.AfterFunc(ctx, c.queue.ShutDown)
 	defer stop()
 	for {

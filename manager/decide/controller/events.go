@@ -3,6 +3,7 @@
 package controller
 
 import (
+	"context"
 	"maps"
 	"slices"
 
@@ -14,6 +15,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/manager/decide/resolve"
+	"sidestep.dev/sidestep/manager/endpoint"
 )
 
 // listen makes every change that could matter to an intercept bring that intercept into the queue.
@@ -83,6 +85,7 @@ type podFacts struct {
 	phase       corev1.PodPhase
 	node        string
 	ready       bool
+	gates       string
 	terminating bool
 	owner       types.UID
 }
@@ -92,9 +95,7 @@ func factsOf(p *corev1.Pod) podFacts {
 	if ref := metav1.GetControllerOfNoCopy(p); ref != nil {
 		f.owner = ref.UID
 	}
-	f.ready = slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
+	f.ready, f.gates = endpoint.Ready(p), endpoint.Gates(p)
 	return f
 }
 
@@ -173,15 +174,27 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 	}
 }
 
-// AgentsChanged is told by the plan that node agents have something new to say about intercepts.
-func (c *Controller) AgentsChanged(uids []types.UID) {
-	for _, uid := range uids {
-		c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byUID, string(uid))...)
+// follow brings in the intercepts about which node agents have something new to say, and those of
+// laptops that have come or gone.
+func (c *Controller) follow(ctx context.Context) {
+	agents, sessions := c.cfg.Plan.Changes(), c.cfg.Sessions.Changes()
+	for {
+		select {
+		case <-agents.Wake():
+			for _, uid := range agents.Take() {
+				c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byUID, string(uid))...)
+			}
+		case <-sessions.Wake():
+			for _, keyHash := range sessions.Take() {
+				c.sessionChanged(keyHash)
+			}
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
-// SessionChanged is told by the session registry that a laptop has come or gone.
-func (c *Controller) SessionChanged(keyHash string) {
+func (c *Controller) sessionChanged(keyHash string) {
 	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byKeyHash, keyHash)...)
 	c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byKeyHash, v1alpha1.WiretapKeyHash(keyHash))...)
 }

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/changes"
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
@@ -31,6 +32,7 @@ const (
 
 type everybody struct{}
 
+func (everybody) Changes() *changes.Set[string] { return changes.NewSet[string]() }
 func (everybody) Connected(string) bool         { return true }
 func (everybody) Wiretapper(hash string) string { return hash }
 
@@ -39,8 +41,7 @@ func large(tb testing.TB, workloads int) (*Controller, []*plan.Stream) {
 	tb.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(tb, v1alpha1.AddToScheme(scheme))
-	var c *Controller
-	shares := plan.New(func(uids []types.UID) { c.AgentsChanged(uids) })
+	shares := plan.New()
 	c, err := New(Config{
 		Client: fake.NewClientBuilder().WithScheme(scheme).Build(), Plan: shares, Sessions: everybody{},
 		Log:   slog.New(slog.DiscardHandler),
@@ -152,7 +153,7 @@ func TestAnEventCostsNoMoreThanWhatItConcerns(t *testing.T) {
 
 	c.podChanged(changed, changed.DeepCopy())
 	assert.Zero(t, c.settle(), "a change of nothing that matters")
-	c.SessionChanged("3")
+	c.sessionChanged("3")
 	assert.Equal(t, workloads, c.settle(), "the intercepts of that laptop")
 
 	svc := c.informers.Services("ns-0")[0]

@@ -11,6 +11,7 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/manager/decide/claims"
 	"sidestep.dev/sidestep/manager/decide/resolve"
+	"sidestep.dev/sidestep/manager/endpoint"
 )
 
 // findings are what a status is made from.
@@ -25,12 +26,13 @@ type findings struct {
 
 // coverage sums up the pods.
 type coverage struct {
-	pods            []v1alpha1.PodStatus
-	ready, steering int
-	failed          string // why the first pod that failed did
-	idle            string // why steering leads to nothing in the first pod where it does
-	waiting         string // what the first pod that has not been heard of waits for
-	waitingPods     int
+	pods              []v1alpha1.PodStatus
+	counted, steering int
+	gates             string // why the first pod that waits for its readiness gates is not ready
+	failed            string // why the first pod that failed did
+	idle              string // why steering leads to nothing in the first pod where it does
+	waiting           string // what the first pod that has not been heard of waits for
+	waitingPods       int
 }
 
 func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
@@ -54,7 +56,7 @@ func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
 			res.Container
 		if f.verdict.Accepted {
 			cov = c.cover(e, res)
-			st.Pods, st.Coverage = cov.pods, fmt.Sprintf("%d/%d", cov.steering, cov.ready)
+			st.Pods, st.Coverage = cov.pods, fmt.Sprintf("%d/%d", cov.steering, cov.counted)
 		}
 	}
 	st.State, st.Message = c.state(e, f, cov)
@@ -71,7 +73,7 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 	for _, p := range res.Pods {
 		pod := v1alpha1.PodStatus{Name: p.Name, Node: p.Spec.NodeName, Port: p.Port, Message: p.Problem}
 		if p.Port == 0 {
-			if p.Ready {
+			if p.Counts {
 				cov.pods = append(cov.pods, pod)
 			}
 			continue
@@ -87,15 +89,18 @@ func (c *Controller) cover(e *entry, res *resolve.Resolution) coverage {
 		default:
 			pod.Message = s.Message
 		}
+		if gates := endpoint.Gates(p.Pod); gates != "" && !p.Counts && cov.gates == "" {
+			cov.gates = fmt.Sprintf("pod %s: %s", p.Name, gates)
+		}
 		failed := s.Reported && !s.Steering && s.Failed
-		if !p.Ready {
+		if !p.Counts {
 			if failed && p.DeletionTimestamp == nil {
 				cov.pods = append(cov.pods, pod)
 			}
 			continue
 		}
 		cov.pods = append(cov.pods, pod)
-		cov.ready++
+		cov.counted++
 		switch {
 		case s.Steering:
 			cov.steering++
@@ -129,11 +134,15 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 		}
 		return v1alpha1.StateDisconnected,
 			fmt.Sprintf("the laptop of %s is not connected; %s", ic.Spec.Client.Holder, meanwhile)
-	case cov.ready == 0:
+	case cov.counted == 0:
+		message := fmt.Sprintf("no pod of %s is ready", workload)
 		if ic.Spec.Workload.Kind == "Pod" {
-			return v1alpha1.StateNoPods, workload + " is not ready"
+			message = workload + " is not ready"
 		}
-		return v1alpha1.StateNoPods, fmt.Sprintf("no pod of %s is ready", workload)
+		if cov.gates != "" {
+			message += ": " + cov.gates
+		}
+		return v1alpha1.StateNoPods, message
 	case cov.failed != "":
 		return v1alpha1.StateFailed, cov.failed
 	case cov.waitingPods > 1:

@@ -3,14 +3,13 @@
 package controller
 
 import (
-	"slices"
-
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"sidestep.dev/sidestep/internal/rollout"
+	"sidestep.dev/sidestep/manager/endpoint"
 )
 
 // strip leaves of an object what the manager reads, so that a large cluster's pods fit into a small
@@ -22,14 +21,9 @@ func strip(obj any) (any, error) {
 		stripMeta(&o.ObjectMeta)
 		stripPodSpec(&o.Spec)
 		st := &o.Status
-		ready := slices.DeleteFunc(st.Conditions,
-			func(c corev1.PodCondition) bool { return c.Type != corev1.PodReady })
-		for i := range ready {
-			ready[i] = corev1.PodCondition{Type: ready[i].Type, Status: ready[i].Status}
-		}
 		o.Status = corev1.PodStatus{
 			Phase: st.Phase, PodIP: st.PodIP, PodIPs: st.PodIPs, HostIP: st.HostIP, HostIPs: st.HostIPs,
-			Conditions: ready,
+			Conditions: endpoint.KeepReady(st.Conditions),
 		}
 	case *appsv1.Deployment:
 		stripMeta(&o.ObjectMeta)

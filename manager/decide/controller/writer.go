@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/backoff"
 )
 
 const (
@@ -58,12 +59,16 @@ type writer struct {
 
 // want is what an intercept is to be.
 type want struct {
-	base     *v1alpha1.Intercept // the newest that is known of the object
-	status   v1alpha1.InterceptStatus
-	seen     bool   // this manager has found it active itself
-	recheck  bool   // another has written the status
-	remove   string // why it is to be deleted
-	failures int
+	base    *v1alpha1.Intercept // the newest that is known of the object
+	status  v1alpha1.InterceptStatus
+	seen    bool            // this manager has found it active itself
+	recheck bool            // another has written the status
+	remove  string          // why it is to be deleted
+	pause   backoff.Backoff // after failures
+}
+
+func newWant(base *v1alpha1.Intercept) *want {
+	return &want{base: base, pause: backoff.Backoff{First: retryFirst, Most: retryLast}}
 }
 
 func newWriter(c client.Client, log *slog.Logger,
@@ -87,7 +92,7 @@ func (w *writer) set(ic *v1alpha1.Intercept, st v1alpha1.InterceptStatus) {
 	defer w.mu.Unlock()
 	d := w.wants[ic.UID]
 	if d == nil {
-		d = &want{base: ic}
+		d = newWant(ic)
 		w.wants[ic.UID] = d
 	}
 	d.remove = ""
@@ -136,7 +141,7 @@ func (w *writer) remove(ic *v1alpha1.Intercept, why string) {
 	defer w.mu.Unlock()
 	d := w.wants[ic.UID]
 	if d == nil {
-		d = &want{base: ic}
+		d = newWant(ic)
 		w.wants[ic.UID] = d
 	}
 	d.remove = why
@@ -216,11 +221,10 @@ func (w *writer) work(ctx context.Context, uid types.UID) {
 	}
 	d.base = base
 	if err == nil {
-		d.failures = 0
+		d.pause.Reset()
 		return
 	}
-	w.queue.AddAfter(uid, min(retryFirst<<min(d.failures, 10), retryLast))
-	d.failures++
+	w.queue.AddAfter(uid, d.pause.Next())
 }
 
 // write writes the status if it differs, and returns the object as it then is.

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/manager/changes"
 )
 
 // Placement is an intercept's claim on one port of one pod.
@@ -70,7 +71,7 @@ type share struct {
 
 // Plan is safe for concurrent use.
 type Plan struct {
-	changed func(intercepts []types.UID)
+	changes *changes.Set[types.UID]
 	open    chan struct{}
 	once    sync.Once
 
@@ -81,15 +82,17 @@ type Plan struct {
 	refused    map[string]string // why the agent of a node may not attach, by node
 }
 
-// New makes an empty plan. changed is called, without any lock, when a node agent's word about
-// intercepts may have changed.
-func New(changed func(intercepts []types.UID)) *Plan {
+// New returns an empty plan.
+func New() *Plan {
 	return &Plan{
-		changed: changed, open: make(chan struct{}), nodes: map[string]*node{},
+		changes: changes.NewSet[types.UID](), open: make(chan struct{}), nodes: map[string]*node{},
 		intercepts: map[types.UID]map[spot]*Placement{},
 		refused:    map[string]string{},
 	}
 }
+
+// Changes returns the intercepts about which a node agent's word may have changed.
+func (p *Plan) Changes() *changes.Set[types.UID] { return p.changes }
 
 // Open lets node agents have their assignments. Before, the plan may be incomplete, and an
 // assignment that lacks a pod makes its node agent let go of it.
@@ -171,16 +174,35 @@ func (p *Plan) tidy(name string, n *node) {
 	}
 }
 
-// KeyHash gives the hash of the session key that may have the intercept's traffic from the node;
-// false if the intercept has no business there.
-func (p *Plan) KeyHash(nodeName, interceptUID string) (string, bool) {
+// Owner is to whom an intercept's traffic from a node goes, and what the intercept is called.
+type Owner struct {
+	KeyHash         string // of the session key
+	Namespace, Name string // of the Intercept
+	Pod             string // the pod that was asked about, if the intercept has it on the node
+}
+
+// Owner returns the owner of an intercept's traffic from a pod on a node; false if the intercept has
+// no business on the node. What a node agent says beyond that is not believed.
+func (p *Plan) Owner(nodeName, interceptUID, pod string) (Owner, bool) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if n := p.nodes[nodeName]; n != nil {
-		its, ok := n.intercepts[interceptUID]
-		return its.keyHash, ok
+	n := p.nodes[nodeName]
+	if n == nil {
+		return Owner{}, false
 	}
-	return "", false
+	its, ok := n.intercepts[interceptUID]
+	if !ok {
+		return Owner{}, false
+	}
+	o := Owner{KeyHash: its.keyHash}
+	for at, placement := range p.intercepts[types.UID(interceptUID)] {
+		o.Namespace, o.Name = placement.Rule.GetInterceptNamespace(), placement.Rule.GetInterceptName()
+		if at.node == nodeName && placement.Pod.GetName() == pod {
+			o.Pod = pod
+			break
+		}
+	}
+	return o, true
 }
 
 // Spots gives where an intercept is in force, a pod once, and the hash of the session key that it

@@ -3,7 +3,6 @@
 package plan_test
 
 import (
-	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -14,17 +13,6 @@ import (
 )
 
 // changes collects what the plan tells its owner.
-type changes struct{ uids []types.UID }
-
-func (c *changes) add(uids []types.UID) { c.uids = append(c.uids, uids...) }
-
-func (c *changes) take() []types.UID {
-	uids := c.uids
-	c.uids = nil
-	slices.Sort(uids)
-	return uids
-}
-
 func on(node, pod string, port uint32, intercept string, connected bool) plan.Placement {
 	return plan.Placement{
 		Node: node, Port: port, Pod: &agentpb.Pod{Uid: pod, Name: pod, Ips: []string{"10.0.0.1"}},
@@ -48,7 +36,7 @@ func woken(s *plan.Stream) bool {
 }
 
 func TestAssignmentIsTheWholeNode(t *testing.T) {
-	p := plan.New(func([]types.UID) {})
+	p := plan.New()
 	p.Set("b", "hash-b", []plan.Placement{on("n1", "p1", 80, "b", true), on("n1", "p2", 80, "b", true),
 		on("n2", "p3", 80, "b", true)})
 	p.Set("a", "hash-a", []plan.Placement{on("n1", "p1", 80, "a", false), on("n1", "p1", 81, "a", false)})
@@ -74,7 +62,7 @@ func TestAssignmentIsTheWholeNode(t *testing.T) {
 }
 
 func TestOnlyNodesWithAChangeAreWoken(t *testing.T) {
-	p := plan.New(func([]types.UID) {})
+	p := plan.New()
 	one, two := p.Attach("n1", plan.Birth{}), p.Attach("n2", plan.Birth{})
 	assert.True(t, woken(one) && woken(two))
 	both := []plan.Placement{on("n1", "p1", 80, "a", true), on("n2", "p2", 80, "a", true)}
@@ -92,49 +80,47 @@ func TestOnlyNodesWithAChangeAreWoken(t *testing.T) {
 }
 
 func TestSteeringIsBelievedOnlyOfTheRuleAsItIs(t *testing.T) {
-	var told changes
-	p := plan.New(told.add)
+	p := plan.New()
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", true)})
 	assert.Equal(t, plan.Steering{}, p.Steering("a", "n1", "p1", 80), "no agent")
 
 	s := p.Attach("n1", plan.Birth{})
-	assert.Equal(t, []types.UID{"a"}, told.take())
+	assert.Equal(t, []types.UID{"a"}, p.Changes().Take())
 	assert.Equal(t, plan.Steering{Attached: true}, p.Steering("a", "n1", "p1", 80))
 	s.Report(says(0, "p1", "a", true))
-	assert.Empty(t, told.take(), "it cannot know yet")
+	assert.Empty(t, p.Changes().Take(), "it cannot know yet")
 	assert.Equal(t, plan.Steering{Attached: true}, p.Steering("a", "n1", "p1", 80))
 
 	s.Report(says(s.Next().Revision, "p1", "a", true))
-	assert.Equal(t, []types.UID{"a"}, told.take())
+	assert.Equal(t, []types.UID{"a"}, p.Changes().Take())
 	assert.Equal(t, plan.Steering{Attached: true, Reported: true, Steering: true},
 		p.Steering("a", "n1", "p1", 80))
 	s.Report(says(1, "p1", "a", true))
-	assert.Empty(t, told.take(), "nothing new")
+	assert.Empty(t, p.Changes().Take(), "nothing new")
 
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", false)})
 	assert.False(t, p.Steering("a", "n1", "p1", 80).Steering, "the rule has changed")
 	s.Report(says(1, "p1", "a", true))
 	assert.False(t, p.Steering("a", "n1", "p1", 80).Steering, "a report about the rule as it was")
 	s.Report(says(s.Next().Revision, "p1", "a", true))
-	assert.Equal(t, []types.UID{"a"}, told.take())
+	assert.Equal(t, []types.UID{"a"}, p.Changes().Take())
 	assert.True(t, p.Steering("a", "n1", "p1", 80).Steering)
 
 	s.Report(&agentpb.Report{Revision: 2})
-	assert.Equal(t, []types.UID{"a"}, told.take())
+	assert.Equal(t, []types.UID{"a"}, p.Changes().Take())
 	assert.Equal(t, plan.Steering{Attached: true}, p.Steering("a", "n1", "p1", 80), "it no longer speaks of it")
 }
 
 func TestReportsAreForgottenWithTheirStream(t *testing.T) {
-	var told changes
-	p := plan.New(told.add)
+	p := plan.New()
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", true)})
 	first := p.Attach("n1", plan.Birth{})
 	first.Report(says(first.Next().Revision, "p1", "a", true))
-	told.take()
+	p.Changes().Take()
 
 	second := p.Attach("n1", plan.Birth{})
 	assert.Equal(t, 1, p.Attached())
-	assert.Equal(t, []types.UID{"a"}, told.take())
+	assert.Equal(t, []types.UID{"a"}, p.Changes().Take())
 	select {
 	case <-first.Replaced():
 	default:
@@ -143,18 +129,18 @@ func TestReportsAreForgottenWithTheirStream(t *testing.T) {
 	assert.False(t, p.Steering("a", "n1", "p1", 80).Steering)
 	first.Report(says(1, "p1", "a", true))
 	p.Detach(first)
-	assert.Empty(t, told.take(), "the first stream has no say any more")
+	assert.Empty(t, p.Changes().Take(), "the first stream has no say any more")
 	assert.Empty(t, first.Next().Pods)
 	assert.True(t, p.Steering("a", "n1", "p1", 80).Attached)
 
 	p.Detach(second)
-	assert.Equal(t, []types.UID{"a"}, told.take())
+	assert.Equal(t, []types.UID{"a"}, p.Changes().Take())
 	assert.Equal(t, plan.Steering{}, p.Steering("a", "n1", "p1", 80))
 	assert.Zero(t, p.Attached())
 }
 
 func TestTheYoungestAgentHasTheNode(t *testing.T) {
-	p := plan.New(func([]types.UID) {})
+	p := plan.New()
 	old := p.Attach("n1", plan.Birth{Boot: "b", Epoch: 1})
 	again := p.Attach("n1", plan.Birth{Boot: "b", Epoch: 1})
 	<-old.Replaced()
@@ -174,19 +160,22 @@ func TestTheYoungestAgentHasTheNode(t *testing.T) {
 }
 
 func TestWhoseTrafficItIs(t *testing.T) {
-	p := plan.New(func([]types.UID) {})
+	p := plan.New()
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", true), on("n1", "p2", 80, "a", true)})
-	hash, ok := p.KeyHash("n1", "a")
+	owner, ok := p.Owner("n1", "a", "p2")
 	assert.True(t, ok)
-	assert.Equal(t, "hash", hash)
-	_, ok = p.KeyHash("n2", "a")
+	assert.Equal(t, plan.Owner{KeyHash: "hash", Name: "a", Pod: "p2"}, owner)
+	owner, ok = p.Owner("n1", "a", "p3")
+	assert.True(t, ok)
+	assert.Empty(t, owner.Pod, "another pod, or none")
+	_, ok = p.Owner("n2", "a", "")
 	assert.False(t, ok, "none of its pods is there")
-	_, ok = p.KeyHash("n1", "b")
+	_, ok = p.Owner("n1", "b", "")
 	assert.False(t, ok)
 	p.Set("a", "hash", []plan.Placement{on("n1", "p1", 80, "a", true)})
-	_, ok = p.KeyHash("n1", "a")
+	_, ok = p.Owner("n1", "a", "")
 	assert.True(t, ok, "one pod is left")
 	p.Set("a", "", nil)
-	_, ok = p.KeyHash("n1", "a")
+	_, ok = p.Owner("n1", "a", "")
 	assert.False(t, ok)
 }

@@ -77,7 +77,7 @@ func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
 	}
 	affected := n.uids()
 	p.mu.Unlock()
-	p.notify(affected)
+	p.changes.Add(affected...)
 	return s
 }
 
@@ -94,7 +94,7 @@ func (p *Plan) Refuse(nodeName, why string) bool {
 		affected = n.uids()
 	}
 	p.mu.Unlock()
-	p.notify(affected)
+	p.changes.Add(affected...)
 	return true
 }
 
@@ -118,7 +118,7 @@ func (p *Plan) Detach(s *Stream) {
 	affected := n.uids()
 	p.tidy(s.node, n)
 	p.mu.Unlock()
-	p.notify(affected)
+	p.changes.Add(affected...)
 }
 
 func (n *node) uids() []types.UID {
@@ -127,12 +127,6 @@ func (n *node) uids() []types.UID {
 		uids = append(uids, types.UID(uid))
 	}
 	return uids
-}
-
-func (p *Plan) notify(uids []types.UID) {
-	if len(uids) > 0 {
-		p.changed(uids)
-	}
 }
 
 func (s *Stream) poke() {
@@ -241,7 +235,7 @@ func (s *Stream) Report(r *agentpb.Report) {
 		}
 	}
 	p.mu.Unlock()
-	p.notify(slices.Collect(maps.Keys(differ)))
+	p.changes.Add(slices.Collect(maps.Keys(differ))...)
 }
 
 // Steering is what is known about one placement.

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
-	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/manager/decide/plan"
@@ -19,7 +18,7 @@ func TestTrafficOfASessionsInterceptsIsSummedUp(t *testing.T) {
 			RetransmittedSegments: 4, RttSamples: n, RttSumUs: 100 * n,
 		}}
 	}
-	p := plan.New(func([]types.UID) {})
+	p := plan.New()
 	p.Set("mine", "me", []plan.Placement{on("n1", "p1", 80, "mine", true), on("n2", "p2", 80, "mine", true)})
 	p.Set("uncounted", "me", []plan.Placement{on("n1", "p1", 80, "uncounted", true)})
 	p.Set("yours", "you", []plan.Placement{on("n1", "p1", 80, "yours", true)})

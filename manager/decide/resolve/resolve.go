@@ -14,6 +14,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/rollout"
+	"sidestep.dev/sidestep/manager/endpoint"
 )
 
 // Cluster is what resolving reads. Objects that are not there are nil; what is returned is not to
@@ -78,9 +79,9 @@ type Pod struct {
 	// Port is the container port in this pod; 0 if it has no such port, and then the service does
 	// not lead to it either.
 	Port int32
-	// Ready pods are those that must steer before the intercept counts as active. A pod that is
-	// terminating is not ready, and is steered as long as connections may still reach it.
-	Ready bool
+	// Counts: new connections may be sent to the pod, so it must steer before the intercept counts
+	// as active. Other pods are steered too, so that they are when they come to count.
+	Counts bool
 	// Problem is why the pod has no port.
 	Problem string
 }
@@ -99,24 +100,36 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 		Owners: w.owners, TemplatePort: p.template, Service: p.service, Port: p.display,
 		Protocol: v1alpha1.Protocol(p.protocol), ServicePort: p.number, Container: p.container,
 	}
+	services := publishing(c.Services(ic.Namespace))
+	terminating := map[types.UID]bool{} // pods that serve while they terminate
+	served := false
 	for _, pod := range w.pods {
-		if placed, ok := place(pod, p); ok {
-			res.Pods = append(res.Pods, placed)
+		st := endpoint.Of(pod, selecting(services, pod))
+		placed, ok := place(pod, p, st)
+		if !ok {
+			continue
+		}
+		res.Pods = append(res.Pods, placed)
+		served = served || placed.Counts
+		terminating[pod.UID] = st.Serving && st.Terminating
+	}
+	if !served {
+		// New connections go to pods that terminate where there are no others.
+		for i := range res.Pods {
+			res.Pods[i].Counts = terminating[res.Pods[i].UID]
 		}
 	}
 	return res, nil
 }
 
-// place says whether the pod is to be steered at all. Pods that are not ready yet are: so they are
-// steered at the moment they become ready.
-func place(pod *corev1.Pod, p *port) (Pod, bool) {
-	ready := isReady(pod)
-	terminating := pod.DeletionTimestamp != nil
+// place reports whether the pod is to be steered at all. Pods that do not serve yet are: so they are
+// steered at the moment they do.
+func place(pod *corev1.Pod, p *port, st endpoint.State) (Pod, bool) {
 	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-	if ended || pod.Spec.NodeName == "" || len(Addresses(pod)) == 0 || terminating && !ready {
+	if ended || pod.Spec.NodeName == "" || len(Addresses(pod)) == 0 || st.Terminating && !st.Serving {
 		return Pod{}, false
 	}
-	placed := Pod{Pod: pod, Ready: ready && !terminating}
+	placed := Pod{Pod: pod, Counts: st.Serving && !st.Terminating}
 	if placed.Port = p.in(&pod.Spec); placed.Port == 0 {
 		placed.Problem = fmt.Sprintf(
 			"the pod has no %s container port named %s, so the service does not lead to it", p.protocol,
@@ -125,13 +138,27 @@ func place(pod *corev1.Pod, p *port) (Pod, bool) {
 	return placed, true
 }
 
-func isReady(pod *corev1.Pod) bool {
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
+// publishing returns the services that publish pods which are not ready. There are few.
+func publishing(services []*corev1.Service) []*corev1.Service {
+	var all []*corev1.Service
+	for _, s := range services {
+		if s.Spec.PublishNotReadyAddresses {
+			all = append(all, s)
 		}
 	}
-	return false
+	return all
+}
+
+// selecting returns the services that lead to a pod. A pod that any of them publishes while it is
+// not ready can receive traffic, whichever the intercept names.
+func selecting(services []*corev1.Service, pod *corev1.Pod) []*corev1.Service {
+	var all []*corev1.Service
+	for _, s := range services {
+		if Selects(s, pod.Labels) {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // Addresses are the pod's IP addresses, of both families where it has them.

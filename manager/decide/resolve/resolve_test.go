@@ -284,7 +284,7 @@ func TestPortIsFound(t *testing.T) {
 				res.Container})
 			require.Len(t, res.Pods, 1)
 			assert.Equal(t, c.want.target, res.Pods[0].Port)
-			assert.True(t, res.Pods[0].Ready)
+			assert.True(t, res.Pods[0].Counts)
 		})
 	}
 }
@@ -493,8 +493,8 @@ func TestWhichPodsAreSteered(t *testing.T) {
 			[]func(*corev1.Pod){notReady}, true, false},
 		{"a pod whose init containers run is steered",
 			[]func(*corev1.Pod){notReady, phase(corev1.PodPending)}, true, false},
-		{"a terminating pod is steered while it serves, and does not count",
-			[]func(*corev1.Pod){terminating}, true, false},
+		{"a terminating pod is steered while it serves, and counts while no other pod does",
+			[]func(*corev1.Pod){terminating}, true, true},
 		{"a terminating pod that no longer serves is let go",
 			[]func(*corev1.Pod){terminating, notReady}, false, false},
 		{"a pod that has ended is let go", []func(*corev1.Pod){phase(corev1.PodSucceeded)}, false, false},
@@ -510,10 +510,46 @@ func TestWhichPodsAreSteered(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, c.steered, len(res.Pods) == 1)
 			if c.steered {
-				assert.Equal(t, c.ready, res.Pods[0].Ready)
+				assert.Equal(t, c.ready, res.Pods[0].Counts)
 			}
 		})
 	}
+}
+
+func TestPodsCountAsEndpointSlicesHaveThem(t *testing.T) {
+	notReady := func(p *corev1.Pod) { p.Status.Conditions = nil }
+	terminating := func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} }
+	counting := func(cl *cluster) (names []string) {
+		res, err := resolve.Intercept(cl, intercept())
+		require.NoError(t, err)
+		for _, p := range res.Pods {
+			if p.Counts {
+				names = append(names, p.Name)
+			}
+		}
+		return names
+	}
+	of := func(name string, change ...func(*corev1.Pod)) *corev1.Pod {
+		p := pod(name, "ReplicaSet", "orders-1", template(app).Spec, change...)
+		p.Labels = template(app).Labels
+		return p
+	}
+	cl := orders(template(app), service("orders", http))
+	cl.pods = []*corev1.Pod{of("leaving", terminating), of("new"), of("starting", notReady)}
+	assert.Equal(t, []string{"new"}, counting(cl))
+	cl.pods = []*corev1.Pod{of("leaving", terminating), of("starting", notReady)}
+	assert.Equal(t, []string{"leaving"}, counting(cl), "nobody else takes new connections")
+
+	peers := service("peers", http)
+	peers.Spec.PublishNotReadyAddresses = true
+	cl.services = append(cl.services, peers)
+	ic := intercept()
+	ic.Spec.Service = "orders"
+	res, err := resolve.Intercept(cl, ic)
+	require.NoError(t, err)
+	require.Len(t, res.Pods, 2)
+	assert.True(t, res.Pods[1].Counts, "a service that the intercept does not name leads to it")
+	assert.False(t, res.Pods[0].Counts, "another pod serves")
 }
 
 func TestNamedPortMayDifferFromPodToPodDuringARollout(t *testing.T) {

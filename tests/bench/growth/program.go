@@ -49,7 +49,8 @@ func (w *world) start(ctx context.Context, path string) (*program, error) {
 	p := &program{grpc: addresses[0], http: addresses[1]}
 	p.cmd = exec.CommandContext(ctx, path, "--kubeconfig", w.kubeconfig, "--tls-dir", w.dir,
 		"--namespace", installation,
-		"--grpc-address", p.grpc, "--http-address", p.http)
+		"--grpc-address", p.grpc, "--http-address", p.http,
+		"--connect-address", "127.0.0.1:0")
 	p.cmd.Env = append(os.Environ(), "GOMEMLIMIT=512MiB")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(os.Interrupt) }

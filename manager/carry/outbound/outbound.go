@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package outbound carries connections from laptops to ports of the pods that they intercept. A node
+// agent cannot be dialled, so it parks streams, and each connection takes one.
 package outbound
 
 import (
@@ -20,6 +22,8 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/manager/carry/parking"
+	"sidestep.dev/sidestep/manager/endpoint"
 )
 
 const (
@@ -31,6 +35,13 @@ const (
 	// maxConnections bounds what one laptop has open at a time.
 	maxConnections = 512
 )
+
+var errNoAgent = errors.New("its node agent is not connected, or older than the traffic manager")
+
+// NewLot returns a lot for the streams of node agents, which park far fewer than it admits.
+func NewLot() *parking.Lot {
+	return parking.NewUninvitedLot(parking.Limits{PerPeer: 64, InAll: 20_000, Waiting: 1024})
+}
 
 // Place is a pod where an intercept is in force.
 type Place struct {
@@ -48,8 +59,9 @@ type Plan interface {
 
 // Config is what a Relay needs.
 type Config struct {
-	Plan   Plan
-	Agents *Agents
+	Plan Plan
+	// Lot has the streams that node agents have parked, by node.
+	Lot *parking.Lot
 	// Pod gives a pod as it was lately, or nil.
 	Pod     func(namespace, name string) *corev1.Pod
 	Log     *slog.Logger
@@ -106,7 +118,7 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	if err != nil {
 		err = status.Error(codes.Aborted, err.Error())
 	}
-	agent.release(err)
+	agent.Release(err)
 	return err
 }
 
@@ -146,15 +158,18 @@ func (r *Relay) places(keyHash string, open *tunnelpb.Open) (all []Place, why st
 }
 
 // reach gives the stream of the first node agent that answers, when the laptop has its answer.
-func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place) (*parked, Place, error) {
+func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place) (*parking.Stream, Place, error) {
 	var problem error
 	for _, place := range places {
-		agent, err := r.cfg.Agents.take(laptop.Context(), place.Node, patience)
+		agent, err := r.cfg.Lot.Take(laptop.Context(), place.Node, patience)
+		if errors.Is(err, parking.ErrTimeout) {
+			err = errNoAgent
+		}
 		if err == nil {
 			if err = introduce(laptop, agent, open, place); err == nil {
 				return agent, place, nil
 			}
-			agent.release(status.Error(codes.Aborted, err.Error()))
+			agent.Release(status.Error(codes.Aborted, err.Error()))
 		}
 		problem = errors.Join(problem,
 			fmt.Errorf("pod %s on node %s: %w", place.Pod.GetName(), place.Node, err))
@@ -167,9 +182,9 @@ func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place)
 
 // introduce sends OPEN to a node agent and its answer to the laptop. An agent that has gone
 // meanwhile has taken nothing: what the laptop has sent already is still to be read.
-func introduce(laptop tunnel.Stream, agent *parked, open *tunnelpb.Open, place Place) error {
+func introduce(laptop tunnel.Stream, agent *parking.Stream, open *tunnelpb.Open, place Place) error {
 	stop := context.AfterFunc(laptop.Context(),
-		func() { agent.release(status.Error(codes.Aborted, "the laptop has gone")) })
+		func() { agent.Release(status.Error(codes.Aborted, "the laptop has gone")) })
 	defer stop()
 	err := tunnel.SendOpen(agent, &tunnelpb.Open{
 		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(),
@@ -188,35 +203,17 @@ func introduce(laptop tunnel.Stream, agent *parked, open *tunnelpb.Open, place P
 	return laptop.SendMsg(&answer)
 }
 
-// rank puts ready pods first, and of these the oldest, so that connections go to the same pod for
-// as long as it is there.
+// rank puts ready pods first, and of these the oldest.
 func (r *Relay) rank(places []Place) {
-	type standing struct {
-		unready int
-		born    int64
-	}
-	of := map[string]standing{}
+	of := map[string]*corev1.Pod{}
 	for _, p := range places {
-		s := standing{unready: 1}
 		if pod := r.cfg.Pod(p.Pod.GetNamespace(), p.Pod.GetName()); pod != nil &&
 			string(pod.UID) == p.Pod.GetUid() {
-			s.born = pod.CreationTimestamp.UnixNano()
-			if isReady(pod) {
-				s.unready = 0
-			}
+			of[p.Pod.GetUid()] = pod
 		}
-		of[p.Pod.GetUid()] = s
 	}
 	slices.SortStableFunc(places, func(a, b Place) int {
-		x, y := of[a.Pod.GetUid()], of[b.Pod.GetUid()]
-		return cmp.Or(cmp.Compare(x.unready, y.unready), cmp.Compare(x.born, y.born),
+		return cmp.Or(endpoint.Compare(of[a.Pod.GetUid()], of[b.Pod.GetUid()]),
 			cmp.Compare(a.Pod.GetName(), b.Pod.GetName()))
 	})
-}
-
-func isReady(pod *corev1.Pod) bool {
-	return pod.DeletionTimestamp == nil &&
-		slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-		})
 }
