@@ -50,13 +50,16 @@ users:
 		{"workloads of a namespace", apart, []string{"intercept", "-n", "tools", ""},
 			"orders-in-tools\nstock-in-tools\n:4\n"},
 		{"nothing when the cluster is away", func(w *world) { w.cluster.err = errors.New("away") },
-			[]string{"intercept", ""}, ":4\n"},
+			[]string{"intercept", ""}, "_activeHelp_ away\n:4\n"},
+		{"why there is nothing to intercept", func(w *world) { w.connected(true) }, []string{"intercept", ""},
+			"_activeHelp_ nothing in namespace default can be intercepted: name another with --namespace\n:4\n"},
 		{"workloads to be wiretapped", connected, []string{"wiretap", "o"}, "orders\n:4\n"},
 		{"flags of a wiretap", apart, []string{"wiretap", "x", "--mechanism", ""}, "tcp\nhttp\n:4\n"},
 		{"a workload for --workload", connected, []string{"intercept", "x", "--workload", "o"}, "orders\n:4\n"},
 		{"intercepts", connected, []string{"leave", ""}, "echo\norders-shop\n:4\n"},
 		{"intercepts by their other verb", connected, []string{"detach", "o"}, "orders-shop\n:4\n"},
-		{"no intercepts without a daemon", apart, []string{"leave", ""}, ":4\n"},
+		{"no intercepts without a daemon", apart, []string{"leave", ""},
+			"_activeHelp_ nothing is intercepted: there is no session\n:4\n"},
 		{"headers", apart, []string{"intercept", "x", "--http-header", ""}, "auto\nall\n:4\n"},
 		{"mechanisms", apart, []string{"intercept", "x", "--mechanism", ""}, "tcp\nhttp\n:4\n"},
 		{"formats", apart, []string{"list", "--output", ""}, "default\njson\nyaml\njson-stream\n:4\n"},
@@ -85,4 +88,11 @@ users:
 			assert.Zero(t, w.launches)
 		})
 	}
+}
+
+func TestCompletionShowsNoBackquotes(t *testing.T) {
+	w := newWorld(t)
+	assert.Zero(t, w.do("__complete", "intercept", "orders", "--"))
+	assert.Contains(t, w.stdout.String(), "--port\tLocal port, as LOCAL[:ID]")
+	assert.NotContains(t, w.stdout.String(), "`")
 }

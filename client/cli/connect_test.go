@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -18,7 +19,7 @@ func TestConnectAndQuit(t *testing.T) {
 	w := newWorld(t)
 	text := ""
 	for _, args := range [][]string{
-		{"quit"}, {"connect", "-n", "shop"}, {"connect"}, {"connect", "--quiet"},
+		{"quit"}, {"connect", "-n", "shop"}, {"connect"}, {"connect", "-n", "nope"}, {"connect", "--quiet"},
 		{"connect", "--output", "json"}, {"quit"}, {"quit"}, {"quit", "-s"}, {"quit", "-s"},
 		{"connect", "now"}, {"quit", "now"},
 	} {
@@ -65,10 +66,10 @@ func TestQuitResumesAndEndsASessionThatADeadDaemonLeft(t *testing.T) {
 
 func TestTheDaemonRunsInTheForeground(t *testing.T) {
 	w := newWorld(t)
-	assert.Equal(t, exitError, w.do(foregroundCommand))
+	assert.Equal(t, exitError, w.do(env.ForegroundCommand))
 	assert.Contains(t, w.stderr.String(), "the daemon ran")
-	w.foreground = func(context.Context) error { return nil }
-	assert.Zero(t, w.do(foregroundCommand))
+	w.Foreground = func(context.Context) error { return nil }
+	assert.Zero(t, w.do(env.ForegroundCommand))
 }
 
 func TestCommandsThatDoNotExist(t *testing.T) {

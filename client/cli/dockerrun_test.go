@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/env"
 )
 
 func TestDockerRun(t *testing.T) {
@@ -50,7 +51,8 @@ func TestDockerRun(t *testing.T) {
 	t.Run("without either nothing is intercepted", func(t *testing.T) {
 		w := withOrders(t)
 		assert.Equal(t, exitError, run(w, "-p", "9000:8080", "--", "orders:dev"))
-		assert.Equal(t, "sidestep intercept: error: --docker-run: neither docker nor podman is on the PATH — install one, or run the container by yourself and intercept with --port\n", w.stderr.String())
+		assert.Equal(t, "sidestep intercept: error: --docker-run: neither docker nor podman is on the PATH — "+
+			"install one, or run the container by yourself and intercept with --port\n", w.stderr.String())
 		assert.Empty(t, w.daemon.requests)
 	})
 }
@@ -63,15 +65,15 @@ func TestAnImageIsBuiltAndRun(t *testing.T) {
 	builder := func(t *testing.T, code int) *world {
 		w := withOrders(t)
 		w.tools = []string{"docker"}
-		run := w.run
-		w.run = func(ctx context.Context, p program) (int, error) {
-			if p.args[1] != "build" {
+		run := w.Run
+		w.Run = func(ctx context.Context, p env.Program) (int, error) {
+			if p.Args[1] != "build" {
 				return run(ctx, p)
 			}
-			assert.True(t, p.aside, "the standard output is for something else")
+			assert.True(t, p.Aside, "the standard output is for something else")
 			assert.Empty(t, w.daemon.requests, "before anything is intercepted")
-			require.NoError(t, os.WriteFile(p.args[3], []byte("sha256:1\n"), 0o600))
-			w.programs = append(w.programs, append([]string{"build"}, p.args[4:]...))
+			require.NoError(t, os.WriteFile(p.Args[3], []byte("sha256:1\n"), 0o600))
+			w.programs = append(w.programs, append([]string{"build"}, p.Args[4:]...))
 			return code, nil
 		}
 		return w
@@ -99,7 +101,8 @@ func TestAnImageIsBuiltAndRun(t *testing.T) {
 	t.Run("a build that fails is all that happens", func(t *testing.T) {
 		w := builder(t, 3)
 		assert.Equal(t, exitError, w.do("intercept", "orders", "-p", "9000:8080", "--docker-build", "."))
-		assert.Equal(t, "sidestep intercept: error: build the image from .: docker build ended with exit code 3 — nothing is intercepted\n", w.stderr.String())
+		assert.Equal(t, "sidestep intercept: error: build the image from .: docker build ended with exit code 3 "+
+			"— nothing is intercepted\n", w.stderr.String())
 		assert.Len(t, w.programs, 1)
 		assert.Empty(t, w.daemon.requests)
 	})
@@ -133,8 +136,8 @@ func TestTheCommandKnowsItsIntercept(t *testing.T) {
 // awaitsHold makes programs end only once the daemon has been asked to hold something n times: on a
 // slow machine the command runs them sooner.
 func (w *world) awaitsHold(n int) {
-	run := w.run
-	w.run = func(ctx context.Context, p program) (int, error) {
+	run := w.Run
+	w.Run = func(ctx context.Context, p env.Program) (int, error) {
 		assert.Eventually(w.t, func() bool { return len(w.heldNow()) >= n }, time.Minute, time.Millisecond)
 		return run(ctx, p)
 	}
@@ -180,7 +183,7 @@ func TestTheDaemonIsToldThatACommandWasKilled(t *testing.T) {
 	_ = cmd.Wait()
 }
 
-// holds tells whether Hold was called and broken off that often.
+// holds reports whether Hold was called and broken off that often.
 func (w *world) holds(called, broken int) bool {
 	w.daemon.mu.Lock()
 	defer w.daemon.mu.Unlock()
@@ -213,14 +216,15 @@ esac
 	require.Eventually(t, func() bool { return calls() != "" }, 20*time.Second, 10*time.Millisecond)
 	close(w.daemon.gone)
 	assert.Equal(t, 137, exitOf(t, cmd))
-	assert.Equal(t, "run --rm --name intercept-orders-9000 -p 127.0.0.1:9000:80 -e TELEPRESENCE_INTERCEPT_ID="+testSession+":orders orders:dev\n"+
+	assert.Equal(t, "run --rm --name intercept-orders-9000 -p 127.0.0.1:9000:80 -e "+
+		"TELEPRESENCE_INTERCEPT_ID="+testSession+":orders orders:dev\n"+
 		"stop intercept-orders-9000\n", calls())
 }
 
 func TestACommandOutlivesTheDaemon(t *testing.T) {
 	w := withOrders(t)
 	w.hasSaved = true
-	w.run = func(context.Context, program) (int, error) {
+	w.Run = func(context.Context, env.Program) (int, error) {
 		require.Eventually(t, func() bool { return w.holds(1, 0) }, 10*time.Second, 5*time.Millisecond)
 		w.serving.Stop() // as if it had been killed
 		require.Eventually(t, func() bool { return w.holds(2, 1) }, 10*time.Second, 5*time.Millisecond,

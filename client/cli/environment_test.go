@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -60,7 +61,8 @@ func TestTheEnvironmentOfTheContainerIsWritten(t *testing.T) {
 		"TELEPRESENCE_INTERCEPT_ID": "`+testSession+`:orders", "TMPDIR": "/scratch", "my.key": "a b"}`, read(t, object))
 	says := strings.ReplaceAll(w.stderr.String(), dir, "")
 	assert.Contains(t, says, "warning: not in /link, because the syntax wants UTF-8: BYTES\n")
-	assert.Contains(t, says, "warning: not in /link, because the syntax does not allow values of several lines: KEY\n")
+	assert.Contains(t, says, "warning: not in /link, because the syntax does not allow values of several "+
+		"lines: KEY\n")
 	assert.Contains(t, says, "warning: not in /orders.json, because the syntax wants UTF-8: BYTES\n")
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
@@ -111,17 +113,19 @@ func TestWithoutItsEnvironmentThereIsNoIntercept(t *testing.T) {
 		w := withOrders(t)
 		w.daemon.intercept = func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo,
 			error) {
-			return nil, reason.New(codes.PermissionDenied, reason.Forbidden,
-				"ann may not get intercepts/environment.sidestep.dev in namespace shop — ask")
+			return nil, reason.New(codes.PermissionDenied, reason.Forbidden, "ann may not get intercepts/environment.sidestep.dev in namespace shop").
+				Advise("ask")
 		}
 		file := filepath.Join(dir, "kept")
 		require.NoError(t, os.WriteFile(file, []byte("as it was"), 0o600))
 		assert.Equal(t, exitError, w.do("intercept", "orders", "-p", "9000", "--env-file", file))
-		assert.Equal(t, "sidestep intercept: error: ann may not get intercepts/environment.sidestep.dev in namespace shop — ask\n", w.stderr.String())
+		assert.Equal(t, "sidestep intercept: error: ann may not get intercepts/environment.sidestep.dev in "+
+			"namespace shop — ask\n", w.stderr.String())
 		assert.Equal(t, "as it was", read(t, file))
 	})
 	t.Run("the disk is full", func(t *testing.T) {
-		const full = "sidestep intercept: error: write the environment to /dev/full: write /dev/full: no space left on device"
+		const full = "sidestep intercept: error: write the environment to /dev/full: write /dev/full: no space " +
+			"left on device"
 		w := newWorld(t).connected(true)
 		w.daemon.environment = imported()
 		w.daemon.intercept = func(_ context.Context,
@@ -149,6 +153,7 @@ func TestFlagsOfTheEnvironmentThatCannotBeMeant(t *testing.T) {
 		{"--env-file", "x", "--env-syntax", "fish"}, {"--env-syntax", "sh"}, {"--env-file", ""},
 		{"--env-file", "x", "--env-json", "x"},
 		{"--env-file", "-", "--output", "json"},
+		{"--env-keep", "LD_PRELOAD=/x"},
 	} {
 		w := withOrders(t)
 		all.WriteString(w.transcript(append([]string{"intercept", "orders", "-p", "9000"}, args...)...) + "\n")
@@ -172,18 +177,48 @@ func TestTheCommandHasTheEnvironmentOfTheContainer(t *testing.T) {
 		request[*daemonpb.InterceptRequest](t, w).GetEnvironment(), "nobody needs it")
 }
 
+// Whoever has the container writes its environment, and runs nothing on the laptop by it.
+func TestVariablesThatCouldRunCodeAreLeftOut(t *testing.T) {
+	hostile := []string{"BASH_ENV=/x", "BASH_FUNC_make%%=() { id; }", "DOCKER_HOST=tcp://other", "HTTPS_PROXY=http://other",
+		"JAVA_TOOL_OPTIONS=-javaagent:/x", "A\x1b[2J=x"}
+	w := withOrders(t)
+	w.daemon.environment = imported(hostile...)
+	w.daemon.environment.Declared = []string{"BASH_ENV", "DB", "HTTPS_PROXY", "PATH"}
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "--", "./orders"))
+	ours := []string{"DB=postgres://u:$p@h", "JAVA_VERSION=21", "TELEPRESENCE_CONTAINER=app", strings.TrimSpace(interceptID)}
+	assert.Equal(t, ours, w.programVars)
+	assert.Contains(t, w.stderr.String(), "warning: left out of the container's environment, because programs "+
+		"could load code or "+
+		`take their settings from it: A\x1b[2J, BASH_ENV, BASH_FUNC_make%%, DOCKER_HOST, HTTPS_PROXY, JAVA_TOOL_OPTIONS, PATH; `+
+		"keep one with --env-keep NAME\n")
+
+	file := filepath.Join(t.TempDir(), "env")
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "--env-file", file))
+	assert.Equal(t, strings.Join(ours, "\n")+"\n", read(t, file))
+
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000", "--env-keep", "JAVA_TOOL_OPTIONS,PATH", "--env-keep", "HOME",
+		"--", "./orders"))
+	assert.Equal(t, append([]string{"DB=postgres://u:$p@h", "HOME=/root", "JAVA_TOOL_OPTIONS=-javaagent:/x",
+		"JAVA_VERSION=21", "PATH=/app/bin"}, ours[2:]...), w.programVars)
+	assert.NotContains(t, w.stderr.String(), "JAVA_TOOL")
+
+	w.tools = []string{"docker"}
+	require.Zero(t, w.do("intercept", "orders", "-p", "9000:8080", "--env-keep", "DOCKER_HOST", "--docker-run", "--", "orders:dev"))
+	assert.Empty(t, w.programVars, "docker's own environment is its user's, whatever is kept")
+}
+
 func TestAContainerHasTheEnvironmentOfTheContainer(t *testing.T) {
 	w := withOrders(t)
 	w.tools = []string{"docker"}
 	w.daemon.environment = imported("KEY=a\nb", "BYTES=\xff", "my.key=x")
 	var file, text string
-	w.run = func(_ context.Context, p program) (int, error) {
-		w.programs, w.programVars = append(w.programs, p.args), p.vars
-		for i, arg := range p.args {
+	w.Run = func(_ context.Context, p env.Program) (int, error) {
+		w.programs, w.programVars = append(w.programs, p.Args), p.Vars
+		for i, arg := range p.Args {
 			if arg == "--env-file" {
-				file = p.args[i+1]
+				file = p.Args[i+1]
 				text = read(t, file)
-				p.args[i+1] = "FILE"
+				p.Args[i+1] = "FILE"
 			}
 		}
 		return 0, nil
@@ -192,12 +227,13 @@ func TestAContainerHasTheEnvironmentOfTheContainer(t *testing.T) {
 		"DB=mine", "orders:dev"), w.stderr.String())
 	assert.Equal(t, []string{
 		"/usr/bin/docker", "run", "--rm", "--name", "intercept-orders-9000", "-p",
-		"127.0.0.1:9000:8080", "--env-file", "FILE", "-e", "KEY",
+		"127.0.0.1:9000:8080", "--env-file", "FILE",
 		"-e", strings.TrimSpace(interceptID), "-e", "TELEPRESENCE_CONTAINER=app", "-e", "DB=mine", "orders:dev",
 	}, w.programs[0])
 	assert.Equal(t, "DB=postgres://u:$p@h\nJAVA_VERSION=21\nTMPDIR=/scratch\nmy.key=x\n", text)
-	assert.Equal(t, []string{"KEY=a\nb"}, w.programVars,
-		"what the file cannot hold is in the environment of docker, and on no command line")
+	assert.Empty(t, w.programVars, "nothing of it is in the environment of docker")
+	assert.Contains(t, w.stderr.String(),
+		"warning: not in the container's environment, because the syntax does not allow values of several lines: KEY\n")
 	assert.Contains(t, w.stderr.String(),
 		"warning: not in the container's environment, because the syntax wants UTF-8: BYTES\n")
 	assert.NoFileExists(t, file)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"sidestep.dev/sidestep/client/cli/env"
 )
 
 // Columns of the help: of a text that goes to no terminal, and the fewest in which it can be read.
@@ -19,8 +21,8 @@ const (
 )
 
 // helpColumns is how wide the help may be, and whether it must be made to fit.
-func (e *env) helpColumns() (width int, narrow bool) {
-	columns, terminal := e.isTerminal(e.stdout)
+func helpColumns(e *env.Env) (width int, narrow bool) {
+	columns, terminal := e.IsTerminal(e.Stdout)
 	if !terminal || columns <= 0 || columns >= helpWidth {
 		return helpWidth, false
 	}
@@ -29,10 +31,10 @@ func (e *env) helpColumns() (width int, narrow bool) {
 
 // help prints the help of cmd. cobra's template would print all inherited flags in one heap, and
 // kubectl's would bury ours; they are listed by the root and by connect.
-func (e *env) help(cmd *cobra.Command, _ []string) {
+func help(e *env.Env, cmd *cobra.Command) {
 	cmd.InitDefaultHelpFlag()
 	out := cmd.OutOrStdout()
-	width, narrow := e.helpColumns()
+	width, narrow := helpColumns(e)
 	long := cmd.Long
 	if long == "" {
 		long = cmd.Short + "."
@@ -87,7 +89,7 @@ func helpCommands(out io.Writer, cmd *cobra.Command, columns int) {
 }
 
 func helpFlags(out io.Writer, cmd *cobra.Command, columns int) {
-	kubeNames := newKubeFlags()
+	kubeNames := env.NewKubeFlags()
 	own, global, kube := newSection(cmd), newSection(cmd), newSection(cmd)
 	sort := func(f *pflag.Flag, otherwise *pflag.FlagSet) {
 		if kubeNames.Lookup(f.Name) != nil {
@@ -109,7 +111,8 @@ func helpFlags(out io.Writer, cmd *cobra.Command, columns int) {
 	if !cmd.HasParent() || cmd.Name() == "connect" {
 		helpSection(out, "Kubernetes flags", kube, columns)
 	} else if !cmd.HasAvailableSubCommands() {
-		more := fmt.Sprintf("kubectl's flags, such as --context and --kubeconfig, say which cluster is meant: see '%s --help'.", cmd.Root().Name())
+		more := fmt.Sprintf("kubectl's flags, such as --context and --kubeconfig, say which cluster is meant: "+
+			"see '%s --help'.", cmd.Root().Name())
 		fmt.Fprintf(out, "\n%s\n", fill(more, columns, ""))
 	}
 }

@@ -32,7 +32,7 @@ func TestHelpFitsTheTerminal(t *testing.T) {
 		"helm install", "uninstall", "gather-logs", "completion"} {
 		for _, columns := range []int{40, 60, 80, 100, 200} {
 			w := newWorld(t)
-			w.isTerminal = func(any) (int, bool) { return columns, true }
+			w.IsTerminal = func(any) (int, bool) { return columns, true }
 			require.Zero(t, w.do(append(strings.Fields(command), "--help")...))
 			for line := range strings.Lines(w.stdout.String()) {
 				line = strings.TrimRight(line, "\n")
@@ -61,7 +61,7 @@ func TestTheNameOfTheProgramIsTheOneItWasCalledBy(t *testing.T) {
 	assert.Equal(t, "sidestep", programName(nil))
 
 	w := newWorld(t)
-	w.name = "telepresence"
+	w.Name = "telepresence"
 	golden(t, "help telepresence", w.transcript("--help"))
 	assert.Equal(t, exitUsage, w.do("intercept"))
 	assert.Contains(t, w.stderr.String(), "telepresence intercept: error: ")

@@ -9,6 +9,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/client/cli/env"
 )
 
 func TestHelmCommands(t *testing.T) {
@@ -76,8 +78,8 @@ func TestUninstallEverything(t *testing.T) {
 	text := w.transcript("uninstall", "--everything")
 	assert.Equal(t, []string{"remove everything"}, w.cluster.calls)
 	assert.Equal(t, 1, w.cleaned)
-	_, _, err := w.dial(t.Context())
-	assert.True(t, notRunning(err), "the daemon has ended")
+	_, _, err := w.Dial(t.Context())
+	assert.True(t, env.NotRunning(err), "the daemon has ended")
 	text += "\n" + w.transcript("uninstall", "-e")
 	assert.Equal(t, 2, w.cleaned, "and without a daemon too")
 	for _, args := range [][]string{

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/env"
+	"sidestep.dev/sidestep/client/cli/output"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -158,7 +160,9 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "--http-header", "x-user=(ann|bob"},
 		{"orders", "--http-header", "x-user: a[b-"},
 		{"orders", "--http-header", "x-user=*"},
+		{"orders", "--http-header", "x-user=a$b"},
 		{"orders", "--http-path-regex", "/api/(?=x)"},
+		{"orders", "--http-path-regex", "api/.*"},
 		{"orders", "--http-path-regex", ""},
 		{"orders", "--http-path-equal", "api"},
 		{"orders", "--http-path-prefix", "api/"},
@@ -334,11 +338,13 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 		{codes.AlreadyExists, reason.LocalPortTaken,
 			"127.0.0.1:9000 is already in use by intercept stock — use another --port"},
 		{codes.FailedPrecondition, reason.Conflict,
-			"conflict with intercept orders of bob@desk, which takes all TCP connections of port http — ask bob@desk to leave it"},
+			"conflict with intercept orders of bob@desk, which takes all TCP connections of port http — ask " +
+				"bob@desk to leave it"},
 		{codes.PermissionDenied, reason.Forbidden,
 			`jane may not create intercepts in namespace default — ask for ClusterRole sidestep-user there`},
 		{codes.DeadlineExceeded, reason.NotSteering,
-			"after 30s 1 of 2 pods are steering; pod orders-1 on node2: needs Linux 5.9 — intercept without it is not possible"},
+			"after 30s 1 of 2 pods are steering; pod orders-1 on node2: needs Linux 5.9 — intercept without it is " +
+				"not possible"},
 		{codes.Internal, "", "something that nobody thought of"},
 		{codes.InvalidArgument, reason.Invalid,
 			"service twoports has 2 ports: http/80, admin/81; use --port LOCAL:PORT to choose one"},
@@ -353,7 +359,8 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 		text += w.transcript("intercept", "orders", "-p", "9000") + "\n"
 	}
 	for _, c := range []struct{ reason, text string }{
-		{reason.NoCluster, "cannot reach the cluster at https://10.0.0.1:6443: connection refused — check --context and your network"},
+		{reason.NoCluster, "cannot reach the cluster at https://10.0.0.1:6443: connection refused — check " +
+			"--context and your network"},
 		{reason.Unauthorized, "https://10.0.0.1:6443 does not accept your credentials — log in to the cluster again"},
 		{reason.ManagerNotInstalled,
 			"there is no traffic manager in namespace sidestep of https://10.0.0.1:6443"},
@@ -364,15 +371,16 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 		text += w.transcript("intercept", "orders", "-p", "9000") + "\n"
 	}
 	w := newWorld(t).connected(false)
-	w.name = "telepresence"
-	w.daemon.connectErr = reason.New(codes.FailedPrecondition, reason.OtherCluster,
-		"already connected to context one — run `sidestep quit` first")
+	w.Name = "telepresence"
+	w.daemon.connectErr = reason.New(codes.FailedPrecondition, reason.OtherCluster, "already connected to "+
+		"context one").
+		Advise("run `sidestep quit` first")
 	text += w.transcript("intercept", "orders") + "\n"
 	w = newWorld(t).connected(true)
 	w.daemon.version = "v1.0.0"
 	text += w.transcript("intercept", "orders") + "\n"
 	w = newWorld(t)
-	w.launch = func(context.Context) error {
+	w.Launch = func(context.Context) error {
 		return errors.New("start the daemon: exit status 1 — its log is /x/daemon.log")
 	}
 	text += w.transcript("intercept", "orders", "--output", "json") + "\n"
@@ -385,7 +393,7 @@ func TestCtrlCEndsInterceptWithoutAnIntercept(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	w.daemon.intercept = func(call context.Context,
 		_ *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error) {
-		cancel(signalError(2))
+		cancel(output.SignalError(2))
 		<-call.Done()
 		close(undone)
 		return nil, call.Err()
@@ -409,13 +417,13 @@ func TestInterceptForTheLengthOfACommand(t *testing.T) {
 	assert.Equal(t, []string{"orders-shop"}, w.daemon.left)
 	assert.Empty(t, w.stderr.String())
 
-	w.run = func(context.Context, program) (int, error) { return 0, errors.New("no such file") }
+	w.Run = func(context.Context, env.Program) (int, error) { return 0, errors.New("no such file") }
 	assert.Equal(t, exitError, w.do("intercept", "orders", "-n", "shop", "--", "./order"))
 	assert.Contains(t, w.stderr.String(), "run ./order: no such file")
 	assert.Len(t, w.daemon.left, 2, "and the intercept is gone")
 
 	w.daemon.status = statusOf()
-	w.run = func(context.Context, program) (int, error) { return 0, nil }
+	w.Run = func(context.Context, env.Program) (int, error) { return 0, nil }
 	assert.Zero(t, w.do("intercept", "orders", "--", "true"), "that somebody else has left it is no error")
 }
 

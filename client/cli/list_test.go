@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/output"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -70,9 +71,9 @@ func TestList(t *testing.T) {
 
 // progress turns the spinner off, which draws by the clock.
 func (w *world) progress(*testing.T) {
-	inner := w.isTerminal
-	w.isTerminal = func(stream any) (int, bool) {
-		if stream == w.env.stderr {
+	inner := w.IsTerminal
+	w.IsTerminal = func(stream any) (int, bool) {
+		if stream == w.Env.Stderr {
 			return 0, false
 		}
 		return inner(stream)
@@ -155,7 +156,7 @@ func TestListInstallsTheTrafficManagerThatIsMissing(t *testing.T) {
 		w := start(t)
 		w.terminal, w.vars["TERM"] = true, "dumb"
 		ctx, cancel := context.WithCancelCause(context.Background())
-		w.env.stdin = blockingReader{onRead: func() { cancel(signalError(2)) }}
+		w.Env.Stdin = blockingReader{onRead: func() { cancel(output.SignalError(2)) }}
 		assert.Equal(t, 130, w.doCtx(ctx, "list"))
 		assert.Empty(t, w.cluster.calls)
 	})

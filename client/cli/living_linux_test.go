@@ -16,24 +16,26 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/home"
 )
 
 func TestADaemonThatHangsIsToldWithHowToEndIt(t *testing.T) {
 	w := newWorld(t)
-	w.patience = 200 * time.Millisecond
-	daemon := asProcess(t, w, foregroundCommand)
+	w.Patience = 200 * time.Millisecond
+	daemon := asProcess(t, w, env.ForegroundCommand)
 	require.NoError(t, daemon.Start())
 	t.Cleanup(func() { _ = daemon.Process.Kill(); _ = daemon.Wait() })
 	require.Eventually(t, func() bool {
-		_, closer, err := w.dial(t.Context())
+		_, closer, err := w.Dial(t.Context())
 		if err == nil {
 			_ = closer.Close()
 		}
 		return err == nil
 	}, 20*time.Second, 10*time.Millisecond)
 	require.NoError(t, daemon.Process.Signal(syscall.SIGSTOP))
-	want := fmt.Sprintf("error: the daemon does not answer — end it with `kill -9 %d`, and run the command again: the next one goes on with its session\n", daemon.Process.Pid)
+	want := fmt.Sprintf("error: the daemon does not answer — end it with `kill -9 %d`, and run the command "+
+		"again: the next one goes on with its session\n", daemon.Process.Pid)
 	for _, args := range [][]string{{"status"}, {"list"}, {"intercept", "orders"}, {"leave", "orders"},
 		{"quit"}, {"quit", "-s"}, {"connect"}, {"version"}} {
 		began := time.Now()
@@ -47,7 +49,7 @@ func TestADaemonThatHangsIsToldWithHowToEndIt(t *testing.T) {
 		assert.Less(t, time.Since(began), 15*time.Second, args)
 	}
 	require.NoError(t, daemon.Process.Signal(syscall.SIGCONT))
-	w.patience = 20 * time.Second
+	w.Patience = 20 * time.Second
 	assert.Equal(t, 0, w.do("status"), "it was only asleep: %s", &w.stderr)
 }
 
@@ -58,7 +60,7 @@ func TestADaemonOfAnotherVersionIsReplacedIfItHasNoSession(t *testing.T) {
 			w := newWorld(t)
 			w.daemon.version = "v1.0.0"
 			w.connected(false)
-			w.launch = func(context.Context) error {
+			w.Launch = func(context.Context) error {
 				w.launches++
 				w.daemon.version = testVersion
 				w.connected(false)
@@ -75,7 +77,8 @@ func TestADaemonOfAnotherVersionIsReplacedIfItHasNoSession(t *testing.T) {
 		w.daemon.version = "v1.0.0"
 		w.connected(true)
 		assert.Equal(t, exitError, w.do("list"))
-		assert.Equal(t, "sidestep list: error: the running daemon is v1.0.0 and this is sidestep v1.2.3 — run `sidestep quit -s` and try again\n", w.stderr.String())
+		assert.Equal(t, "sidestep list: error: the running daemon is v1.0.0 and this is sidestep v1.2.3 — run "+
+			"`sidestep quit -s` and try again\n", w.stderr.String())
 		assert.Zero(t, w.launches)
 	})
 }
@@ -83,7 +86,8 @@ func TestADaemonOfAnotherVersionIsReplacedIfItHasNoSession(t *testing.T) {
 func TestWhatHasEndedIsToldByTheNextCommand(t *testing.T) {
 	ended := &daemonpb.EndedInfo{
 		Name: "stock", Namespace: "shop", WorkloadKind: "Deployment", Workload: "stock", At: 1767323045,
-		Reason: "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; it cannot be had again: port http of Deployment stock is intercepted by bob@desk",
+		Reason: "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; it cannot be had " +
+			"again: port http of Deployment stock is intercepted by bob@desk",
 	}
 	want := "warning: intercept stock of Deployment stock in namespace shop has ended: " +
 		ended.GetReason() + "\n"
@@ -139,9 +143,12 @@ func TestASocketInADirectoryOfAnotherUser(t *testing.T) {
 func TestATrafficManagerOfAVersionThatIsNotTestedWithThisOneIsWarnedOf(t *testing.T) {
 	for manager, want := range map[string]string{
 		testVersion: "", "v1.1.0": "", "v1.3.9": "", "v0.0.0-dev": "", "3f2a9c1": "",
-		"v1.0.8": "warning: the traffic manager is v1.0.8 and this is sidestep v1.2.3: versions that are more than one minor apart are not tested together — run `sidestep helm upgrade`\n",
-		"v1.4.0": "warning: the traffic manager is v1.4.0 and this is sidestep v1.2.3: versions that are more than one minor apart are not tested together — get sidestep v1.4.0\n",
-		"v2.0.0": "warning: the traffic manager is v2.0.0 and this is sidestep v1.2.3: versions that are more than one minor apart are not tested together — get sidestep v2.0.0\n",
+		"v1.0.8": "warning: the traffic manager is v1.0.8 and this is sidestep v1.2.3: versions that are more " +
+			"than one minor apart are not tested together — run `sidestep helm upgrade`\n",
+		"v1.4.0": "warning: the traffic manager is v1.4.0 and this is sidestep v1.2.3: versions that are more " +
+			"than one minor apart are not tested together — get sidestep v1.4.0\n",
+		"v2.0.0": "warning: the traffic manager is v2.0.0 and this is sidestep v1.2.3: versions that are more " +
+			"than one minor apart are not tested together — get sidestep v2.0.0\n",
 	} {
 		w := newWorld(t)
 		w.daemon.status.ManagerVersion = manager

@@ -10,16 +10,18 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"sidestep.dev/sidestep/client/cli/env"
 )
 
 // newManCmd is for those who package the program.
-func newManCmd(e *env, g *global) *cobra.Command {
+func newManCmd(e *env.Env, g *env.Global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "man-pages DIRECTORY",
 		Short:   "Write a manual page for each command into a directory",
 		Hidden:  true,
-		Example: fmt.Sprintf("  %s man-pages /usr/local/share/man/man1", e.name),
-		Args:    exactly(1, "the directory"),
+		Example: fmt.Sprintf("  %s man-pages /usr/local/share/man/man1", e.Name),
+		Args:    env.Exactly(1, "the directory"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return fmt.Errorf("write the manual pages: %w", err)
@@ -27,12 +29,12 @@ func newManCmd(e *env, g *global) *cobra.Command {
 			n := 0
 			for _, c := range documented(cmd.Root()) {
 				path := filepath.Join(args[0], manName(c)+".1")
-				if err := os.WriteFile(path, []byte(e.manPage(c)), 0o644); err != nil {
+				if err := os.WriteFile(path, []byte(manPage(e, c)), 0o644); err != nil {
 					return fmt.Errorf("write the manual pages: %w", err)
 				}
 				n++
 			}
-			e.say(g, "Wrote %d manual pages to %s", n, args[0])
+			e.Say(g, "Wrote %d manual pages to %s", n, args[0])
 			return nil
 		},
 	}
@@ -52,11 +54,11 @@ func documented(cmd *cobra.Command) []*cobra.Command {
 func manName(cmd *cobra.Command) string { return strings.ReplaceAll(cmd.CommandPath(), " ", "-") }
 
 // manPage is the manual page of cmd, in the language of man(7).
-func (e *env) manPage(cmd *cobra.Command) string {
+func manPage(e *env.Env, cmd *cobra.Command) string {
 	cmd.InitDefaultHelpFlag()
 	var page strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&page, format+"\n", args...) }
-	line(`.TH %q "1" "" %q %q`, strings.ToUpper(manName(cmd)), e.name+" "+e.version, e.brand())
+	line(`.TH %q "1" "" %q %q`, strings.ToUpper(manName(cmd)), e.Name+" "+e.Version, e.Brand())
 	line(".SH NAME\n%s \\- %s", roff(manName(cmd)), roff(cmd.Short))
 	line(".SH SYNOPSIS\n.B %s", roff(useLine(cmd)))
 	long := cmd.Long

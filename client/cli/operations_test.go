@@ -15,6 +15,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sidestep.dev/sidestep/client/cli/env"
+	"sidestep.dev/sidestep/client/cli/output"
 )
 
 func TestConfigView(t *testing.T) {
@@ -92,7 +95,7 @@ func TestGatherLogs(t *testing.T) {
 			"session.json": "secret"} {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 		}
-		w.logFile = func() string { return filepath.Join(dir, "daemon.log") }
+		w.LogFile = func() string { return filepath.Join(dir, "daemon.log") }
 		return w
 	}
 	t.Run("everything, in a new file of this directory", func(t *testing.T) {
@@ -102,7 +105,7 @@ func TestGatherLogs(t *testing.T) {
 		assert.Equal(t, "Logs have been exported to sidestep_logs_2026-01-02T03-04-05Z.zip\n",
 			w.stdout.String())
 		files := unzip(t, "sidestep_logs_2026-01-02T03-04-05Z.zip")
-		names := sortedKeys(files)
+		names := env.SortedKeys(files)
 		assert.Equal(t, []string{
 			"cluster/sidestep-manager-1.log", "cluster/sidestep-nodeagent-1.log",
 			"cluster/sidestep-nodeagent-2.log",
@@ -115,13 +118,33 @@ func TestGatherLogs(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 	})
+	t.Run("not into a file that somebody else has put there", func(t *testing.T) {
+		w := withLogs(t)
+		dir := t.TempDir()
+		theirs, path := filepath.Join(dir, "theirs"), filepath.Join(dir, "x.zip")
+		require.NoError(t, os.WriteFile(theirs, []byte("as it was"), 0o666))
+		require.NoError(t, os.Symlink(theirs, path))
+		require.Zero(t, w.do("gather-logs", "-o", path), w.stderr.String())
+		text, err := os.ReadFile(theirs)
+		require.NoError(t, err)
+		assert.Equal(t, "as it was", string(text))
+		info, err := os.Lstat(path)
+		require.NoError(t, err)
+		assert.Equal(t, os.FileMode(0o600), info.Mode(), "a file, and its owner's alone")
+		require.NoError(t, os.Remove(path))
+		require.NoError(t, os.Link(theirs, path))
+		require.Zero(t, w.do("gather-logs", "-o", path), w.stderr.String())
+		text, err = os.ReadFile(theirs)
+		require.NoError(t, err)
+		assert.Equal(t, "as it was", string(text))
+	})
 	t.Run("only what is asked for", func(t *testing.T) {
 		w := withLogs(t)
 		path := filepath.Join(t.TempDir(), "x.zip")
 		require.Zero(t, w.do("gather-logs", "-o", path, "--daemons", "none", "--traffic-manager=false",
 			"--traffic-agents", "agent-2"), w.stderr.String())
 		assert.Equal(t, []string{"cluster/sidestep-nodeagent-2.log", "config.json", "status.json",
-			"version.json"}, sortedKeys(unzip(t, path)))
+			"version.json"}, env.SortedKeys(unzip(t, path)))
 	})
 	t.Run("without rights and without a daemon, what there is and why the rest is missing", func(t *testing.T) {
 		w := newWorld(t)
@@ -129,7 +152,7 @@ func TestGatherLogs(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "x.zip")
 		require.Zero(t, w.do("gather-logs", "-o", path))
 		files := unzip(t, path)
-		assert.Equal(t, []string{"config.json", "errors.txt", "version.json"}, sortedKeys(files))
+		assert.Equal(t, []string{"config.json", "errors.txt", "version.json"}, env.SortedKeys(files))
 		assert.Contains(t, files["errors.txt"],
 			"could not read the log of pod sidestep-manager-1: jane may not get pods/log\n")
 		assert.Contains(t, w.stderr.String(),
@@ -138,7 +161,7 @@ func TestGatherLogs(t *testing.T) {
 	})
 	t.Run("with names replaced, each by the same word everywhere", func(t *testing.T) {
 		w := withLogs(t)
-		require.NoError(t, os.WriteFile(w.logFile(), []byte(strings.Join([]string{
+		require.NoError(t, os.WriteFile(w.LogFile(), []byte(strings.Join([]string{
 			`time=2026-11-21T10:00:00.000Z level=INFO msg="intercept gone" name=orders-in-shop namespace=shop reason="deleted"`,
 			`level=DEBUG msg="no local connection" intercept=shop/try-71d5e134 pod=gone-7c5d9-x2k4j error="nothing listens on 127.0.0.1:9000"`,
 			`level=INFO msg="read /home/jane/x of orders-in-shop.shop.svc and http://stock-in-shop.shop:80, not shopping"`,
@@ -161,7 +184,7 @@ level=INFO msg="pod is being steered" node=ip-10-0-0-1.example pod=shop/gone-7c5
 				assert.NotContains(t, text, secret, name)
 			}
 		}
-		assert.NotContains(t, sortedKeys(files), "daemon/session.json", "the session's key is never among them")
+		assert.NotContains(t, env.SortedKeys(files), "daemon/session.json", "the session's key is never among them")
 	})
 	t.Run("wrong words and places", func(t *testing.T) {
 		w := newWorld(t)
@@ -216,7 +239,7 @@ func TestAWarningIsMarkedOnce(t *testing.T) {
 	w := newWorld(t)
 	for _, text := range []string{"mind this", "warning: mind this", "warning: warning: mind this"} {
 		w.stderr.Reset()
-		w.warn(&global{format: formatText}, text)
+		w.Warn(&env.Global{Format: output.FormatText}, text)
 		assert.Equal(t, "warning: mind this\n", w.stderr.String())
 	}
 }

@@ -43,7 +43,8 @@ func aTroubledIntercept() *daemonpb.InterceptInfo {
 
 // aDeafIntercept is active, and its port speaks TLS.
 func aDeafIntercept() *daemonpb.InterceptInfo {
-	const why = "the port speaks TLS, so no request on it can match: use --mechanism tcp to take every connection"
+	const why = "the port speaks TLS, so no request on it can match: use --mechanism tcp to take every " +
+		"connection"
 	i := anIntercept()
 	i.Message = why
 	for _, pod := range i.Pods {
@@ -72,7 +73,7 @@ func TestStatus(t *testing.T) {
 			w.hasSaved = true
 			w.daemon.status = statusOf(anIntercept())
 		},
-		"as telepresence":    func(w *world) { w.name = "telepresence"; w.connected(true) },
+		"as telepresence":    func(w *world) { w.Name = "telepresence"; w.connected(true) },
 		"of another version": func(w *world) { w.daemon.version = "v1.0.0"; w.connected(true) },
 		"on a colour terminal": func(
 			w *world) {

@@ -111,7 +111,8 @@ func TestLeavingAWiretap(t *testing.T) {
 	w := newWorld(t)
 	w.daemon.status = statusOf(aWiretap())
 	w.connected(true)
-	assert.Equal(t, "$ sidestep leave listen\nLeft wiretap listen of Deployment orders in namespace shop\n[exit 0]\n", w.transcript("leave", "listen"))
+	assert.Equal(t, "$ sidestep leave listen\nLeft wiretap listen of Deployment orders in namespace "+
+		"shop\n[exit 0]\n", w.transcript("leave", "listen"))
 }
 
 func TestACommandBesideAWiretap(t *testing.T) {

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/install"
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/daemon/socket"
@@ -226,8 +227,8 @@ func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daem
 			return &daemonpb.LeaveReply{Left: i}, nil
 		}
 	}
-	return nil, reason.New(codes.NotFound, reason.InterceptNotFound,
-		"intercept named %q not found — 'sidestep list --intercepts' shows yours", r.GetName())
+	return nil, reason.New(codes.NotFound, reason.InterceptNotFound, "intercept named %q not found", r.GetName()).
+		Advise("'sidestep list --intercepts' shows yours")
 }
 
 // made is the intercept that the request asks for, as it is when all is well.
@@ -275,23 +276,43 @@ func (c *clusterSpy) did(what string, s install.Settings) error {
 }
 
 func (c *clusterSpy) Server() string { return "https://10.0.0.1:6443" }
+
 func (c *clusterSpy) Install(_ context.Context, s install.Settings) error {
 	return c.did("install", s)
 }
+
 func (c *clusterSpy) Upgrade(_ context.Context, s install.Settings) error {
 	return c.did("upgrade", s)
 }
+
 func (c *clusterSpy) Uninstall(_ context.Context, s install.Settings) error {
 	return c.did("uninstall", s)
 }
+
 func (c *clusterSpy) RemoveEverything(_ context.Context, s install.Settings) error {
 	return c.did("remove everything", s)
 }
+
 func (c *clusterSpy) WorkloadNames(_ context.Context, namespace string) ([]string, error) {
 	return []string{"orders-in-" + namespace, "stock-in-" + namespace}, c.err
 }
+
 func (c *clusterSpy) NamespaceNames(context.Context) ([]string, error) {
 	return []string{"default", "shop"}, c.err
+}
+
+func (c *clusterSpy) ServicePort(_ context.Context, _, _, id string) (int32, error) {
+	if id == "8081" {
+		return 8081, c.err
+	}
+	return 80, c.err
+}
+
+func (c *clusterSpy) HasNamespace(_ context.Context, name string) error {
+	if name == "nope" {
+		return errors.New("there is no namespace nope")
+	}
+	return nil
 }
 
 func (c *clusterSpy) WorkloadParts(_ context.Context, namespace, workload string) (install.Parts, error) {
@@ -319,7 +340,7 @@ func (c *clusterSpy) Logs(_ context.Context, o install.LogOptions) error {
 
 // world is a laptop for the length of a test.
 type world struct {
-	*env
+	*env.Env
 	t              *testing.T
 	daemon         *daemonServer
 	cluster        *clusterSpy
@@ -345,35 +366,35 @@ func newWorld(t *testing.T) *world {
 	w.socket = filepath.Join(t.TempDir(), "d.sock")
 	w.daemon = &daemonServer{version: testVersion, status: statusOf(), quit: w.stop, gone: make(chan struct{})}
 	t.Cleanup(w.stop)
-	w.env = &env{
-		name: "sidestep", version: testVersion,
-		stdin: w.stdin, stdout: &w.stdout, stderr: &w.stderr,
-		getenv:     func(name string) string { return w.vars[name] },
-		now:        func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) },
-		logFile:    func() string { return "/home/jane/.cache/sidestep/logs/daemon.log" },
-		isTerminal: func(any) (int, bool) { return 60, w.terminal },
-		workingDir: func() (string, error) { return "/home/jane/orders", nil },
-		launch: func(context.Context) error {
+	w.Env = &env.Env{
+		Name: "sidestep", Version: testVersion,
+		Stdin: w.stdin, Stdout: &w.stdout, Stderr: &w.stderr,
+		Getenv:     func(name string) string { return w.vars[name] },
+		Now:        func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) },
+		LogFile:    func() string { return "/home/jane/.cache/sidestep/logs/daemon.log" },
+		IsTerminal: func(any) (int, bool) { return 60, w.terminal },
+		WorkingDir: func() (string, error) { return "/home/jane/orders", nil },
+		Launch: func(context.Context) error {
 			w.launches++
 			w.connected(w.hasSaved)
 			return nil
 		},
-		saved:      func() bool { return w.hasSaved },
-		clean:      func() error { w.cleaned++; return nil },
-		patience:   20 * time.Second,
-		hung:       func() error { return socket.Hung(w.socket) },
-		foreground: func(context.Context) error { return errors.New("the daemon ran") },
-		chart:      fstest.MapFS{},
+		Saved:      func() bool { return w.hasSaved },
+		Clean:      func() error { w.cleaned++; return nil },
+		Patience:   20 * time.Second,
+		Hung:       func() error { return socket.Hung(w.socket) },
+		Foreground: func(context.Context) error { return errors.New("the daemon ran") },
+		Chart:      fstest.MapFS{},
 	}
-	w.dial = func(ctx context.Context) (daemonpb.DaemonClient, io.Closer, error) {
+	w.Dial = func(ctx context.Context) (daemonpb.DaemonClient, io.Closer, error) {
 		return socket.DialPath(ctx, w.socket)
 	}
-	w.env.cluster = func(o install.Options) (cluster, error) { w.cluster.options = o; return w.cluster, nil }
-	w.run = func(_ context.Context, p program) (int, error) {
-		w.programs, w.programVars = append(w.programs, p.args), p.vars
+	w.Env.Cluster = func(o install.Options) (env.Cluster, error) { w.cluster.options = o; return w.cluster, nil }
+	w.Run = func(_ context.Context, p env.Program) (int, error) {
+		w.programs, w.programVars = append(w.programs, p.Args), p.Vars
 		return w.programCode, nil
 	}
-	w.lookPath = func(name string) (string, error) {
+	w.LookPath = func(name string) (string, error) {
 		if !slices.Contains(w.tools, name) {
 			return "", exec.ErrNotFound
 		}
@@ -417,13 +438,13 @@ func (w *world) do(args ...string) int { return w.doCtx(context.Background(), ar
 func (w *world) doCtx(ctx context.Context, args ...string) int {
 	w.stdout.Reset()
 	w.stderr.Reset()
-	return w.main(ctx, args)
+	return Run(ctx, w.Env, args)
 }
 
 // transcript runs a command line and returns it as a terminal would have shown it.
 func (w *world) transcript(args ...string) string {
 	code := w.do(args...)
-	text := "$ " + w.name
+	text := "$ " + w.Name
 	for _, a := range args {
 		if strings.ContainsAny(a, " ()[]*?'\"$&;|") || a == "" {
 			a = layout.Quote(a)

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"net/netip"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -37,8 +36,6 @@ type Ask struct {
 
 // NeedsKind says whether the workload's kind is still to be found out, and put into Spec.Workload.
 func (a *Ask) NeedsKind() bool { return a.undecided }
-
-var validName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 
 func invalid(format string, args ...any) error {
 	return reason.New(codes.InvalidArgument, reason.Invalid, format, args...)
@@ -87,7 +84,7 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 
 func (a *Ask) check() error {
 	s := &a.Spec
-	if !validName.MatchString(s.Name) || len(s.Name) > 253-len(suffix(s.Client.Session)) {
+	if !v1alpha1.ValidName(s.Name) || len(s.Name) > 253-len(suffix(s.Client.Session)) {
 		return invalid("%q cannot be the name of an intercept — use lower-case letters, digits, '-' and '.'", s.Name)
 	}
 	if kind := s.Workload.Kind; kind != "" && !slices.Contains(v1alpha1.WorkloadKinds, kind) {
@@ -114,7 +111,7 @@ func (a *Ask) check() error {
 	if err := a.checkPodPorts(); err != nil {
 		return err
 	}
-	if !slices.Contains([]string{"auto", "idle", "all", "none"}, s.Existing) {
+	if !slices.Contains(v1alpha1.ExistingWords(), s.Existing) {
 		return invalid("--existing %s is none of auto, idle, all and none", s.Existing)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,13 +72,18 @@ func (a Access) Load() (*Cluster, error) {
 		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster,
 			"the kubeconfig has no context %q — choose one of those that `kubectl config get-contexts` lists", name)
 	}
+	if name == "" && len(raw.Contexts) > 0 {
+		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster,
+			"the kubeconfig %s has no current context", a.files()).
+			Advise("name one of those that `kubectl config get-contexts` lists with --context")
+	}
 	config, err := loader.ClientConfig()
 	if err != nil {
-		return nil, explainConfig(err)
+		return nil, a.explainConfig(err)
 	}
 	namespace, _, err := loader.Namespace()
 	if err != nil {
-		return nil, explainConfig(err)
+		return nil, a.explainConfig(err)
 	}
 	c := &Cluster{Config: config, Server: config.Host, Context: name, Namespace: namespace,
 		timeout: config.Timeout}
@@ -99,10 +105,19 @@ func (a Access) Load() (*Cluster, error) {
 	return c, nil
 }
 
-func explainConfig(err error) error {
+// files names the kubeconfig files that are read.
+func (a Access) files() string {
+	if explicit := a.Flags["kubeconfig"]; explicit != "" {
+		return a.abs(explicit)
+	}
+	return strings.Join(a.rules().Precedence, ", ")
+}
+
+func (a Access) explainConfig(err error) error {
 	if clientcmd.IsEmptyConfig(err) || errors.Is(err, rest.ErrNotInCluster) {
 		return reason.New(codes.FailedPrecondition, reason.NoCluster,
-			"no Kubernetes cluster is configured — set KUBECONFIG, or give --kubeconfig or --context")
+			"no Kubernetes cluster is configured: %s is missing or empty", a.files()).
+			Advise("get a kubeconfig from who runs the cluster, and name its file with KUBECONFIG or --kubeconfig")
 	}
 	return reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", err)
 }

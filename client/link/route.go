@@ -131,8 +131,9 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 	err = api.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: caConfigMap}, &config)
 	if apierrors.IsNotFound(err) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
-			"the traffic manager is not installed in namespace %s — run `sidestep helm install`",
-			r.Namespace).With("namespace", r.Namespace)
+			"the traffic manager is not installed in namespace %s", r.Namespace).
+			Advise("run `sidestep helm install`, or name the namespace it is in with --manager-namespace").
+			With("namespace", r.Namespace)
 	}
 	if err = cluster.Explain(err); reason.Of(err) == reason.Forbidden {
 		// The API server refuses before it looks whether there is anything.

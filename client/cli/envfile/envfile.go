@@ -29,25 +29,6 @@ func Parse(entries [][]byte) []Variable {
 	return all
 }
 
-// aboutThePlace are variables that say where a process runs, and not what it is to do: somewhere
-// else they are wrong.
-var aboutThePlace = map[string]bool{
-	"PATH": true, "HOME": true, "HOSTNAME": true, "PWD": true, "OLDPWD": true, "SHLVL": true, "_": true,
-	"SHELL": true, "USER": true, "LOGNAME": true,
-	"TERM": true, "TMPDIR": true, "LD_LIBRARY_PATH": true, "LD_PRELOAD": true,
-	"CLASSPATH": true, "GEM_HOME": true, "GEM_PATH": true, "GOPATH": true, "GOROOT": true,
-	"JAVA_HOME": true, "NODE_PATH": true, "PYTHONHOME": true,
-	"PYTHONPATH": true,
-}
-
-// Elsewhere leaves out what is about the place where the container's process runs: its home, its
-// search paths. What the pod's specification declares stays, since somebody meant it.
-func Elsewhere(all []Variable, declared []string) []Variable {
-	return slices.DeleteFunc(slices.Clone(all), func(v Variable) bool {
-		return aboutThePlace[v.Name] && !slices.Contains(declared, v.Name)
-	})
-}
-
 // With adds variables, or replaces those of the same name.
 func With(all []Variable, more ...Variable) []Variable {
 	all = slices.DeleteFunc(slices.Clone(all), func(v Variable) bool {
@@ -58,17 +39,13 @@ func With(all []Variable, more ...Variable) []Variable {
 	return all
 }
 
-// Left is a variable that a syntax cannot express.
+// Left is a variable that is left out.
 type Left struct {
 	Variable
 	Why string
 }
 
-// Inherits says of a variable that Docker's syntax cannot express whether docker run can take it
-// from its own environment instead.
-func (l Left) Inherits() bool { return l.Why == whyNewline || l.Why == whyLong }
-
-// Format writes variables in a syntax, and gives those that it had to leave out.
+// Format returns variables in a syntax, and those that the syntax cannot express.
 func Format(s Syntax, all []Variable) (text []byte, left []Left) {
 	if s == JSON {
 		return formatJSON(all)

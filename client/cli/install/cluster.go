@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -19,6 +20,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"sidestep.dev/sidestep/client/cli/output"
 )
 
 const (
@@ -30,6 +34,9 @@ const (
 	dialPatience = 10 * time.Second
 	// requestPatience is how long one request may take, unless --request-timeout says so.
 	requestPatience = 30 * time.Second
+	// stuckAfter lets a registry that hiccups be asked twice: the kubelet tries again after 10 s, then
+	// after 20 s.
+	stuckAfter = 45 * time.Second
 )
 
 // Options say which cluster and which namespace of it.
@@ -50,7 +57,9 @@ type Settings struct {
 	ResetValues     bool // upgrade: forget the values of the release
 	Wait            bool // until all pods are ready
 	Timeout         time.Duration
-	Progress        func(string) // called with each step; may be nil
+	// background: what is deleted may end after the call has returned.
+	background bool
+	Progress   func(string) // called with each step; may be nil
 }
 
 func (s Settings) step(format string, args ...any) {
@@ -70,15 +79,21 @@ type Cluster struct {
 	dynamic   dynamic.Interface
 	helm      func() (*action.Configuration, error)
 	poll      time.Duration
-	settle    time.Duration // for node agents to hear that an intercept has ended
+	// stuckAfter is how long the same trouble of a pod is looked at before it is the error.
+	stuckAfter time.Duration
+	settle     time.Duration // for node agents to hear that an intercept has ended
 }
 
 // Reach prepares to talk to a cluster; nothing is sent yet.
 func Reach(o Options) (*Cluster, error) {
 	flags := &clusterGetter{ConfigFlags: configFlags(o)}
 	config, err := flags.ToRESTConfig()
+	if clientcmd.IsEmptyConfig(err) || err == nil && namesNone(flags) {
+		err = errors.New("no kubeconfig names one")
+	}
 	if err != nil {
-		return nil, fmt.Errorf("find the cluster: %w — check --kubeconfig and --context, or `kubectl config view`", err)
+		return nil, output.Advise(fmt.Errorf("find the cluster: %w", err),
+			"check --kubeconfig and --context, or `kubectl config view`")
 	}
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -91,7 +106,7 @@ func Reach(o Options) (*Cluster, error) {
 	return &Cluster{
 		namespace: o.Namespace, version: o.Version, program: o.Program, chart: o.Chart,
 		server: config.Host, kube: kube, dynamic: dyn,
-		poll: 500 * time.Millisecond, settle: 2 * time.Second,
+		poll: 500 * time.Millisecond, stuckAfter: stuckAfter, settle: 2 * time.Second,
 		helm: func() (*action.Configuration, error) {
 			helm := &action.Configuration{}
 			if err := helm.Init(flags, o.Namespace, "secret", func(string, ...any) {}); err != nil {
@@ -100,6 +115,14 @@ func Reach(o Options) (*Cluster, error) {
 			return helm, nil
 		},
 	}, nil
+}
+
+// namesNone reports whether nothing says which cluster is meant. kubectl tries http://localhost:8080
+// then, of which nobody has thought.
+func namesNone(flags *clusterGetter) bool {
+	raw, err := flags.ToRawKubeConfigLoader().RawConfig()
+	return err == nil && len(raw.Clusters) == 0 && *flags.APIServer == "" &&
+		os.Getenv("KUBERNETES_MASTER") == "" && os.Getenv("KUBERNETES_SERVICE_HOST") == ""
 }
 
 // configFlags are kubectl's flags with the traffic manager's namespace as theirs.
@@ -152,13 +175,14 @@ func (c *Cluster) answer(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("the cluster at %s does not answer — check --context and your network", c.server)
+		return output.Advise(fmt.Errorf("the cluster at %s does not answer", c.server),
+			"check --context and your network")
 	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("the cluster at %s does not accept your credentials: %w — log in to it again",
-			c.server, err)
+		return output.Advise(fmt.Errorf("the cluster at %s does not accept your credentials: %w", c.server, err),
+			"log in to it again")
 	default:
-		return fmt.Errorf("cannot reach the cluster at %s: %w — check --context and your network",
-			c.server, err)
+		return output.Advise(fmt.Errorf("cannot reach the cluster at %s: %w", c.server, err),
+			"check --context and your network")
 	}
 }
 

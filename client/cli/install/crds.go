@@ -27,6 +27,8 @@ var (
 const (
 	interceptCRD   = "intercepts.sidestep.dev"
 	crdEstablished = time.Minute
+	// fieldManager is who the API server's managedFields say has set a field.
+	fieldManager = "sidestep"
 )
 
 // applyCRDs creates the chart's definitions or brings them up to date, which helm does at neither
@@ -57,24 +59,19 @@ func (c *Cluster) applyCRDs(ctx context.Context, chrt *chart.Chart) (created []s
 	return created, nil
 }
 
+// applyCRD has the API server merge the definition into the one there is. Fields of others, such as
+// the CA bundle of a conversion webhook, stay; what somebody has changed of ours is ours again.
 func (c *Cluster) applyCRD(ctx context.Context, wanted *unstructured.Unstructured) (created bool, err error) {
 	crds := c.dynamic.Resource(crdResource)
-	for {
-		there, err := crds.Get(ctx, wanted.GetName(), metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			_, err = crds.Create(ctx, wanted, metav1.CreateOptions{})
-			created = err == nil
-		case err == nil:
-			next := wanted.DeepCopy()
-			next.SetResourceVersion(there.GetResourceVersion())
-			_, err = crds.Update(ctx, next, metav1.UpdateOptions{})
-		}
-		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-			continue // somebody changed it in between
-		}
-		return created, err
+	_, err = crds.Get(ctx, wanted.GetName(), metav1.GetOptions{})
+	created = apierrors.IsNotFound(err)
+	if err != nil && !created {
+		return false, err
 	}
+	unstructured.RemoveNestedField(wanted.Object, "metadata", "creationTimestamp") // null, in generated files
+	unstructured.RemoveNestedField(wanted.Object, "status")
+	_, err = crds.Apply(ctx, wanted.GetName(), wanted, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	return created && err == nil, err
 }
 
 func (c *Cluster) established(ctx context.Context, name string) (bool, error) {

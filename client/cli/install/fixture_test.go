@@ -27,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	kubernetesfake "k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -60,6 +61,7 @@ type fixture struct {
 	releases *storage.Storage
 	mu       sync.Mutex
 	steps    []string
+	managers []string // of fields of definitions
 }
 
 func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
@@ -74,31 +76,16 @@ func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
 			crdResource: "CustomResourceDefinitionList", interceptResource: "InterceptList",
 			rollouts: "RolloutList",
 		}, objects...)
-	f.dynamic.PrependReactor("create", crdResource.Resource,
-		func(a clienttesting.Action) (bool, runtime.Object, error) {
-			// The API server establishes what it accepts.
-			crd := a.(clienttesting.CreateAction).GetObject().(*unstructured.Unstructured)
-			require.NoError(t, unstructured.SetNestedSlice(crd.Object,
-				[]any{map[string]any{"type": "Established", "status": "True"}}, "status", "conditions"))
-			return false, nil, nil
-		})
-	f.dynamic.PrependReactor("update", crdResource.Resource,
-		func(a clienttesting.Action) (bool, runtime.Object, error) {
-			// An update does not touch the status.
-			crd := a.(clienttesting.UpdateAction).GetObject().(*unstructured.Unstructured)
-			there, err := f.dynamic.Tracker().Get(crdResource, "", crd.GetName())
-			if err == nil {
-				crd.Object["status"] = there.(*unstructured.Unstructured).Object["status"]
-			}
-			return false, nil, nil
-		})
+	f.dynamic.PrependReactor("patch", crdResource.Resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return f.apply(t, a.(clienttesting.PatchActionImpl))
+	})
 	memory := driver.NewMemory()
 	memory.SetNamespace("sidestep")
 	f.releases = storage.Init(memory)
 	f.Cluster = &Cluster{
 		namespace: "sidestep", version: "v1.2.3", program: "sidestep", chart: chart,
 		server: "https://10.0.0.1:6443", kube: f.kube, dynamic: f.dynamic,
-		poll: time.Millisecond, settle: time.Millisecond,
+		poll: time.Millisecond, stuckAfter: time.Hour, settle: time.Millisecond,
 		helm: func() (*action.Configuration, error) {
 			capabilities := chartutil.DefaultCapabilities.Copy()
 			capabilities.KubeVersion.Version = "v1.34.0"
@@ -107,6 +94,28 @@ func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
 		},
 	}
 	return f
+}
+
+// apply does what the API server does with an applied definition, which the fake does not know: it
+// makes or changes it, takes note of who did, and establishes what it accepts.
+func (f *fixture) apply(t *testing.T, a clienttesting.PatchActionImpl) (bool, runtime.Object, error) {
+	require.Equal(t, types.ApplyPatchType, a.GetPatchType())
+	f.managers = append(f.managers, a.PatchOptions.FieldManager)
+	crd := &unstructured.Unstructured{}
+	require.NoError(t, yaml.Unmarshal(a.GetPatch(), &crd.Object))
+	require.NoError(t, unstructured.SetNestedSlice(crd.Object,
+		[]any{map[string]any{"type": "Established", "status": "True"}}, "status", "conditions"))
+	there, err := f.dynamic.Tracker().Get(crdResource, "", a.GetName())
+	if apierrors.IsNotFound(err) {
+		return true, crd, f.dynamic.Tracker().Create(crdResource, crd, "")
+	}
+	merged := there.(*unstructured.Unstructured).DeepCopy()
+	for key, value := range crd.Object {
+		if key != "metadata" {
+			merged.Object[key] = value
+		}
+	}
+	return true, merged, f.dynamic.Tracker().Update(crdResource, merged, "")
 }
 
 func (f *fixture) settings() Settings {

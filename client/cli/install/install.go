@@ -18,6 +18,8 @@ import (
 	"helm.sh/helm/v3/pkg/storage/driver"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sidestep.dev/sidestep/client/cli/output"
 )
 
 // undoPatience is how long is spent on removing a half-made installation.
@@ -37,8 +39,8 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	}
 	if last != nil {
 		if last.Info.Status == release.StatusDeployed {
-			return fmt.Errorf("the traffic manager %s is already installed in namespace %s — use `%s helm upgrade` to change it",
-				last.Chart.Metadata.AppVersion, c.namespace, c.program)
+			return output.Advise(fmt.Errorf("the traffic manager %s is already installed in namespace %s", last.Chart.Metadata.AppVersion, c.namespace),
+				"use `%s helm upgrade` to change it", c.program)
 		}
 		s.step("removing what is left of an installation that was not finished")
 		if err := c.uninstallRelease(ctx, helm, s); err != nil {
@@ -56,9 +58,8 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 		return nil
 	}
 	if undoErr := undo(context.WithoutCancel(ctx)); undoErr != nil {
-		return errors.Join(err, fmt.Errorf(
-			"and what had been made could not be removed: %w — use `%s uninstall --everything`",
-			undoErr, c.program))
+		return errors.Join(err, output.Advise(fmt.Errorf("and what had been made could not be removed: %w", undoErr),
+			"use `%s uninstall --everything`", c.program))
 	}
 	return err
 }
@@ -68,10 +69,13 @@ func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configura
 	vals map[string]any) (undo func(context.Context) error, err error) {
 	var madeNamespace, madeRelease bool
 	var madeCRDs []string
+	installing := ctx
 	undo = func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, undoPatience)
 		defer cancel()
-		s := Settings{Timeout: undoPatience, NoHooks: true, Progress: s.Progress}
+		// Somebody who interrupts an installation wants the prompt back: the cluster ends the pods itself.
+		s := Settings{Timeout: undoPatience, NoHooks: true, Progress: s.Progress,
+			background: installing.Err() != nil}
 		s.step("removing what was made")
 		var errs []error
 		if madeRelease {
@@ -177,7 +181,8 @@ func valid(chrt *chart.Chart, vals map[string]any) error {
 	if err := chartutil.ValidateAgainstSchema(chrt, all); err != nil {
 		text := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(err.Error()), chrt.Name()+":"))
 		text = strings.ReplaceAll(strings.TrimPrefix(text, "- "), "\n- ", "; ")
-		return fmt.Errorf("the chart does not take these values: %s — correct --set or --values", text)
+		return output.Advise(fmt.Errorf("the chart does not take these values: %s", text),
+			"correct --set or --values")
 	}
 	return nil
 }
@@ -203,18 +208,19 @@ func (c *Cluster) foreignInstallation(ctx context.Context) error {
 	if err != nil || there.Annotations["meta.helm.sh/release-name"] == releaseName {
 		return nil // none, or helm will say itself why it cannot read it
 	}
-	return fmt.Errorf("the traffic manager in namespace %s was not installed by helm — change it with what installed it", c.namespace)
+	return output.Advise(fmt.Errorf("the traffic manager in namespace %s was not installed by helm", c.namespace),
+		"change it with what installed it")
 }
 
 func (c *Cluster) notInstalled() error {
-	return fmt.Errorf("the traffic manager is not installed in namespace %s — run `%s helm install`, or name its namespace with --manager-namespace",
-		c.namespace, c.program)
+	return output.Advise(fmt.Errorf("the traffic manager is not installed in namespace %s", c.namespace),
+		"run `%s helm install`, or name its namespace with --manager-namespace", c.program)
 }
 
 // rights adds what to do to an error that says that a right is missing.
 func rights(err error) error {
 	if apierrors.IsForbidden(err) {
-		return fmt.Errorf("%w — this needs the rights of a cluster administrator", err)
+		return output.Advise(err, "this needs the rights of a cluster administrator")
 	}
 	return err
 }

@@ -127,6 +127,18 @@ func TestInstallWaitsAndSaysWhatIsWrongWithPods(t *testing.T) {
     DaemonSet sidestep-nodeagent: pods are forbidden: violates PodSecurity
 — see 'kubectl get pods --namespace sidestep'; 'sidestep helm uninstall' removes what was installed`, strings.ReplaceAll(err.Error(), "`", "'"))
 	assert.Equal(t, release.StatusDeployed, f.last(t).Info.Status, "it stays, to be looked at")
+
+	f = newFixture(t)
+	f.pods(t, false)
+	f.stuckAfter = 20 * time.Millisecond
+	s := f.settings()
+	s.Timeout = time.Hour
+	err = f.Install(t.Context(), s)
+	require.ErrorContains(t, err, "installed, and cannot get ready: sidestep-manager 0/1, sidestep-nodeagent 0/2:\n"+
+		"    pod sidestep-manager-0: ImagePullBackOff: Back-off pulling image")
+	assert.Contains(t, f.steps, "waiting for sidestep-manager 0/1, sidestep-nodeagent 0/2: pod "+
+		"sidestep-manager-0: "+
+		`ImagePullBackOff: Back-off pulling image "docker.io/sidestep/manager:v1.2.3"`)
 }
 
 func TestInstallRefusesASecondTimeAndMendsAHalfOne(t *testing.T) {
@@ -134,7 +146,8 @@ func TestInstallRefusesASecondTimeAndMendsAHalfOne(t *testing.T) {
 	require.NoError(t, f.Install(t.Context(), f.settings()))
 	err := f.Install(t.Context(), f.settings())
 	require.EqualError(t, err,
-		"the traffic manager v1.2.3 is already installed in namespace sidestep — use `sidestep helm upgrade` to change it")
+		"the traffic manager v1.2.3 is already installed in namespace sidestep — use `sidestep helm upgrade` to "+
+			"change it")
 
 	r := f.last(t)
 	r.Info.Status = release.StatusPendingInstall
@@ -173,6 +186,7 @@ func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	old, err := crds.Get(t.Context(), interceptCRD, metav1.GetOptions{})
 	require.NoError(t, err)
 	require.NoError(t, unstructured.SetNestedField(old.Object, "Ancient", "spec", "names", "kind"))
+	old.SetAnnotations(map[string]string{"theirs": "stays"})
 	_, err = crds.Update(t.Context(), old, metav1.UpdateOptions{})
 	require.NoError(t, err)
 
@@ -184,6 +198,8 @@ func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	require.NoError(t, err)
 	kind, _, _ := unstructured.NestedString(now.Object, "spec", "names", "kind")
 	assert.Equal(t, "Intercept", kind)
+	assert.Equal(t, "stays", now.GetAnnotations()["theirs"])
+	assert.Equal(t, []string{"sidestep", "sidestep"}, f.managers)
 	assert.Equal(t, "localhost/sidestep/manager:v1.3.0 localhost/sidestep/nodeagent:v1.3.0",
 		images(t, f.last(t)), "values are kept, the version is not")
 

@@ -5,6 +5,7 @@ package install
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"sidestep.dev/sidestep/client/cli/output"
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
@@ -151,4 +153,30 @@ func (c *Cluster) template(ctx context.Context, namespace, name string) (*corev1
 		return nil, err
 	}
 	return &replicas.Spec.Template, nil
+}
+
+// ServicePort returns the number of a service's port, by its name or number; an empty id means the
+// only one.
+func (c *Cluster) ServicePort(ctx context.Context, namespace, service, id string) (int32, error) {
+	s, err := c.kube.CoreV1().Services(namespace).Get(ctx, service, metav1.GetOptions{})
+	if err != nil {
+		return 0, err
+	}
+	for _, port := range s.Spec.Ports {
+		if id == port.Name || id == strconv.Itoa(int(port.Port)) || id == "" && len(s.Spec.Ports) == 1 {
+			return port.Port, nil
+		}
+	}
+	return 0, fmt.Errorf("service %s has no port %q", service, id)
+}
+
+// HasNamespace returns an error if the cluster says that there is no namespace of that name. Where it
+// may not be asked, there may be one.
+func (c *Cluster) HasNamespace(ctx context.Context, name string) error {
+	_, err := c.kube.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		return nil
+	}
+	err = fmt.Errorf("there is no namespace %s in the cluster at %s", name, c.server)
+	return output.Advise(err, "`%s list-namespaces` shows those there are", c.program)
 }

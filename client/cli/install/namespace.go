@@ -9,6 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sidestep.dev/sidestep/client/cli/output"
 )
 
 const (
@@ -20,14 +22,25 @@ const (
 // ensureNamespace creates the traffic manager's namespace if it is missing. helm's own would lack
 // the level of Pod Security that the node agents need, and nobody could tell later who had made it.
 func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created bool, err error) {
-	_, err = c.kube.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
+	there, err := c.kube.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
+	if err == nil && there.DeletionTimestamp != nil { // as after an installation that was interrupted
+		err = c.until(ctx, undoPatience, func(ctx context.Context) (bool, error) {
+			_, err := c.kube.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
+			return apierrors.IsNotFound(err), nil
+		})
+		if err != nil {
+			return false, output.Advise(fmt.Errorf("namespace %s is being deleted", c.namespace), "try again when it is gone")
+		}
+		err = apierrors.NewNotFound(corev1.Resource("namespaces"), c.namespace)
+	}
 	switch {
 	case err == nil:
 		return false, nil
 	case !apierrors.IsNotFound(err):
 		return false, fmt.Errorf("look for namespace %s: %w", c.namespace, err)
 	case !create:
-		return false, fmt.Errorf("there is no namespace %s — create it, or use --create-namespace", c.namespace)
+		return false, output.Advise(fmt.Errorf("there is no namespace %s", c.namespace),
+			"create it, or use --create-namespace")
 	}
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 		Name: c.namespace,
@@ -63,6 +76,9 @@ func (c *Cluster) removeNamespace(ctx context.Context, s Settings) error {
 	if err := namespaces.Delete(ctx, c.namespace, metav1.DeleteOptions{}); err != nil &&
 		!apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete namespace %s: %w", c.namespace, err)
+	}
+	if s.background {
+		return nil
 	}
 	err = c.until(ctx, s.Timeout, func(ctx context.Context) (bool, error) {
 		_, err := namespaces.Get(ctx, c.namespace, metav1.GetOptions{})

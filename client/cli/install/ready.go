@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -15,30 +16,68 @@ import (
 )
 
 // waitReady waits until manager and node agents are all of the new version and ready. When they are
-// not in time, the error says what keeps them.
+// not in time, or what keeps them does not pass by itself, the error says what that is.
 func (c *Cluster) waitReady(ctx context.Context, s Settings) error {
 	var missing []string
+	var stuck stuckness
 	err := c.until(ctx, s.Timeout, func(ctx context.Context) (bool, error) {
 		now, err := c.notReady(ctx)
-		if err != nil {
-			return false, err
+		if err != nil || len(now) == 0 {
+			return err == nil, err
 		}
 		missing = now
-		if len(missing) > 0 {
-			s.step("waiting for %s", strings.Join(missing, ", "))
+		text := "waiting for " + strings.Join(missing, ", ")
+		reasons, lasting := c.whyNot(ctx)
+		if len(reasons) > 0 {
+			text += ": " + reasons[0]
 		}
-		return len(missing) == 0, nil
+		s.step("%s", text)
+		if stuck.since(strings.Join(append(missing, reasons...), "\n"), lasting) >= c.stuckAfter {
+			return false, errStuck
+		}
+		return false, nil
 	})
-	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+	after := "after " + s.Timeout.String() + " still"
+	switch {
+	case errors.Is(err, errStuck):
+		after = "not"
+	case !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
 		return err
 	}
-	text := fmt.Sprintf("installed, and after %s still waiting for %s", s.Timeout, strings.Join(missing, ", "))
-	if reasons := c.whyNot(ctx); len(reasons) > 0 {
+	return c.notReadyError(ctx, after, missing)
+}
+
+// errStuck: what keeps pods from getting ready has been the same for a while, and is of a kind that
+// waiting does not mend.
+var errStuck = errors.New("pods cannot get ready")
+
+// stuckness is for how long the same lasting troubles have been seen.
+type stuckness struct {
+	seen string
+	from time.Time
+}
+
+func (s *stuckness) since(seen string, lasting bool) time.Duration {
+	if !lasting || seen != s.seen {
+		s.seen, s.from = seen, time.Now()
+	}
+	return time.Since(s.from)
+}
+
+func (c *Cluster) notReadyError(ctx context.Context, after string, missing []string) error {
+	waiting := "waiting for "
+	if after == "not" {
+		after, waiting = "cannot get ready:", ""
+	}
+	text := fmt.Sprintf("installed, and %s %s%s", after, waiting, strings.Join(missing, ", "))
+	if reasons, _ := c.whyNot(ctx); len(reasons) > 0 {
 		text += ":\n    " + strings.Join(reasons, "\n    ") + "\n"
 	} else {
 		text += " "
 	}
-	return fmt.Errorf("%s— see `kubectl get pods --namespace %s`; `%s helm uninstall` removes what was installed", text, c.namespace, c.program)
+	return fmt.Errorf("%s— see `kubectl get pods --namespace %s`; `%s helm uninstall` removes what was "+
+		"installed", text,
+		c.namespace, c.program)
 }
 
 // notReady describes each workload that is not yet as it should be.
@@ -80,22 +119,27 @@ func deploymentReady(d appsv1.Deployment) (ready, of int32) {
 	return max(ready, 0), of
 }
 
-// whyNot tells what is wrong with pods that are not ready, and what kept pods from being made.
-func (c *Cluster) whyNot(ctx context.Context) []string {
-	var reasons []string
+// whyNot returns what is wrong with pods that are not ready, and what kept pods from being made.
+// lasting: it is of a kind that seldom passes by itself.
+func (c *Cluster) whyNot(ctx context.Context) (reasons []string, lasting bool) {
 	pods, err := c.kube.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
-		return nil
+		return nil, false
 	}
 	for _, pod := range pods.Items {
 		if reason := podTrouble(pod); reason != "" {
-			reasons = append(reasons, fmt.Sprintf("pod %s: %s", pod.Name, reason))
+			where := ""
+			if pod.Spec.NodeName != "" {
+				where = " on node " + pod.Spec.NodeName
+			}
+			reasons = append(reasons, fmt.Sprintf("pod %s%s: %s", pod.Name, where, reason))
+			lasting = lasting || slices.ContainsFunc(lastingReasons, func(r string) bool { return strings.HasPrefix(reason, r) })
 		}
 	}
 	events, err := c.kube.CoreV1().Events(c.namespace).List(ctx,
 		metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
 	if err != nil {
-		return reasons
+		return reasons, lasting
 	}
 	for _, event := range events.Items {
 		reason := fmt.Sprintf("%s %s: %s", event.InvolvedObject.Kind, event.InvolvedObject.Name, event.Message)
@@ -103,15 +147,18 @@ func (c *Cluster) whyNot(ctx context.Context) []string {
 			reasons = append(reasons, reason)
 		}
 	}
-	return reasons
+	return reasons, lasting
 }
+
+// lastingReasons are the kubelet's words for what waiting does not mend.
+var lastingReasons = []string{"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
+	"CreateContainerConfigError", "CreateContainerError", "CrashLoopBackOff", "RunContainerError"}
 
 func podTrouble(pod corev1.Pod) string {
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		waiting := status.State.Waiting
 		if waiting != nil && waiting.Reason == "ContainerCreating" {
-			return fmt.Sprintf("node %s is still creating it, or pulling its image %s",
-				pod.Spec.NodeName, status.Image)
+			return fmt.Sprintf("still being created, or pulling its image %s", status.Image)
 		}
 		if waiting != nil && waiting.Reason != "PodInitializing" {
 			text := waiting.Reason
@@ -131,7 +178,7 @@ func podTrouble(pod corev1.Pod) string {
 	}
 	for _, condition := range pod.Status.Conditions {
 		if condition.Status == corev1.ConditionFalse && condition.Type == corev1.PodReady {
-			return fmt.Sprintf("not ready on node %s: %s", pod.Spec.NodeName, condition.Message)
+			return "not ready: " + condition.Message
 		}
 	}
 	return ""

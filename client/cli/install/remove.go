@@ -11,6 +11,8 @@ import (
 	"helm.sh/helm/v3/pkg/action"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sidestep.dev/sidestep/client/cli/output"
 )
 
 // Uninstall removes the release and waits until its pods are gone: by then the node agents have
@@ -42,6 +44,9 @@ func (c *Cluster) uninstallRelease(ctx context.Context, helm *action.Configurati
 	if _, err := uninstall.Run(releaseName); err != nil {
 		return rights(fmt.Errorf("uninstall the chart: %w", err))
 	}
+	if s.background {
+		return nil
+	}
 	return c.waitPodsGone(ctx, s)
 }
 
@@ -59,7 +64,8 @@ func (c *Cluster) waitPodsGone(ctx context.Context, s Settings) error {
 		return left == 0, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return fmt.Errorf("%d pods have not ended after %s — see `kubectl get pods --namespace %s`; a node that is down keeps its pods", left, s.Timeout, c.namespace)
+		return output.Advise(fmt.Errorf("%d pods have not ended after %s", left, s.Timeout),
+			"see `kubectl get pods --namespace %s`; a node that is down keeps its pods", c.namespace)
 	}
 	return err
 }
@@ -145,6 +151,9 @@ func (c *Cluster) removeCRD(ctx context.Context, s Settings, name string) error 
 	crds := c.dynamic.Resource(crdResource)
 	if err := crds.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return rights(fmt.Errorf("delete the definition %s: %w", name, err))
+	}
+	if s.background {
+		return nil
 	}
 	err := c.until(ctx, s.Timeout, func(ctx context.Context) (bool, error) {
 		_, err := crds.Get(ctx, name, metav1.GetOptions{})

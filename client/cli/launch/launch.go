@@ -73,8 +73,8 @@ func (d Daemon) Start(ctx context.Context) error {
 	return d.wait(ctx, exited, start)
 }
 
-// turn waits until no other command is starting the daemon, and gives what lets the next one do it.
-// It gives nil if the daemon listens by then: one more process would only wait for it to go away,
+// turn waits until no other command is starting the daemon, and returns what lets the next one do it.
+// It returns nil if the daemon listens by then: one more process would only wait for it to go away,
 // and take its place.
 func (d Daemon) turn(ctx context.Context) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.Patience)
@@ -92,7 +92,8 @@ func (d Daemon) turn(ctx context.Context) (release func(), err error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("start the daemon: another command is doing that, and its socket did not answer within %s", d.Patience)
+			return nil, fmt.Errorf("start the daemon: another command is doing that, and its socket did not answer "+
+				"within %s", d.Patience)
 		case <-time.After(poll):
 		}
 	}

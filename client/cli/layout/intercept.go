@@ -96,8 +96,13 @@ func intercepting(i *daemonpb.InterceptInfo) string {
 	}
 }
 
-// NewIntercept writes what `intercept` says about the intercept that it made.
-func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, p Paint) error {
+// Forwarded is said beside an intercept, since it is the first thing that people try.
+const Forwarded = "from inside the cluster, or by its ingress; kubectl port-forward leads past intercepts"
+
+// NewIntercept writes what `intercept` says about the intercept that it made. url is where a request
+// for it can be sent from inside the cluster; empty if that is not known.
+func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, url string, p Paint) error {
+	i, url = safely(i), Safe(url)
 	if _, err := fmt.Fprintf(w, "Using %s %s\n", i.GetWorkloadKind(), i.GetWorkload()); err != nil {
 		return err
 	}
@@ -109,8 +114,8 @@ func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, p Paint) error {
 		return err
 	}
 	b := interceptBlock(i, p)
-	if headers := i.GetCurlHeaders(); len(headers) > 0 {
-		b.Add("Try it with", curl(headers))
+	if url != "" {
+		b.Add("Try it with", curl(i.GetCurlHeaders(), url), Forwarded)
 	}
 	_, err := b.WriteTo(w)
 	return err
@@ -148,13 +153,19 @@ func toPod(ports []int32) string {
 	return strings.Join(places, ", ")
 }
 
-func curl(headers []string) string {
+func curl(headers []string, url string) string {
 	words := []string{"curl"}
 	for _, h := range headers {
 		words = append(words, "-H", Quote(h))
 	}
-	return strings.Join(words, " ")
+	if strings.Trim(url, plainURL) != "" {
+		url = Quote(url)
+	}
+	return strings.Join(append(words, url), " ")
 }
+
+// plainURL are characters that mean nothing to a shell.
+const plainURL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._/:%+,@"
 
 // Quote makes one word of s for a POSIX shell.
 func Quote(s string) string {

@@ -41,6 +41,10 @@ func WorkloadRecords(workloads []*daemonpb.WorkloadInfo) []Workload {
 // List writes one line for each workload, and a block for each intercept of this client. Names
 // carry their namespace when the list spans several.
 func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, p Paint) error {
+	workloads = slices.Clone(workloads)
+	for i, w := range workloads {
+		workloads[i] = safely(w)
+	}
 	workloads = sorted(workloads)
 	names, width := make([]string, len(workloads)), 0
 	for i, wl := range workloads {

@@ -123,6 +123,7 @@ type StatusText struct {
 // Write writes the blocks of the root daemon, the user daemon and the traffic manager; s is nil
 // when no user daemon runs.
 func (t StatusText) Write(w io.Writer, s *daemonpb.StatusInfo) error {
+	s, t.Told = safely(s), safely(t.Told)
 	var text strings.Builder
 	fmt.Fprintf(&text, "Root Daemon: %s\n", t.Paint.Odd("Not running"))
 	if s == nil {

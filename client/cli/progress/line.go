@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"sidestep.dev/sidestep/client/cli/layout"
 )
 
 // Style says how progress is shown.
@@ -49,7 +51,7 @@ func New(w io.Writer, style Style, width func() int) *Line {
 
 // Set shows a step. The same step again changes nothing.
 func (l *Line) Set(text string) {
-	text = strings.TrimSpace(text)
+	text = layout.Safe(strings.TrimSpace(text))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.style == None || text == "" || text == l.text {

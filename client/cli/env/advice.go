@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package env
+
+import (
+	"strings"
+
+	"sidestep.dev/sidestep/client/cli/layout"
+	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
+)
+
+// Advise adds to the text of an error what to do about its reason, unless the error says so itself.
+func (e *Env) Advise(text string, err error) string {
+	why := reason.Of(err)
+	if why == "" || output.HasAdvice(err) {
+		return text
+	}
+	what, ok := map[string]string{
+		reason.ManagerNotInstalled: "run `" + e.Name + " helm install`, or ask who runs the cluster to",
+		reason.ManagerNotReady: "see `kubectl get pods --namespace " + DefaultManagerNamespace +
+			"` and try again",
+		reason.NoCluster:    "check --kubeconfig and --context, or `kubectl config view`",
+		reason.Unauthorized: "log in to the cluster again",
+		reason.Forbidden:    "ask who runs the cluster for ClusterRole sidestep-user in that namespace",
+		reason.OtherCluster: "run `" + e.Name + " quit` first",
+		reason.NoSession:    "run `" + e.Name + " connect`",
+		reason.VersionSkew: "get the version that the cluster has, or run `" + e.Name +
+			" helm upgrade`",
+		reason.WorkloadNotFound:  "`" + e.Name + " list` shows what there is",
+		reason.WorkloadAmbiguous: "choose with --workload KIND/NAME",
+		reason.InterceptNotFound: "`" + e.Name + " list --intercepts --wiretaps` shows yours",
+		reason.InterceptExists:   "leave it first, or choose another name with --workload",
+		reason.LocalPortTaken:    "choose another with --port",
+		reason.Conflict:          "ask its holder to leave, or intercept requests that differ by a header",
+		reason.NotSteering:       "see `kubectl get intercepts --all-namespaces` and try again",
+	}[why]
+	if !ok {
+		what = "see `" + e.Name + " intercept --help`"
+	}
+	return text + output.Dash + what
+}
+
+// Renamed puts the name by which this program was called into the commands that a text advises: the
+// daemon and the packages below do not know it, and write sidestep.
+func (e *Env) Renamed(text string) string {
+	return strings.ReplaceAll(text, "`sidestep ", "`"+e.Name+" ")
+}
+
+// Text is text for people as it is printed: with the name of this program, and without what a
+// terminal would obey.
+func (e *Env) Text(text string) string { return layout.SafeLines(e.Renamed(text)) }

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package env is the world as commands see it: streams, clock, the flags that every command has, the
+// user daemon, the cluster, and programs that run on this terminal.
+package env
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/client/cli/install"
+)
+
+// ForegroundCommand is what the daemon's own process runs.
+const ForegroundCommand = "daemon-foreground"
+
+// Env is the world as the commands see it, so that a test can make another.
+type Env struct {
+	Name    string // as the program was called: sidestep or telepresence
+	Version string
+
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Getenv         func(string) string
+	Now            func() time.Time
+	// LogFile is where the daemon of this user logs.
+	LogFile func() string
+	// IsTerminal reports whether a stream, one of the three above, is a terminal, and how many
+	// columns it has.
+	IsTerminal func(stream any) (columns int, ok bool)
+	WorkingDir func() (string, error)
+
+	// Patience is how long the daemon has to answer at all, and hung is the error that it did not.
+	Patience time.Duration
+	Hung     func() error
+	// Dial fails with an error that NotRunning knows when there is no daemon.
+	Dial func(context.Context) (daemonpb.DaemonClient, io.Closer, error)
+	// Launch starts a daemon and returns once it listens.
+	Launch func(context.Context) error
+	// Saved reports whether a daemon that died left a session for the next one to resume.
+	Saved func() bool
+	// Clean removes what daemons leave on the disk. No daemon may be running.
+	Clean func() error
+	// Foreground is the daemon itself.
+	Foreground func(context.Context) error
+
+	Chart fs.FS // the chart's files, Chart.yaml at its root
+	// Cluster reaches the cluster past the daemon, for what is done before there is a traffic
+	// manager and after there was one.
+	Cluster func(install.Options) (Cluster, error)
+	// Run runs a program on this terminal until it ends and returns its exit code.
+	Run func(context.Context, Program) (int, error)
+	// LookPath finds a program on the PATH.
+	LookPath func(string) (string, error)
+}
+
+// Cluster is what the commands do to a cluster without the daemon.
+type Cluster interface {
+	Server() string
+	Install(context.Context, install.Settings) error
+	Upgrade(context.Context, install.Settings) error
+	Uninstall(context.Context, install.Settings) error
+	RemoveEverything(context.Context, install.Settings) error
+	WorkloadNames(ctx context.Context, namespace string) ([]string, error)
+	NamespaceNames(context.Context) ([]string, error)
+	WorkloadParts(ctx context.Context, namespace, workload string) (install.Parts, error)
+	ServicePort(ctx context.Context, namespace, service, id string) (int32, error)
+	HasNamespace(ctx context.Context, name string) error
+	Logs(context.Context, install.LogOptions) error
+}
+
+// Brand is the name in sentences.
+func (e *Env) Brand() string {
+	return strings.ToUpper(e.Name[:1]) + e.Name[1:]
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package output holds what all commands print alike: formats, records of failures, and errors that
+// tell people what to do.
+package output
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sidestep.dev/sidestep/internal/reason"
+)
+
+// Dash stands between what happened and what to do.
+const Dash = " — "
+
+// Advised is an error that says what to do about it.
+type Advised struct {
+	Err    error
+	Advice string
+}
+
+func (a Advised) Error() string { return a.Err.Error() + Dash + a.Advice }
+func (a Advised) Unwrap() error { return a.Err }
+
+// Advise returns err with what to do about it.
+func Advise(err error, format string, args ...any) error {
+	return Advised{err, fmt.Sprintf(format, args...)}
+}
+
+// UsageError is a command line that cannot be meant.
+type UsageError struct{ err error }
+
+func (u UsageError) Error() string { return u.err.Error() }
+func (u UsageError) Unwrap() error { return u.err }
+
+// Usage marks err as a command line that cannot be meant.
+func Usage(err error) error { return UsageError{err} }
+
+// Usagef returns a UsageError.
+func Usagef(format string, args ...any) UsageError {
+	return UsageError{fmt.Errorf(format, args...)}
+}
+
+// Advise returns the error with what to do about it, where the command's help is not enough.
+func (u UsageError) Advise(format string, args ...any) UsageError {
+	return UsageError{Advise(u.err, format, args...)}
+}
+
+// HasAdvice reports whether err says what to do about it.
+func HasAdvice(err error) bool {
+	var advised Advised
+	// Not every error of the daemon has its advice in the field for it.
+	return errors.As(err, &advised) || reason.Advice(err) != "" ||
+		reason.Of(err) != "" && strings.Contains(err.Error(), Dash)
+}
+
+// ProgramError is the exit code of a program that was run; there is nothing to print about it.
+type ProgramError int
+
+func (p ProgramError) Error() string { return fmt.Sprintf("exit status %d", int(p)) }
+
+// SignalError is the cause of a context that a signal ended.
+type SignalError syscall.Signal
+
+func (s SignalError) Error() string { return syscall.Signal(s).String() }
+
+// Unavailable is the answer to what users of Telepresence may ask for and this version cannot do.
+func Unavailable(what, instead string) error {
+	return Advise(fmt.Errorf("%s not available in this version", what), "%s", instead)
+}
+
+// Envelope is what programs read about a command that has no record of its own, or that failed.
+type Envelope struct {
+	Cmd    string `json:"cmd"`
+	Stdout string `json:"stdout,omitempty"`
+	Err    string `json:"err,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// Failure is the record of an error. Whoever asks with --format, as newer generations do, gets it
+// without the envelope.
+func Failure(cmd *cobra.Command, text, why string) any {
+	if f := cmd.Flags().Lookup("output"); f == nil || !f.Changed {
+		if f := cmd.Flags().Lookup("format"); f != nil && f.Changed {
+			return struct {
+				Error  string `json:"error"`
+				Reason string `json:"reason,omitempty"`
+			}{text, why}
+		}
+	}
+	return Envelope{Cmd: CommandName(cmd), Err: text, Reason: why}
+}
+
+// CommandName is the command without the program's name.
+func CommandName(cmd *cobra.Command) string {
+	_, name, _ := strings.Cut(cmd.CommandPath(), " ")
+	return name
+}
+
+// Canceled reports whether err is the end of a context, on either side of the socket.
+func Canceled(err error) bool {
+	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
+}
+
+// Sentence is the error without what gRPC wraps around it.
+func Sentence(err error) string {
+	text := err.Error()
+	var remote interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &remote) {
+		return text
+	}
+	s := remote.GRPCStatus()
+	if s.Code() == codes.Unavailable && reason.Of(err) == "" {
+		return "the daemon ended during the call" + Dash + "try again; its log is daemon.log in " +
+			"~/.cache/sidestep/logs"
+	}
+	inner, ok := remote.(error)
+	if !ok {
+		return text
+	}
+	return strings.TrimSpace(strings.Replace(text, inner.Error(), s.Message(), 1))
+}
