@@ -61,7 +61,7 @@ type world struct {
 // Write is where their logs go.
 func (w *world) Write(lines []byte) (int, error) {
 	w.letGo.Add(int64(strings.Count(string(lines), "pod drained")))
-	w.takenOver.Add(int64(strings.Count(string(lines), "was taken over")))
+	w.takenOver.Add(int64(strings.Count(string(lines), "older connection taken over")))
 	return w.out.Write(lines)
 }
 

@@ -8,24 +8,22 @@
 package cgroup
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
 // ErrNoUnified says that the node has version 1 of control groups only.
-var ErrNoUnified = errors.New("this node has no unified hierarchy of control groups (cgroup2)")
+var ErrNoUnified = procs.ErrNoUnified
 
 // ID names a control group for as long as it exists.
 type ID struct{ Dev, Inode uint64 }
@@ -107,7 +105,7 @@ func (t *Tree) OfPod(uid string, pids []string) (groups []*Group, err error) {
 				errs = append(errs, err)
 				continue
 			}
-			paths = append(paths, ofPod(path, uid))
+			paths = append(paths, procs.PodGroup(path, uid))
 		}
 		if len(paths) == 0 {
 			return cmp.Or(errors.Join(errs...), errors.New("the pod has no process"))
@@ -182,37 +180,13 @@ func mount() (fd int, err error) {
 		unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 }
 
-// unified is the group of the unified hierarchy that a process is in, as the thread sees it
-// (cgroups(7), /proc/PID/cgroup).
+// unified returns the group of the unified hierarchy that a process is in, as the thread sees it.
 func unified(proc, pid string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(proc, pid, "cgroup"))
+	groups, err := procs.At(proc).Cgroups(pid)
 	if err != nil {
-		return "", fmt.Errorf("read the control groups of process %s: %w", pid, err)
+		return "", err
 	}
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	for lines.Scan() {
-		if path, ok := strings.CutPrefix(lines.Text(), "0::"); ok {
-			return path, nil
-		}
-	}
-	return "", ErrNoUnified
-}
-
-// component is a part of a path that names a pod: pod<uid>, or with systemd
-// kubepods-burstable-pod<uid with underscores>.slice.
-var component = regexp.MustCompile(`^(?:[a-z-]*-)?pod([0-9a-f_-]{36})(?:\.slice)?$`)
-
-// ofPod is the pod's part of the path of a group. Of nested clusters' pods it is the one with the
-// UID.
-func ofPod(path, uid string) string {
-	parts := strings.Split(path, "/")
-	for i, part := range parts {
-		m := component.FindStringSubmatch(strings.ToLower(part))
-		if m != nil && strings.ReplaceAll(m[1], "_", "-") == strings.ToLower(uid) {
-			return strings.Join(parts[:i+1], "/")
-		}
-	}
-	return path
+	return groups.Unified()
 }
 
 func closeAll(groups []*Group) error {

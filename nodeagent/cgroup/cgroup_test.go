@@ -125,22 +125,3 @@ func TestOfPod(t *testing.T) {
 		assert.ErrorContains(t, err, want)
 	}
 }
-
-func TestPathOfAPod(t *testing.T) {
-	under := strings.ReplaceAll(uid, "-", "_")
-	for path, want := range map[string]string{
-		"/kubepods/burstable/pod" + uid +
-			"/0123": "/kubepods/burstable/pod" + uid,
-		"/kubepods.slice/kubepods-pod" + under +
-			".slice/x.scope": "/kubepods.slice/kubepods-pod" + under + ".slice",
-		"/kubelet.slice/kubelet-kubepods-besteffort-pod" + under +
-			".slice/x.scope/init": "/kubelet.slice/kubelet-kubepods-besteffort-pod" + under + ".slice",
-		"/kubepods/podffffffff-1111-2222-3333-000000000001/c/kubepods/pod" + uid +
-			"/d": "/kubepods/podffffffff-1111-2222-3333-000000000001/c/kubepods/pod" + uid,
-		"/kubepods/podffffffff-1111-2222-3333-000000000001/c": "/kubepods/podffffffff-1111-2222-3333-000000000001/c",
-		"/system.slice/containerd.service":                    "/system.slice/containerd.service",
-		"/":                                                   "/",
-	} {
-		assert.Equal(t, want, ofPod(path, uid))
-	}
-}

@@ -11,15 +11,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
 // MaxSize bounds an environment, in bytes. Linux takes up to six megabytes; nobody has a tenth of
@@ -39,7 +40,7 @@ var validID = regexp.MustCompile(`^[0-9a-zA-Z]{8,128}$`)
 // show all of the node's processes (hostPID).
 type Reader struct{ Proc string }
 
-// Read gives the variables of the container's first process, as NAME=VALUE in the process's order.
+// Read returns the variables of the container's first process, as NAME=VALUE in the process's order.
 func (r Reader) Read(podUID, containerID string) ([][]byte, error) {
 	if !validID.MatchString(containerID) {
 		return nil, fmt.Errorf("%q is not the ID of a container", containerID)
@@ -69,33 +70,30 @@ type process struct {
 
 // find lists the container's processes, the first one first. Those that `kubectl exec` and probes
 // start are younger. Clock ticks are coarse: of two processes of one tick the first one has the
-// lower number where it lives.
+// lower PID in its own namespace.
 func (r Reader) find(podUID, containerID string) ([]process, error) {
-	entries, err := os.ReadDir(r.Proc)
+	proc := procs.At(r.Proc)
+	pids, err := proc.PIDs()
 	if err != nil {
-		return nil, fmt.Errorf("list the node's processes: %w", err)
+		return nil, err
 	}
 	var found []process
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
+	for _, pid := range pids {
+		groups, err := proc.Cgroups(pid)
+		if err != nil || !groups.InContainer(podUID, containerID) {
 			continue
 		}
-		dir := filepath.Join(r.Proc, e.Name())
-		cgroups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
-		if err != nil || !isOf(cgroups, podUID, containerID) {
-			continue
-		}
-		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-		if err != nil {
+		stat, err := proc.Stat(pid)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // it has ended
+		} else if err != nil {
+			return nil, err
 		}
-		started, err := startOf(stat)
+		number, err := strconv.Atoi(pid)
 		if err != nil {
-			return nil, fmt.Errorf("read when process %d was started: %w", pid, err)
+			return nil, err
 		}
-		status, _ := os.ReadFile(filepath.Join(dir, "status"))
-		found = append(found, process{pid, started, innermost(status, pid)})
+		found = append(found, process{number, stat.Started, proc.InnerPID(pid)})
 	}
 	slices.SortFunc(found, func(a, b process) int {
 		return cmp.Or(cmp.Compare(a.started, b.started), cmp.Compare(a.inner, b.inner),
@@ -114,17 +112,18 @@ func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, e
 		return nil, errEnded
 	}
 	defer dir.Close()
-	cgroups, err := dir.ReadFile("cgroup")
-	if err != nil || !isOf(cgroups, podUID, containerID) {
+	proc := procs.FS{FS: dir.FS()}
+	groups, err := proc.Cgroups(".")
+	if err != nil || !groups.InContainer(podUID, containerID) {
 		return nil, errEnded
 	}
-	stat, err := dir.ReadFile("stat")
-	if err != nil || isZombie(stat) {
+	stat, err := proc.Stat(".")
+	if err != nil || stat.Ended() {
 		return nil, errEnded
 	}
-	text, err := memory(p.pid, stat)
-	if stat, gone := dir.ReadFile("stat"); gone != nil || isZombie(stat) {
-		return nil, errEnded // and what was read may be of another process with the same number
+	text, err := memory(p.pid, stat.EnvStart, stat.EnvEnd)
+	if stat, gone := proc.Stat("."); gone != nil || stat.Ended() {
+		return nil, errEnded // and what was read may be of another process with the same PID
 	}
 	if err != nil {
 		return nil, err
@@ -133,22 +132,9 @@ func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, e
 }
 
 // memory reads the part of a process's memory that the kernel would show as its environment. The
-// file /proc/PID/environ has that, too, but is its owner's alone, whom root without
+// file /proc/PID/environ has that, too, but only its owner may read it, whom root without
 // CAP_DAC_OVERRIDE is not.
-func memory(pid int, stat []byte) ([]byte, error) {
-	const start, end = 50 - 3, 51 - 3
-	all := fields(stat)
-	if len(all) <= end {
-		return nil, fmt.Errorf("%d fields after the command's name", len(all))
-	}
-	from, err := strconv.ParseUint(string(all[start]), 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("where the environment begins: %w", err)
-	}
-	to, err := strconv.ParseUint(string(all[end]), 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("where the environment ends: %w", err)
-	}
+func memory(pid int, from, to uint64) ([]byte, error) {
 	if from == 0 || to < from {
 		return nil, errors.New("the kernel does not tell where it is (the node agent needs CAP_SYS_PTRACE)")
 	}
@@ -193,90 +179,4 @@ func parse(text []byte) ([][]byte, error) {
 		return nil, ErrOverwritten
 	}
 	return variables, nil
-}
-
-// isOf says whether a process with these control groups (cgroups(7), /proc/PID/cgroup) is the
-// container's. The groups are named /kubepods/burstable/pod<uid>/<id> (cgroupfs driver),
-// .../kubepods-burstable-pod<uid with underscores>.slice/<runtime>-<id>.scope (systemd driver), or
-// kubepods-burstable-pod<uid>.slice:cri-containerd:<id>; there may be more below. CRI-O's conmon,
-// in crio-conmon-<id>.scope, is not in the container.
-func isOf(cgroups []byte, podUID, containerID string) bool {
-	for line := range strings.Lines(string(cgroups)) {
-		_, groups, ok := strings.Cut(line, ":")
-		if _, path, more := strings.Cut(groups, ":"); ok && more &&
-			holds(strings.TrimSpace(path), podUID, containerID) {
-			return true
-		}
-	}
-	return false
-}
-
-func holds(groups, podUID, containerID string) bool {
-	pod := false
-	for groups != "" {
-		var component string
-		component, groups, _ = strings.Cut(strings.TrimPrefix(groups, "/"), "/")
-		if before, id, ok := cutLast(component, ":"); ok && id == containerID {
-			return pod || isPod(before, podUID)
-		}
-		if pod && named(component, containerID) {
-			return true
-		}
-		pod = pod || isPod(component, podUID)
-	}
-	return false
-}
-
-func isPod(component, podUID string) bool {
-	component, _, _ = strings.Cut(component, ":")
-	component = strings.ReplaceAll(strings.ToLower(strings.TrimSuffix(component, path.Ext(component))),
-		"_", "-")
-	uid := "pod" + strings.ReplaceAll(strings.ToLower(podUID), "_", "-")
-	return component == uid || strings.HasSuffix(component, "-"+uid)
-}
-
-func named(component, containerID string) bool {
-	component = strings.TrimSuffix(component, ".scope")
-	return component == containerID || strings.HasSuffix(component, "-"+containerID) &&
-		!strings.HasPrefix(component, "crio-conmon-")
-}
-
-func cutLast(s, sep string) (before, after string, ok bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
-}
-
-// fields are those of proc_pid_stat(5) after the command's name, which is in parentheses and may
-// hold anything. The first is the state.
-func fields(stat []byte) [][]byte { return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) }
-
-func startOf(stat []byte) (uint64, error) {
-	const started = 22 - 3
-	all := fields(stat)
-	if len(all) <= started {
-		return 0, fmt.Errorf("%d fields after the command's name", len(all))
-	}
-	return strconv.ParseUint(string(all[started]), 10, 64)
-}
-
-func isZombie(stat []byte) bool {
-	all := fields(stat)
-	return len(all) == 0 || string(all[0]) == "Z" || string(all[0]) == "X"
-}
-
-// innermost is a process's number in its own PID namespace: the last of NSpid in
-// proc_pid_status(5).
-func innermost(status []byte, pid int) int {
-	for line := range strings.Lines(string(status)) {
-		if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok {
-			if all := strings.Fields(numbers); len(all) > 0 {
-				if inner, err := strconv.Atoi(all[len(all)-1]); err == nil {
-					return inner
-				}
-			}
-		}
-	}
-	return pid
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,47 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
 const (
 	uid = "12345678-9abc-def0-1234-56789abcdef0"
 	id  = "4f1c8a9be0d15ad0a3a05d5a0f2f7c1f0f4a8d1b2c3d4e5f60718293a4b5c6d7"
 )
-
-var underscored = strings.ReplaceAll(uid, "-", "_")
-
-func TestAContainerIsToldByItsControlGroup(t *testing.T) {
-	other := strings.Repeat("0", 64)
-	for name, c := range map[string]struct {
-		cgroup string
-		is     bool
-	}{
-		"containerd, cgroupfs driver": {"0::/kubepods/burstable/pod" + uid + "/" + id, true},
-		"containerd, systemd driver":  {"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + underscored + ".slice/cri-containerd-" + id + ".scope", true},
-		"guaranteed, systemd driver": {"0::/kubepods.slice/kubepods-pod" + underscored +
-			".slice/cri-containerd-" + id + ".scope", true},
-		"containerd in systemd, without its driver": {"1:name=systemd:/system.slice/containerd.service/kubepods-besteffort-pod" + underscored + ".slice:cri-containerd:" + id, true},
-		"cri-o": {"0::/kubepods.slice/kubepods-pod" + underscored +
-			".slice/crio-" + id + ".scope/container", true},
-		"conmon of cri-o": {"0::/kubepods.slice/kubepods-pod" + underscored +
-			".slice/crio-conmon-" + id + ".scope", false},
-		"docker": {"0::/kubepods.slice/kubepods-pod" + underscored +
-			".slice/docker-" + id + ".scope", true},
-		"systemd in the container":        {"0::/kubepods/pod" + uid + "/" + id + "/init.scope", true},
-		"seen from another control group": {"0::/../../pod" + uid + "/" + id, true},
-		"version 1 first": {"12:cpu,cpuacct:/kubepods/pod" + uid + "/" + id +
-			"\n0::/", true},
-		"a cluster in a pod":                     {"0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/" + other + "/kubelet/kubepods/pod" + uid + "/" + id, true},
-		"the pause container":                    {"0::/kubepods/pod" + uid + "/" + other, false},
-		"another pod":                            {"0::/kubepods/podaaaaaaaa-9abc-def0-1234-56789abcdef0/" + id, false},
-		"the pod's own group":                    {"0::/kubepods/pod" + uid, false},
-		"a group that ends like the container's": {"0::/kubepods/pod" + uid + "/x" + id, false},
-		"no pod":                                 {"0::/system.slice/docker-" + id + ".scope", false},
-		"nothing":                                {"", false},
-	} {
-		assert.Equal(t, c.is, isOf([]byte(c.cgroup+"\n"), uid, id), name)
-	}
-}
 
 func TestParse(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -236,8 +203,8 @@ func TestAProcessThatHasEndedHasNoEnvironment(t *testing.T) {
 	zombie.Env = []string{"A=1"}
 	start(zombie)
 	require.Eventually(t, func() bool {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", zombie.Process.Pid))
-		return err == nil && isZombie(stat)
+		stat, err := procs.At("/proc").Stat(strconv.Itoa(zombie.Process.Pid))
+		return err == nil && stat.Ended()
 	}, 20*time.Second, time.Millisecond)
 	_, err := Reader{Proc: "/proc"}.Read(uid, id)
 	assert.ErrorIs(t, err, ErrNotFound)

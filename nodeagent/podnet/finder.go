@@ -3,22 +3,18 @@
 package podnet
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"sidestep.dev/sidestep/internal/netns"
+	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
 // ErrNotFound says that no process of the pod was found in a namespace that has one of the pod's
@@ -28,17 +24,11 @@ var ErrNotFound = errors.New("no process of the pod was found on this node")
 // scanInterval bounds how often all of /proc is read, however many pods are looked for.
 const scanInterval = 200 * time.Millisecond
 
-// podUID finds the pod in the path of a cgroup: /kubepods/burstable/pod<uid>/<container> (cgroupfs
-// driver), or /kubepods.slice/.../kubepods-burstable-pod<uid with
-// underscores>.slice/<runtime>-<container>.scope (systemd driver).
-var podUID = regexp.MustCompile(
-	`(?m)pod([0-9a-fA-F]{8}(?:[-_][0-9a-fA-F]{4}){3}[-_][0-9a-fA-F]{12})(?:[./:]|$)`)
-
 // Finder finds the network namespaces of pods by reading /proc, which works with any container
 // runtime. The process that reads must see all of the node's processes (hostPID).
 type Finder struct {
 	root string
-	proc fs.FS
+	proc procs.FS
 	open func(path string) (*Namespace, error)
 
 	mu      sync.Mutex
@@ -51,14 +41,13 @@ type process struct {
 	started uint64 // clock ticks since boot
 }
 
-// NewFinder makes a Finder that reads root, which is /proc or where the node's /proc is mounted.
+// NewFinder returns a Finder that reads root, which is /proc or where the node's /proc is mounted.
 func NewFinder(root string) *Finder {
-	return &Finder{root: root, proc: os.DirFS(root), open: Open}
+	return &Finder{root: root, proc: procs.At(root), open: Open}
 }
 
-// Find opens the network namespace of the pod: that of the oldest of its processes whose namespace
-// has one of the pod's addresses. The addresses are asked for because a process may be visiting
-// another namespace.
+// Find opens the network namespace of the pod: that of its oldest process whose namespace has one of
+// the pod's addresses. A process may have entered another namespace, hence the addresses.
 func (f *Finder) Find(uid string, ips []netip.Addr) (*Namespace, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,7 +60,7 @@ func (f *Finder) Find(uid string, ips []netip.Addr) (*Namespace, error) {
 	return f.pick(uid, ips)
 }
 
-// Alive says whether some process of the pod is still in the namespace.
+// Alive reports whether some process of the pod is still in the namespace.
 func (f *Finder) Alive(uid string, id netns.ID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,13 +72,13 @@ func (f *Finder) Alive(uid string, id netns.ID) bool {
 	return f.scan() != nil || f.inhabited(uid, id)
 }
 
-// Processes is the numbers of the pod's processes in the namespace, as far as they were there when
-// /proc was last read.
+// Processes returns the PIDs of the pod's processes in the namespace that were there when /proc was
+// last read and still are.
 func (f *Finder) Processes(uid string, id netns.ID) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var pids []string
-	for _, p := range f.pods[normal(uid)] {
+	for _, p := range f.pods[procs.NormalUID(uid)] {
 		if at, err := f.namespaceOf(p.pid); err == nil && at == id && f.belongs(p.pid, uid) {
 			pids = append(pids, p.pid)
 		}
@@ -98,7 +87,7 @@ func (f *Finder) Processes(uid string, id netns.ID) []string {
 }
 
 func (f *Finder) inhabited(uid string, id netns.ID) bool {
-	return slices.ContainsFunc(f.pods[normal(uid)], func(p process) bool {
+	return slices.ContainsFunc(f.pods[procs.NormalUID(uid)], func(p process) bool {
 		at, err := f.namespaceOf(p.pid)
 		return err == nil && at == id && f.belongs(p.pid, uid)
 	})
@@ -107,7 +96,7 @@ func (f *Finder) inhabited(uid string, id netns.ID) bool {
 func (f *Finder) pick(uid string, ips []netip.Addr) (*Namespace, error) {
 	var refused []error
 	tried := map[netns.ID]bool{}
-	for _, p := range f.pods[normal(uid)] {
+	for _, p := range f.pods[procs.NormalUID(uid)] {
 		id, err := f.namespaceOf(p.pid)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
@@ -115,7 +104,7 @@ func (f *Finder) pick(uid string, ips []netip.Addr) (*Namespace, error) {
 			}
 			continue
 		}
-		if tried[id] || !f.belongs(p.pid, uid) { // a new process may have the number of an old one
+		if tried[id] || !f.belongs(p.pid, uid) {
 			continue
 		}
 		tried[id] = true
@@ -152,25 +141,22 @@ func (f *Finder) scan() error {
 	if time.Since(f.scanned) < scanInterval {
 		return nil
 	}
-	entries, err := fs.ReadDir(f.proc, ".")
+	pids, err := f.proc.PIDs()
 	if err != nil {
-		return fmt.Errorf("list the node's processes: %w", err)
+		return err
 	}
 	pods := map[string][]process{}
-	for _, e := range entries {
-		if _, err := strconv.ParseUint(e.Name(), 10, 32); err != nil {
-			continue
-		}
-		uids := f.podsOf(e.Name())
-		if len(uids) == 0 {
-			continue
-		}
-		started, err := f.startOf(e.Name())
+	for _, pid := range pids {
+		groups, err := f.proc.Cgroups(pid)
 		if err != nil {
 			continue // it has ended
 		}
-		for _, uid := range uids {
-			pods[uid] = append(pods[uid], process{pid: e.Name(), started: started})
+		for _, uid := range groups.Pods() {
+			stat, err := f.proc.Stat(pid)
+			if err != nil {
+				break // it has ended meanwhile
+			}
+			pods[uid] = append(pods[uid], process{pid: pid, started: stat.Started})
 		}
 	}
 	for _, ps := range pods {
@@ -180,37 +166,10 @@ func (f *Finder) scan() error {
 	return nil
 }
 
-// podsOf is the UIDs of the pods that the process belongs to: several where a pod of the node is
-// itself a node of a cluster.
-func (f *Finder) podsOf(pid string) []string {
-	text, err := fs.ReadFile(f.proc, pid+"/cgroup")
-	if err != nil {
-		return nil
-	}
-	var uids []string
-	for _, m := range podUID.FindAllSubmatch(text, -1) {
-		if uid := normal(string(m[1])); !slices.Contains(uids, uid) {
-			uids = append(uids, uid)
-		}
-	}
-	return uids
-}
-
-func (f *Finder) belongs(pid, uid string) bool { return slices.Contains(f.podsOf(pid), normal(uid)) }
-
-// startOf is field 22 of /proc/PID/stat (proc_pid_stat(5)). The second, in parentheses, may hold
-// anything.
-func (f *Finder) startOf(pid string) (uint64, error) {
-	text, err := fs.ReadFile(f.proc, pid+"/stat")
-	if err != nil {
-		return 0, err
-	}
-	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
-	const afterCommand = 22 - 3
-	if len(fields) <= afterCommand {
-		return 0, fmt.Errorf("/proc/%s/stat has %d fields after the command's name", pid, len(fields))
-	}
-	return strconv.ParseUint(string(fields[afterCommand]), 10, 64)
+// belongs reports whether the process is the pod's now: a new one may have the PID of an old one.
+func (f *Finder) belongs(pid, uid string) bool {
+	groups, err := f.proc.Cgroups(pid)
+	return err == nil && groups.InPod(uid)
 }
 
 func (f *Finder) namespaceOf(pid string) (netns.ID, error) {
@@ -222,8 +181,4 @@ func (f *Finder) namespaceOf(pid string) (netns.ID, error) {
 		return netns.ID{}, fmt.Errorf("identify the network namespace of process %s: %w", pid, err)
 	}
 	return netns.IDOf(info)
-}
-
-func normal(uid string) string {
-	return strings.ToLower(strings.ReplaceAll(uid, "_", "-"))
 }

@@ -5,6 +5,8 @@ package podnet
 import (
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +17,7 @@ import (
 
 	"sidestep.dev/sidestep/internal/netns"
 	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
 const uid = "12345678-9abc-def0-1234-56789abcdef0"
@@ -38,7 +41,7 @@ func decimal(n uint64) string {
 	return string(b)
 }
 
-func finderOf(p proc) *Finder { return &Finder{root: "/proc", proc: p.MapFS} }
+func finderOf(p proc) *Finder { return &Finder{root: "/proc", proc: procs.FS{FS: p.MapFS}} }
 
 func TestProcessesAreFoundByCgroup(t *testing.T) {
 	underscores := strings.ReplaceAll(uid, "-", "_")
@@ -95,6 +98,35 @@ func TestReusedProcessNumberIsNotThePod(t *testing.T) {
 	require.True(t, f.Alive(uid, netns.ID{Dev: 4, Inode: 100}))
 	p.add("42", "0::/user.slice\n", 8, 100)
 	assert.False(t, f.Alive(uid, netns.ID{Dev: 4, Inode: 100}))
+}
+
+// A namespace is opened by the PID of a process that was the pod's when /proc was last read. By then the
+// PID may be that of another pod's process, which could even have one of the addresses: on the node's
+// network all pods have the same.
+func TestNamespaceOfAReusedProcessNumberIsNotOpened(t *testing.T) {
+	node := testnet.NewNode(t)
+	pod, other := node.NewPod(t), node.NewPod(t)
+	f := NewFinder(node.Proc())
+	find := func() error {
+		ns, err := f.Find(pod.UID, []netip.Addr{pod.IP4, other.IP4})
+		if err == nil {
+			assert.Equal(t, pod.ID(), ns.ID(), "another pod's namespace was opened")
+			require.NoError(t, ns.Close())
+		}
+		return err
+	}
+	require.NoError(t, find())
+	opened := 0
+	f.open = func(path string) (*Namespace, error) {
+		opened++
+		return Open(path)
+	}
+	// The pod's PID is given to a process of the other one.
+	require.NoError(t, os.RemoveAll(filepath.Join(node.Proc(), "1001")))
+	require.NoError(t, os.Rename(filepath.Join(node.Proc(), "1002"), filepath.Join(node.Proc(), "1001")))
+	assert.ErrorIs(t, find(), ErrNotFound)
+	assert.Zero(t, opened)
+	assert.Empty(t, f.Processes(pod.UID, pod.ID()))
 }
 
 func TestFind(t *testing.T) {
