@@ -27,7 +27,10 @@ type Env struct {
 	Stdout, Stderr io.Writer
 }
 
-// Main runs the command and gives the exit code.
+// OSEnv returns the environment of the process itself.
+func OSEnv() Env { return Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr} }
+
+// Main runs the command and returns the exit code.
 func Main(env Env) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -41,9 +44,9 @@ func Main(env Env) int {
 
 // options are the flags.
 type options struct {
-	manager, caFile, tokenFile, node, bpffs, proc, datapath, httpAddress, logLevel string
-	drain                                                                          time.Duration
-	profile, allowHostNetwork                                                      bool
+	manager, caFile, tokenFile, node, bpffs, proc, datapath, httpAddress, logLevel, logFormat string
+	drain                                                                                     time.Duration
+	profile, allowHostNetwork                                                                 bool
 }
 
 // NewCommand is the command line of sidestep-nodeagent.
@@ -82,6 +85,7 @@ func NewCommand(env Env) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf",
 		"`directory` where bpffs is, or is to be, mounted")
 	cmd.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.PersistentFlags().StringVar(&o.logFormat, "log-format", "json", "json or text")
 	cmd.AddCommand(newPurgeCommand(&o))
 	return cmd
 }
@@ -95,22 +99,37 @@ func newPurgeCommand(o *options) *cobra.Command {
 	}
 }
 
+// newLog returns the log, in the format of the manager's unless --log-format says otherwise.
+func (o *options) newLog(stderr io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %s: use debug, info, warn or error", o.logLevel)
+	}
+	handler := slog.HandlerOptions{Level: level}
+	switch o.logFormat {
+	case "json":
+		return slog.New(slog.NewJSONHandler(stderr, &handler)).With("node", o.node), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(stderr, &handler)).With("node", o.node), nil
+	}
+	return nil, fmt.Errorf("--log-format %s: use json or text", o.logFormat)
+}
+
 func (o *options) run(ctx context.Context, stderr io.Writer) error {
 	if o.node == "" {
 		return errors.New("--node is missing: give the name of the Kubernetes node")
 	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return fmt.Errorf("--log-level %s: use debug, info, warn or error", o.logLevel)
+	log, err := o.newLog(stderr)
+	if err != nil {
+		return err
 	}
 	datapath, err := steer.ParseDatapath(o.datapath)
 	if err != nil {
 		return fmt.Errorf("--datapath: %w", err)
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})).With("node", o.node)
 	for _, file := range []string{o.caFile, o.tokenFile} {
 		if _, err := os.Stat(file); err != nil {
-			return fmt.Errorf("see what identifies the manager and this node agent: %w", err)
+			return fmt.Errorf("check --ca-file and --token-file: %w", err)
 		}
 	}
 	cfg := Config{

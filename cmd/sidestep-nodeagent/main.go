@@ -9,6 +9,4 @@ import (
 	"sidestep.dev/sidestep/nodeagent"
 )
 
-func main() {
-	os.Exit(nodeagent.Main(nodeagent.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr}))
-}
+func main() { os.Exit(nodeagent.Main(nodeagent.OSEnv())) }

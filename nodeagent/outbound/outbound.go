@@ -44,7 +44,7 @@ func (n *Node) Connect(open *tunnelpb.Open, conn *tunnel.Conn) {
 	n.mu.Lock()
 	p := n.pods[open.GetPodUid()]
 	n.mu.Unlock()
-	err := errors.New("no intercept of the pod is in force on this node")
+	err := errors.New("it is not among those that are intercepted on this node")
 	if p != nil {
 		err = p.begin(open, conn)
 	}

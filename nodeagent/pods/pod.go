@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/internal/backoff"
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
@@ -20,8 +21,8 @@ import (
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 5 * time.Second
-	// retryLasting is the pause from which on a problem is reported, and logged, as one that lasts.
-	retryLasting = time.Second
+	// lasting is after how long a problem is reported, and logged, as one that lasts.
+	lasting = time.Second
 )
 
 // pod is one pod that is assigned or being drained.
@@ -35,7 +36,9 @@ type pod struct {
 	state
 
 	// Used by run alone.
-	retry  time.Duration
+	retry  backoff.Backoff
+	failed time.Time // since when it cannot be steered; zero if it can
+	said   bool      // that this lasts
 	probed time.Time
 	turn   int // of the proofs that are repeated
 }
@@ -46,6 +49,7 @@ func newPod(s *Set, want *agentpb.Pod) *pod {
 		set: s, uid: want.GetUid(), name: name, wake: make(chan struct{}, 1),
 		log:   s.cfg.Log.With("pod", name, "uid", want.GetUid()),
 		state: state{phase: pending, problem: settingUp},
+		retry: backoff.Backoff{First: retryFirst, Most: retryMax},
 	}
 }
 
@@ -203,7 +207,7 @@ func (p *pod) wait(now facts, refusal error) time.Duration {
 	case p.phase == draining:
 		return min(p.set.cfg.Linger-time.Since(p.opened.drained), p.set.cfg.WatchEvery)
 	case refusal != nil:
-		return p.failed(refusal, true)
+		return p.fail(refusal, true)
 	}
 	p.settle(nil, false)
 	return time.Hour
@@ -244,7 +248,8 @@ func (p *pod) outcome(err error, want *agentpb.Pod) (pause time.Duration) {
 	switch {
 	case err == nil:
 		p.settle(nil, false)
-		p.retry = 0
+		p.retry.Reset()
+		p.failed, p.said = time.Time{}, false
 		p.prove(want)
 		return p.set.cfg.WatchEvery
 	case errors.Is(err, steer.ErrSuperseded):
@@ -252,17 +257,22 @@ func (p *pod) outcome(err error, want *agentpb.Pod) (pause time.Duration) {
 		p.set.StandBy()
 		return p.set.cfg.WatchEvery
 	}
-	return p.failed(err, false)
+	return p.fail(err, false)
 }
 
-// failed notes a problem. It returns when to try again.
-func (p *pod) failed(err error, lasting bool) (pause time.Duration) {
-	p.settle(err, lasting || p.retry >= retryLasting)
-	before := p.retry
-	if p.retry = min(max(2*p.retry, retryFirst), retryMax); p.retry >= retryLasting && before < retryLasting {
+// fail notes a problem, which stays if it is a refusal. It returns when to try again.
+func (p *pod) fail(err error, refused bool) (pause time.Duration) {
+	now := time.Now()
+	if p.failed.IsZero() {
+		p.failed = now
+	}
+	lasts := refused || now.Sub(p.failed) >= lasting
+	if lasts && !p.said {
 		p.log.Warn("pod cannot be steered", "error", err)
 	}
-	return p.retry
+	p.said = lasts
+	p.settle(err, lasts)
+	return p.retry.Next()
 }
 
 // establish makes everything as wanted.

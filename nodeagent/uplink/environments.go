@@ -4,13 +4,13 @@ package uplink
 
 import (
 	"context"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/agentpb"
+	"sidestep.dev/sidestep/internal/backoff"
 )
 
 // Environment reads the environment of a container's first process, as NAME=VALUE.
@@ -19,7 +19,7 @@ type Environment func(podUID, containerID string) ([][]byte, error)
 // answerEnvironments answers the manager's questions for environments until ctx ends. A manager
 // that knows no such questions has none.
 func (u *Uplink) answerEnvironments(ctx context.Context) {
-	for pause := retryFirst; ctx.Err() == nil; pause = min(2*pause, retryMax) {
+	for retry := newRetry(); ctx.Err() == nil; {
 		err := u.answerStream(ctx)
 		if status.Code(err) == codes.Unimplemented {
 			return
@@ -27,10 +27,7 @@ func (u *Uplink) answerEnvironments(ctx context.Context) {
 		if ctx.Err() == nil {
 			u.cfg.Log.Debug("the manager asks for no environments", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		backoff.Sleep(ctx, retry.Next(), nil)
 	}
 }
 

@@ -5,13 +5,13 @@ package uplink
 import (
 	"context"
 	"slices"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/backoff"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -35,11 +35,11 @@ func leadsToPods(a *agentpb.Assignment) bool {
 // waitForLaptops keeps one stream parked until ctx ends. A manager that knows no such streams wants
 // none.
 func (u *Uplink) waitForLaptops(ctx context.Context) {
-	for pause := retryFirst; ctx.Err() == nil; {
+	for retry := newRetry(); ctx.Err() == nil; {
 		open, conn, err := u.acceptLaptop(ctx)
 		switch {
 		case err == nil:
-			pause = retryFirst
+			retry.Reset()
 			u.cfg.ToPod(open, conn)
 			continue
 		case status.Code(err) == codes.Unimplemented:
@@ -47,11 +47,7 @@ func (u *Uplink) waitForLaptops(ctx context.Context) {
 		case ctx.Err() == nil:
 			u.cfg.Log.Debug("cannot wait for laptops' connections to pods", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, retryMax)
+		backoff.Sleep(ctx, retry.Next(), nil)
 	}
 }
 

@@ -9,13 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
@@ -23,6 +22,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/backoff"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -83,7 +83,7 @@ type Uplink struct {
 func New(cfg Config) (*Uplink, error) {
 	options := append(tunnel.DialOptions(), cfg.Security...)
 	options = append(options, grpc.WithConnectParams(grpc.ConnectParams{
-		Backoff: backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2,
+		Backoff: grpcbackoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2,
 			MaxDelay: retryMax},
 		MinConnectTimeout: dialTimeout,
 	}), grpc.WithIdleTimeout(0))
@@ -103,12 +103,13 @@ func (u *Uplink) Close() error { return u.conn.Close() }
 // Run keeps pods as the manager wants them until ctx ends, or gives ErrSuperseded. Tunnels go on
 // after that, until Close.
 func (u *Uplink) Run(ctx context.Context, pods Pods) error {
-	pause := retryFirst
+	retry := newRetry()
 	said := ""
 	for ctx.Err() == nil {
 		err := u.attach(ctx, pods)
 		if u.attached.Swap(false) {
-			pause, said = retryFirst, ""
+			retry.Reset()
+			said = ""
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -121,14 +122,12 @@ func (u *Uplink) Run(ctx context.Context, pods Pods) error {
 			u.cfg.Log.Warn("manager is away, carrying on with the last assignment", "manager",
 				u.cfg.Manager, "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause)):
-		}
-		pause = min(2*pause, retryMax)
+		backoff.Sleep(ctx, retry.Next(), nil)
 	}
 	return nil
 }
+
+func newRetry() *backoff.Backoff { return &backoff.Backoff{First: retryFirst, Most: retryMax} }
 
 func superseded(err error) bool { return status.Code(err) == codes.AlreadyExists }
 
