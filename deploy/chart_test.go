@@ -212,7 +212,7 @@ func TestTheNodeAgentHasNoRightsInTheKubernetesAPI(t *testing.T) {
 			}
 		}
 	}
-	assert.Equal(t, 4, bindings)
+	assert.Equal(t, 5, bindings)
 }
 
 func TestTheNodeAgentAuthenticatesWithATokenForTheManagerAlone(t *testing.T) {
@@ -367,8 +367,9 @@ func TestEveryDefaultValueIsInTheSchema(t *testing.T) {
 	assert.NoError(t, err)
 }
 
-func TestTheCustomResourceIsPartOfTheChart(t *testing.T) {
+func TestTheCustomResourcesArePartOfTheChart(t *testing.T) {
 	crds := load(t).CRDObjects()
-	require.Len(t, crds, 1)
+	require.Len(t, crds, 2)
 	assert.Equal(t, "crds/sidestep.dev_intercepts.yaml", crds[0].File.Name)
+	assert.Equal(t, "crds/sidestep.dev_logins.yaml", crds[1].File.Name)
 }

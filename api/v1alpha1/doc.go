@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package v1alpha1 holds the Kubernetes API of sidestep: the Intercept, which is the one record of
-// who receives which traffic of which workload.
+// who receives which traffic of which workload, and the Login, by which the API server vouches for
+// who that is.
 //
 // +kubebuilder:object:generate=true
 // +groupName=sidestep.dev

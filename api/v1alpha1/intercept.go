@@ -73,7 +73,7 @@ const KnowsUDP = "sidestep.dev/knows-udp"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'http' || !has(self.http)",message="spec.http needs mechanism http: a tcp intercept takes every connection"
 // +kubebuilder:validation:XValidation:rule="self.mechanism == 'tcp' || !has(self.protocol) || self.protocol == 'TCP'",message="spec.protocol UDP needs mechanism tcp, which takes every datagram: there are no HTTP requests in them"
 // +kubebuilder:validation:XValidation:rule="has(self.protocol) == has(oldSelf.protocol) && (!has(self.protocol) || self.protocol == oldSelf.protocol)",message="the protocol of an intercept cannot change: delete it and create another"
-// +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http and client of an intercept cannot change: delete it and create another"
+// +kubebuilder:validation:XValidation:rule="self.mechanism == oldSelf.mechanism && self.name == oldSelf.name && self.workload == oldSelf.workload && self.client == oldSelf.client && has(self.existing) == has(oldSelf.existing) && (!has(self.existing) || self.existing == oldSelf.existing) && has(self.http) == has(oldSelf.http) && (!has(self.http) || self.http == oldSelf.http)",message="name, workload, mechanism, http, existing and client of an intercept cannot change: delete it and create another"
 // +kubebuilder:validation:XValidation:rule="(has(self.wiretap) && self.wiretap) == (has(oldSelf.wiretap) && oldSelf.wiretap)",message="an intercept cannot become a wiretap, nor a wiretap an intercept: delete it and create another"
 type InterceptSpec struct {
 	// Name is what the developer calls the intercept; unique per client.
@@ -227,11 +227,18 @@ type ClientReference struct {
 	// Holder is user@host, to tell people whose intercept this is. It proves nothing.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=320
+	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f\x7f-\x9f]+$`
 	Holder string `json:"holder"`
 	// KeyHash is the hex SHA-256 of the session key. Only a client that shows the key to the
 	// manager receives the traffic.
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{64}$`
 	KeyHash string `json:"keyHash"`
+	// User is the Kubernetes user name of whoever created the intercept. The
+	// ValidatingAdmissionPolicy sidestep-holder makes the API server vouch for it, and lets nobody
+	// else change the spec. Laptops of older versions leave it out.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	User string `json:"user,omitempty"`
 }
 
 // Destination is a local address on the laptop.

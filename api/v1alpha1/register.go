@@ -13,7 +13,7 @@ var GroupVersion = schema.GroupVersion{Group: "sidestep.dev", Version: "v1alpha1
 
 // AddToScheme registers the types of this package with a scheme.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion, &Intercept{}, &InterceptList{})
+	s.AddKnownTypes(GroupVersion, &Intercept{}, &InterceptList{}, &Login{}, &LoginList{})
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	authnv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
@@ -184,6 +185,9 @@ func (a *APIServer) Change(t testing.TB, namespace, name string, change func(*v1
 	require.True(t, found, "%s does not exist", name)
 }
 
+// User is whom the API server takes everybody for.
+const User = "dev"
+
 func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	call, sub, ok := parse(r)
 	a.mu.Lock()
@@ -221,6 +225,11 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.forwards.serve(w, r, call.Namespace, call.Name)
 	case sub == "proxy":
 		a.forwards.upgrade(w, r, call.Namespace, call.Name)
+	case call.Resource == "selfsubjectreviews":
+		answer(w, authnv1.SelfSubjectReview{
+			TypeMeta: metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "SelfSubjectReview"},
+			Status:   authnv1.SelfSubjectReviewStatus{UserInfo: authnv1.UserInfo{Username: User, Groups: []string{"developers"}}},
+		})
 	default:
 		a.serve(w, r, call, sub == "status")
 	}

@@ -28,7 +28,8 @@ var kinds = map[string]struct{ apiVersion, kind string }{
 	"deployments": {"apps/v1", "Deployment"}, "replicasets": {"apps/v1", "ReplicaSet"},
 	"statefulsets": {"apps/v1", "StatefulSet"},
 	"daemonsets":   {"apps/v1", "DaemonSet"}, "rollouts": {"argoproj.io/v1alpha1", "Rollout"},
-	"intercepts": {"sidestep.dev/v1alpha1", "Intercept"},
+	"intercepts": {"sidestep.dev/v1alpha1", "Intercept"}, "logins": {"sidestep.dev/v1alpha1", "Login"},
+	"selfsubjectreviews": {"authentication.k8s.io/v1", "SelfSubjectReview"},
 }
 
 type objectKey struct{ resource, namespace, name string }

@@ -55,6 +55,11 @@ func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string),
 	if err != nil {
 		return err
 	}
+	user, err := cluster.User(ctx)
+	if err != nil {
+		return err
+	}
+	a.Spec.Client.User = user.Name
 	before, release, err := r.reserve(a)
 	if err != nil {
 		return err
@@ -225,6 +230,10 @@ func (m *maker) create(ctx context.Context) error {
 	switch {
 	case len(options) > 0 && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.protocol"):
 		return tooOld()
+	case apierrors.IsBadRequest(err) && object.Spec.Client.User != "" &&
+		strings.Contains(err.Error(), "spec.client.user"):
+		m.ask.Spec.Client.User = "" // an older definition, with a manager that asks for no user
+		return m.create(ctx)
 	case err == nil:
 		m.object = object
 		m.registry.wroteOwn(object.DeepCopy(), &m.ask.Spec)

@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
+	authnv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -54,6 +55,10 @@ type Cluster struct {
 	once        sync.Once
 	client      client.WithWatch
 	clientErr   error
+
+	userMu    sync.Mutex
+	user      User
+	userAsked time.Time
 }
 
 // Load reads the kubeconfig. It makes no call to the cluster.
@@ -172,7 +177,7 @@ func (c *Cluster) Client() (client.WithWatch, error) {
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
-		v1alpha1.AddToScheme} {
+		authnv1.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(s); err != nil {
 			panic(err) // a kind was registered twice
 		}
@@ -182,7 +187,7 @@ func Scheme() *runtime.Scheme {
 
 func mapper() meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{corev1.SchemeGroupVersion,
-		appsv1.SchemeGroupVersion, v1alpha1.GroupVersion})
+		appsv1.SchemeGroupVersion, authnv1.SchemeGroupVersion, v1alpha1.GroupVersion})
 	for _, kind := range []string{"Pod", "Service", "ConfigMap"} {
 		m.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
@@ -191,6 +196,8 @@ func mapper() meta.RESTMapper {
 		m.Add(appsv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
 	m.Add(rollout.GroupVersion.WithKind(rollout.Kind), meta.RESTScopeNamespace)
+	m.Add(authnv1.SchemeGroupVersion.WithKind("SelfSubjectReview"), meta.RESTScopeRoot)
 	m.Add(v1alpha1.GroupVersion.WithKind("Intercept"), meta.RESTScopeNamespace)
+	m.Add(v1alpha1.GroupVersion.WithKind("Login"), meta.RESTScopeNamespace)
 	return m
 }

@@ -26,6 +26,7 @@ var (
 
 const (
 	interceptCRD   = "intercepts.sidestep.dev"
+	loginCRD       = "logins.sidestep.dev"
 	crdEstablished = time.Minute
 	// fieldManager is who the API server's managedFields say has set a field.
 	fieldManager = "sidestep"

@@ -5,6 +5,7 @@ package install
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -199,7 +200,8 @@ func TestUpgradeUpdatesTheDefinitionToo(t *testing.T) {
 	kind, _, _ := unstructured.NestedString(now.Object, "spec", "names", "kind")
 	assert.Equal(t, "Intercept", kind)
 	assert.Equal(t, "stays", now.GetAnnotations()["theirs"])
-	assert.Equal(t, []string{"sidestep", "sidestep"}, f.managers)
+	definitions := 2 // of intercepts and of logins
+	assert.Equal(t, slices.Repeat([]string{"sidestep"}, 2*definitions), f.managers)
 	assert.Equal(t, "localhost/sidestep/manager:v1.3.0 localhost/sidestep/nodeagent:v1.3.0",
 		images(t, f.last(t)), "values are kept, the version is not")
 

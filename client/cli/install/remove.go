@@ -104,8 +104,10 @@ func (c *Cluster) RemoveEverything(ctx context.Context, s Settings) error {
 			return err
 		}
 	}
-	if err := c.removeCRD(ctx, s, interceptCRD); err != nil {
-		return err
+	for _, name := range []string{interceptCRD, loginCRD} {
+		if err := c.removeCRD(ctx, s, name); err != nil {
+			return err
+		}
 	}
 	return rights(c.removeNamespace(ctx, s))
 }
@@ -147,7 +149,7 @@ func (c *Cluster) removeIntercepts(ctx context.Context, s Settings) (int, error)
 }
 
 func (c *Cluster) removeCRD(ctx context.Context, s Settings, name string) error {
-	s.step("deleting the definition of intercepts")
+	s.step("deleting the definition %s", name)
 	crds := c.dynamic.Resource(crdResource)
 	if err := crds.Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return rights(fmt.Errorf("delete the definition %s: %w", name, err))

@@ -136,3 +136,16 @@ manager has renewed it.
     {{- toYaml . | nindent 4 }}
   {{- end }}
 {{- end }}
+
+{{/*
+Whether laptops of the version before are admitted, which neither name their user nor log in: "true" or empty. A new installation
+does not admit them. An upgrade from a version that did goes on admitting them. The decision is kept in ConfigMap sidestep-config.
+*/}}
+{{- define "sidestep.olderLaptops" -}}
+{{- $value := .Values.compatibility.olderLaptops | toString }}
+{{- if eq $value "auto" }}
+{{- $config := lookup "v1" "ConfigMap" .Release.Namespace "sidestep-config" | default dict }}
+{{- $kept := index ($config.data | default dict) "older-laptops" | default "" }}
+{{- if or (eq $kept "true") (and (eq $kept "") .Release.IsUpgrade) }}true{{ end }}
+{{- else if eq $value "true" }}true{{ end }}
+{{- end }}
