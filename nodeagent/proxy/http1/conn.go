@@ -295,7 +295,8 @@ func (c *Conn) wait(ok func() bool) (failed bool, err error) {
 		case c.ex != nil && c.ex.peer.opaque && !c.gone:
 			// Nobody knows whether the client has had its response: it must ask again on another
 			// connection.
-			return false, errAborted
+			c.conclude()
+			return false, errClosing
 		}
 		c.changed.Wait()
 	}
