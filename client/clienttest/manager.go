@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"math/big"
 	"net"
 	"reflect"
@@ -69,11 +68,6 @@ type Manager struct {
 
 	toPod       func(*tunnelpb.Open) string
 	environment func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
-}
-
-type parked struct {
-	stream clientpb.Clients_AcceptServer
-	done   chan struct{}
 }
 
 // NewManager installs a manager in a cluster. Intercepts become active as soon as they are made,
@@ -282,41 +276,6 @@ func (m *Manager) Environment(ctx context.Context,
 	return answer(req)
 }
 
-// ToPods decides about connections to pods from now on: those that get a greeting are given it, and
-// then what they send; others are refused. Without it the manager is one that knows no such
-// connections.
-func (m *Manager) ToPods(greeting func(*tunnelpb.Open) string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.toPod = greeting
-}
-
-// ToPod is a pod.
-func (m *Manager) ToPod(stream clientpb.Clients_ToPodServer) error {
-	if _, err := keyHash(stream.Context()); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	greeting := m.toPod
-	m.mu.Unlock()
-	if greeting == nil {
-		return m.UnimplementedClientsServer.ToPod(stream)
-	}
-	open, conn, err := tunnel.Accept(stream)
-	if err != nil {
-		return err
-	}
-	text := greeting(open)
-	if text == "" {
-		return conn.Answer(tunnelpb.Opened_REFUSED, "nothing listens on it")
-	}
-	_ = conn.Answer(tunnelpb.Opened_OK, "")
-	_, _ = conn.Write([]byte(text))
-	_, err = io.Copy(conn, conn)
-	_ = conn.CloseWrite()
-	return err
-}
-
 // Session greets a laptop and answers its pings.
 func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	hash, err := keyHash(stream.Context())
@@ -373,94 +332,6 @@ func strange() *clientpb.ManagerMessage {
 	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000,
 		protowire.BytesType), "of the future"))
 	return m
-}
-
-// Want asks the laptop with a key for more parked streams.
-func (m *Manager) Want(hash string, n uint32) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	stream, ok := m.sessions[hash]
-	if !ok {
-		return fmt.Errorf("no session of %s", hash)
-	}
-	return stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_WantAccepts{WantAccepts: n}})
-}
-
-func (m *Manager) queue(hash string) chan *parked {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.parked[hash] == nil {
-		m.parked[hash] = make(chan *parked, 4096)
-	}
-	return m.parked[hash]
-}
-
-// Accept parks a stream.
-func (m *Manager) Accept(stream clientpb.Clients_AcceptServer) error {
-	hash, err := keyHash(stream.Context())
-	if err != nil {
-		return err
-	}
-	p := &parked{stream: stream, done: make(chan struct{})}
-	m.queue(hash) <- p
-	select {
-	case <-p.done:
-	case <-stream.Context().Done():
-	}
-	return nil
-}
-
-// Parked counts the streams that wait for a key.
-func (m *Manager) Parked(hash string) int {
-	queue := m.queue(hash)
-	alive := 0
-	for range len(queue) {
-		p := <-queue
-		if p.stream.Context().Err() == nil {
-			alive++
-			queue <- p
-		}
-	}
-	return alive
-}
-
-// Open opens a tunnel to the laptop that holds an intercept, as a node agent does. One of a UDP
-// port begins with a datagram, "hello".
-func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn,
-	*tunnelpb.Opened, error) {
-	hash := i.Spec.Client.KeyHash
-	m.mu.Lock()
-	for session := range m.sessions {
-		if i.Spec.HeldBy(session) {
-			hash = session
-		}
-	}
-	m.mu.Unlock()
-	for {
-		select {
-		case p := <-m.queue(hash):
-			if p.stream.Context().Err() != nil {
-				continue
-			}
-			conn, err := tunnel.Open(p.stream, &tunnelpb.Open{
-				InterceptUid: string(i.UID), InterceptNamespace: i.Namespace, InterceptName: i.Name,
-				RemoteAddr: "10.0.0.1:1234", LocalAddr: "10.0.0.2:8080", Pod: "orders-0", Probe: probe,
-				Datagrams: i.Status.Protocol == v1alpha1.ProtocolUDP && !probe,
-			}, tunnel.OnClose(sync.OnceFunc(func() { close(p.done) })))
-			if err != nil {
-				return nil, nil, err
-			}
-			if i.Status.Protocol == v1alpha1.ProtocolUDP && !probe {
-				if _, err := tunnel.WriteDatagram(conn, []byte("hello"), nil); err != nil {
-					return nil, nil, err
-				}
-			}
-			opened, err := conn.Opened(ctx)
-			return conn, opened, err
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
-		}
-	}
 }
 
 // certificates makes an authority and a certificate of the manager.

@@ -5,16 +5,12 @@ package intercept
 import (
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,9 +19,6 @@ import (
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/internal/reason"
 )
-
-// undoTimeout bounds taking back what was made, after the caller has gone.
-const undoTimeout = 10 * time.Second
 
 // movable is what may change in the spec of an existing intercept.
 func movable(s *v1alpha1.InterceptSpec) v1alpha1.InterceptSpec {
@@ -321,168 +314,4 @@ func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept,
 	}
 	m.registry.wroteOwn(object.DeepCopy(), wanted)
 	return object, nil
-}
-
-// wait follows the object's status until it says how it went.
-func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
-	timer := time.NewTimer(m.ask.Timeout)
-	defer timer.Stop()
-	said := ""
-	for {
-		object, changed := m.registry.get(m.object.UID)
-		if object == nil {
-			return nil, reason.New(codes.Aborted, reason.NotSteering,
-				"intercept %q was deleted while it was being made", m.ask.Spec.Name)
-		}
-		done, line, err := verdict(object, m.object.Generation)
-		if done && err == nil && m.ask.Spec.Protocol == v1alpha1.ProtocolUDP &&
-			object.Status.Protocol != v1alpha1.ProtocolUDP {
-			err = tooOld()
-		}
-		if done {
-			return object, err
-		}
-		if line != said {
-			said = line
-			m.progress(line)
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-m.registry.ctx.Done():
-			return nil, reason.New(codes.Aborted, reason.NoSession,
-				"disconnected while intercept %q was being made", m.ask.Spec.Name)
-		case <-timer.C:
-			return nil, reason.New(codes.DeadlineExceeded, reason.NotSteering,
-				"intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, missing(object))
-		}
-	}
-}
-
-// verdict reads a status: whether it is final for the generation that was written, and what to tell
-// meanwhile.
-func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, err error) {
-	s := i.Status
-	if s.ObservedGeneration < generation {
-		return false, "waiting for the traffic manager", nil
-	}
-	message := cmp.Or(s.Message, "the traffic manager gives no reason")
-	switch s.State {
-	case v1alpha1.StateActive, v1alpha1.StateNoPods:
-		return true, "", nil
-	case v1alpha1.StateConflict:
-		return true, "", reason.New(codes.AlreadyExists, reason.Conflict, "%s", message)
-	case v1alpha1.StateInvalid:
-		return true, "", reason.New(codes.InvalidArgument, reason.Invalid, "%s", message)
-	case v1alpha1.StateFailed:
-		return true, "", reason.New(codes.FailedPrecondition, reason.NotSteering, "%s", message)
-	case v1alpha1.StateDisconnected:
-		return false, "waiting for the traffic manager to see this laptop", nil
-	}
-	if s.Coverage == "" {
-		return false, "waiting for the traffic manager", nil
-	}
-	return false, "waiting for pods to steer: " + s.Coverage, nil
-}
-
-// missing says which pods are not steering, and why.
-func missing(i *v1alpha1.Intercept) string {
-	if i.Status.ObservedGeneration < i.Generation || i.Status.State == "" {
-		return "the traffic manager has not looked at it — check its log"
-	}
-	var pods []string
-	for _, pod := range i.Status.Pods {
-		if !pod.Steering {
-			line := pod.Name
-			if pod.Node != "" {
-				line += " on " + pod.Node
-			}
-			pods = append(pods, line+": "+cmp.Or(pod.Message, "no word from its node agent"))
-		}
-	}
-	slices.Sort(pods)
-	if len(pods) == 0 {
-		return cmp.Or(i.Status.Message, "its state is "+string(i.Status.State))
-	}
-	if i.Status.Coverage != "" {
-		return i.Status.Coverage + " pods steer; " + strings.Join(pods, "; ")
-	}
-	return strings.Join(pods, "; ")
-}
-
-// undo takes back what was written and returns the error that made it necessary.
-func (m *maker) undo(ctx context.Context, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	var err error
-	if m.before != nil {
-		was := m.before.Spec
-		_, err = m.update(ctx, m.object, func(s *v1alpha1.InterceptSpec) { moveTo(s, &was) })
-	} else {
-		err = m.registry.delete(ctx, m.cluster, m.object)
-	}
-	if err == nil || apierrors.IsNotFound(err) {
-		return cause
-	}
-	m.registry.log.Error("cannot undo", "intercept", m.ask.Spec.Name, "error", err)
-	var has *reason.Error
-	if errors.As(cause, &has) {
-		also := *has
-		also.Message += fmt.Sprintf("; and it could not be undone (%v): run `sidestep leave %s`",
-			m.cluster.Explain(err), m.ask.Spec.Name)
-		return &also
-	}
-	return cause
-}
-
-// explain is for errors of calls that concern the Intercept itself.
-func (m *maker) explain(err error) error {
-	var answer apierrors.APIStatus
-	namespace := m.ask.Namespace
-	switch {
-	case err == nil:
-		return nil
-	case meta.IsNoMatchError(err):
-		return notInstalled()
-	case apierrors.IsNotFound(err) && errors.As(err, &answer):
-		if d := answer.Status().Details; d != nil && d.Kind == "namespaces" {
-			return reason.New(codes.NotFound, reason.Invalid, "namespace %s does not exist", namespace)
-		}
-		if m.before != nil {
-			return reason.New(codes.Aborted, reason.NotSteering,
-				"intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
-		}
-		return notInstalled()
-	case m.ask.Spec.Wiretap && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.wiretap"):
-		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the cluster's definition of Intercepts is older than this sidestep and knows no wiretaps — ask who runs the cluster for `sidestep helm upgrade`")
-	case explainOverlap(err) != nil:
-		return explainOverlap(err)
-	case apierrors.IsInvalid(err) && errors.As(err, &answer):
-		var causes []string
-		if d := answer.Status().Details; d != nil {
-			for _, cause := range d.Causes {
-				causes = append(causes, cause.Message)
-			}
-		}
-		if len(causes) == 0 {
-			causes = []string{answer.Status().Message}
-		}
-		return invalid("the cluster does not accept the intercept: %s", strings.Join(causes, "; "))
-	default:
-		return m.cluster.Explain(err)
-	}
-}
-
-// tooOld is said of a cluster that knows nothing of UDP.
-func tooOld() error {
-	return reason.New(codes.FailedPrecondition, reason.NotSteering,
-		"the traffic manager is older than this program and tells no UDP ports from those of TCP — whoever runs the cluster has to upgrade it (`sidestep helm upgrade`), "+
-			"or leave out /TCP and /UDP")
-}
-
-func notInstalled() error {
-	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
-		"the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
 }

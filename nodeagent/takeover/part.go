@@ -206,7 +206,7 @@ func (p *podPart) Close() error { return p.Drain() }
 func (n *Node) register(r prometheus.Registerer) {
 	c := &n.counters
 	count := func(name, help, reason string, n *atomic.Uint64) {
-		opts := prometheus.CounterOpts{Name: "sidestep_nodeagent_takeover_" + name, Help: help}
+		opts := prometheus.CounterOpts{Name: name, Help: help}
 		if reason != "" {
 			opts.ConstLabels = prometheus.Labels{"reason": reason}
 		}
@@ -214,17 +214,17 @@ func (n *Node) register(r prometheus.Registerer) {
 	}
 	const ended = "Connections from before an intercept that were ended: " +
 		"for a request of its own, or because they were idle or all were to be."
-	count("connections_total", ended, "request", &c.TakenOver)
-	count("connections_total", ended, "existing", &c.Ended)
-	count("held_packets_total", "Packets on connections from before an intercept that were held back.",
+	count("sidestep_nodeagent_takeover_connections_total", ended, "request", &c.TakenOver)
+	count("sidestep_nodeagent_takeover_connections_total", ended, "existing", &c.Ended)
+	count("sidestep_nodeagent_takeover_held_packets_total", "Packets on connections from before an intercept that were held back.",
 		"", &c.Queued)
-	count("released_packets_total",
+	count("sidestep_nodeagent_takeover_released_packets_total",
 		"Packets that were held back and let go, since they were no intercept's.", "", &c.Released)
 	const left = "Requests on connections from before an intercept that may have been its own, and went to the app: " +
 		"the node agent had not decided in time, there were too many to ask it, or the kernel did not end the connection."
-	count("left_requests_total", left, "late", &c.TimedOut)
-	count("left_requests_total", left, "no_room", &c.NoRoom)
-	count("left_requests_total", left, "not_ended", &c.LeftUndestroyed)
+	count("sidestep_nodeagent_takeover_left_requests_total", left, "late", &c.TimedOut)
+	count("sidestep_nodeagent_takeover_left_requests_total", left, "no_room", &c.NoRoom)
+	count("sidestep_nodeagent_takeover_left_requests_total", left, "not_ended", &c.LeftUndestroyed)
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "sidestep_nodeagent_takeover_watched_connections",
 		Help: "Connections from before an intercept that are open and being watched.",
