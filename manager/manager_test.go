@@ -240,7 +240,7 @@ func TestInvalidInterceptSaysWhyAndRecovers(t *testing.T) {
 
 	rs := k.shop(t)
 	require.Eventually(t, func() bool {
-		return k.intercept(t, "alice").Status.Message == "service orders has 2 ports: http/80, grpc/9090; use --port LOCAL:PORT to choose one"
+		return k.intercept(t, "alice").Status.Message == "service orders has 2 ports: http/80, grpc/9090 — use --port LOCAL:PORT to choose one"
 	}, patient, often)
 	svc := &corev1.Service{}
 	require.NoError(t, k.Get(t.Context(), types.NamespacedName{Namespace: ns, Name: "orders"}, svc))

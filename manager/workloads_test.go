@@ -212,7 +212,7 @@ func rollouts(t *testing.T, k *kube, m *running, a *nodeAgent, rights *rest.Conf
 	}, patient, often)
 	k.echo(t, "1")
 	require.Eventually(t, func() bool {
-		return k.intercept(t, "echo").Status.Message == "2 services select the pods of Rollout echo: echo-canary, echo-stable; use --service to choose one"
+		return k.intercept(t, "echo").Status.Message == "2 services select the pods of Rollout echo: echo-canary, echo-stable — use --service to choose one"
 	}, patient, often)
 	ic := k.intercept(t, "echo")
 	ic.Spec.Service = "echo-stable"

@@ -346,7 +346,7 @@ func TestInterceptErrorsOfTheDaemon(t *testing.T) {
 				"not possible"},
 		{codes.Internal, "", "something that nobody thought of"},
 		{codes.InvalidArgument, reason.Invalid,
-			"service twoports has 2 ports: http/80, admin/81; use --port LOCAL:PORT to choose one"},
+			"service twoports has 2 ports: http/80, admin/81 — use --port LOCAL:PORT to choose one"},
 		{codes.InvalidArgument, reason.Invalid, "service twoports has no port nope; it has: http/80, admin/81"},
 		{codes.NotFound, reason.WorkloadNotFound, `workload "ordrs" not found in namespace shop`},
 	} {

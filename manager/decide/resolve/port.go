@@ -86,7 +86,7 @@ func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Servic
 		return all[0], nil
 	}
 	return nil, invalid(ServiceAmbiguous,
-		"%d services select the pods of %s: %s; use --service to choose one", len(all), w, nameList(all))
+		"%d services select the pods of %s: %s — use --service to choose one", len(all), w, nameList(all))
 }
 
 // findAsked gives the service that is asked for by name if it is among those that select pods of
@@ -184,7 +184,7 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 		number, err := strconv.ParseUint(ic.Spec.Port, 10, 16)
 		if err != nil || number == 0 {
 			return nil, invalid(PortNotFound,
-				"%s declares no container ports; use --port LOCAL:NUMBER to say which", where)
+				"%s declares no container ports — use --port LOCAL:NUMBER to say which", where)
 		}
 		return &port{
 			display: ic.Spec.Port, protocol: protocolOf(corev1.Protocol(ic.Spec.Protocol)),

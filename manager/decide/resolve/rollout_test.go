@@ -66,7 +66,7 @@ func TestServicesOfArgoRollouts(t *testing.T) {
 			ask(withWorkload("ReplicaSet", "echo-new")), "echo-canary", []string{"echo-new-a"}, ""},
 		{"a revision that both lead to needs --service", []*corev1.Service{promoted, stable},
 			ask(withWorkload("ReplicaSet", "echo-old")), "", nil,
-			"2 services select the pods of ReplicaSet echo-old: echo-canary, echo-stable; use --service to choose one"},
+			"2 services select the pods of ReplicaSet echo-old: echo-canary, echo-stable — use --service to choose one"},
 		{"a revision with --service", []*corev1.Service{promoted, stable},
 			ask(withWorkload("ReplicaSet", "echo-old"), withService("echo-stable")), "echo-stable",
 			[]string{"echo-old-a"}, ""},
@@ -74,7 +74,7 @@ func TestServicesOfArgoRollouts(t *testing.T) {
 			ask(withWorkload("Rollout", "echo")), "echo", []string{"echo-new-a", "echo-old-a"}, ""},
 		{"the Rollout with services for its revisions only needs --service",
 			[]*corev1.Service{canary, stable}, ask(withWorkload("Rollout", "echo")), "", nil,
-			"2 services select the pods of Rollout echo: echo-canary, echo-stable; use --service to choose one"},
+			"2 services select the pods of Rollout echo: echo-canary, echo-stable — use --service to choose one"},
 		{"the Rollout with --service, though another leads to all", []*corev1.Service{canary, root, stable},
 			ask(withWorkload("Rollout", "echo"), withService("echo-stable")), "echo-stable",
 			[]string{"echo-new-a", "echo-old-a"}, ""},
@@ -186,7 +186,7 @@ func TestOneServiceForEachPodOfAStatefulSet(t *testing.T) {
 	}
 	_, err := resolve.Intercept(c, intercept(withWorkload("StatefulSet", "db")))
 	require.EqualError(t, err,
-		"2 services select the pods of StatefulSet db: db-0, db-1; use --service to choose one")
+		"2 services select the pods of StatefulSet db: db-0, db-1 — use --service to choose one")
 	c.services = append(c.services, service("db", http))
 	res, err := resolve.Intercept(c, intercept(withWorkload("StatefulSet", "db")))
 	require.NoError(t, err)
