@@ -30,6 +30,18 @@ const EnvironmentRole = "sidestep-environment"
 // EnvironmentResource is what those may get who may read environments.
 const EnvironmentResource = "intercepts/environment.sidestep.dev"
 
+// subresources says what to do where one of the rights is missing that an Intercept may need besides
+// the right to create it.
+var subresources = map[string]string{
+	EnvironmentResource: "environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole " +
+		EnvironmentRole + " there",
+	"intercepts/topod.sidestep.dev": "leave --to-pod out, or ask who runs the cluster for the ClusterRole sidestep-topod there",
+	"intercepts/wiretap.sidestep.dev": "not everybody may have copies of requests; ask who runs the cluster for the ClusterRole " +
+		"sidestep-wiretap there",
+	"intercepts/wholeport.sidestep.dev": "take only requests that match, with --http-header, or ask who runs the cluster for the " +
+		"ClusterRole sidestep-wholeport there",
+}
+
 // denied is what the API server's RBAC says.
 var denied = regexp.MustCompile(
 	`User "([^"]*)" cannot (\S+) resource "([^"]*)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?`)
@@ -89,8 +101,8 @@ func forbidden(err error) error {
 		where = "in namespace " + namespace
 	}
 	ask := fmt.Sprintf("ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)", Role, Role)
-	if resource == EnvironmentResource {
-		ask = fmt.Sprintf("environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole %s there", EnvironmentRole)
+	if why, ok := subresources[resource]; ok {
+		ask = why
 	}
 	return reason.New(codes.PermissionDenied, reason.Forbidden, "%s may not %s %s %s — %s", user, verb,
 		resource, where, ask).

@@ -73,7 +73,7 @@ func testEnvironmentDenied(t *testing.T, s *scene, args func(...string) []string
 		{"-n", "sidestep", "create", "rolebinding", "e2e-environment", "--role=sidestep-user",
 			"--group=strangers"},
 		{"-n", lab.Namespace, "create", "role", "e2e-environment", "--verb=*",
-			"--resource=intercepts.sidestep.dev"},
+			"--resource=intercepts.sidestep.dev", "--resource=intercepts.sidestep.dev/wholeport"},
 		{"-n", lab.Namespace, "create", "rolebinding", "e2e-environment", "--role=e2e-environment",
 			"--group=strangers"},
 		{"-n", lab.Namespace, "create", "rolebinding", "e2e-environment-view", "--clusterrole=view",
