@@ -73,7 +73,9 @@ type agent struct {
 	steering *steer.Node
 	uplink   *uplink.Uplink
 	pods     *pods.Set
-	metrics  *prometheus.Registry
+	// environments are what the manager may ask for.
+	environments *environments
+	metrics      *prometheus.Registry
 	// standingBy is set while a younger agent has the node.
 	standingBy atomic.Bool
 	// looked is when the agent last looked whether it is able to serve, Unix nanoseconds.
@@ -126,10 +128,11 @@ func newAgent(cfg Config) (*agent, error) {
 	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath),
 		steer.WithProc(cfg.Proc))
 	toPods := outbound.New()
+	a.environments = newEnvironments(environ.Reader{Proc: cfg.Proc}.Read)
 	var err error
 	a.uplink, err = uplink.New(uplink.Config{
 		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
-		Hello: a.hello, Environment: environ.Reader{Proc: cfg.Proc}.Read, ToPod: toPods.Connect,
+		Hello: a.hello, Environment: a.environments.read, ToPod: toPods.Connect,
 	})
 	if err != nil {
 		return nil, err
@@ -182,7 +185,7 @@ func (a *agent) follow(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}()
-	_ = a.uplink.Run(ctx, reports{a.pods, a.steering})
+	_ = a.uplink.Run(ctx, node{a.pods, a.steering, a.environments})
 }
 
 // standBy waits until the manager has no younger agent any more, and makes this one the youngest
@@ -239,16 +242,23 @@ func kernel() string {
 	return unix.ByteSliceToString(uts.Release[:])
 }
 
-// reports adds to the reports about pods what is true of the whole node.
-type reports struct {
+// node is what an assignment is about, and a report: the pods, and what they have in common.
+type node struct {
 	*pods.Set
-	steering *steer.Node
+	steering     *steer.Node
+	environments *environments
 }
 
-// Report is the full state of the node.
-func (r reports) Report() *agentpb.Report {
-	report := r.Set.Report()
-	datapath, why := r.steering.Datapath()
+// Apply makes the assignment the wanted state and returns at once.
+func (n node) Apply(a *agentpb.Assignment) {
+	n.environments.apply(a)
+	n.Set.Apply(a)
+}
+
+// Report returns the full state of the node.
+func (n node) Report() *agentpb.Report {
+	report := n.Set.Report()
+	datapath, why := n.steering.Datapath()
 	report.Datapath = &agentpb.Datapath{Name: string(datapath), Reason: why}
 	return report
 }

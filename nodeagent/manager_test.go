@@ -58,6 +58,8 @@ type manager struct {
 	// asking gets the streams on which agents answer questions for environments; nil: a manager
 	// that has none.
 	asking chan agentpb.Agents_EnvironmentsServer
+	// predates: it does not say whose environments may be read.
+	predates bool
 	// parking gets the streams on which agents wait for laptops' connections to pods.
 	parking chan agentpb.Agents_AcceptToPodServer
 }
@@ -122,7 +124,8 @@ func (m *manager) authenticate(ctx context.Context) error {
 func (m *manager) assign(pods ...*agentpb.Pod) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.assignment = &agentpb.Assignment{Revision: m.assignment.GetRevision() + 1, Pods: pods}
+	m.assignment = &agentpb.Assignment{Revision: m.assignment.GetRevision() + 1, Pods: pods,
+		Environments: !m.predates}
 	close(m.sent)
 	m.sent = make(chan struct{})
 	return m.assignment.GetRevision()

@@ -284,9 +284,12 @@ func (x *Hello) GetUdp() bool {
 // Assignment is everything that the node has to do: pods that are not in it are to be let go. A node agent that loses the
 // manager keeps doing what its last assignment said.
 type Assignment struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // grows by one with each assignment sent on this stream
-	Pods          []*Pod                 `protobuf:"bytes,2,rep,name=pods,proto3" json:"pods,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // grows by one with each assignment sent on this stream
+	Pods     []*Pod                 `protobuf:"bytes,2,rep,name=pods,proto3" json:"pods,omitempty"`
+	// The rules say whose environment may be read (Rule.environment). A manager of the version before does not set it: every pod of the
+	// assignment may be asked about then.
+	Environments  bool `protobuf:"varint,3,opt,name=environments,proto3" json:"environments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,6 +336,13 @@ func (x *Assignment) GetPods() []*Pod {
 		return x.Pods
 	}
 	return nil
+}
+
+func (x *Assignment) GetEnvironments() bool {
+	if x != nil {
+		return x.Environments
+	}
+	return false
 }
 
 // EnvironmentQuestion asks for the environment of a container's first process.
@@ -699,6 +709,7 @@ type Rule struct {
 	Http               *HTTPMatch             `protobuf:"bytes,5,opt,name=http,proto3" json:"http,omitempty"`                         // absent: every HTTP request
 	Existing           string                 `protobuf:"bytes,6,opt,name=existing,proto3" json:"existing,omitempty"`                 // auto, idle, all, none
 	Connected          bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`              // false: the laptop is away, everything goes to the app
+	Environment        bool                   `protobuf:"varint,8,opt,name=environment,proto3" json:"environment,omitempty"`          // the laptop may have the environment of the pod's containers
 	ToPod              []uint32               `protobuf:"varint,20,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"` // ports of the pod that the laptop may connect to
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -779,6 +790,13 @@ func (x *Rule) GetExisting() string {
 func (x *Rule) GetConnected() bool {
 	if x != nil {
 		return x.Connected
+	}
+	return false
+}
+
+func (x *Rule) GetEnvironment() bool {
+	if x != nil {
+		return x.Environment
 	}
 	return false
 }
@@ -1512,11 +1530,12 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04boot\x18\x06 \x01(\tR\x04boot\x12\x1a\n" +
 	"\bwiretaps\x18\a \x01(\bR\bwiretaps\x12\x10\n" +
-	"\x03udp\x18\b \x01(\bR\x03udp\"T\n" +
+	"\x03udp\x18\b \x01(\bR\x03udp\"x\n" +
 	"\n" +
 	"Assignment\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12*\n" +
-	"\x04pods\x18\x02 \x03(\v2\x16.sidestep.agent.v1.PodR\x04pods\"a\n" +
+	"\x04pods\x18\x02 \x03(\v2\x16.sidestep.agent.v1.PodR\x04pods\x12\"\n" +
+	"\fenvironments\x18\x03 \x01(\bR\fenvironments\"a\n" +
 	"\x13EnvironmentQuestion\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x17\n" +
 	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12!\n" +
@@ -1543,7 +1562,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bwiretaps\x18\x04 \x03(\v2\x17.sidestep.agent.v1.RuleR\bwiretaps\"/\n" +
 	"\x05Probe\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\x98\x02\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\xba\x02\n" +
 	"\x04Rule\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12/\n" +
 	"\x13intercept_namespace\x18\x02 \x01(\tR\x12interceptNamespace\x12%\n" +
@@ -1551,7 +1570,8 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x03tcp\x18\x04 \x01(\bR\x03tcp\x120\n" +
 	"\x04http\x18\x05 \x01(\v2\x1c.sidestep.agent.v1.HTTPMatchR\x04http\x12\x1a\n" +
 	"\bexisting\x18\x06 \x01(\tR\bexisting\x12\x1c\n" +
-	"\tconnected\x18\a \x01(\bR\tconnected\x12\x15\n" +
+	"\tconnected\x18\a \x01(\bR\tconnected\x12 \n" +
+	"\venvironment\x18\b \x01(\bR\venvironment\x12\x15\n" +
 	"\x06to_pod\x18\x14 \x03(\rR\x05toPod\"w\n" +
 	"\tHTTPMatch\x128\n" +
 	"\aheaders\x18\x01 \x03(\v2\x1e.sidestep.agent.v1.HeaderMatchR\aheaders\x120\n" +

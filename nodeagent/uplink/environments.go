@@ -13,11 +13,11 @@ import (
 	"sidestep.dev/sidestep/internal/backoff"
 )
 
-// Environment reads the environment of a container's first process, as NAME=VALUE.
-type Environment func(podUID, containerID string) ([][]byte, error)
+// Environment returns the environment of a container's first process, as NAME=VALUE.
+type Environment func(ctx context.Context, podUID, containerID string) ([][]byte, error)
 
-// answerEnvironments answers the manager's questions for environments until ctx ends. A manager
-// that knows no such questions has none.
+// answerEnvironments answers the manager's requests for environments until ctx ends. It returns at
+// once if the manager does not implement the call.
 func (u *Uplink) answerEnvironments(ctx context.Context) {
 	for retry := newRetry(); ctx.Err() == nil; {
 		err := u.answerStream(ctx)
@@ -25,7 +25,7 @@ func (u *Uplink) answerEnvironments(ctx context.Context) {
 			return
 		}
 		if ctx.Err() == nil {
-			u.cfg.Log.Debug("the manager asks for no environments", "error", err)
+			u.cfg.Log.Debug("stream for environments ended", "error", err)
 		}
 		backoff.Sleep(ctx, retry.Next(), nil)
 	}
@@ -42,11 +42,11 @@ func (u *Uplink) answerStream(ctx context.Context) error {
 			return err
 		}
 		answer := &agentpb.EnvironmentAnswer{Id: question.GetId()}
-		answer.Variables, err = u.cfg.Environment(question.GetPodUid(), question.GetContainerId())
+		answer.Variables, err = u.cfg.Environment(stream.Context(), question.GetPodUid(), question.GetContainerId())
 		if err != nil {
 			answer.Problem = err.Error()
 		}
-		u.cfg.Log.Info("environment read", "pod", question.GetPodUid(), "container",
+		u.cfg.Log.Info("answered a request for an environment", "pod", question.GetPodUid(), "container",
 			question.GetContainerId(), "error", err)
 		if err := stream.Send(answer); err != nil {
 			return err

@@ -61,7 +61,7 @@ type Config struct {
 	Security []grpc.DialOption
 	// Hello says who calls, at the time of each call.
 	Hello func() *agentpb.Hello
-	// Environment answers the manager's questions; nil: they are not answered.
+	// Environment answers the manager's requests; nil: they are not answered.
 	Environment Environment
 	// ToPod serves connections of laptops to pods, and returns at once; nil: there are none.
 	ToPod ToPod

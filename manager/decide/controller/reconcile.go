@@ -192,6 +192,7 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 	rule := &agentpb.Rule{
 		InterceptUid: string(e.uid), InterceptNamespace: ic.Namespace, InterceptName: ic.Name,
 		Tcp: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Existing: ic.Spec.Existing, Connected: connected,
+		Environment: ic.Spec.Environment,
 	}
 	for _, port := range ic.Spec.ToPod {
 		rule.ToPod = append(rule.ToPod, uint32(port))

@@ -44,6 +44,7 @@ func TestAssignmentIsTheWholeNode(t *testing.T) {
 	assert.True(t, woken(s), "there is something to send at the start, if only that there is nothing to do")
 	a := s.Next()
 	assert.EqualValues(t, 1, a.Revision)
+	assert.True(t, a.Environments, "the rules say whose environment may be read")
 	assert.Len(t, a.Pods, 2)
 	assert.Equal(t, "p1", a.Pods[0].Uid)
 	assert.Len(t, a.Pods[0].Targets, 2)

@@ -155,7 +155,7 @@ func (s *Stream) Next() *agentpb.Assignment {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.revision++
-	a := &agentpb.Assignment{Revision: s.revision}
+	a := &agentpb.Assignment{Revision: s.revision, Environments: true}
 	n := p.nodes[s.node]
 	if n == nil || n.stream != s {
 		return a

@@ -60,7 +60,7 @@ func newFleet(ctx context.Context, tokens []string, address, caFile string) (*fl
 				return &agentpb.Hello{Node: nodeName(n), Version: version.Version,
 					Protocol: version.Protocol, Kernel: "6.12.1", Epoch: 1, Boot: "1"}
 			},
-			Environment: func(string, string) ([][]byte, error) { return nil, nil },
+			Environment: func(context.Context, string, string) ([][]byte, error) { return nil, nil },
 		})
 		if err != nil {
 			return nil, err
