@@ -89,7 +89,7 @@ func (k *Keeper) Check(ctx context.Context) error {
 	}
 	s, adopted, err := readState(&secret)
 	if err != nil {
-		return fmt.Errorf("Secret %s: %w", k.cfg.Secret, err)
+		return fmt.Errorf("read the certificate in Secret %s: %w", k.cfg.Secret, err)
 	}
 	before := secret.DeepCopy()
 	did, err := s.step(circumstances{now: k.cfg.Now(), adopted: adopted,
