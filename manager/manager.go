@@ -45,7 +45,7 @@ const (
 	// maxReport is the size in bytes of the largest message that is taken in: the report of a node
 	// with very many intercepts.
 	maxReport = 8 << 20
-	// handshakeTimeout bounds TLS's, once a request has been upgraded.
+	// handshakeTimeout bounds the handshakes of TLS and HTTP/2 on a connection.
 	handshakeTimeout = 20 * time.Second
 	// caConfigMap has the certificates by which node agents and laptops know the manager.
 	caConfigMap = "sidestep-ca"
@@ -93,7 +93,8 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	secure := slices.Clip(append(tunnel.ServerOptions(),
 		grpc.Creds(m.tracker.Credentials(tlsbatch.Credentials(config)))))
-	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
+	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport),
+		grpc.ConnectionTimeout(handshakeTimeout))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics),

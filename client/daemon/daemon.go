@@ -28,6 +28,9 @@ import (
 const (
 	// stopTimeout bounds how long calls may go on when the daemon ends.
 	stopTimeout = 2 * time.Second
+	// greetTimeout bounds how long a connection to the socket may stay silent. A daemon that ends
+	// waits for it.
+	greetTimeout = 2 * time.Second
 	// socketCheck is how often the daemon looks whether its socket is still there.
 	socketCheck = time.Second
 )
@@ -76,6 +79,7 @@ func Run(ctx context.Context, o Options) error {
 		Timing: o.Timing, Forward: o.Forward, Wall: o.Wall}, o, level)
 	s.resume()
 	server := grpc.NewServer(
+		grpc.ConnectionTimeout(greetTimeout),
 		grpc.MaxRecvMsgSize(4<<20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second,
 			PermitWithoutStream: true}),

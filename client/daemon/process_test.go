@@ -5,6 +5,7 @@ package daemon_test
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -151,6 +152,16 @@ func TestOneDaemonPerSocket(t *testing.T) {
 		info, err := os.Stat(filepath.Dir(w.options.Socket))
 		require.NoError(t, err)
 		assert.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+	})
+	t.Run("a connection that says nothing does not keep it alive", func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		silent, err := net.Dial("unix", w.options.Socket)
+		require.NoError(t, err)
+		defer func() { _ = silent.Close() }()
+		_, err = io.ReadFull(silent, make([]byte, 9)) // the server's SETTINGS: it was accepted
+		require.NoError(t, err)
+		w.stop()
 	})
 	t.Run("a path too long for a socket is explained", func(t *testing.T) {
 		err := daemon.Run(t.Context(), daemon.Options{Socket: "/tmp/" + strings.Repeat("x", 120)})
