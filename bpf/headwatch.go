@@ -18,10 +18,14 @@ type Headwatch = headwatchObjects
 
 // What its maps hold.
 type (
-	FlowKey   = headwatchFlowKey
-	Flow      = headwatchFlow
+	// FlowKey is the key of a watched connection.
+	FlowKey = headwatchFlowKey
+	// Flow is the state of a watched connection.
+	Flow = headwatchFlow
+	// Automaton finds the heads that the rules name, byte by byte.
 	Automaton = headwatchAutomaton
-	Event     = headwatchEvent
+	// Event is what the program tells user space about a connection.
+	Event = headwatchEvent
 )
 
 // What the entries of an Automaton are made of: the next state, and what was seen.

@@ -16,9 +16,9 @@ import (
 type TCPStats = tcpstatsObjects
 
 // Tally is what TCPStats has counted on one CPU for the connections that one way has brought to one port.
-// Tallies is that of all ways.
 type (
-	Tally   = tcpstatsTally
+	Tally = tcpstatsTally
+	// Tallies are those of all ways to one port.
 	Tallies = tcpstatsTallies
 )
 

@@ -31,7 +31,7 @@ const (
 	groupOther   = "other"
 )
 
-// main runs the command line args and returns the exit code.
+// Run runs the command line args and returns the exit code.
 func Run(ctx context.Context, e *env.Env, args []string) int {
 	g := &env.Global{Kube: env.NewKubeFlags(), Format: output.FormatText}
 	root := newRootCmd(e, g)

@@ -188,6 +188,7 @@ func (a *APIServer) Change(t testing.TB, namespace, name string, change func(*v1
 // User is whom the API server takes everybody for.
 const User = "dev"
 
+// ServeHTTP implements http.Handler.
 func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	call, sub, ok := parse(r)
 	a.mu.Lock()
@@ -284,6 +285,9 @@ func answer(w http.ResponseWriter, object any) {
 	_ = json.NewEncoder(w).Encode(object)
 }
 
+// serve answers one request of a client.
+//
+// Long: it is one case for each request that clients make.
 func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, status bool) {
 	k := objectKey{call.Resource, call.Namespace, call.Name}
 	missing := func() {

@@ -94,6 +94,7 @@ func (l *lastWords) wait() error {
 	}
 }
 
+// Read implements net.Conn. At the end it returns the error that the API server gave, if it gave one.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.data.Read(p)
 	if n > 0 || err == nil {
@@ -118,6 +119,7 @@ func (c *Conn) explain(err error) error {
 	return cmp.Or(c.reason(), err)
 }
 
+// Write implements net.Conn.
 func (c *Conn) Write(p []byte) (int, error) {
 	n, err := c.data.Write(p)
 	if err == nil {

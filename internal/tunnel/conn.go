@@ -42,6 +42,7 @@ type ResetError struct {
 	Reason string
 }
 
+// Error implements error.
 func (e *ResetError) Error() string { return "tunnel reset: " + e.Reason }
 
 // Is makes a reset tunnel look like a reset TCP connection.

@@ -11,6 +11,7 @@ package http1
 // A Doubt is the reason why a message cannot be framed with certainty.
 type Doubt string
 
+// Error implements error.
 func (d Doubt) Error() string { return string(d) }
 
 // The doubts that the package has.

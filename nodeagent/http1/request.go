@@ -15,6 +15,7 @@ type Request struct {
 // RequestKind is what has to be known of a request to frame its response.
 type RequestKind uint8
 
+// The kinds of requests. The response to a Plain one is framed by its own head.
 const (
 	Plain   RequestKind = iota
 	Head                // its response has no body

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package http2 runs the proxy against other implementations of HTTP/2, whose modules the product does not need.
 package http2
 
 import (

@@ -39,6 +39,7 @@ type clusterConfig struct {
 	SessionGrace     string `json:"session_grace,omitempty"`
 }
 
+// New returns the command config.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "config", Short: "Show the configuration",
@@ -76,7 +77,7 @@ $SIDESTEP_DAEMON_SOCKET, $XDG_RUNTIME_DIR and $XDG_CACHE_HOME from the command t
 	return cmd
 }
 
-// config asks a daemon that runs; none is started for it.
+// View asks the daemon for its configuration if one runs; none is started for it.
 func View(ctx context.Context, e *env.Env, g *env.Global) (configRecord, error) {
 	record := configRecord{Client: clientConfig{LogFile: e.LogFile()}}
 	s, err := e.Reach(ctx, g)

@@ -16,6 +16,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
+// New returns the command connect.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "connect [flags] [-- COMMAND [ARGUMENT...]]",
@@ -109,6 +110,7 @@ func hasNamespace(ctx context.Context, e *env.Env, g *env.Global) error {
 	return c.HasNamespace(ctx, g.Namespace)
 }
 
+// NewQuit returns the command quit.
 func NewQuit(e *env.Env, g *env.Global) *cobra.Command {
 	var stop, root, user bool
 	cmd := &cobra.Command{
@@ -171,6 +173,7 @@ func runQuit(ctx context.Context, e *env.Env, g *env.Global, stop bool) error {
 	return nil
 }
 
+// NewForeground returns the hidden command as which the daemon runs.
 func NewForeground(e *env.Env) *cobra.Command {
 	return &cobra.Command{
 		Use:               env.ForegroundCommand,

@@ -23,6 +23,7 @@ type contextRecord struct {
 	Current   bool   `json:"current"`
 }
 
+// New returns the command list-contexts.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list-contexts",
@@ -80,6 +81,7 @@ func contexts(e *env.Env, g *env.Global) ([]contextRecord, error) {
 	return records, nil
 }
 
+// NewNamespaces returns the command list-namespaces.
 func NewNamespaces(e *env.Env, g *env.Global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list-namespaces",

@@ -29,6 +29,7 @@ func (e *Env) installOptions(cmd *cobra.Command, g *Global) install.Options {
 	return o
 }
 
+// ClusterOptions returns what the flags say about the cluster and its installation.
 func (e *Env) ClusterOptions(g *Global) install.Options {
 	return install.Options{KubeFlags: g.Kube, Namespace: g.ManagerNamespace, Chart: e.Chart,
 		Version: e.Version, Program: e.Name}

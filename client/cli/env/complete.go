@@ -98,6 +98,7 @@ func (e *Env) WorkloadNamespace(ctx context.Context, g *Global) string {
 	return e.kubeconfigNamespace(g)
 }
 
+// Words returns the completion that offers these words and no files.
 func Words(words ...string) Completion {
 	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
 }

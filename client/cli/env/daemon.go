@@ -126,6 +126,7 @@ func (e *Env) Started(ctx context.Context, g *Global) (*Daemon, error) {
 	return s, err
 }
 
+// Reach returns the daemon that runs. It does not start one.
 func (e *Env) Reach(ctx context.Context, g *Global) (*Daemon, error) {
 	client, closer, err := e.Dial(ctx)
 	if err != nil {
@@ -288,6 +289,7 @@ func (e *Env) Skew(g *Global, st *daemonpb.StatusInfo) {
 		st.GetManagerVersion(), e.Name, e.Version, output.Dash, mend))
 }
 
+// ConnectedTo returns the line that says which cluster a session is with.
 func ConnectedTo(s *daemonpb.StatusInfo) string {
 	return fmt.Sprintf("Connected to context %s, namespace %s (%s)", s.GetKubernetesContext(),
 		s.GetNamespace(), s.GetKubernetesServer())

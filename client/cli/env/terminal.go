@@ -8,6 +8,7 @@ import (
 	"golang.org/x/term"
 )
 
+// IsTerminal reports whether the stream is a terminal, and returns its columns.
 func IsTerminal(stream any) (int, bool) {
 	f, ok := stream.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {

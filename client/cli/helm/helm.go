@@ -21,6 +21,7 @@ import (
 // node.
 const installTimeout = 5 * time.Minute
 
+// New returns the command helm.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "helm",

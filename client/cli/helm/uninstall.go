@@ -14,6 +14,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
+// NewUninstall returns the command uninstall, which removes everything from cluster and laptop.
 func NewUninstall(e *env.Env, g *env.Global) *cobra.Command {
 	var everything, allAgents, agent bool
 	var timeout time.Duration

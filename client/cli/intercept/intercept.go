@@ -23,6 +23,9 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
+// New returns the command intercept.
+//
+// Long: it is the help text and the list of flags.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	f := &flags{}
 	cmd := &cobra.Command{
@@ -133,6 +136,9 @@ func arguments(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// run makes the intercept, and runs the command if one is given.
+//
+// Long: it is the steps of the command in their order, each of which can end it.
 func run(e *env.Env, cmd *cobra.Command, g *env.Global, f *flags,
 	req *daemonpb.InterceptRequest, args []string) error {
 	ctx := cmd.Context()

@@ -13,6 +13,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
+// NewLeave returns the command leave.
 func NewLeave(e *env.Env, g *env.Global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "leave NAME",

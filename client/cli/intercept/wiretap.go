@@ -11,6 +11,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 )
 
+// NewWiretap returns the command wiretap.
 func NewWiretap(e *env.Env, g *env.Global) *cobra.Command {
 	f := &flags{wiretap: true}
 	cmd := &cobra.Command{

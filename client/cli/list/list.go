@@ -23,6 +23,7 @@ type flags struct {
 	allNamespaces, intercepted, wiretapped, interceptable, yes bool
 }
 
+// New returns the command list.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{

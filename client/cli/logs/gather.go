@@ -41,6 +41,7 @@ type flags struct {
 	anonymize       bool
 }
 
+// New returns the command gather-logs.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{

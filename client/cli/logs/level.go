@@ -18,6 +18,9 @@ import (
 var levels = map[string]string{"error": "error", "warning": "warn", "warn": "warn", "info": "info",
 	"debug": "debug", "trace": "debug"}
 
+// NewLevel returns the command loglevel.
+//
+// Long: it is the help text and the list of flags.
 func NewLevel(e *env.Env, g *env.Global) *cobra.Command {
 	var duration time.Duration
 	var local, remote bool

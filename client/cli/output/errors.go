@@ -27,7 +27,10 @@ type Advised struct {
 	Advice string
 }
 
+// Error implements error.
 func (a Advised) Error() string { return a.Err.Error() + Dash + a.Advice }
+
+// Unwrap returns the error without the advice.
 func (a Advised) Unwrap() error { return a.Err }
 
 // Advise returns err with what to do about it.
@@ -38,7 +41,10 @@ func Advise(err error, format string, args ...any) error {
 // UsageError is a command line that cannot be meant.
 type UsageError struct{ err error }
 
+// Error implements error.
 func (u UsageError) Error() string { return u.err.Error() }
+
+// Unwrap returns the error that says what is wrong with the command line.
 func (u UsageError) Unwrap() error { return u.err }
 
 // Usage marks err as a command line that cannot be meant.
@@ -65,11 +71,13 @@ func HasAdvice(err error) bool {
 // ProgramError is the exit code of a program that was run; there is nothing to print about it.
 type ProgramError int
 
+// Error implements error.
 func (p ProgramError) Error() string { return fmt.Sprintf("exit status %d", int(p)) }
 
 // SignalError is the cause of a context that a signal ended.
 type SignalError syscall.Signal
 
+// Error implements error.
 func (s SignalError) Error() string { return syscall.Signal(s).String() }
 
 // Unavailable is the answer to what users of Telepresence may ask for and this version cannot do.

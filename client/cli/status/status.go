@@ -18,6 +18,7 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
+// New returns the command status.
 func New(e *env.Env, g *env.Global) *cobra.Command {
 	var wide bool
 	cmd := &cobra.Command{
@@ -64,7 +65,7 @@ func New(e *env.Env, g *env.Global) *cobra.Command {
 	return cmd
 }
 
-// status is nil when no daemon runs.
+// Of returns the status of the daemon, or nil if none runs.
 func Of(ctx context.Context, e *env.Env, g *env.Global) (*daemonpb.StatusInfo, error) {
 	s, err := e.Running(ctx, g)
 	if s == nil || err != nil {

@@ -21,6 +21,7 @@ type versions struct {
 	TrafficManager string `json:"traffic_manager,omitempty"`
 }
 
+// NewVersion returns the command version.
 func NewVersion(e *env.Env, g *env.Global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",

@@ -52,6 +52,7 @@ type Invalid struct {
 	Message string
 }
 
+// Error implements error.
 func (e *Invalid) Error() string { return e.Message }
 
 func invalid(reason, format string, args ...any) *Invalid {

@@ -26,6 +26,7 @@ const (
 	limits
 )
 
+// String returns the value of the label limit in metrics.
 func (l Limit) String() string {
 	return [...]string{"memory", "streams", "resets", "fields", "frames"}[l]
 }

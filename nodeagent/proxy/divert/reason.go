@@ -22,13 +22,16 @@ const (
 	Reasons
 )
 
-// Error is an error with its reason.
+// Error is an error with its Reason.
 type Error struct {
 	Reason Reason
 	Err    error
 }
 
+// Error implements error.
 func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error without its reason.
 func (e *Error) Unwrap() error { return e.Err }
 
 // New makes an error with a reason.

@@ -105,6 +105,8 @@ func asItIs(w *writer, fr *frame, id uint32) {
 }
 
 // fromClient takes any frame of the client's but DATA.
+//
+// Long: it is one case for each type of frame.
 func (c *Conn) fromClient(fr *frame) error {
 	switch fr.kind {
 	case http2.FrameHeaders:

@@ -119,7 +119,10 @@ func (t *TCP) tryWrite(fd uintptr) bool {
 	return true
 }
 
-func (t *TCP) Close() error                      { return t.conn.Close() }
+// Close implements Duplex.
+func (t *TCP) Close() error { return t.conn.Close() }
+
+// SetReadDeadline implements Duplex.
 func (t *TCP) SetReadDeadline(d time.Time) error { return t.conn.SetReadDeadline(d) }
 
 // WriteLast writes p, behind which CloseWrite has to follow at once: what the kernel has to send

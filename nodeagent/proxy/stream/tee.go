@@ -16,6 +16,7 @@ type Tee struct {
 	Copy Copier
 }
 
+// Write implements io.Writer, and copies what was written.
 func (t *Tee) Write(p []byte) (int, error) {
 	n, err := t.TCP.Write(p)
 	t.Copy.Write(p[:n])

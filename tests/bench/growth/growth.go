@@ -27,6 +27,7 @@ type Size struct {
 	Agents     int `json:"agents"`
 }
 
+// String implements fmt.Stringer.
 func (s Size) String() string {
 	return fmt.Sprintf("%d intercepts, %d node agents", s.Intercepts, s.Agents)
 }

@@ -24,7 +24,7 @@ const (
 
 const etcdURL = "http://127.0.0.1:2379"
 
-// Etcd's command line. A cluster that lives for a test does not survive a power failure, so it does
+// Etcd returns the program's command line. A cluster that lives for a test does not survive a power failure, so it does
 // not wait for the disk.
 func Etcd() []string {
 	return []string{
@@ -40,7 +40,7 @@ func Etcd() []string {
 	}
 }
 
-// APIServer's command line.
+// APIServer returns the program's command line.
 func APIServer(p plan.Plan) []string {
 	return []string{
 		"kube-apiserver",
@@ -65,7 +65,7 @@ func APIServer(p plan.Plan) []string {
 	}
 }
 
-// ControllerManager's command line.
+// ControllerManager returns the program's command line.
 func ControllerManager(p plan.Plan) []string {
 	return []string{
 		"kube-controller-manager",
@@ -83,7 +83,7 @@ func ControllerManager(p plan.Plan) []string {
 	}
 }
 
-// Scheduler's command line.
+// Scheduler returns the program's command line.
 func Scheduler() []string {
 	return []string{
 		"kube-scheduler",
@@ -94,10 +94,10 @@ func Scheduler() []string {
 	}
 }
 
-// Containerd's command line.
+// Containerd returns the program's command line.
 func Containerd() []string { return []string{"containerd", "--config", In("containerd.toml")} }
 
-// Kubelet's command line.
+// Kubelet returns the program's command line.
 func Kubelet(node plan.Node) []string {
 	return []string{
 		"kubelet",
@@ -108,5 +108,5 @@ func Kubelet(node plan.Node) []string {
 	}
 }
 
-// Proxy's command line.
+// Proxy returns the program's command line.
 func Proxy() []string { return []string{"kube-proxy", "--config=" + In("kube-proxy.yaml")} }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command probe is the program in the pods of the cluster's own tests: a server that names its host, and a client.
 package main
 
