@@ -113,7 +113,7 @@ func keepAlive(fd int) error {
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 	} {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return fmt.Errorf("have dead clients noticed: %w", err)
+			return fmt.Errorf("set TCP keepalive on listener: %w", err)
 		}
 	}
 	return nil
@@ -278,7 +278,7 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	// So that a port of which connections are left may be bound; connect sees to it that no two
 	// have the same pair of addresses.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return -1, errors.Join(fmt.Errorf("have a port used again: %w", err), unix.Close(fd))
+		return -1, errors.Join(fmt.Errorf("set SO_REUSEADDR: %w", err), unix.Close(fd))
 	}
 	return fd, nil
 }
@@ -286,7 +286,7 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 // prepare does all that has to be done before connecting.
 func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort)) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-		return fmt.Errorf("have bytes sent at once: %w", err)
+		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
 	if introduce != nil {
 		introduce(fd)
@@ -294,7 +294,7 @@ func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(net
 	if bound == nil && from.Port() == 0 {
 		// The port is chosen at connect, where only the pair of addresses has to be free.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
-			return fmt.Errorf("defer the choice of a port: %w", err)
+			return fmt.Errorf("set IP_BIND_ADDRESS_NO_PORT: %w", err)
 		}
 	}
 	if err := unix.Bind(fd, sockaddr(from)); err != nil {
@@ -305,7 +305,7 @@ func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(net
 	}
 	local, err := unix.Getsockname(fd)
 	if err != nil {
-		return fmt.Errorf("ask for the local address: %w", err)
+		return fmt.Errorf("getsockname: %w", err)
 	}
 	bound(addrPort(local))
 	return nil
@@ -347,7 +347,7 @@ func await(ctx context.Context, file *os.File) error {
 func connected(fd int) (bool, error) {
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
-		return true, fmt.Errorf("ask for the result of connecting: %w", err)
+		return true, fmt.Errorf("get SO_ERROR: %w", err)
 	}
 	switch errno := unix.Errno(code); errno {
 	case 0:
