@@ -40,7 +40,7 @@ func apiServer(t *testing.T, set values) *world {
 	t.Helper()
 	env := &envtest.Environment{
 		CRDDirectoryPaths: []string{"chart/crds"}, ErrorIfCRDPathMissing: true,
-		BinaryAssetsDirectory: programs(t),
+		BinaryAssetsDirectory: programs(t), ControlPlaneStartTimeout: 2 * time.Minute,
 	}
 	config, err := env.Start()
 	require.NoError(t, err)

@@ -38,7 +38,7 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	t.Helper()
 	env := &envtest.Environment{
 		CRDDirectoryPaths: []string{"../deploy/chart/crds"}, ErrorIfCRDPathMissing: true,
-		BinaryAssetsDirectory: assets(t),
+		BinaryAssetsDirectory: assets(t), ControlPlaneStartTimeout: 2 * time.Minute,
 	}
 	admin, err := env.Start()
 	require.NoError(t, err)
