@@ -117,7 +117,7 @@ func TestErrorsOfANewcomer(t *testing.T) {
 		{"no rights in the manager's namespace", func(t *testing.T, w *world, api *clienttest.APIServer) {
 			w.vars["KUBECONFIG"] = api.Kubeconfig(t, "staging")
 			api.Deny(func(c clienttest.Call) bool { return c.Namespace == "sidestep" })
-		}, []string{"connect"}, "ask for the ClusterRole sidestep-user"},
+		}, []string{"connect"}, "for the Role sidestep-user in that namespace"},
 		{"half installed", func(t *testing.T, w *world, api *clienttest.APIServer) {
 			w.vars["KUBECONFIG"] = api.Kubeconfig(t, "staging")
 			api.Add(t, authority(nil))

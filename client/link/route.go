@@ -5,6 +5,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,8 +14,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
@@ -68,20 +69,15 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var authority *x509.CertPool
 	var pod managerPod
-	// Neither needs the other; over a long way each round trip counts.
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) { authority, err = r.authority(gctx, cluster); return err })
-	g.Go(func() (err error) { pod, err = r.pod(gctx, cluster); return err })
-	if err := g.Wait(); err != nil {
-		if reason.Of(err) == reason.ManagerNotReady {
-			// Where the ConfigMap is missing the pods are too, and that nothing is installed says
-			// more.
-			if _, missing := r.authority(ctx, cluster); missing != nil {
-				err = missing
-			}
-		}
+	// Neither needs the other; over a long way each round trip counts. What the ConfigMap's absence
+	// says is said first, whichever answer comes first: where it is missing the pods are too.
+	var podErr error
+	var both sync.WaitGroup
+	both.Go(func() { pod, podErr = r.pod(ctx, cluster) })
+	authority, err := r.authority(ctx, cluster)
+	both.Wait()
+	if err := cmp.Or(err, podErr); err != nil {
 		return nil, err
 	}
 	if r.Forward != nil {
