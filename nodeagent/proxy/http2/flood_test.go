@@ -162,6 +162,10 @@ func TestMoreStreamsThanAllowedAreRefused(t *testing.T) {
 	assert.Equal(t, maxDiverted+1, sc.matches)
 }
 
+// slack is how many MiB a heap may grow by besides what a flood makes it keep: the test's own buffers,
+// which the race detector makes larger.
+const slack = 8
+
 func TestAClientThatResetsManyStreamsIsToldToGo(t *testing.T) {
 	f := newFlood(t)
 	sc, c := f.connect()
@@ -174,7 +178,7 @@ func TestAClientThatResetsManyStreamsIsToldToGo(t *testing.T) {
 	go sc.client.Write(p)
 	client := newPeer(t, sc.client)
 	assert.Equal(t, http2.ErrCodeEnhanceYourCalm, client.next(http2.FrameGoAway).(*http2.GoAwayFrame).ErrCode)
-	assert.LessOrEqual(t, f.grew(), 2)
+	assert.LessOrEqual(t, f.grew(), slack)
 	assert.NotZero(t, f.budget.Times(budget.Resets))
 }
 
@@ -202,7 +206,7 @@ func TestAClientThatDoesNotReadIsNotReadOn(t *testing.T) {
 				}
 			}
 			assert.Less(t, wrote, n, "the client is held up")
-			assert.LessOrEqual(t, f.grew(), 2)
+			assert.LessOrEqual(t, f.grew(), slack)
 		})
 	}
 }
@@ -220,7 +224,7 @@ func TestATableIsNotLargerThanIsDecoded(t *testing.T) {
 		f.send(sc, c.take())
 	}
 	c.enc = nil
-	assert.LessOrEqual(t, f.grew(), 2)
+	assert.LessOrEqual(t, f.grew(), slack)
 }
 
 // TestABlockOfManyFramesIsNotWaitedFor sends a header block whose end does not come.
