@@ -196,6 +196,9 @@ static __always_inline int data(struct __sk_buff *skb, struct automaton *a, stru
 	int heard;
 
 	if (agent_is_silent(now)) {
+		// The queued packet passes for the same reason as one after its timeout.
+		if (f->phase == QUEUED && after(s->end, f->next) && !after(s->seq, f->next))
+			count(TIMED_OUT);
 		f->phase = UNKNOWN;
 		return PASS;
 	}
