@@ -36,7 +36,7 @@ func fail(ctx context.Context, e *env.Env, g *env.Global, cmd *cobra.Command, er
 	case errors.As(err, &usage):
 		code = exitUsage
 		if !output.HasAdvice(err) {
-			text += fmt.Sprintf("%ssee `%s --help`", output.Dash, cmd.CommandPath())
+			text += fmt.Sprintf("%ssee `%s --help`", reason.Dash, cmd.CommandPath())
 		}
 	}
 	fmt.Fprintf(e.Stderr, "%s: %s %s\n", cmd.CommandPath(), e.Paint(e.Stderr).Bad("error:"),

@@ -69,8 +69,9 @@ func (l *logLevel) left() time.Duration {
 func (s *service) SetLogLevel(_ context.Context, req *daemonpb.LogLevelRequest) (*daemonpb.Empty, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(req.GetLevel())); err != nil {
-		return nil, reason.New(codes.InvalidArgument, reason.Invalid,
-			"there is no log level %q — use debug, info, warn or error", req.GetLevel())
+		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no log level %q",
+			req.GetLevel()).
+			Advise("use debug, info, warn or error")
 	}
 	s.level.change(level, time.Duration(req.GetDurationMs())*time.Millisecond)
 	s.log.Log(context.Background(), level, "log level changed", "level", level, "for",

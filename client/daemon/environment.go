@@ -3,12 +3,10 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"strings"
 	"time"
-
-	"google.golang.org/grpc/status"
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/daemonpb"
@@ -35,7 +33,7 @@ func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
 		report.progress("reading the environment of the container")
 		got, err := environment(ctx, current, made)
 		if err != nil && wanted == daemonpb.InterceptRequest_IF_ALLOWED && ctx.Err() == nil {
-			report.warn(without, withoutAdvice(err))
+			report.warn(without, asOneSentence(err))
 			return finish(made, nil)
 		}
 		if err != nil {
@@ -45,7 +43,7 @@ func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
 	}
 	err := current.Registry.Make(ctx, ask, report.progress, confirm)
 	if wanted == daemonpb.InterceptRequest_IF_ALLOWED && forbidsEnvironment(err) {
-		report.warn(without, withoutAdvice(err))
+		report.warn(without, asOneSentence(err))
 		ask.Spec.Environment = false
 		err = current.Registry.Make(ctx, ask, report.progress, confirm)
 	}
@@ -76,9 +74,13 @@ func forbidsEnvironment(err error) bool {
 // without warns that an intercept is made without the environment.
 const without = "the environment of the container is not there: %s"
 
-// withoutAdvice returns what happened and what to do in one sentence: nothing has failed.
-func withoutAdvice(err error) string {
-	return strings.ReplaceAll(status.Convert(err).Message(), " — ", "; ")
+// asOneSentence returns what happened and what to do in one sentence, since nothing has failed.
+func asOneSentence(err error) string {
+	text := reason.Message(err)
+	if advice := reason.Advice(err); advice != "" {
+		text += "; " + advice
+	}
+	return text
 }
 
 // lacking says that an error is about the environment, and what that means for the intercept.
@@ -87,10 +89,7 @@ func lacking(err error, consequence string) error {
 	if !errors.As(err, &has) {
 		return err
 	}
-	what, remedy, _ := strings.Cut(has.Message, " — ")
-	if remedy == "" {
-		remedy = "try again, or leave out --env-file and --env-json"
-	}
-	return reason.New(has.Code, has.Reason, "cannot read the environment of the container: %s%s — %s",
-		what, consequence, remedy)
+	return reason.New(has.Code, has.Reason, "cannot read the environment of the container: %s%s",
+		has.Message, consequence).
+		Advise("%s", cmp.Or(has.Advice, "try again, or leave out --env-file and --env-json"))
 }

@@ -46,7 +46,9 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	}
 	if state, _ := current.Link.State(); ask.Spec.Wiretap && state.Connected && !state.Wiretaps {
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the traffic manager (%s) is older than this sidestep and knows no wiretaps — ask who runs the cluster for `sidestep helm upgrade`", state.ManagerVersion)
+			"the traffic manager (%s) is older than this sidestep and knows no wiretaps",
+			state.ManagerVersion).
+			Advise("ask who runs the cluster for `sidestep helm upgrade`")
 	}
 	cluster, err := current.Source.Cluster()
 	if err != nil {
@@ -101,7 +103,8 @@ func connected(ctx context.Context, current *session.Session, timeout time.Durat
 	}
 	_, message = describe(state)
 	return reason.New(codes.Unavailable, reason.ManagerNotReady,
-		"not connected to the traffic manager: %s — try again when `sidestep status` says Connected", message)
+		"not connected to the traffic manager: %s", message).
+		Advise("try again when `sidestep status` says Connected")
 }
 
 func (s *service) Leave(ctx context.Context, req *daemonpb.LeaveRequest) (*daemonpb.LeaveReply, error) {
@@ -134,8 +137,9 @@ func (s *service) List(ctx context.Context, req *daemonpb.ListRequest) (*daemonp
 	switch req.GetFilter() {
 	case "", filterAll, filterIntercepted, filterInterceptable, filterWiretapped, filterHeld:
 	default:
-		return nil, reason.New(codes.InvalidArgument, reason.Invalid,
-			"there is no filter %q — use all, intercepted, wiretapped, held or interceptable", req.GetFilter())
+		return nil, reason.New(codes.InvalidArgument, reason.Invalid, "there is no filter %q",
+			req.GetFilter()).
+			Advise("use all, intercepted, wiretapped, held or interceptable")
 	}
 	namespace := req.GetNamespace()
 	switch {

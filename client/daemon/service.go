@@ -105,7 +105,8 @@ func (s *service) session() (*session.Session, error) {
 	defer s.mu.Unlock()
 	if s.current == nil {
 		return nil, reason.New(codes.FailedPrecondition, reason.NoSession,
-			"not connected to a cluster — run `sidestep connect`")
+			"not connected to a cluster").
+			Advise("run `sidestep connect`")
 	}
 	return s.current, nil
 }
@@ -309,7 +310,7 @@ func (s *service) stream(srv any, stream grpc.ServerStream, call *grpc.StreamSer
 func (s *service) finish(method string, err *error) {
 	if cause := recover(); cause != nil {
 		s.log.Error("panic", "call", method, "cause", cause, "stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "the daemon failed: %v — its log says more", cause)
+		*err = reason.New(codes.Internal, "", "the daemon failed: %v", cause).Advise("its log says more")
 		return
 	}
 	if *err == nil {

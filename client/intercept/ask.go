@@ -37,7 +37,7 @@ type Ask struct {
 // NeedsKind says whether the workload's kind is still to be found out, and put into Spec.Workload.
 func (a *Ask) NeedsKind() bool { return a.undecided }
 
-func invalid(format string, args ...any) error {
+func invalid(format string, args ...any) *reason.Error {
 	return reason.New(codes.InvalidArgument, reason.Invalid, format, args...)
 }
 
@@ -85,23 +85,28 @@ func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*A
 func (a *Ask) check() error {
 	s := &a.Spec
 	if !v1alpha1.ValidName(s.Name) || len(s.Name) > 253-len(suffix(s.Client.Session)) {
-		return invalid("%q cannot be the name of an intercept — use lower-case letters, digits, '-' and '.'", s.Name)
+		return invalid("%q cannot be the name of an intercept", s.Name).
+			Advise("use lower-case letters, digits, '-' and '.'")
 	}
 	if kind := s.Workload.Kind; kind != "" && !slices.Contains(v1alpha1.WorkloadKinds, kind) {
-		return invalid("workloads of kind %s cannot be intercepted — use one of %s", kind,
-			strings.Join(v1alpha1.WorkloadKinds, ", "))
+		return invalid("workloads of kind %s cannot be intercepted", kind).
+			Advise("use one of %s", strings.Join(v1alpha1.WorkloadKinds, ", "))
 	}
 	if p := s.Protocol; p != "" && p != v1alpha1.ProtocolTCP && p != v1alpha1.ProtocolUDP {
-		return invalid("ports of %s cannot be intercepted — use TCP or UDP", p)
+		return invalid("ports of %s cannot be intercepted", p).
+			Advise("use TCP or UDP")
 	}
 	if s.Protocol == v1alpha1.ProtocolUDP && s.Wiretap {
-		return invalid("a wiretap copies TCP connections, or HTTP requests — use intercept for a UDP port")
+		return invalid("a wiretap copies TCP connections, or HTTP requests").
+			Advise("use intercept for a UDP port")
 	}
 	if s.Protocol == v1alpha1.ProtocolUDP && s.Mechanism == v1alpha1.MechanismHTTP {
-		return invalid("there are no HTTP requests in datagrams that could be told apart — leave out the conditions, or /UDP")
+		return invalid("there are no HTTP requests in datagrams that could be told apart").
+			Advise("leave out the conditions, or /UDP")
 	}
 	if p := s.Destination.Port; p < 0 || p > 65535 {
-		return invalid("%d is not a port — use 1 to 65535", p)
+		return invalid("%d is not a port", p).
+			Advise("use 1 to 65535")
 	}
 	address, err := netip.ParseAddr(s.Destination.Address)
 	if err != nil {
@@ -133,7 +138,8 @@ func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
 	switch a.Spec.Mechanism {
 	case v1alpha1.MechanismTCP:
 		if conditions {
-			return invalid("mechanism tcp takes every connection and cannot look at HTTP requests — leave out the conditions, or use --mechanism http")
+			return invalid("mechanism tcp takes every connection and cannot look at HTTP requests").
+				Advise("leave out the conditions, or use --mechanism http")
 		}
 	case v1alpha1.MechanismHTTP:
 		if conditions {
@@ -143,7 +149,8 @@ func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
 			return invalid("%v", err)
 		}
 	default:
-		return invalid("there is no mechanism %q — use tcp or http", a.Spec.Mechanism)
+		return invalid("there is no mechanism %q", a.Spec.Mechanism).
+			Advise("use tcp or http")
 	}
 	return nil
 }
@@ -172,20 +179,24 @@ func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	if have.Namespace == a.Namespace && h.Workload.Name == w.Workload.Name &&
 		h.Workload.Kind != w.Workload.Kind {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
-			"intercept %q already exists, for %s %s — choose another name for that of the %s, with --workload %s/%s, or run `sidestep leave %s` first",
-			name, h.Workload.Kind, h.Workload.Name, w.Workload.Kind, strings.ToLower(w.Workload.Kind),
-			w.Workload.Name, name)
+			"intercept %q already exists, for %s %s", name, h.Workload.Kind, h.Workload.Name).
+			Advise("choose another name for that of the %s, with --workload %s/%s, or run `sidestep leave %s` first",
+				w.Workload.Kind, strings.ToLower(w.Workload.Kind), w.Workload.Name, name)
 	}
 	if have.Namespace != a.Namespace || h.Workload != w.Workload {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
-			"intercept %q already exists, for %s %s in namespace %s — choose another name with --workload %s, or run `sidestep leave %s` first",
-			name, h.Workload.Kind, h.Workload.Name, have.Namespace, w.Workload.Name, name)
+			"intercept %q already exists, for %s %s in namespace %s", name, h.Workload.Kind,
+			h.Workload.Name, have.Namespace).
+			Advise("choose another name with --workload %s, or run `sidestep leave %s` first",
+				w.Workload.Name, name)
 	}
 	differs := h.Wiretap != w.Wiretap || h.Mechanism != w.Mechanism || w.Protocol != "" &&
 		w.Protocol != protocolOf(have)
 	if differs || !reflect.DeepEqual(h.HTTP, w.HTTP) || cmp.Or(h.Existing, defaultExisting) != w.Existing {
 		return reason.New(codes.AlreadyExists, reason.InterceptExists,
-			"intercept %q already exists and takes %s — run `sidestep leave %s` first, or choose another name with --workload %s", name, what(have), name, w.Workload.Name)
+			"intercept %q already exists and takes %s", name, what(have)).
+			Advise("run `sidestep leave %s` first, or choose another name with --workload %s",
+				name, w.Workload.Name)
 	}
 	return nil
 }

@@ -40,7 +40,8 @@ func (r *Registry) Leave(ctx context.Context, name string) (*v1alpha1.Intercept,
 			have = "yours are: " + strings.Join(names, ", ")
 		}
 		return nil, reason.New(codes.NotFound, reason.InterceptNotFound,
-			"there is no intercept %q — %s", name, have)
+			"there is no intercept %q", name).
+			Advise("%s", have)
 	}
 	cluster, err := r.source.Cluster()
 	if err != nil {
@@ -62,12 +63,14 @@ func (r *Registry) leaveEnded(name string) error {
 		return nil
 	case t.state == restoring:
 		return reason.New(codes.Aborted, reason.InterceptExists,
-			"intercept %q is just being made again, since %s — try again in a moment", name, t.why)
+			"intercept %q is just being made again, since %s", name, t.why).
+			Advise("try again in a moment")
 	}
 	r.dismiss(name)
 	r.notify()
 	return reason.New(codes.NotFound, reason.InterceptNotFound,
-		"intercept %q has ended already: %s — nothing is left to do", name, t.why)
+		"intercept %q has ended already: %s", name, t.why).
+		Advise("nothing is left to do")
 }
 
 // delete deletes an object of this client, and no other that has its name by now.

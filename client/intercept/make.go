@@ -89,7 +89,8 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	defer r.mu.Unlock()
 	if _, busy := r.reserved[name]; busy {
 		return nil, nil, reason.New(codes.AlreadyExists, reason.InterceptExists,
-			"intercept %q is just being created by another command — wait for it", name)
+			"intercept %q is just being created by another command", name).
+			Advise("wait for it")
 	}
 	for _, t := range r.presents() {
 		if t.name == name {
@@ -108,7 +109,9 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	for _, port := range a.Spec.ToPod {
 		if by := r.deliversTo(name, join(DefaultAddress, port), v1alpha1.ProtocolTCP); by != "" {
 			return nil, nil, reason.New(codes.AlreadyExists, reason.LocalPortTaken,
-				"--to-pod %d: the requests of intercept %s go to that port of this laptop — leave it out, or leave that intercept", port, by)
+				"--to-pod %d: the requests of intercept %s go to that port of this laptop", port,
+				by).
+				Advise("leave it out, or leave that intercept")
 		}
 	}
 	r.dismiss(name)
@@ -152,8 +155,9 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 	}
 	taken := func(by string) error {
 		return reason.New(codes.AlreadyExists, reason.LocalPortTaken,
-			"port %s is already used by intercept %s — choose another with --port",
-			strings.TrimPrefix(addr, DefaultAddress+":"), by)
+			"port %s is already used by intercept %s",
+			strings.TrimPrefix(addr, DefaultAddress+":"), by).
+			Advise("choose another with --port")
 	}
 	if by := r.deliversTo(name, addr, protocol); by != "" {
 		return taken(by)
@@ -267,8 +271,9 @@ func (m *maker) meet(ctx context.Context, object *v1alpha1.Intercept) error {
 		return m.create(ctx)
 	}
 	return reason.New(codes.AlreadyExists, reason.InterceptExists,
-		"an Intercept %s of %q is in the way in namespace %s, and this laptop did not create it — choose another name with --workload",
-		have.Name, have.Spec.Client.Holder, have.Namespace)
+		"an Intercept %s of %q is in the way in namespace %s, and this laptop did not create it",
+		have.Name, have.Spec.Client.Holder, have.Namespace).
+		Advise("choose another name with --workload")
 }
 
 // move changes the existing object, if it is to change.

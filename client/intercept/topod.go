@@ -22,7 +22,8 @@ func (a *Ask) checkPodPorts() error {
 	slices.Sort(s.ToPod)
 	s.ToPod = slices.Compact(s.ToPod)
 	if s.Wiretap && len(s.ToPod) > 0 {
-		return invalid("a wiretap leads to no ports of pods — leave --to-pod out, or use it with an intercept")
+		return invalid("a wiretap leads to no ports of pods").
+			Advise("leave --to-pod out, or use it with an intercept")
 	}
 	if len(s.ToPod) > mostPodPorts {
 		return invalid("--to-pod is given for %d ports, and an intercept has %d at most", len(s.ToPod),
@@ -31,7 +32,8 @@ func (a *Ask) checkPodPorts() error {
 	for _, port := range s.ToPod {
 		switch {
 		case port < 1 || port > 65535:
-			return invalid("--to-pod %d is not a port — use 1 to 65535", port)
+			return invalid("--to-pod %d is not a port", port).
+				Advise("use 1 to 65535")
 		case port == s.Destination.Port:
 			return meetsItself(port)
 		}
@@ -40,7 +42,9 @@ func (a *Ask) checkPodPorts() error {
 }
 
 func meetsItself(port int32) error {
-	return invalid("the intercept's requests go to port %d of this laptop, and --to-pod %d would lead from there to the pod — choose another port with --port", port, port)
+	return invalid("the intercept's requests go to port %d of this laptop, and --to-pod %d would lead from there to the pod",
+		port, port).
+		Advise("choose another port with --port")
 }
 
 // checkToPod checks spec.toPod of an intercept that has been made. raw is as the API has it.
@@ -50,7 +54,8 @@ func (a *Ask) checkToPod(made, raw *v1alpha1.Intercept) error {
 	}
 	if raw != nil && len(raw.Spec.ToPod) == 0 {
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the cluster's definition of Intercepts is older than this sidestep and knows no --to-pod — run `sidestep helm upgrade`")
+			"the cluster's definition of Intercepts is older than this sidestep and knows no --to-pod").
+			Advise("run `sidestep helm upgrade`")
 	}
 	if port := localPort(made); slices.Contains(made.Spec.ToPod, port) {
 		return meetsItself(port)

@@ -53,8 +53,7 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 			return nil, reason.New(codes.Aborted, reason.NoSession,
 				"disconnected while intercept %q was being made", m.ask.Spec.Name)
 		case <-timer.C:
-			return nil, reason.New(codes.DeadlineExceeded, reason.NotSteering,
-				"intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, missing(object))
+			return nil, m.late(object)
 		}
 	}
 }
@@ -85,11 +84,20 @@ func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, e
 	return false, "waiting for pods to steer: " + s.Coverage, nil
 }
 
-// missing says which pods are not steering, and why.
-func missing(i *v1alpha1.Intercept) string {
-	if i.Status.ObservedGeneration < i.Generation || i.Status.State == "" {
-		return "the traffic manager has not looked at it — check its log"
+// late returns the error that the intercept is not complete in time.
+func (m *maker) late(object *v1alpha1.Intercept) error {
+	late := func(why string) *reason.Error {
+		return reason.New(codes.DeadlineExceeded, reason.NotSteering,
+			"intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, why)
 	}
+	if object.Status.ObservedGeneration < object.Generation || object.Status.State == "" {
+		return late("the traffic manager has not looked at it").Advise("check its log")
+	}
+	return late(missing(object))
+}
+
+// missing returns which pods are not steering, and why.
+func missing(i *v1alpha1.Intercept) string {
 	var pods []string
 	for _, pod := range i.Status.Pods {
 		if !pod.Steering {
@@ -128,9 +136,8 @@ func (m *maker) undo(ctx context.Context, cause error) error {
 	var has *reason.Error
 	if errors.As(cause, &has) {
 		also := *has
-		also.Message += fmt.Sprintf("; and it could not be undone (%v): run `sidestep leave %s`",
-			m.cluster.Explain(err), m.ask.Spec.Name)
-		return &also
+		also.Message += fmt.Sprintf("; and it could not be undone (%v)", m.cluster.Explain(err))
+		return also.Advise("run `sidestep leave %s`", m.ask.Spec.Name)
 	}
 	return cause
 }
@@ -150,12 +157,14 @@ func (m *maker) explain(err error) error {
 		}
 		if m.before != nil {
 			return reason.New(codes.Aborted, reason.NotSteering,
-				"intercept %q was deleted meanwhile — try again", m.ask.Spec.Name)
+				"intercept %q was deleted meanwhile", m.ask.Spec.Name).
+				Advise("try again")
 		}
 		return notInstalled()
 	case m.ask.Spec.Wiretap && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.wiretap"):
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the cluster's definition of Intercepts is older than this sidestep and knows no wiretaps — ask who runs the cluster for `sidestep helm upgrade`")
+			"the cluster's definition of Intercepts is older than this sidestep and knows no wiretaps").
+			Advise("ask who runs the cluster for `sidestep helm upgrade`")
 	case explainOverlap(err) != nil:
 		return explainOverlap(err)
 	case apierrors.IsInvalid(err) && errors.As(err, &answer):
@@ -177,11 +186,12 @@ func (m *maker) explain(err error) error {
 // tooOld is said of a cluster that knows nothing of UDP.
 func tooOld() error {
 	return reason.New(codes.FailedPrecondition, reason.NotSteering,
-		"the traffic manager is older than this program and tells no UDP ports from those of TCP — whoever runs the cluster has to upgrade it (`sidestep helm upgrade`), "+
-			"or leave out /TCP and /UDP")
+		"the traffic manager is older than this program and tells no UDP ports from those of TCP").
+		Advise("whoever runs the cluster has to upgrade it (`sidestep helm upgrade`), or leave out /TCP and /UDP")
 }
 
 func notInstalled() error {
 	return reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
-		"the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
+		"the cluster does not know Intercepts: sidestep is not installed").
+		Advise("run `sidestep helm install`")
 }

@@ -75,7 +75,8 @@ func (a Access) Load() (*Cluster, error) {
 	name := cmp.Or(overrides.CurrentContext, raw.CurrentContext)
 	if _, ok := raw.Contexts[name]; !ok && name != "" {
 		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster,
-			"the kubeconfig has no context %q — choose one of those that `kubectl config get-contexts` lists", name)
+			"the kubeconfig has no context %q", name).
+			Advise("choose one of those that `kubectl config get-contexts` lists")
 	}
 	if name == "" && len(raw.Contexts) > 0 {
 		return nil, reason.New(codes.FailedPrecondition, reason.NoCluster,

@@ -61,7 +61,8 @@ func (c *Cluster) Explain(err error) error {
 	case apierrors.IsTooManyRequests(err), apierrors.IsServiceUnavailable(err),
 		apierrors.IsInternalError(err), apierrors.IsServerTimeout(err):
 		return reason.New(codes.Unavailable, reason.NoCluster,
-			"the Kubernetes API server %s is in trouble: %v — try again in a moment", c.Server, err)
+			"the Kubernetes API server %s is in trouble: %v", c.Server, err).
+			Advise("try again in a moment")
 	}
 	var answer apierrors.APIStatus
 	if errors.As(err, &answer) {
@@ -76,8 +77,8 @@ func (c *Cluster) unauthorized() error {
 		who = fmt.Sprintf("the credentials of context %q", c.Context)
 	}
 	return reason.New(codes.Unauthenticated, reason.Unauthorized,
-		"the Kubernetes API server %s does not accept %s — log in again, or check the kubeconfig",
-		c.Server, who)
+		"the Kubernetes API server %s does not accept %s", c.Server, who).
+		Advise("log in again, or check the kubeconfig")
 }
 
 func forbidden(err error) error {
@@ -104,8 +105,9 @@ func forbidden(err error) error {
 	if why, ok := subresources[resource]; ok {
 		ask = why
 	}
-	return reason.New(codes.PermissionDenied, reason.Forbidden, "%s may not %s %s %s — %s", user, verb,
-		resource, where, ask).
+	return reason.New(codes.PermissionDenied, reason.Forbidden, "%s may not %s %s %s", user, verb,
+		resource, where).
+		Advise("%s", ask).
 		With("verb", verb).With("resource", resource).With("namespace", namespace).With("user", user)
 }
 
@@ -113,10 +115,12 @@ func (c *Cluster) unreachable(err error) error {
 	what := Cause(err)
 	if strings.Contains(err.Error(), "getting credentials") {
 		return reason.New(codes.Unauthenticated, reason.Unauthorized,
-			"cannot get credentials for the Kubernetes API server %s: %s — check that `kubectl version` works", c.Server, what)
+			"cannot get credentials for the Kubernetes API server %s: %s", c.Server, what).
+			Advise("check that `kubectl version` works")
 	}
 	return reason.New(codes.Unavailable, reason.NoCluster,
-		"cannot reach the Kubernetes API server %s: %s — check your kubeconfig or VPN", c.Server, what)
+		"cannot reach the Kubernetes API server %s: %s", c.Server, what).
+		Advise("check your kubeconfig or VPN")
 }
 
 // Cause is the innermost part of a network error that says something to people.

@@ -82,8 +82,9 @@ func skew(theirs *clientpb.ManagerHello) error {
 		mend = "run `sidestep helm upgrade`"
 	}
 	return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-		"the traffic manager (%s) speaks protocol %d and this sidestep (%s) protocol %d — %s",
-		theirs.GetVersion(), theirs.GetProtocol(), version.Version, version.Protocol, mend)
+		"the traffic manager (%s) speaks protocol %d and this sidestep (%s) protocol %d",
+		theirs.GetVersion(), theirs.GetProtocol(), version.Version, version.Protocol).
+		Advise("%s", mend)
 }
 
 // hold serves the connection until it dies, which is always with an error, and then ends everything

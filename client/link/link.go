@@ -318,7 +318,11 @@ func explain(err error) error {
 		return err
 	}
 	if why := reason.Of(err); why != "" {
-		return reason.New(s.Code(), why, "%s", s.Message())
+		here := reason.New(s.Code(), why, "%s", reason.Message(err))
+		if advice := reason.Advice(err); advice != "" {
+			return here.Advise("%s", advice)
+		}
+		return here
 	}
 	switch s.Code() {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition,

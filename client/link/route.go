@@ -13,11 +13,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"strings"
 	"sync"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -134,9 +132,10 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 	if err = cluster.Explain(err); reason.Of(err) == reason.Forbidden {
 		// The API server refuses before it looks whether there is anything.
 		return nil, reason.New(codes.PermissionDenied, reason.Forbidden,
-			"you may not connect to a traffic manager in namespace %s: either it is not installed there, or you lack the rights — "+
-				"ask who runs the cluster to install it, or for the Role %s in that namespace (%v)",
-			r.Namespace, kube.Role, message(err))
+			"you may not connect to a traffic manager in namespace %s: either it is not installed there, or you lack the rights",
+			r.Namespace).
+			Advise("ask who runs the cluster to install it, or for the Role %s in that namespace (%v)",
+				kube.Role, reason.Message(err))
 	}
 	if err != nil {
 		return nil, err
@@ -144,16 +143,11 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(config.Data[caKey])) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotReady,
-			"ConfigMap %s in namespace %s has no certificate under %s — run `sidestep helm upgrade`",
-			caConfigMap, r.Namespace, caKey)
+			"ConfigMap %s in namespace %s has no certificate under %s", caConfigMap, r.Namespace,
+			caKey).
+			Advise("run `sidestep helm upgrade`")
 	}
 	return pool, nil
-}
-
-// message is the first part of an error for people: what happened, without what to do.
-func message(err error) string {
-	text, _, _ := strings.Cut(status.Convert(err).Message(), " — ")
-	return text
 }
 
 // managerPod is a pod of the manager and its port for upgraded requests.

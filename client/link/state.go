@@ -65,7 +65,9 @@ func (s State) Environment(ctx context.Context,
 		return reply, nil
 	case status.Code(err) == codes.Unimplemented:
 		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment,
-			"the traffic manager (%s) is older than this sidestep and gives no environments — run `sidestep helm upgrade`", s.ManagerVersion)
+			"the traffic manager (%s) is older than this sidestep and gives no environments",
+			s.ManagerVersion).
+			Advise("run `sidestep helm upgrade`")
 	}
 	return nil, reason.New(status.Code(err), reason.NoEnvironment, "%s", status.Convert(err).Message())
 }

@@ -117,8 +117,8 @@ func inUse(port int32, err error) error {
 		why = err.Error()
 	}
 	return reason.New(codes.AlreadyExists, reason.LocalPortTaken,
-		"--to-pod needs port %d of this laptop, and cannot have it: %s — %s, or leave --to-pod %d out",
-		port, why, remedy, port)
+		"--to-pod needs port %d of this laptop, and cannot have it: %s", port, why).
+		Advise("%s, or leave --to-pod %d out", remedy, port)
 }
 
 // bind opens a port. p.mu must be held.

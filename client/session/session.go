@@ -285,11 +285,12 @@ func (r *Record) same(t Target, cluster *kube.Cluster) error {
 			name = fmt.Sprintf("context %s (%s)", r.Context, r.Server)
 		}
 		return reason.New(codes.FailedPrecondition, reason.OtherCluster,
-			"already connected to %s — run `sidestep quit` first", name)
+			"already connected to %s", name).
+			Advise("run `sidestep quit` first")
 	case t.ManagerNamespace != "" && t.ManagerNamespace != r.ManagerNamespace:
 		return reason.New(codes.FailedPrecondition, reason.OtherCluster,
-			"already connected to the traffic manager in namespace %s — run `sidestep quit` first",
-			r.ManagerNamespace)
+			"already connected to the traffic manager in namespace %s", r.ManagerNamespace).
+			Advise("run `sidestep quit` first")
 	}
 	return nil
 }
@@ -376,5 +377,6 @@ func (s *Session) End(ctx context.Context) error {
 		grace = state.Grace.String()
 	}
 	return reason.New(codes.Unavailable, reason.InterceptsLeft,
-		"disconnected, but intercepts could not be deleted (%v) — the traffic manager deletes them after %s", left, grace)
+		"disconnected, but intercepts could not be deleted (%v)", left).
+		Advise("the traffic manager deletes them after %s", grace)
 }

@@ -43,7 +43,8 @@ func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name stri
 	for _, object := range found {
 		if isOurs(object.GetLabels()) {
 			return "", reason.New(codes.FailedPrecondition, reason.Invalid,
-				"%s %s cannot be intercepted: %s — choose another workload", kindOf(object), name, ours)
+				"%s %s cannot be intercepted: %s", kindOf(object), name, ours).
+				Advise("choose another workload")
 		}
 	}
 	switch found = likely(found); len(found) {
@@ -160,9 +161,9 @@ func ambiguous(namespace, name string, found []client.Object) error {
 		kinds = append(kinds, "a "+kindOf(object))
 		words = append(words, "--workload "+strings.ToLower(kindOf(object))+"/"+name)
 	}
-	return reason.New(codes.InvalidArgument, reason.WorkloadAmbiguous,
-		"%q is %s in namespace %s — choose with %s",
-		name, strings.Join(kinds, " and "), namespace, strings.Join(words, " or "))
+	return reason.New(codes.InvalidArgument, reason.WorkloadAmbiguous, "%q is %s in namespace %s",
+		name, strings.Join(kinds, " and "), namespace).
+		Advise("choose with %s", strings.Join(words, " or "))
 }
 
 // ownedPod refuses a pod that belongs to a workload which can be intercepted itself: the next
@@ -178,8 +179,9 @@ func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
 			owner = cmp.Or(owningWorkload(rs), owner)
 		}
 	}
-	return reason.New(codes.FailedPrecondition, reason.Invalid,
-		"Pod %s belongs to %s %s — run `sidestep intercept %s`", pod.Name, owner.Kind, owner.Name, owner.Name)
+	return reason.New(codes.FailedPrecondition, reason.Invalid, "Pod %s belongs to %s %s",
+		pod.Name, owner.Kind, owner.Name).
+		Advise("run `sidestep intercept %s`", owner.Name)
 }
 
 // owningWorkload is the controller of an object if it can be intercepted itself.
@@ -198,30 +200,31 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	if kind != "" {
 		what = kind
 	}
-	message := fmt.Sprintf("%s %q not found in namespace %s", what, name, namespace)
+	missing := reason.New(codes.NotFound, reason.WorkloadNotFound, "%s %q not found in namespace %s",
+		what, name, namespace)
 	known, err := names(ctx, api, namespace, kind)
 	switch {
 	case err != nil:
 		// Whoever may get but not list still learns that the name is wrong.
 	case len(known) == 0 && apierrors.IsNotFound(api.Get(ctx, client.ObjectKey{Name: namespace},
 		&corev1.Namespace{})):
-		return reason.New(codes.NotFound, reason.WorkloadNotFound,
-			"namespace %s does not exist — choose another with --namespace", namespace)
+		return reason.New(codes.NotFound, reason.WorkloadNotFound, "namespace %s does not exist",
+			namespace).
+			Advise("choose another with --namespace")
 	case len(known) == 0:
-		message += " — it has none; choose another with --namespace"
+		missing = missing.Advise("it has none; choose another with --namespace")
 	default:
 		if similar := Similar(name, known); len(similar) > 0 {
 			quoted := make([]string, len(similar))
 			for i, s := range similar {
 				quoted[i] = fmt.Sprintf("%q", s)
 			}
-			return reason.New(codes.NotFound, reason.WorkloadNotFound, "%s — did you mean %s?", message,
-				strings.Join(quoted, " or ")).
+			return missing.Advise("did you mean %s?", strings.Join(quoted, " or ")).
 				With("similar", strings.Join(similar, ","))
 		}
-		message += " — `sidestep list` shows what there is"
+		missing = missing.Advise("`sidestep list` shows what there is")
 	}
-	return reason.New(codes.NotFound, reason.WorkloadNotFound, "%s", message)
+	return missing
 }
 
 // names lists the workloads of a namespace, without those that belong to another, unless they are

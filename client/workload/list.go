@@ -56,7 +56,8 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace, installation st
 	f.ask(g, &asker{ctx: gctx, api: api, namespace: namespace})
 	if err := g.Wait(); apierrors.IsNotFound(err) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
-			"the cluster does not know Intercepts: sidestep is not installed — run `sidestep helm install`")
+			"the cluster does not know Intercepts: sidestep is not installed").
+			Advise("run `sidestep helm install`")
 	} else if err != nil {
 		return nil, cluster.Explain(err)
 	}

@@ -6,6 +6,7 @@
 package reason
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -67,9 +68,9 @@ const (
 // adviceKey is the key of the advice in an ErrorInfo's metadata.
 const adviceKey = "advice"
 
-// dash stands between what happened and what to do in a text for people. Older peers separate the
-// two there.
-const dash = " — "
+// Dash stands between what happened and what to do in a text for people. Older peers have no other
+// field for the advice.
+const Dash = " — "
 
 // Error is an error with a reason. Wrapping it keeps the reason.
 type Error struct {
@@ -92,7 +93,24 @@ func (e *Error) Advise(format string, args ...any) *Error {
 	return &advised
 }
 
-// With returns the error with one entry more of metadata.
+// Advised is an error that says what to do about it and that no program tells apart.
+type Advised struct {
+	Err    error
+	Advice string
+}
+
+// Advise returns err with what to do about it.
+func Advise(err error, format string, args ...any) error {
+	return Advised{err, fmt.Sprintf(format, args...)}
+}
+
+// Error returns what happened and, after a dash, what to do about it.
+func (a Advised) Error() string { return a.Err.Error() + Dash + a.Advice }
+
+// Unwrap returns the error without the advice.
+func (a Advised) Unwrap() error { return a.Err }
+
+// With returns the error with one more entry of metadata.
 func (e *Error) With(key, value string) *Error {
 	more := *e
 	more.Metadata = with(e.Metadata, key, value)
@@ -113,7 +131,7 @@ func (e *Error) Error() string {
 	if e.Advice == "" {
 		return e.Message
 	}
-	return e.Message + dash + e.Advice
+	return e.Message + Dash + e.Advice
 }
 
 // GRPCStatus returns the error as it crosses processes. Its message is the whole text, for peers that
@@ -146,6 +164,9 @@ func Metadata(err error) map[string]string {
 
 // Advice returns what to do about an error, in either process, and "" if it does not say.
 func Advice(err error) string {
+	if advised := (Advised{}); errors.As(err, &advised) {
+		return advised.Advice
+	}
 	return info(err).GetMetadata()[adviceKey]
 }
 
@@ -154,10 +175,10 @@ func Advice(err error) string {
 func Message(err error) string {
 	s, ok := status.FromError(err)
 	if !ok {
-		return err.Error()
+		return strings.TrimSuffix(err.Error(), Dash+Advice(err))
 	}
 	if advice := Advice(err); advice != "" {
-		return strings.TrimSuffix(s.Message(), dash+advice)
+		return strings.TrimSuffix(s.Message(), Dash+advice)
 	}
 	return s.Message()
 }

@@ -12,6 +12,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // contextRecord is what programs read about one context of the kubeconfig.
@@ -61,7 +62,7 @@ one, which is used without --context.`,
 func contexts(e *env.Env, g *env.Global) ([]contextRecord, error) {
 	raw, err := e.Kubeconfig(g).RawConfig()
 	if err != nil {
-		return nil, output.Advise(fmt.Errorf("read the kubeconfig: %w", err),
+		return nil, reason.Advise(fmt.Errorf("read the kubeconfig: %w", err),
 			"check --kubeconfig and $KUBECONFIG")
 	}
 	current := raw.CurrentContext
@@ -96,7 +97,7 @@ func NewNamespaces(e *env.Env, g *env.Global) *cobra.Command {
 			}
 			names, err := c.NamespaceNames(cmd.Context())
 			if err != nil {
-				return output.Advise(fmt.Errorf("list the namespaces of %s: %w", c.Server(), err),
+				return reason.Advise(fmt.Errorf("list the namespaces of %s: %w", c.Server(), err),
 					"without the right to list them, name one with --namespace")
 			}
 			if format := output.OutputOf(cmd); format != output.FormatText {

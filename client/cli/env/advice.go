@@ -38,7 +38,7 @@ func (e *Env) Advise(text string, err error) string {
 	if !ok {
 		what = "see `" + e.Name + " intercept --help`"
 	}
-	return text + output.Dash + what
+	return text + reason.Dash + what
 }
 
 // Renamed puts the name by which this program was called into the commands that a text advises: the

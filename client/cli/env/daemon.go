@@ -54,7 +54,7 @@ func (e *Env) StopDaemon(ctx context.Context, g *Global, s *Daemon) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return output.Advise(fmt.Errorf("the daemon was told to end and has not within %s", Afterwards),
+			return reason.Advise(fmt.Errorf("the daemon was told to end and has not within %s", Afterwards),
 				"see its log in ~/.cache/sidestep/logs")
 		case <-tick.C:
 		}
@@ -171,7 +171,7 @@ func (e *Env) OtherVersion(s *Daemon) error {
 	if s.version == e.Version {
 		return nil
 	}
-	return output.Advise(fmt.Errorf("the running daemon is %s and this is %s %s", s.version, e.Name, e.Version),
+	return reason.Advise(fmt.Errorf("the running daemon is %s and this is %s %s", s.version, e.Name, e.Version),
 		"run `%s quit -s` and try again", e.Name)
 }
 
@@ -199,8 +199,8 @@ func (e *Env) SameVersion(ctx context.Context, g *Global, s *Daemon) (*Daemon, e
 	}
 	_ = s.Close()
 	if next.version != e.Version {
-		return next, fmt.Errorf("the daemon that was started is %s and this is %s %s — is there another %s at "+
-			"its place?", next.version, e.Name, e.Version, e.Name)
+		return next, reason.Advise(fmt.Errorf("the daemon that was started is %s and this is %s %s",
+			next.version, e.Name, e.Version), "is there another %s at its place?", e.Name)
 	}
 	return next, nil
 }
@@ -286,7 +286,7 @@ func (e *Env) Skew(g *Global, st *daemonpb.StatusInfo) {
 	}
 	e.Warn(g, fmt.Sprintf("the traffic manager is %s and this is %s %s: versions that are more than one minor "+
 		"apart are not tested together%s%s",
-		st.GetManagerVersion(), e.Name, e.Version, output.Dash, mend))
+		st.GetManagerVersion(), e.Name, e.Version, reason.Dash, mend))
 }
 
 // ConnectedTo returns the line that says which cluster a session is with.

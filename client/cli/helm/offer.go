@@ -11,7 +11,7 @@ import (
 
 	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/install"
-	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // OfferInstall installs the traffic manager if the user, asked, wants it. missing is the error that
@@ -63,7 +63,7 @@ func readYes(ctx context.Context, e *env.Env) (bool, error) {
 		case "n", "no":
 			return false, nil
 		default:
-			return false, output.Advise(errors.New("the answer is neither yes nor no"),
+			return false, reason.Advise(errors.New("the answer is neither yes nor no"),
 				"try again")
 		}
 	}

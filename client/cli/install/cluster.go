@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (
@@ -92,7 +92,7 @@ func Reach(o Options) (*Cluster, error) {
 		err = errors.New("no kubeconfig names one")
 	}
 	if err != nil {
-		return nil, output.Advise(fmt.Errorf("find the cluster: %w", err),
+		return nil, reason.Advise(fmt.Errorf("find the cluster: %w", err),
 			"check --kubeconfig and --context, or `kubectl config view`")
 	}
 	kube, err := kubernetes.NewForConfig(config)
@@ -175,13 +175,13 @@ func (c *Cluster) answer(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):
-		return output.Advise(fmt.Errorf("the cluster at %s does not answer", c.server),
+		return reason.Advise(fmt.Errorf("the cluster at %s does not answer", c.server),
 			"check --context and your network")
 	case apierrors.IsUnauthorized(err):
-		return output.Advise(fmt.Errorf("the cluster at %s does not accept your credentials: %w", c.server, err),
+		return reason.Advise(fmt.Errorf("the cluster at %s does not accept your credentials: %w", c.server, err),
 			"log in to it again")
 	default:
-		return output.Advise(fmt.Errorf("cannot reach the cluster at %s: %w", c.server, err),
+		return reason.Advise(fmt.Errorf("cannot reach the cluster at %s: %w", c.server, err),
 			"check --context and your network")
 	}
 }

@@ -19,7 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // undoPatience is how long is spent on removing a half-made installation.
@@ -39,7 +39,7 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	}
 	if last != nil {
 		if last.Info.Status == release.StatusDeployed {
-			return output.Advise(fmt.Errorf("the traffic manager %s is already installed in namespace %s", last.Chart.Metadata.AppVersion, c.namespace),
+			return reason.Advise(fmt.Errorf("the traffic manager %s is already installed in namespace %s", last.Chart.Metadata.AppVersion, c.namespace),
 				"use `%s helm upgrade` to change it", c.program)
 		}
 		s.step("removing what is left of an installation that was not finished")
@@ -58,7 +58,7 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 		return nil
 	}
 	if undoErr := undo(context.WithoutCancel(ctx)); undoErr != nil {
-		return errors.Join(err, output.Advise(fmt.Errorf("and what had been made could not be removed: %w", undoErr),
+		return errors.Join(err, reason.Advise(fmt.Errorf("and what had been made could not be removed: %w", undoErr),
 			"use `%s uninstall --everything`", c.program))
 	}
 	return err
@@ -181,7 +181,7 @@ func valid(chrt *chart.Chart, vals map[string]any) error {
 	if err := chartutil.ValidateAgainstSchema(chrt, all); err != nil {
 		text := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(err.Error()), chrt.Name()+":"))
 		text = strings.ReplaceAll(strings.TrimPrefix(text, "- "), "\n- ", "; ")
-		return output.Advise(fmt.Errorf("the chart does not take these values: %s", text),
+		return reason.Advise(fmt.Errorf("the chart does not take these values: %s", text),
 			"correct --set or --values")
 	}
 	return nil
@@ -208,19 +208,19 @@ func (c *Cluster) foreignInstallation(ctx context.Context) error {
 	if err != nil || there.Annotations["meta.helm.sh/release-name"] == releaseName {
 		return nil // none, or helm will say itself why it cannot read it
 	}
-	return output.Advise(fmt.Errorf("the traffic manager in namespace %s was not installed by helm", c.namespace),
+	return reason.Advise(fmt.Errorf("the traffic manager in namespace %s was not installed by helm", c.namespace),
 		"change it with what installed it")
 }
 
 func (c *Cluster) notInstalled() error {
-	return output.Advise(fmt.Errorf("the traffic manager is not installed in namespace %s", c.namespace),
+	return reason.Advise(fmt.Errorf("the traffic manager is not installed in namespace %s", c.namespace),
 		"run `%s helm install`, or name its namespace with --manager-namespace", c.program)
 }
 
 // rights adds what to do to an error that says that a right is missing.
 func rights(err error) error {
 	if apierrors.IsForbidden(err) {
-		return output.Advise(err, "this needs the rights of a cluster administrator")
+		return reason.Advise(err, "this needs the rights of a cluster administrator")
 	}
 	return err
 }

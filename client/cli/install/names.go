@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 
-	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
@@ -178,5 +178,5 @@ func (c *Cluster) HasNamespace(ctx context.Context, name string) error {
 		return nil
 	}
 	err = fmt.Errorf("there is no namespace %s in the cluster at %s", name, c.server)
-	return output.Advise(err, "`%s list-namespaces` shows those there are", c.program)
+	return reason.Advise(err, "`%s list-namespaces` shows those there are", c.program)
 }

@@ -10,7 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (
@@ -29,7 +29,7 @@ func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created boo
 			return apierrors.IsNotFound(err), nil
 		})
 		if err != nil {
-			return false, output.Advise(fmt.Errorf("namespace %s is being deleted", c.namespace), "try again when it is gone")
+			return false, reason.Advise(fmt.Errorf("namespace %s is being deleted", c.namespace), "try again when it is gone")
 		}
 		err = apierrors.NewNotFound(corev1.Resource("namespaces"), c.namespace)
 	}
@@ -39,7 +39,7 @@ func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created boo
 	case !apierrors.IsNotFound(err):
 		return false, fmt.Errorf("look for namespace %s: %w", c.namespace, err)
 	case !create:
-		return false, output.Advise(fmt.Errorf("there is no namespace %s", c.namespace),
+		return false, reason.Advise(fmt.Errorf("there is no namespace %s", c.namespace),
 			"create it, or use --create-namespace")
 	}
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{

@@ -12,7 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // Uninstall removes the release and waits until its pods are gone: by then the node agents have
@@ -64,7 +64,7 @@ func (c *Cluster) waitPodsGone(ctx context.Context, s Settings) error {
 		return left == 0, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return output.Advise(fmt.Errorf("%d pods have not ended after %s", left, s.Timeout),
+		return reason.Advise(fmt.Errorf("%d pods have not ended after %s", left, s.Timeout),
 			"see `kubectl get pods --namespace %s`; a node that is down keeps its pods", c.namespace)
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/envfile"
 	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // containerTools are the programs that --docker-run looks for, in this order.
@@ -103,8 +104,8 @@ func image(ctx context.Context, e *env.Env, tool string, f dockerFlags, args []s
 	if image := strings.TrimSpace(string(id)); err == nil && image != "" {
 		return f.with(image, args), nil
 	}
-	return nil, fmt.Errorf("build the image from %s: %w — nothing is intercepted", f.context(),
-		cmp.Or(err, errors.New("it has no ID")))
+	return nil, reason.Advise(fmt.Errorf("build the image from %s: %w", f.context(),
+		cmp.Or(err, errors.New("it has no ID"))), "nothing is intercepted")
 }
 
 // with puts the image where its placeholder is.
@@ -151,7 +152,7 @@ func containerTool(e *env.Env) (string, error) {
 			return path, nil
 		}
 	}
-	return "", output.Advise(fmt.Errorf("--docker-run: neither %s is on the PATH", strings.Join(containerTools, " nor ")),
+	return "", reason.Advise(fmt.Errorf("--docker-run: neither %s is on the PATH", strings.Join(containerTools, " nor ")),
 		"install one, or run the container by yourself and intercept with --port")
 }
 

@@ -17,6 +17,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/envfile"
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // standardOutput is the name of a file that is none.
@@ -94,7 +95,7 @@ func (f *environmentFlags) open() (files []*environmentFile, err error) {
 		if to.name != standardOutput {
 			if to.file, err = envfile.Create(to.name); err != nil {
 				discard(files)
-				return nil, output.Advise(fmt.Errorf("%w", err),
+				return nil, reason.Advise(fmt.Errorf("%w", err),
 					"choose another file")
 			}
 		}
@@ -203,14 +204,14 @@ func settings(all []envfile.Variable) []string {
 // unmake leaves an intercept that was made and is of no use. One that was there before stays.
 func unmake(ctx context.Context, s *env.Daemon, name string, before bool, cause error) error {
 	if before {
-		return fmt.Errorf("%w — intercept %s is there", cause, name)
+		return reason.Advise(cause, "intercept %s is there", name)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), env.Afterwards)
 	defer cancel()
 	if _, err := s.Leave(ctx, &daemonpb.LeaveRequest{Name: name}); err != nil {
 		return errors.Join(cause, fmt.Errorf("leave intercept %s: %w", name, err))
 	}
-	return fmt.Errorf("%w — nothing is intercepted", cause)
+	return reason.Advise(cause, "nothing is intercepted")
 }
 
 // containerEnvironment returns the flags by which docker or podman run takes an environment, and what

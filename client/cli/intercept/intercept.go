@@ -21,6 +21,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // New returns the command intercept.
@@ -238,7 +239,7 @@ func intercept(ctx context.Context, s *env.Daemon,
 		event, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil, nil, output.Advise(errors.New("the daemon ended the call without an answer"),
+			return nil, nil, reason.Advise(errors.New("the daemon ended the call without an answer"),
 				"try again")
 		case err != nil:
 			return nil, nil, err

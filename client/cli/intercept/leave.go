@@ -11,6 +11,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // NewLeave returns the command leave.
@@ -33,8 +34,9 @@ answered to their end. A wiretap's copies end.`,
 				return err
 			}
 			if s == nil {
-				return fmt.Errorf("intercept named %q not found: there is no session — `%s list --intercepts` shows "+
-					"what is intercepted", args[0], e.Name)
+				return reason.Advise(
+					fmt.Errorf("intercept named %q not found: there is no session", args[0]),
+					"`%s list --intercepts` shows what is intercepted", e.Name)
 			}
 			defer s.Close()
 			e.News(cmd.Context(), s)

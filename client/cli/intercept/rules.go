@@ -19,6 +19,7 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/cli/output"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // Words that take the place of a header.
@@ -42,7 +43,7 @@ func (o *once) String() string {
 
 func (o *once) Set(text string) error {
 	if o.set {
-		return output.Advise(errors.New("it is given twice, and an intercept has one path"),
+		return reason.Advise(errors.New("it is given twice, and an intercept has one path"),
 			"make an intercept for each")
 	}
 	*o.value, o.set = text, true

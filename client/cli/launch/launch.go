@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (
@@ -147,11 +149,11 @@ func (d Daemon) wait(ctx context.Context, exited <-chan error, logStart int64) e
 }
 
 func (d Daemon) failure(how string, logStart int64) error {
-	text := fmt.Sprintf("start the daemon: %s — its log is %s", how, d.LogFile)
+	advice := "its log is " + d.LogFile
 	if end := tail(d.LogFile, logStart); end != "" {
-		text += " and ends with\n" + end
+		advice += " and ends with\n" + end
 	}
-	return errors.New(text)
+	return reason.Advise(errors.New("start the daemon: "+how), "%s", advice)
 }
 
 // tail returns the last lines of what has been written to the file from start on.

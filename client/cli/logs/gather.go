@@ -26,6 +26,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
 	"sidestep.dev/sidestep/client/cli/status"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // none and all are words of the flags that choose logs; their case does not matter.
@@ -109,7 +110,7 @@ func gatherLogs(e *env.Env, cmd *cobra.Command, g *env.Global, f flags) error {
 	}
 	file, err := create(path)
 	if err != nil {
-		return output.Advise(fmt.Errorf("write the logs: %w", err),
+		return reason.Advise(fmt.Errorf("write the logs: %w", err),
 			"choose another place with --output-file")
 	}
 	b := &bundle{zip: zip.NewWriter(file)}

@@ -18,26 +18,6 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// Dash stands between what happened and what to do.
-const Dash = " — "
-
-// Advised is an error that says what to do about it.
-type Advised struct {
-	Err    error
-	Advice string
-}
-
-// Error implements error.
-func (a Advised) Error() string { return a.Err.Error() + Dash + a.Advice }
-
-// Unwrap returns the error without the advice.
-func (a Advised) Unwrap() error { return a.Err }
-
-// Advise returns err with what to do about it.
-func Advise(err error, format string, args ...any) error {
-	return Advised{err, fmt.Sprintf(format, args...)}
-}
-
 // UsageError is a command line that cannot be meant.
 type UsageError struct{ err error }
 
@@ -57,15 +37,14 @@ func Usagef(format string, args ...any) UsageError {
 
 // Advise returns the error with what to do about it, where the command's help is not enough.
 func (u UsageError) Advise(format string, args ...any) UsageError {
-	return UsageError{Advise(u.err, format, args...)}
+	return UsageError{reason.Advise(u.err, format, args...)}
 }
 
 // HasAdvice reports whether err says what to do about it.
 func HasAdvice(err error) bool {
-	var advised Advised
-	// Not every error of the daemon has its advice in the field for it.
-	return errors.As(err, &advised) || reason.Advice(err) != "" ||
-		reason.Of(err) != "" && strings.Contains(err.Error(), Dash)
+	// Daemons and managers of older versions have it in their message.
+	return reason.Advice(err) != "" ||
+		reason.Of(err) != "" && strings.Contains(err.Error(), reason.Dash)
 }
 
 // ProgramError is the exit code of a program that was run; there is nothing to print about it.
@@ -82,7 +61,7 @@ func (s SignalError) Error() string { return syscall.Signal(s).String() }
 
 // Unavailable is the answer to what users of Telepresence may ask for and this version cannot do.
 func Unavailable(what, instead string) error {
-	return Advise(fmt.Errorf("%s not available in this version", what), "%s", instead)
+	return reason.Advise(fmt.Errorf("%s not available in this version", what), "%s", instead)
 }
 
 // Envelope is what programs read about a command that has no record of its own, or that failed.
@@ -127,7 +106,7 @@ func Sentence(err error) string {
 	}
 	s := remote.GRPCStatus()
 	if s.Code() == codes.Unavailable && reason.Of(err) == "" {
-		return "the daemon ended during the call" + Dash + "try again; its log is daemon.log in " +
+		return "the daemon ended during the call" + reason.Dash + "try again; its log is daemon.log in " +
 			"~/.cache/sidestep/logs"
 	}
 	inner, ok := remote.(error)

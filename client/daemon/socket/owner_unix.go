@@ -12,6 +12,8 @@ import (
 	"os/user"
 	"strconv"
 	"syscall"
+
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 // owned refuses a socket, or a directory of one, that is another user's: its daemon would learn
@@ -21,7 +23,8 @@ func owned(path string) error { return ownedBy(path, os.Getuid()) }
 func ownedBy(path string, me int) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("the daemon's socket %s is in a directory of another user — set SIDESTEP_DAEMON_SOCKET to a path of your own", path)
+		return reason.Advise(fmt.Errorf("the daemon's socket %s is in a directory of another user", path),
+			"%s", ownPath)
 	}
 	if err != nil {
 		return nil // the dialer says it better
@@ -34,5 +37,6 @@ func ownedBy(path string, me int) error {
 	if u, err := user.LookupId(owner); err == nil {
 		owner = u.Username
 	}
-	return fmt.Errorf("the daemon's socket %s belongs to user %s — run `sidestep quit -s` as %s, or set SIDESTEP_DAEMON_SOCKET to a path of your own", path, owner, owner)
+	return reason.Advise(fmt.Errorf("the daemon's socket %s belongs to user %s", path, owner),
+		"run `sidestep quit -s` as %s, or %s", owner, ownPath)
 }

@@ -25,7 +25,11 @@ import (
 
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/client/home"
+	"sidestep.dev/sidestep/internal/reason"
 )
+
+// ownPath is what to do about the socket of another user.
+const ownPath = "set SIDESTEP_DAEMON_SOCKET to a path of your own"
 
 // Ping is how often a daemon is asked whether it still lives during a call, and how long it has to
 // answer.
@@ -39,7 +43,8 @@ func Hung(path string) error {
 			end = fmt.Sprintf("end it with `kill -9 %d`, and run the command again", pid)
 		}
 	}
-	return fmt.Errorf("the daemon does not answer — %s: the next one goes on with its session", end)
+	return reason.Advise(errors.New("the daemon does not answer"),
+		"%s: the next one goes on with its session", end)
 }
 
 // Path is where this user's daemon serves.
@@ -157,7 +162,8 @@ func dialOwn(ctx context.Context, path string, me int) (net.Conn, error) {
 	}
 	if uid, ok := Peer(conn); ok && uid != me && me != 0 {
 		_ = conn.Close()
-		return nil, fmt.Errorf("the daemon's socket %s is served by a process of user %d — set SIDESTEP_DAEMON_SOCKET to a path of your own", path, uid)
+		return nil, reason.Advise(fmt.Errorf("the daemon's socket %s is served by a process of user %d",
+			path, uid), "%s", ownPath)
 	}
 	return conn, nil
 }
