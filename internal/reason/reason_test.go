@@ -43,3 +43,15 @@ func TestErrorsWithoutAReason(t *testing.T) {
 	assert.Empty(t, reason.Advice(old), "a peer that knows no advice has it in its message")
 	assert.Equal(t, "what — what to do", reason.Message(old))
 }
+
+func TestAdviceOfAnErrorThatNoProgramTellsApart(t *testing.T) {
+	advised := reason.Advise(errors.New("the disk is full"), "free %s of it", "some")
+	for name, err := range map[string]error{"itself": advised, "wrapped": fmt.Errorf("write: %w", advised)} {
+		t.Run(name, func(t *testing.T) {
+			assert.Equal(t, "free some of it", reason.Advice(err))
+			assert.NotContains(t, reason.Message(err), "free some")
+			assert.Contains(t, err.Error(), "the disk is full — free some of it")
+			assert.Empty(t, reason.Of(err))
+		})
+	}
+}

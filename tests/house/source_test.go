@@ -3,6 +3,8 @@
 package house
 
 import (
+	"go/ast"
+	"go/token"
 	"os"
 	"path"
 	"path/filepath"
@@ -87,4 +89,27 @@ func TestSourceFilesNameTheirLicense(t *testing.T) {
 		return nil
 	}))
 	assert.Greater(t, checked, 400)
+}
+
+func TestAdviceIsAFieldOfAnError(t *testing.T) {
+	dash := false
+	for _, f := range tree(t) {
+		if f.Test || f.Generated || strings.HasPrefix(f.Path, "tests/") || strings.HasPrefix(f.Path, "vmtests/") {
+			continue
+		}
+		ast.Inspect(f.Syntax, func(n ast.Node) bool {
+			text, ok := n.(*ast.BasicLit)
+			if !ok || text.Kind != token.STRING || !strings.Contains(text.Value, " — ") {
+				return true
+			}
+			if f.Path == "internal/reason/reason.go" {
+				dash = true
+				return true
+			}
+			assert.Failf(t, "what to do about an error goes into Advise of internal/reason", "%s",
+				f.Set.Position(text.Pos()))
+			return true
+		})
+	}
+	assert.True(t, dash, "internal/reason has the dash")
 }

@@ -124,7 +124,7 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 	workload := ic.Spec.Workload.Kind + " " + ic.Spec.Workload.Name
 	switch {
 	case f.invalid != nil:
-		return v1alpha1.StateInvalid, f.invalid.Message
+		return v1alpha1.StateInvalid, f.invalid.Error()
 	case !f.verdict.Accepted:
 		return v1alpha1.StateConflict, c.conflict(f, workload)
 	case !f.connected:
@@ -184,7 +184,7 @@ func conditions(f findings, st *v1alpha1.InterceptStatus) []metav1.Condition {
 	switch {
 	case f.invalid != nil:
 		resolved = condition(v1alpha1.ConditionResolved, metav1.ConditionFalse, f.invalid.Reason,
-			f.invalid.Message)
+			f.invalid.Error())
 		accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionUnknown, "NotResolved", "")
 	case !f.verdict.Accepted:
 		accepted = condition(v1alpha1.ConditionAccepted, metav1.ConditionFalse, "Conflict", st.Message)

@@ -94,8 +94,9 @@ func chooseOnly(usable, others []candidate, ic *v1alpha1.Intercept, where, calle
 	case len(usable) == 1:
 		return usable[0], nil
 	case len(usable) > 1:
-		return candidate{}, invalid(PortAmbiguous,
-			"%s has %d ports: %s — use --port LOCAL:PORT to choose one", where, len(usable), choices(usable))
+		return candidate{}, invalid(PortAmbiguous, "%s has %d ports: %s", where, len(usable),
+			choices(usable)).
+			advise("use --port LOCAL:PORT to choose one")
 	case len(others) > 0:
 		return candidate{}, invalid(ProtocolNotSupported, "%s has no %s port (it has %s)%s", where,
 			called, choices(others), because(ic))
@@ -145,10 +146,10 @@ func chooseNamed(usable, others []candidate, ic *v1alpha1.Intercept, where, call
 		return chosen, nil
 	case !slices.ContainsFunc(same, func(c candidate) bool { return c.number != chosen.number }):
 		return candidate{}, invalid(PortAmbiguous,
-			"port %s of %s is there for TCP and for UDP: %s — use --port LOCAL:%s/TCP or --port LOCAL:%s/UDP to choose one",
-			id, where, choices(same), id, id)
+			"port %s of %s is there for TCP and for UDP: %s", id, where, choices(same)).
+			advise("use --port LOCAL:%s/TCP or --port LOCAL:%s/UDP to choose one", id, id)
 	}
-	return candidate{}, invalid(PortAmbiguous,
-		"several ports of %s are called %s: %s — use --port LOCAL:NUMBER to choose one", where, id,
-		choices(usable))
+	return candidate{}, invalid(PortAmbiguous, "several ports of %s are called %s: %s", where, id,
+		choices(usable)).
+		advise("use --port LOCAL:NUMBER to choose one")
 }

@@ -85,8 +85,9 @@ func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Servic
 	case 1:
 		return all[0], nil
 	}
-	return nil, invalid(ServiceAmbiguous,
-		"%d services select the pods of %s: %s — use --service to choose one", len(all), w, nameList(all))
+	return nil, invalid(ServiceAmbiguous, "%d services select the pods of %s: %s", len(all), w,
+		nameList(all)).
+		advise("use --service to choose one")
 }
 
 // findAsked gives the service that is asked for by name if it is among those that select pods of
@@ -183,8 +184,8 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 		// word.
 		number, err := strconv.ParseUint(ic.Spec.Port, 10, 16)
 		if err != nil || number == 0 {
-			return nil, invalid(PortNotFound,
-				"%s declares no container ports — use --port LOCAL:NUMBER to say which", where)
+			return nil, invalid(PortNotFound, "%s declares no container ports", where).
+				advise("use --port LOCAL:NUMBER to say which")
 		}
 		return &port{
 			display: ic.Spec.Port, protocol: protocolOf(corev1.Protocol(ic.Spec.Protocol)),

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/rollout"
 	"sidestep.dev/sidestep/manager/endpoint"
 )
@@ -49,14 +50,27 @@ const (
 // Invalid says why an intercept cannot be resolved, and what its holder can do about it.
 type Invalid struct {
 	Reason  string
-	Message string
+	Message string // what is wrong
+	Advice  string // what to do about it; may be empty
 }
 
-// Error implements error.
-func (e *Invalid) Error() string { return e.Message }
+// Error returns what is wrong and what to do about it, as the intercept's status has it.
+func (e *Invalid) Error() string {
+	if e.Advice == "" {
+		return e.Message
+	}
+	return e.Message + reason.Dash + e.Advice
+}
 
-func invalid(reason, format string, args ...any) *Invalid {
-	return &Invalid{Reason: reason, Message: fmt.Sprintf(format, args...)}
+// advise returns e with what to do about it.
+func (e *Invalid) advise(format string, args ...any) *Invalid {
+	advised := *e
+	advised.Advice = fmt.Sprintf(format, args...)
+	return &advised
+}
+
+func invalid(why, format string, args ...any) *Invalid {
+	return &Invalid{Reason: why, Message: fmt.Sprintf(format, args...)}
 }
 
 // Resolution is what an intercept means.

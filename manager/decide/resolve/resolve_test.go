@@ -234,7 +234,7 @@ func TestWhatCannotBeResolvedIsExplained(t *testing.T) {
 			_, err := resolve.Intercept(orders(c.template, c.services...), intercept(c.ask...))
 			var bad *resolve.Invalid
 			require.ErrorAs(t, err, &bad)
-			assert.Equal(t, c.message, bad.Message)
+			assert.Equal(t, c.message, bad.Error())
 			assert.Equal(t, c.reason, bad.Reason)
 		})
 	}

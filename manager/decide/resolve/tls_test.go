@@ -58,7 +58,7 @@ func TestRequestsOfATLSPortAreRefused(t *testing.T) {
 			} else {
 				var bad *resolve.Invalid
 				require.ErrorAs(t, err, &bad)
-				assert.Equal(t, c.message, bad.Message)
+				assert.Equal(t, c.message, bad.Error())
 				assert.Equal(t, resolve.PortSpeaksTLS, bad.Reason)
 			}
 			_, err = resolve.Intercept(cluster, intercept(byRequest, inPlaintext))
