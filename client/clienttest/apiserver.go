@@ -3,6 +3,7 @@
 package clienttest
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -33,6 +34,7 @@ type Call struct{ Verb, Resource, Namespace, Name string }
 type APIServer struct {
 	URL        string
 	NoWiretaps bool // it knows Intercepts from before there were any
+	NoLogins   bool // it knows no Logins
 
 	store    *store
 	addr     string
@@ -199,7 +201,7 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		hook(call)
 	}
 	switch {
-	case !ok || !a.store.knows(call.Resource):
+	case !ok || !a.store.knows(call.Resource) || a.NoLogins && call.Resource == "logins":
 		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound,
 			"the server could not find the requested resource", nil)
 	case status == http.StatusUnauthorized:
@@ -343,6 +345,9 @@ func (a *APIServer) serve(w http.ResponseWriter, r *http.Request, call Call, sta
 	case "watch":
 		a.watch(w, r, call, selects)
 	case "create":
+		if prefix := body.GetGenerateName(); body.GetName() == "" && prefix != "" {
+			body.SetName(prefix + rand.Text()[:8])
+		}
 		k.name = body.GetName()
 		if object, ok := a.store.create(k, body); ok {
 			w.Header().Set("Content-Type", "application/json")

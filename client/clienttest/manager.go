@@ -38,6 +38,7 @@ import (
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
@@ -51,6 +52,7 @@ type Manager struct {
 	Refuses    error  // what it says to every laptop, if anything
 	Newer      bool   // its messages have fields, and are of kinds, that the client cannot know
 	NoWiretaps bool   // it is one that knows none
+	Proof      bool   // it refuses laptops that have no Login
 
 	api         *APIServer
 	certificate tls.Certificate
@@ -208,6 +210,17 @@ func (a *APIServer) Intercepts() []v1alpha1.Intercept {
 	return found
 }
 
+// Logins lists what the API server has of them.
+func (a *APIServer) Logins() []v1alpha1.Login {
+	items, _ := a.store.list("logins", "", func(*unstructured.Unstructured) bool { return true })
+	found := make([]v1alpha1.Login, len(items))
+	for i, item := range items {
+		data, _ := json.Marshal(item)
+		_ = json.Unmarshal(data, &found[i])
+	}
+	return found
+}
+
 // Hellos lists what laptops have said.
 func (m *Manager) Hellos() []*clientpb.ClientHello {
 	m.mu.Lock()
@@ -296,6 +309,11 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	m.mu.Unlock()
 	if m.Refuses != nil {
 		return m.Refuses
+	}
+	if m.Proof && !slices.ContainsFunc(m.api.Logins(),
+		func(l v1alpha1.Login) bool { return l.Spec.KeyHash == hash }) {
+		return reason.New(codes.PermissionDenied, reason.NotProven, "the API server vouches for no user").
+			Advise("ask for the Role sidestep-user")
 	}
 	hello := &clientpb.ManagerHello{Version: "v9", Protocol: protocol, GraceSeconds: 900,
 		Wiretaps: !m.NoWiretaps}

@@ -237,7 +237,8 @@ func started(pod *corev1.Pod) bool {
 // IsLasting says whether an error of connecting will stay until somebody does something about it.
 func IsLasting(err error) bool {
 	switch reason.Of(err) {
-	case reason.ManagerNotInstalled, reason.Unauthorized, reason.Forbidden, reason.VersionSkew:
+	case reason.ManagerNotInstalled, reason.Unauthorized, reason.Forbidden, reason.VersionSkew,
+		reason.NotProven:
 		return true
 	}
 	return errors.Is(err, errRefused)

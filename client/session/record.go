@@ -42,6 +42,8 @@ type Record struct {
 	Namespaces       []string `json:"interceptNamespaces,omitempty"` // where there may be intercepts
 
 	Intercepts []intercept.Known `json:"intercepts,omitempty"`
+	// Login proves to the manager who the user is; nil: there is none.
+	Login *Login `json:"login,omitempty"`
 	// Process is the one that the session was made for the length of; 0: none.
 	Process int `json:"process,omitempty"`
 }

@@ -57,6 +57,7 @@ type Session struct {
 	Client   intercept.Client
 	Outbound *outbound.Ports
 
+	login   *login
 	store   Store
 	log     *slog.Logger
 	done    <-chan struct{}
@@ -110,12 +111,21 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 		s.save()
 		return s, nil
 	}
-	s.Close()
+	s.abandon()
 	if state.Err == nil {
 		return nil, reason.New(codes.DeadlineExceeded, reason.ManagerNotReady,
 			"the traffic manager in namespace %s does not answer", record.ManagerNamespace)
 	}
 	return nil, state.Err
+}
+
+// abandon closes a session that never was, and leaves no Login of it.
+func (s *Session) abandon() {
+	s.cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), syncTimeout)
+	defer cancel()
+	_ = s.login.end(ctx) // else it expires
+	s.Close()
 }
 
 // Resume goes on with the session on disk, if there is one. It does not wait for the cluster.
@@ -135,6 +145,14 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	s := &Session{
 		Source: kube.NewSource(record.Access), Client: client, store: o.Store, log: o.Log,
 		record: *record, stored: stored, ports: map[string]bool{},
+	}
+	s.login = &login{source: s.Source, namespace: record.ManagerNamespace, keyHash: client.KeyHash,
+		wall: o.Wall, log: o.Log, save: s.saveLogin}
+	if record.Login != nil {
+		s.login.current = *record.Login
+	}
+	if o.Wall == nil {
+		s.login.wall = time.Now
 	}
 	route := &link.Route{Source: s.Source, Namespace: record.ManagerNamespace, Forward: o.Forward}
 	s.Link = link.New(link.Config{
@@ -163,6 +181,7 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	s.cancel, s.done = cancel, ctx.Done()
 	s.running.Go(func() { s.Link.Run(ctx) })
 	s.running.Go(func() { s.keepKnown(ctx) })
+	s.running.Go(func() { s.login.keep(ctx) })
 	s.running.Go(func() { s.Outbound.Run(ctx) })
 	return s, nil
 }
@@ -192,9 +211,15 @@ func (s *Session) keepKnown(ctx context.Context) {
 	}
 }
 
-// dial connects to the manager and meanwhile learns which intercepts there are: the manager
-// delivers as soon as it has said hello.
+// dial connects to the manager. Meanwhile it logs in and learns which intercepts there are: the
+// manager delivers as soon as it has said hello.
 func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error) {
+	before, _ := s.Link.State()
+	logged := make(chan struct{})
+	go func() {
+		defer close(logged)
+		s.login.ensure(ctx, reason.Of(before.Err) == reason.NotProven)
+	}()
 	synced := make(chan struct{})
 	go func() {
 		defer close(synced)
@@ -207,6 +232,7 @@ func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error
 	way, err := route.Dial(ctx)
 	if err == nil {
 		<-synced
+		<-logged
 	}
 	return way, err
 }
@@ -317,6 +343,18 @@ func (s *Session) Hold(process int) {
 // Done is closed when the session ends in this process.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
+// LoginTrouble is why the laptop could not prove to the manager who its user is; nil if it could.
+func (s *Session) LoginTrouble() error { return s.login.problem() }
+
+func (s *Session) saveLogin(l Login) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.record.Login = &l
+	if s.stored {
+		_ = s.save() // Unstored tells
+	}
+}
+
 // Unstored is why the session is not on disk; nil if it is.
 func (s *Session) Unstored() error {
 	s.mu.Lock()
@@ -365,6 +403,10 @@ func (s *Session) End(ctx context.Context) error {
 	s.mu.Lock()
 	s.stored = false
 	s.mu.Unlock()
+	s.cancel() // nothing logs in again
+	if err := s.login.end(leaving); err != nil {
+		s.log.Warn("the login stays until it expires", "error", err)
+	}
 	s.Close()
 	if err := s.store.Remove(); err != nil {
 		s.log.Warn("the session's file stays", "error", err)

@@ -40,6 +40,8 @@ const (
 	NoSession = "NO_SESSION"
 	// VersionSkew: client and manager do not speak the same protocol.
 	VersionSkew = "VERSION_SKEW"
+	// NotProven: the API server does not vouch to the manager for the user of the session.
+	NotProven = "NOT_PROVEN"
 	// WorkloadNotFound: no workload has that name; metadata "similar" lists names like it,
 	// separated by commas.
 	WorkloadNotFound = "WORKLOAD_NOT_FOUND"
