@@ -47,19 +47,6 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	require.NoError(t, rbacv1.AddToScheme(scheme))
 	c, err := client.New(admin, client.Options{Scheme: scheme})
 	require.NoError(t, err)
-	template, err := os.ReadFile("../deploy/chart/templates/manager-rbac.yaml")
-	require.NoError(t, err)
-	_, rules, found := strings.Cut(string(template), "\nrules:\n")
-	require.True(t, found)
-	rules, _, _ = strings.Cut(rules, "\n---")
-	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"}}
-	require.NoError(t, yaml.Unmarshal([]byte("rules:\n"+rules), role))
-	_, own, found := strings.Cut(string(template), "\nkind: Role\n")
-	require.True(t, found)
-	_, own, _ = strings.Cut(own, "\nrules:\n")
-	own, _, _ = strings.Cut(own, "\n---")
-	kept := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager"}}
-	require.NoError(t, yaml.Unmarshal([]byte("rules:\n"+own), kept))
 	account := metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager"}
 	for _, o := range []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sidestep"}},
@@ -67,22 +54,13 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 		&corev1.ServiceAccount{ObjectMeta: account},
 		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep",
 			Name: "sidestep-nodeagent"}},
-		role, &rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: "sidestep-manager"},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
-			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace,
-				Name: account.Name}},
-		},
-		kept, &rbacv1.RoleBinding{
-			ObjectMeta: kept.ObjectMeta,
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: kept.Name},
-			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: account.Namespace,
-				Name: account.Name}},
-		},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager-tls"},
 			Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": {}, "tls.key": {}}},
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: caConfigMap}},
 	} {
+		require.NoError(t, c.Create(t.Context(), o))
+	}
+	for _, o := range managerRights(t) {
 		require.NoError(t, c.Create(t.Context(), o))
 	}
 	manager = rest.CopyConfig(admin)
@@ -91,6 +69,50 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 		Groups:   []string{"system:serviceaccounts", "system:authenticated"},
 	}
 	return admin, manager
+}
+
+// plain returns the documents of a template of the chart, without what the chart fills in.
+func plain(t *testing.T, name string) []string {
+	t.Helper()
+	text, err := os.ReadFile("../deploy/chart/templates/" + name)
+	require.NoError(t, err)
+	var kept strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if !strings.Contains(line, "{{") {
+			kept.WriteString(line)
+		}
+	}
+	return strings.Split(kept.String(), "\n---\n")
+}
+
+// managerRights are the chart's Roles for the manager, and their bindings.
+func managerRights(t *testing.T) []client.Object {
+	t.Helper()
+	var all []client.Object
+	for _, document := range plain(t, "manager-rbac.yaml") {
+		var kind metav1.TypeMeta
+		require.NoError(t, yaml.Unmarshal([]byte(document), &kind))
+		o := map[string]client.Object{"ClusterRole": &rbacv1.ClusterRole{},
+			"ClusterRoleBinding": &rbacv1.ClusterRoleBinding{}, "Role": &rbacv1.Role{},
+			"RoleBinding": &rbacv1.RoleBinding{}}[kind.Kind]
+		require.NotNil(t, o, kind.Kind)
+		require.NoError(t, yaml.Unmarshal([]byte(document), o))
+		var subjects []rbacv1.Subject
+		switch o := o.(type) {
+		case *rbacv1.Role:
+			o.Namespace = "sidestep"
+		case *rbacv1.RoleBinding:
+			o.Namespace, subjects = "sidestep", o.Subjects
+		case *rbacv1.ClusterRoleBinding:
+			subjects = o.Subjects
+		}
+		for i := range subjects {
+			subjects[i].Namespace = "sidestep"
+		}
+		all = append(all, o)
+	}
+	require.Len(t, all, 6)
+	return all
 }
 
 // assets gives a directory with etcd and kube-apiserver.
@@ -127,6 +149,7 @@ func TestWithARealAPIServer(t *testing.T) {
 	require.NoError(t, err)
 	t.Run("only those who may read environments may ask for them",
 		func(t *testing.T) { guards(t, k, admin, c) })
+	t.Run("only laptops that have logged in are admitted", func(t *testing.T) { logsIn(t, k, admin, c) })
 	m := startWith(t, c, func(o *Options) { o.SessionGrace = 2 * time.Second })
 	m.ready(t)
 	rs := k.shop(t)

@@ -57,6 +57,7 @@ type Options struct {
 	SessionGrace        time.Duration
 	AgentServiceAccount string
 	TokenAudience       string
+	OlderLaptops        bool
 	LogLevel            slog.Level
 	Kubeconfig          string
 }
@@ -98,6 +99,8 @@ func NewCommand(env Env) *cobra.Command {
 	f.StringVar(&o.AgentServiceAccount, "agent-service-account", "sidestep-nodeagent",
 		"service account of the node agents")
 	f.StringVar(&o.TokenAudience, "token-audience", "sidestep-manager", "audience of the node agents' tokens")
+	f.BoolVar(&o.OlderLaptops, "older-laptops", false,
+		"admit laptops of the version before, which do not prove who their user is")
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside of a cluster")
 	return cmd

@@ -4,7 +4,6 @@ package manager
 
 import (
 	"context"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -31,17 +30,11 @@ import (
 )
 
 // guard gives the chart's objects by which the API server checks who may read environments.
-func guard(t *testing.T) []client.Object {
+func guard(t *testing.T) []client.Object { return policy(t, plain(t, "environment.yaml")) }
+
+// policy gives the policy, and its binding, of the first two documents.
+func policy(t *testing.T, documents []string) []client.Object {
 	t.Helper()
-	text, err := os.ReadFile("../deploy/chart/templates/environment.yaml")
-	require.NoError(t, err)
-	var plain strings.Builder
-	for line := range strings.Lines(string(text)) {
-		if !strings.Contains(line, "{{") {
-			plain.WriteString(line)
-		}
-	}
-	documents := strings.Split(plain.String(), "\n---\n")
 	policy, binding := &admissionv1.ValidatingAdmissionPolicy{}, &admissionv1.ValidatingAdmissionPolicyBinding{}
 	require.NoError(t, yaml.UnmarshalStrict([]byte(documents[0]), policy))
 	require.NoError(t, yaml.UnmarshalStrict([]byte(documents[1]), binding))

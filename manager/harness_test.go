@@ -161,7 +161,7 @@ func start(t *testing.T, k *kube, change ...func(*Options)) *running {
 	r := startWith(t, k, change...)
 	r.kube = k
 	// Events between an informer's list and its watch are lost with the fake.
-	want := before + 8
+	want := before + 9
 	if k.blocked.Load() {
 		want--
 	}
@@ -173,7 +173,7 @@ func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *runn
 	t.Helper()
 	dir := t.TempDir()
 	pool := writeCertificate(t, dir)
-	o := Options{TLSDir: dir, Namespace: "sidestep", SessionGrace: time.Hour,
+	o := Options{TLSDir: dir, Namespace: "sidestep", SessionGrace: time.Hour, OlderLaptops: true,
 		AgentServiceAccount: "sidestep-nodeagent", TokenAudience: "sidestep-manager"}
 	for _, f := range change {
 		f(&o)

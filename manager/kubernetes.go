@@ -8,6 +8,7 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authentication/v1"
+	authzv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,7 +26,7 @@ import (
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
-		authv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
+		authv1.AddToScheme, authzv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
 		utilruntime.Must(add(s)) // fails only if two packages claim one kind
 	}
 	return s
@@ -41,7 +42,7 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 	for gv, kinds := range map[schema.GroupVersion][]string{
 		corev1.SchemeGroupVersion: {"Pod", "Service", "Event", "Secret", "ConfigMap"},
 		appsv1.SchemeGroupVersion: {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
-		v1alpha1.GroupVersion:     {"Intercept"},
+		v1alpha1.GroupVersion:     {"Intercept", "Login"},
 		rollout.GroupVersion:      {rollout.Kind},
 	} {
 		for _, kind := range kinds {
@@ -51,6 +52,7 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 	mapper.Add(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1",
 		Kind: "CustomResourceDefinition"}, meta.RESTScopeRoot)
 	mapper.Add(authv1.SchemeGroupVersion.WithKind("TokenReview"), meta.RESTScopeRoot)
+	mapper.Add(authzv1.SchemeGroupVersion.WithKind("SubjectAccessReview"), meta.RESTScopeRoot)
 	for _, kind := range []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} {
 		mapper.Add(admissionv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeRoot)
 	}

@@ -36,6 +36,7 @@ import (
 	"sidestep.dev/sidestep/manager/certificate"
 	"sidestep.dev/sidestep/manager/decide/controller"
 	"sidestep.dev/sidestep/manager/decide/plan"
+	"sidestep.dev/sidestep/manager/identity"
 	"sidestep.dev/sidestep/manager/web"
 )
 
@@ -56,6 +57,7 @@ type Manager struct {
 	options    Options
 	log        *slog.Logger
 	controller *controller.Controller
+	logins     *identity.Logins
 	grpc       *grpc.Server
 	laptops    *grpc.Server // over upgraded requests
 	connects   *web.Connects
@@ -80,13 +82,22 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	guard := access.NewGuard(c, time.Now)
+	m.logins, err = identity.New(identity.Config{Client: c, Namespace: o.Namespace, Guard: guard, Log: log,
+		Now: time.Now, Changed: func(keyHash string) { registry.Changes().Add(keyHash) }})
+	if err != nil {
+		return nil, err
+	}
+	proofs := laptops.NewProofs(m.logins, o.OlderLaptops)
 	m.metrics.MustRegister(
+		gauge("sidestep_manager_unproven_sessions",
+			"Laptops that are connected although nobody vouches for their user.", proofs.Unproven),
 		nodes{shares},
 		gauge("sidestep_manager_agents", "Node agents that are connected.", shares.Attached),
 		gauge("sidestep_manager_sessions", "Laptops that are connected.", registry.Len),
 	)
 	questions := environments.NewAgents(m.closing)
-	keeper := &access.Keeper{Client: c, Pod: m.controller.Pod, Ask: questions.Ask, Log: log}
+	keeper := &access.Keeper{Client: c, Guard: guard, Pod: m.controller.Pod, Ask: questions.Ask, Log: log}
 	podStreams := outbound.NewLot()
 	toPod := outbound.New(outbound.Config{Plan: places{shares}, Lot: podStreams, Pod: m.controller.Pod,
 		Log: log, Metrics: m.metrics})
@@ -101,7 +112,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		Environments: questions, Lot: podStreams, Log: log, Closing: m.closing,
 	}))
 	clients := laptops.Config{
-		Registry: registry, Log: log, Grace: o.SessionGrace, Closing: m.closing,
+		Registry: registry, Proofs: proofs, Log: log, Grace: o.SessionGrace, Closing: m.closing,
 		Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
 		ToPod: toPod.Serve,
 	}
@@ -199,6 +210,7 @@ func (m *Manager) serve(ctx context.Context, on listeners) error {
 		defer close(decided)
 		return m.controller.Run(ctx)
 	})
+	group.Go(func() error { m.logins.Run(ctx); return nil })
 	if m.keeper != nil {
 		group.Go(func() error { m.keeper.Run(ctx); return nil })
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,8 +28,8 @@ const (
 	loginCheck = time.Minute
 	// loginRest is the time between Logins that the manager does not accept.
 	loginRest = 15 * time.Second
-	// maxGroups is how many groups a Login may name.
-	maxGroups = 256
+	// maxGroups is how many groups a Login may name, and maxGroup the length of a name.
+	maxGroups, maxGroup = 256, 1024
 )
 
 // Login names the object by which the API server vouches to the manager for the user of a session.
@@ -118,8 +119,8 @@ func (l *login) create(ctx context.Context, now time.Time) (Login, error) {
 	defer cancel()
 	object := &v1alpha1.Login{
 		ObjectMeta: metav1.ObjectMeta{Namespace: l.namespace, GenerateName: "laptop-"},
-		Spec: v1alpha1.LoginSpec{User: user.Name, Groups: user.Groups[:min(len(user.Groups), maxGroups)],
-			KeyHash: l.keyHash, Expires: metav1.NewTime(now.Add(loginFor))},
+		Spec: v1alpha1.LoginSpec{User: user.Name, Groups: loginGroups(user.Groups), KeyHash: l.keyHash,
+			Expires: metav1.NewTime(now.Add(loginFor))},
 	}
 	switch err := api.Create(ctx, object); {
 	case apierrors.IsNotFound(err), meta.IsNoMatchError(err): // an older definition
@@ -128,6 +129,15 @@ func (l *login) create(ctx context.Context, now time.Time) (Login, error) {
 		return Login{}, cluster.Explain(err)
 	}
 	return Login{Name: object.Name, Expires: object.Spec.Expires.Time}, nil
+}
+
+// loginGroups returns the groups that a Login has room for. Each of them is a right more, so a Login
+// without some of them proves less and nothing wrong.
+func loginGroups(all []string) []string {
+	groups := slices.Clone(all)
+	slices.Sort(groups)
+	groups = slices.DeleteFunc(slices.Compact(groups), func(g string) bool { return len(g) > maxGroup })
+	return groups[:min(len(groups), maxGroups)]
 }
 
 func (l *login) delete(ctx context.Context, name string) error {

@@ -16,9 +16,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -26,10 +24,6 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/manager/endpoint"
 )
-
-// Policy is the name of the ValidatingAdmissionPolicy, and of its binding, by which the API server
-// admits spec.environment only from those who may read environments.
-const Policy = "sidestep-environment"
 
 const (
 	// patience bounds one release.
@@ -44,6 +38,7 @@ const (
 type Keeper struct {
 	// Client reads what is in the cluster now: no copy that may be old.
 	Client client.Reader
+	Guard  *Guard
 	// Pod gives a pod as it was lately, or nil.
 	Pod func(namespace, name string) *corev1.Pod
 	Ask func(ctx context.Context, node, podUID, containerID string) ([][]byte, error)
@@ -102,22 +97,15 @@ func (k *Keeper) intercept(ctx context.Context, keyHash string,
 
 var errUnguarded = status.Errorf(codes.FailedPrecondition,
 	"environments are given to nobody: the ValidatingAdmissionPolicy %s, "+
-		"by which the API server checks who may read them, is missing or not in force", Policy)
+		"by which the API server checks who may read them, is missing or not in force", EnvironmentPolicy)
 
 // guarded makes sure that the API server checks who may set spec.environment.
 func (k *Keeper) guarded(ctx context.Context) error {
-	policy, binding := &admissionv1.ValidatingAdmissionPolicy{}, &admissionv1.ValidatingAdmissionPolicyBinding{}
-	for _, o := range []client.Object{policy, binding} {
-		if err := k.Client.Get(ctx, client.ObjectKey{Name: Policy}, o); apierrors.IsNotFound(err) {
-			return errUnguarded
-		} else if err != nil {
-			return status.Errorf(codes.Unavailable,
-				"make sure that the API server checks who may read environments: %v", err)
-		}
-	}
-	fails := policy.Spec.FailurePolicy == nil || *policy.Spec.FailurePolicy == admissionv1.Fail
-	if !fails || binding.Spec.PolicyName != Policy ||
-		!slices.Contains(binding.Spec.ValidationActions, admissionv1.Deny) {
+	switch inForce, err := k.Guard.Now(ctx, EnvironmentPolicy); {
+	case err != nil:
+		return status.Errorf(codes.Unavailable,
+			"make sure that the API server checks who may read environments: %v", err)
+	case !inForce:
 		return errUnguarded
 	}
 	return nil

@@ -38,6 +38,8 @@ type Config struct {
 	Grace    time.Duration   // told to the laptop
 	Closing  <-chan struct{} // closed when the manager shuts down
 	Nodes    func() []*clientpb.NodeAgent
+	// Proofs decide which sessions are admitted; nil: all are.
+	Proofs *Proofs
 	// Traffic is what was counted for the intercepts of the session with a key of this hash.
 	Traffic func(keyHash string) []*clientpb.InterceptTraffic
 	// Environment gives the session whose key has that hash what it may have.
@@ -117,19 +119,26 @@ func (s *Service) Session(stream sessionStream) error {
 	if err != nil {
 		return err
 	}
+	log := s.cfg.Log.With("session", hello.Session, "holder", hello.Holder)
+	var proven *proof
+	if s.cfg.Proofs != nil {
+		if proven, err = s.cfg.Proofs.admit(stream.Context(), hash, log); err != nil {
+			return err
+		}
+		defer proven.end()
+	}
 	sess, err := s.cfg.Registry.begin(hash, s.cfg.Limit)
 	if err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	defer s.cfg.Registry.end(sess)
-	log := s.cfg.Log.With("session", hello.Session, "holder", hello.Holder)
 	log.Info("laptop connected", "version", hello.Version)
 	err = stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: &clientpb.ManagerHello{
 		Version: version.Version, Protocol: version.Protocol,
 		GraceSeconds: uint32(s.cfg.Grace / time.Second), Wiretaps: true,
 	}}})
 	if err == nil {
-		err = s.hold(stream, sess, received, ended)
+		err = s.hold(stream, sess, proven, received, ended)
 	}
 	log.Info("laptop disconnected", "reason", err)
 	return err
@@ -177,12 +186,18 @@ func skew(hello *clientpb.ClientHello) error {
 var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
 
 // hold pings and answers until the session ends, and says why it did.
-func (s *Service) hold(stream sessionStream, sess *session, received <-chan *clientpb.ClientMessage,
-	ended <-chan error) error {
+func (s *Service) hold(stream sessionStream, sess *session, proven *proof,
+	received <-chan *clientpb.ClientMessage, ended <-chan error) error {
 	ping := time.NewTicker(s.cfg.Ping)
 	defer ping.Stop()
 	silence := time.NewTimer(s.cfg.Timeout)
 	defer silence.Stop()
+	var look <-chan time.Time
+	if proven != nil {
+		ticker := time.NewTicker(proven.all.check)
+		defer ticker.Stop()
+		look = ticker.C
+	}
 	var id uint64
 	for {
 		var answer *clientpb.ManagerMessage
@@ -198,6 +213,10 @@ func (s *Service) hold(stream sessionStream, sess *session, received <-chan *cli
 		case <-sess.want:
 			if n := sess.wanted(); n > 0 {
 				answer = &clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_WantAccepts{WantAccepts: uint32(n)}}
+			}
+		case <-look:
+			if err := proven.look(); err != nil {
+				return err
 			}
 		case err := <-ended:
 			if errors.Is(err, io.EOF) {

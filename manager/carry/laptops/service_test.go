@@ -33,12 +33,17 @@ func serve(t *testing.T) (clientpb.ClientsClient, *Registry) {
 // serveWith serves laptops that may be silent for so long.
 func serveWith(t *testing.T, timeout time.Duration) (clientpb.ClientsClient, *Registry) {
 	t.Helper()
+	return serveConfig(t, Config{Timeout: timeout})
+}
+
+// serveConfig completes a configuration and serves by it.
+func serveConfig(t *testing.T, cfg Config) (clientpb.ClientsClient, *Registry) {
+	t.Helper()
 	registry := NewRegistry()
 	server := grpc.NewServer(tunnel.ServerOptions()...)
-	clientpb.RegisterClientsServer(server, NewService(Config{
-		Registry: registry, Log: slog.New(slog.DiscardHandler), Grace: time.Minute,
-		Ping: 50 * time.Millisecond, Timeout: timeout,
-	}))
+	cfg.Registry, cfg.Log, cfg.Grace = registry, slog.New(slog.DiscardHandler), time.Minute
+	cfg.Ping = 50 * time.Millisecond
+	clientpb.RegisterClientsServer(server, NewService(cfg))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	var wg sync.WaitGroup

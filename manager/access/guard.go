@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package access
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// The ValidatingAdmissionPolicies, and their bindings, that the manager relies on.
+const (
+	// EnvironmentPolicy admits spec.environment only from those who may read environments.
+	EnvironmentPolicy = "sidestep-environment"
+	// HolderPolicy vouches for spec.client.user of Intercepts.
+	HolderPolicy = "sidestep-holder"
+	// LoginPolicy vouches for the user and the groups of Logins.
+	LoginPolicy = "sidestep-login"
+	// RightsPolicy admits ports of pods, wiretaps and whole ports only from those who may have them.
+	RightsPolicy = "sidestep-rights"
+)
+
+const (
+	// guardFor is how long a policy that was in force is taken to be so.
+	guardFor = 30 * time.Second
+	// guardAgain is how long one that was not is taken not to be.
+	guardAgain = 2 * time.Second
+	// settle is the time that API servers take until they enforce a policy that has been created:
+	// they look for new ones every second.
+	settle = 2 * time.Second
+)
+
+// Guard knows which policies the API server enforces. It is safe for concurrent use.
+type Guard struct {
+	client client.Reader
+	now    func() time.Time
+
+	mu    sync.Mutex
+	known map[string]guarded
+}
+
+// guarded is what was found out about one policy.
+type guarded struct {
+	asked   time.Time
+	inForce bool
+	since   time.Time // what was created later, it has admitted
+}
+
+// NewGuard makes a Guard that reads what is in the cluster now.
+func NewGuard(c client.Reader, now func() time.Time) *Guard {
+	return &Guard{client: c, now: now, known: map[string]guarded{}}
+}
+
+// InForce reports whether a policy has been in force lately. What was created after since, the
+// policy has admitted. While the API server does not answer, what it said last holds.
+func (g *Guard) InForce(ctx context.Context, policy string) (since time.Time, inForce bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last, asked := g.known[policy]
+	limit := guardFor
+	if !last.inForce {
+		limit = guardAgain
+	}
+	if asked && g.now().Sub(last.asked) < limit {
+		return last.since, last.inForce, nil
+	}
+	now, err := g.read(ctx, policy)
+	switch {
+	case err != nil && asked:
+		last.asked = g.now()
+		now, err = last, nil
+	case err != nil:
+		return time.Time{}, false, err
+	case asked && !last.inForce && now.inForce && now.since.Before(now.asked):
+		// It was there, and something else about it was wrong: what was made meanwhile proves nothing.
+		now.since = now.asked
+	case asked && last.inForce && now.inForce && now.since.Before(last.since):
+		now.since = last.since
+	}
+	g.known[policy] = now
+	return now.since, now.inForce, nil
+}
+
+// Now reports whether a policy is in force at this moment.
+func (g *Guard) Now(ctx context.Context, policy string) (bool, error) {
+	now, err := g.read(ctx, policy)
+	return now.inForce, err
+}
+
+func (g *Guard) read(ctx context.Context, name string) (guarded, error) {
+	found := guarded{asked: g.now()}
+	policy, binding := &admissionv1.ValidatingAdmissionPolicy{}, &admissionv1.ValidatingAdmissionPolicyBinding{}
+	for _, o := range []client.Object{policy, binding} {
+		if err := g.client.Get(ctx, client.ObjectKey{Name: name}, o); apierrors.IsNotFound(err) {
+			return found, nil
+		} else if err != nil {
+			return found, fmt.Errorf("look up admission policy %s: %w", name, err)
+		}
+		if enforced := o.GetCreationTimestamp().Add(settle); enforced.After(found.since) {
+			found.since = enforced
+		}
+	}
+	fails := policy.Spec.FailurePolicy == nil || *policy.Spec.FailurePolicy == admissionv1.Fail
+	found.inForce = fails && binding.Spec.PolicyName == name &&
+		slices.Contains(binding.Spec.ValidationActions, admissionv1.Deny)
+	return found, nil
+}
