@@ -24,7 +24,8 @@ import (
 )
 
 // user returns a client that acts for a user with rules in a namespace.
-func user(t *testing.T, admin *rest.Config, name, namespace string, rules ...rbacv1.PolicyRule) client.Client {
+func user(t *testing.T, admin *rest.Config, name, namespace string,
+	rules ...rbacv1.PolicyRule) client.Client {
 	t.Helper()
 	c, err := client.New(admin, client.Options{Scheme: withRBAC(t)})
 	require.NoError(t, err)
@@ -35,7 +36,8 @@ func user(t *testing.T, admin *rest.Config, name, namespace string, rules ...rba
 		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: name}},
 	}))
 	config := rest.CopyConfig(admin)
-	config.Impersonate = rest.ImpersonationConfig{UserName: name, Groups: []string{"developers", "system:authenticated"}}
+	config.Impersonate = rest.ImpersonationConfig{UserName: name,
+		Groups: []string{"developers", "system:authenticated"}}
 	c, err = client.New(config, client.Options{Scheme: Scheme()})
 	require.NoError(t, err)
 	return c

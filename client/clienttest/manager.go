@@ -53,20 +53,22 @@ type Manager struct {
 	Newer      bool   // its messages have fields, and are of kinds, that the client cannot know
 	NoWiretaps bool   // it is one that knows none
 	Proof      bool   // it refuses laptops that have no Login
+	Forgets    int    // so many Logins of this laptop's prove nothing to it
 
 	api         *APIServer
 	certificate tls.Certificate
 	again       chan struct{} // judge anew
 
-	mu       sync.Mutex
-	server   *grpc.Server
-	sessions map[string]clientpb.Clients_SessionServer // by hash of the key
-	hellos   []*clientpb.ClientHello
-	parked   map[string]chan *parked
-	judge    func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus
-	pod      *corev1.Pod
-	starts   int
-	counted  []*clientpb.InterceptTraffic
+	mu        sync.Mutex
+	server    *grpc.Server
+	sessions  map[string]clientpb.Clients_SessionServer // by hash of the key
+	hellos    []*clientpb.ClientHello
+	forgotten []string // names of Logins
+	parked    map[string]chan *parked
+	judge     func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus
+	pod       *corev1.Pod
+	starts    int
+	counted   []*clientpb.InterceptTraffic
 
 	toPod       func(*tunnelpb.Open) string
 	environment func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
@@ -221,6 +223,20 @@ func (a *APIServer) Logins() []v1alpha1.Login {
 	return found
 }
 
+// proven reports whether the session with this key hash has a Login that counts.
+func (m *Manager) proven(hash string) bool {
+	logins := slices.DeleteFunc(m.api.Logins(), func(l v1alpha1.Login) bool { return l.Spec.KeyHash != hash })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range logins {
+		if !slices.Contains(m.forgotten, l.Name) && len(m.forgotten) < m.Forgets {
+			m.forgotten = append(m.forgotten, l.Name)
+		}
+	}
+	return slices.ContainsFunc(logins,
+		func(l v1alpha1.Login) bool { return !slices.Contains(m.forgotten, l.Name) })
+}
+
 // Hellos lists what laptops have said.
 func (m *Manager) Hellos() []*clientpb.ClientHello {
 	m.mu.Lock()
@@ -310,8 +326,7 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	if m.Refuses != nil {
 		return m.Refuses
 	}
-	if m.Proof && !slices.ContainsFunc(m.api.Logins(),
-		func(l v1alpha1.Login) bool { return l.Spec.KeyHash == hash }) {
+	if m.Proof && !m.proven(hash) {
 		return reason.New(codes.PermissionDenied, reason.NotProven, "the API server vouches for no user").
 			Advise("ask for the Role sidestep-user")
 	}

@@ -70,3 +70,18 @@ func TestLaptopWithoutALoginGoesOnIfTheManagerLetsIt(t *testing.T) {
 		assert.Empty(t, w.api.Logins())
 	})
 }
+
+func TestALoginThatIsOlderThanThePolicyIsReplacedBeforeTheUserHearsOfIt(t *testing.T) {
+	w := newWorld(t)
+	w.manager.Proof, w.manager.Forgets = true, 1
+	w.start()
+	w.connect()
+	require.Len(t, w.api.Logins(), 1)
+
+	w = newWorld(t)
+	w.manager.Proof, w.manager.Forgets = true, 100
+	w.start()
+	_, err := w.daemon.Connect(t.Context(), w.connectRequest())
+	assert.Equal(t, reason.NotProven, reason.Of(err), "a second one is not replaced")
+	assert.Empty(t, w.api.Logins())
+}

@@ -17,6 +17,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (
@@ -96,6 +97,14 @@ func (l *login) ensure(ctx context.Context, refused bool) {
 	if before.Name != "" {
 		_ = l.delete(ctx, before.Name) // else it expires
 	}
+}
+
+// hopes reports whether a refusal may not last, because the manager has not been shown a second Login
+// yet: one that was created before the installation's policy was in force proves nothing.
+func (l *login) hopes(err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return reason.Of(err) == reason.NotProven && l.current.Name != "" && l.replaced.IsZero()
 }
 
 // create makes a Login; it returns none where the cluster has no such definition.

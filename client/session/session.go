@@ -101,7 +101,7 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	state := s.Link.Wait(ctx, func(st link.State) bool {
-		return st.Connected || st.Err != nil &&
+		return st.Connected || st.Err != nil && !s.login.hopes(st.Err) &&
 			(link.IsLasting(st.Err) || reason.Of(st.Err) == reason.NoCluster)
 	})
 	if state.Connected {

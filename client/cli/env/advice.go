@@ -27,7 +27,8 @@ func (e *Env) Advise(text string, err error) string {
 		reason.NoSession:    "run `" + e.Name + " connect`",
 		reason.VersionSkew: "get the version that the cluster has, or run `" + e.Name +
 			" helm upgrade`",
-		reason.NotProven:         "ask who runs the cluster for Role sidestep-user in the namespace of the traffic manager",
+		reason.NotProven: "ask who runs the cluster for Role sidestep-user in the namespace of the " +
+			"traffic manager",
 		reason.WorkloadNotFound:  "`" + e.Name + " list` shows what there is",
 		reason.WorkloadAmbiguous: "choose with --workload KIND/NAME",
 		reason.InterceptNotFound: "`" + e.Name + " list --intercepts --wiretaps` shows yours",

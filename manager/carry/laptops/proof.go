@@ -57,7 +57,13 @@ func (p *Proofs) Unproven() int { return int(p.unproven.Load()) }
 
 var errUnproven = reason.New(codes.PermissionDenied, reason.NotProven,
 	"the API server does not vouch for the user of this session: it has no Login that is in force").
-	Advise("upgrade sidestep on the laptop, or ask for the Role sidestep-user in the traffic manager's namespace")
+	Advise("upgrade sidestep on the laptop, or ask for the Role sidestep-user in the traffic manager's " +
+		"namespace")
+
+var errAbsent = reason.New(codes.FailedPrecondition, reason.NotProven,
+	"the traffic manager admits no laptop: the definition of Logins, or their admission policy "+
+		"sidestep-login, is missing or not in force").
+	Advise("ask who runs the cluster to upgrade the installation with `sidestep helm upgrade`")
 
 var errUnread = status.Error(codes.Unavailable, "the manager has not read Logins yet")
 
@@ -75,9 +81,12 @@ func (p *Proofs) admit(ctx context.Context, keyHash string, log *slog.Logger) (*
 	one := &proof{all: p, keyHash: keyHash, proven: p.logins.Wait(ctx, keyHash)}
 	switch {
 	case one.proven:
-	case p.older || p.logins.Absent():
+	case p.older:
 		p.unproven.Add(1)
 		log.Warn("laptop admitted although nobody vouches for its user")
+	case p.logins.Absent():
+		log.Error("laptop refused: nobody can be vouched for")
+		return nil, errAbsent
 	case !p.logins.Known():
 		return nil, errUnread
 	default:
@@ -87,7 +96,8 @@ func (p *Proofs) admit(ctx context.Context, keyHash string, log *slog.Logger) (*
 	return one, nil
 }
 
-// look returns why the session is to end, if it is. One that was proven once is to stay so.
+// look returns why the session is to end, if it is. One that was proven once is to stay so, unless
+// nobody can be proven any more: a policy that is installed anew ends no session.
 func (o *proof) look() error {
 	now := o.all.logins.Proven(o.keyHash)
 	switch {

@@ -90,34 +90,39 @@ func TestOnlyProvenLaptopsAreAdmitted(t *testing.T) {
 }
 
 func TestLaptopsThatProveNothingAreCountedWhereTheyAreAdmitted(t *testing.T) {
-	for name, admits := range map[string]func(*vouched) *Proofs{
-		"older ones are admitted": func(v *vouched) *Proofs { return quick(v, true) },
-		"nobody can be proven": func(v *vouched) *Proofs {
-			v.absent.Store(true)
-			return quick(v, false)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			v := &vouched{}
-			proofs := admits(v)
-			c, registry := serveConfig(t, Config{Proofs: proofs})
-			_, hash := withKey(t, 1)
-			open(t, c)
-			counts := func(n int) {
-				t.Helper()
-				require.Eventually(t, func() bool { return registry.Connected(hash) && proofs.Unproven() == n },
-					5*time.Second, time.Millisecond)
-			}
-			counts(1)
-			v.proven.Store(true)
-			counts(0)
-			if v.absent.Load() {
-				v.proven.Store(false)
-				time.Sleep(3 * proofs.check)
-				assert.True(t, registry.Connected(hash), "no laptop goes because nobody can be proven any more")
-			}
-		})
+	v := &vouched{}
+	proofs := quick(v, true)
+	c, registry := serveConfig(t, Config{Proofs: proofs})
+	_, hash := withKey(t, 1)
+	open(t, c)
+	counts := func(n int) {
+		t.Helper()
+		require.Eventually(t, func() bool { return registry.Connected(hash) && proofs.Unproven() == n },
+			5*time.Second, time.Millisecond)
 	}
+	counts(1)
+	v.proven.Store(true)
+	counts(0)
+}
+
+func TestWhereNobodyCanBeProvenLaptopsComeInOnlyAsOlderOnes(t *testing.T) {
+	v := &vouched{}
+	v.absent.Store(true)
+	c, registry := serveConfig(t, Config{Proofs: quick(v, false)})
+	err := <-open(t, c)
+	assert.Equal(t, reason.NotProven, reason.Of(err))
+	assert.ErrorContains(t, err, "sidestep-login, is missing or not in force")
+	assert.Zero(t, registry.Len())
+
+	older := quick(v, true)
+	c, registry = serveConfig(t, Config{Proofs: older})
+	_, hash := withKey(t, 1)
+	open(t, c)
+	require.Eventually(t, func() bool { return registry.Connected(hash) && older.Unproven() == 1 },
+		5*time.Second, time.Millisecond)
+
+	one := &proof{all: older, keyHash: hash, proven: true}
+	assert.NoError(t, one.look(), "a session that was proven before goes on")
 }
 
 func TestAnOlderLaptopDoesNotWaitLong(t *testing.T) {
