@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER := $(BIN)/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help build man images generate check-generated lint fmt test test-unit test-race test-fuzz test-long vulncheck test-e2e cluster-programs demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
+.PHONY: help build man images generate check-generated lint fmt test test-unit test-race test-fuzz test-long vulncheck test-e2e test-upgrade cluster-programs demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,7 +84,7 @@ test-race: cluster-programs ## the tests that need no kernel of their own, under
 test-fuzz: ## each fuzz target for FUZZTIME (5s)
 	@tests/fuzz.sh $(or $(FUZZTIME),5s)
 
-test-long: cluster-programs ## what does not fit into CI: everything under the race detector, and each fuzz target for 10 minutes
+test-long: cluster-programs test-upgrade ## what does not fit into CI: the upgrade, everything under the race detector, and each fuzz target for 10 minutes
 	go test -race -p 2 -timeout 60m ./...
 	@tests/fuzz.sh $(or $(FUZZTIME),10m)
 
@@ -95,7 +95,17 @@ cluster-programs: $(CLUSTER) ## the programs of the local Kubernetes, built once
 	@$(CLUSTER) build
 
 test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes: $$KUBECONFIG, or the local one
-	SIDESTEP_IMAGE_TAG=$(VERSION) go test -tags e2e -count=1 -timeout 40m -v ./tests/e2e
+	SIDESTEP_IMAGE_TAG=$(VERSION) go test -tags e2e -count=1 -timeout 40m -v -run '^TestEndToEnd$$' ./tests/e2e
+
+RELEASED := cfa1876
+
+test-upgrade: deps build images $(CLUSTER) ## the last release is upgraded on the local cluster while intercepts are in use
+	rm -rf build/released
+	mkdir -p build/released
+	git archive $(RELEASED) | tar -x -C build/released
+	$(MAKE) -C build/released images VERSION=$(RELEASED)
+	SIDESTEP_IMAGE_TAG=$(VERSION) SIDESTEP_RELEASED=$(CURDIR)/build/released \
+		go test -tags e2e -count=1 -timeout 20m -v -run '^TestUpgradeFromRelease$$' ./tests/e2e
 
 vmtest: ## the datapath's tests on Linux 5.10, 6.1, 6.12, the newest and this one, in virtual machines; writes docs/kernels.md
 	@tests/deps.sh vm

@@ -34,6 +34,13 @@ func daemonOf(t *testing.T, d *lab.Developer) string {
 	return strconv.Itoa(status.UserDaemon.PID)
 }
 
+// killDaemon ends a developer's daemon without a chance to end its session.
+func killDaemon(t *testing.T, d *lab.Developer) {
+	t.Helper()
+	_, err := lab.Output(d.Command(t.Context(), "kill", "-9", daemonOf(t, d)))
+	require.NoError(t, err)
+}
+
 // testKillBoth is about an intercept that nobody holds any more: its command line and the daemon,
 // which would leave it, were both killed.
 func testKillBoth(t *testing.T, s *scene) {

@@ -7,7 +7,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -87,15 +86,7 @@ func testKillManager(t *testing.T, s *scene) {
 
 func testKillDaemon(t *testing.T, s *scene) {
 	underLoad(t, s, func() (dead, restarted time.Time) {
-		var status struct {
-			UserDaemon struct {
-				PID int `json:"pid"`
-			} `json:"user_daemon"`
-		}
-		decode(t, sidestep(t, s.ann, "status", "--output", "json"), &status)
-		require.NotZero(t, status.UserDaemon.PID)
-		_, err := lab.Output(s.ann.Command(t.Context(), "kill", "-9", strconv.Itoa(status.UserDaemon.PID)))
-		require.NoError(t, err)
+		killDaemon(t, s.ann)
 		dead = time.Now()
 		sidestep(t, s.ann, "status") // starts a daemon, which finds its session
 		return dead, time.Now()

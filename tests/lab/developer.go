@@ -21,6 +21,7 @@ type Developer struct {
 	lab  *Lab
 	home string
 	kube string
+	root string // of the checkout whose programs they use
 }
 
 // Developer makes a developer; on a cluster that was given, all developers have the rights of its
@@ -40,7 +41,7 @@ func (l *Lab) Stranger(ctx context.Context) (*Developer, error) {
 }
 
 func (l *Lab) person(ctx context.Context, name string, identity ...string) (*Developer, error) {
-	d := &Developer{Name: name, lab: l, home: filepath.Join(l.dir, name), kube: l.admin}
+	d := &Developer{Name: name, lab: l, home: filepath.Join(l.dir, name), kube: l.admin, root: l.root}
 	if err := os.MkdirAll(d.home, 0o700); err != nil {
 		return nil, err
 	}
@@ -55,6 +56,13 @@ func (l *Lab) person(ctx context.Context, name string, identity ...string) (*Dev
 	return d, os.WriteFile(d.kube, []byte(config), 0o600)
 }
 
+// With returns the same person at the same laptop, with the programs of another checkout.
+func (d *Developer) With(root string) *Developer {
+	other := *d
+	other.root = root
+	return &other
+}
+
 // Command gives a command that the developer runs on the laptop, with sidestep in its PATH.
 func (d *Developer) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -63,7 +71,7 @@ func (d *Developer) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	}
 	cmd.Env = []string{
 		"HOME=" + d.home, "USER=" + d.Name, "KUBECONFIG=" + d.kube, "LANG=C.UTF-8",
-		"PATH=" + filepath.Join(d.lab.root, "bin") + ":" + os.Getenv("PATH"),
+		"PATH=" + filepath.Join(d.root, "bin") + ":" + os.Getenv("PATH"),
 		"SIDESTEP_CLUSTER_CACHE=" + clusterCache(), "SIDESTEP_CLUSTER_STATE=" +
 			os.Getenv("SIDESTEP_CLUSTER_STATE"),
 	}

@@ -77,12 +77,8 @@ func (l *Lab) upLocal(ctx context.Context) error {
 	if err := l.run(ctx, l.bin("cluster"), "up"); err != nil {
 		return fmt.Errorf("bring the local cluster up: %w", err)
 	}
-	images, err := filepath.Glob(filepath.Join(l.root, "build/images/*.tar"))
-	if err != nil || len(images) == 0 {
-		return fmt.Errorf("no images in build/images (run make images): %v", err)
-	}
-	if err := l.run(ctx, l.bin("cluster"), append([]string{"load-image"}, images...)...); err != nil {
-		return fmt.Errorf("load images: %w", err)
+	if err := l.LoadImages(ctx, l.root); err != nil {
+		return err
 	}
 	config, err := l.output(ctx, l.bin("cluster"), "kubeconfig")
 	if err != nil {
@@ -90,6 +86,18 @@ func (l *Lab) upLocal(ctx context.Context) error {
 	}
 	l.admin = filepath.Join(l.dir, "admin.kubeconfig")
 	return os.WriteFile(l.admin, []byte(config), 0o600)
+}
+
+// LoadImages gives the nodes of the local cluster the images that a checkout has built.
+func (l *Lab) LoadImages(ctx context.Context, root string) error {
+	images, err := filepath.Glob(filepath.Join(root, "build/images/*.tar"))
+	if err != nil || len(images) == 0 {
+		return fmt.Errorf("no images in %s/build/images (run make images): %v", root, err)
+	}
+	if err := l.run(ctx, l.bin("cluster"), append([]string{"load-image"}, images...)...); err != nil {
+		return fmt.Errorf("load images: %w", err)
+	}
+	return nil
 }
 
 // Close stops what runs on laptops and removes the lab's own files; the cluster stays, so that the
