@@ -35,7 +35,7 @@ func TestTheAppGetsWhatTheLaptopCannotTake(t *testing.T) {
 		"nobody answers OPEN":           func(l *laptop) { l.delay = make(chan struct{}) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, says(t, "app"), says(t, "laptop"))
+			w := newWorldWith(t, says(t, "app"), says(t, "laptop"), impatient)
 			w.laptop.set(spoil)
 			w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 			c := w.connect()
@@ -245,8 +245,9 @@ func TestAnEarlyAnswerOfTheLaptopIsDelivered(t *testing.T) {
 func TestTheClientThatLeavesIsSeenByWhoAnswers(t *testing.T) {
 	for who, more := range map[string]string{"app": "", "laptop": mine} {
 		t.Run(who, func(t *testing.T) {
-			gone := make(chan struct{})
+			begun, gone := make(chan struct{}), make(chan struct{})
 			s := httpServer(t, func(w http.ResponseWriter, r *http.Request) {
+				close(begun)
 				<-r.Context().Done()
 				close(gone)
 			})
@@ -254,12 +255,12 @@ func TestTheClientThatLeavesIsSeenByWhoAnswers(t *testing.T) {
 			w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 			c := w.connect()
 			c.send("GET / HTTP/1.1\r\nHost: o\r\n%s\r\n", more)
-			time.Sleep(20 * time.Millisecond)
+			<-begun
 			c.SetLinger(0)
 			c.Close()
 			select {
 			case <-gone:
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Error("the server does not notice")
 			}
 		})
@@ -270,8 +271,12 @@ func TestTheClientThatLeavesInABody(t *testing.T) {
 	for who, more := range map[string]string{"app": "", "laptop": mine} {
 		for _, reset := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, reset %v", who, reset), func(t *testing.T) {
-				result := make(chan error, 1)
+				begun, result := make(chan struct{}), make(chan error, 1)
 				s := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
+					if _, err := r.Peek(len("POST")); err != nil {
+						return // the connection to the app before it is known who answers
+					}
+					close(begun)
 					_, err := io.Copy(io.Discard, r)
 					result <- err
 				})
@@ -279,7 +284,7 @@ func TestTheClientThatLeavesInABody(t *testing.T) {
 				w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 				c := w.connect()
 				c.send("POST / HTTP/1.1\r\nHost: o\r\nContent-Length: 1000000\r\n%s\r\nabc", more)
-				time.Sleep(50 * time.Millisecond)
+				<-begun
 				if reset {
 					c.SetLinger(0)
 				}
@@ -287,7 +292,7 @@ func TestTheClientThatLeavesInABody(t *testing.T) {
 				select {
 				case err := <-result:
 					assert.Equal(t, reset, errors.Is(err, syscall.ECONNRESET), "%v", err)
-				case <-time.After(5 * time.Second):
+				case <-time.After(20 * time.Second):
 					t.Error("the server does not notice")
 				}
 			})

@@ -311,7 +311,7 @@ func TestGRPCGoesToTheAppWhenTheLaptopCannotTakeIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, app := grpcServer(t, "app")
-			w := newWorld(t, app, "")
+			w := newWorldWith(t, app, "", impatient)
 			spoil(w)
 			w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 			c := grpcClient(t, w.addr)

@@ -233,7 +233,7 @@ func TestProtocolsWithoutLinesAreNotHeldUp(t *testing.T) {
 }
 
 func TestHalfClosesAndResetsOfRawConnections(t *testing.T) {
-	result := make(chan error, 1)
+	begun, result := make(chan struct{}), make(chan error, 1)
 	app := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
 		b, err := r.ReadByte()
 		switch b {
@@ -247,6 +247,7 @@ func TestHalfClosesAndResetsOfRawConnections(t *testing.T) {
 		case 2:
 			c.SetLinger(0)
 		case 3:
+			close(begun)
 			_, err = r.ReadByte()
 		}
 		result <- err
@@ -270,7 +271,7 @@ func TestHalfClosesAndResetsOfRawConnections(t *testing.T) {
 
 	c = w.connect()
 	c.send("\x03")
-	time.Sleep(20 * time.Millisecond)
+	<-begun
 	c.SetLinger(0)
 	c.Close()
 	assert.ErrorIs(t, <-result, syscall.ECONNRESET)

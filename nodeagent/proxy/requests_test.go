@@ -132,7 +132,7 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 }
 
 func TestAMatchedRequestWaitsForUnansweredOnes(t *testing.T) {
-	answer := make(chan struct{})
+	asked, answer := make(chan struct{}), make(chan struct{})
 	var mu sync.Mutex
 	var order []string
 	note := func(s string) {
@@ -141,14 +141,15 @@ func TestAMatchedRequestWaitsForUnansweredOnes(t *testing.T) {
 		order = append(order, s)
 	}
 	w := newWorld(t, httpServer(t, func(w http.ResponseWriter, r *http.Request) {
+		close(asked)
 		<-answer
 		note("app")
 	}), httpServer(t, func(http.ResponseWriter, *http.Request) { note("laptop") }))
 	w.target.SetRules([]Rule{headerRule(t)}, Kubelet{})
 	c := w.connect()
 	c.send("GET /1 HTTP/1.1\r\nHost: o\r\n\r\nGET /2 HTTP/1.1\r\nHost: o\r\n%s\r\n", mine)
-	time.Sleep(30 * time.Millisecond) // nothing may happen in it
-	assert.Zero(t, w.laptop.opened())
+	<-asked
+	assert.Never(t, func() bool { return w.laptop.opened() > 0 }, 300*time.Millisecond, 10*time.Millisecond)
 	close(answer)
 	c.response("GET")
 	c.response("GET")

@@ -83,7 +83,7 @@ func TestTheAppGetsAConnectionWithAllItsBytes(t *testing.T) {
 		for size, say := range map[string]string{"nothing": "", "little": "abc",
 			"much": strings.Repeat("0123456789", 50_000)} {
 			t.Run(name+", "+size, func(t *testing.T) {
-				w := newWorld(t, named(t, "app", true), named(t, "laptop", false))
+				w := newWorldWith(t, named(t, "app", true), named(t, "laptop", false), impatient)
 				w.laptop.set(spoil)
 				w.target.SetRules([]Rule{tcpRule()}, Kubelet{})
 				c := w.connect()
@@ -138,27 +138,31 @@ func TestAClientThatLeavesWhileTheLaptopConnects(t *testing.T) {
 }
 
 func TestRemovingATCPRuleResetsItsConnections(t *testing.T) {
-	w := newWorld(t, named(t, "app", true), named(t, "laptop", true))
+	echo := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) { io.Copy(c, r) })
+	w := newWorld(t, named(t, "app", true), echo)
 	w.target.SetRules([]Rule{tcpRule()}, Kubelet{})
 	c := w.connect()
-	_, err := c.r.ReadString('\n')
-	require.NoError(t, err)
-	w.target.SetRules([]Rule{tcpRule()}, Kubelet{}) // the same again changes nothing
-	time.Sleep(20 * time.Millisecond)
-	c.send("x")
+	for _, word := range []string{"before\n", "after\n"} {
+		c.send("%s", word)
+		got, err := c.r.ReadString('\n')
+		require.NoError(t, err)
+		assert.Equal(t, word, got)
+		w.target.SetRules([]Rule{tcpRule()}, Kubelet{}) // the same again changes nothing
+	}
 	w.target.SetRules(nil, Kubelet{})
-	_, err = c.r.ReadByte()
+	_, err := c.r.ReadByte()
 	assert.ErrorIs(t, err, syscall.ECONNRESET)
 }
 
 func TestResetsPassThroughTunnels(t *testing.T) {
-	result := make(chan error, 1)
+	begun, result := make(chan struct{}), make(chan error, 1)
 	local := rawServer(t, func(c *net.TCPConn, r *bufio.Reader) {
 		b, _ := r.ReadByte()
 		if b == 'R' {
 			c.SetLinger(0)
 			return
 		}
+		close(begun)
 		_, err := r.ReadByte()
 		result <- err
 	})
@@ -170,7 +174,7 @@ func TestResetsPassThroughTunnels(t *testing.T) {
 	assert.ErrorIs(t, err, syscall.ECONNRESET)
 	c = w.connect()
 	c.send("x")
-	time.Sleep(20 * time.Millisecond)
+	<-begun
 	c.SetLinger(0)
 	c.Close()
 	assert.ErrorIs(t, <-result, syscall.ECONNRESET)

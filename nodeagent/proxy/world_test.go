@@ -254,10 +254,13 @@ func (w *world) appDials() int {
 }
 
 // newWorld starts a world whose app and local process are at these addresses. Its end checks that
-// all connections were let go.
+// all connections were let go. It waits longer for laptops than a busy machine needs.
 func newWorld(t *testing.T, app, local string) *world {
-	return newWorldWith(t, app, local, 500*time.Millisecond)
+	return newWorldWith(t, app, local, 20*time.Second)
 }
+
+// impatient is the OpenTimeout of tests in which the laptop answers too late or never.
+const impatient = 500 * time.Millisecond
 
 // newWorldWith is newWorld with another OpenTimeout.
 func newWorldWith(t *testing.T, app, local string, openTimeout time.Duration) *world {

@@ -98,7 +98,7 @@ func (u *upgrade) intercepts(t *testing.T, d *lab.Developer) {
 	u.tapped = listen(t, u.ann, "127.0.0.1:9100")
 	intercept(t, d, "orders", "--port", "9000", "--http-header", "x-user=ann")
 	intercept(t, d, "echo", "--port", "9001")
-	intercept(t, d, "helped", "--port", "9000", "--to-pod", "8081", "--http-header", "x-user=ann")
+	intercept(t, d, "helped", "--port", "9002", "--to-pod", "8081", "--http-header", "x-user=ann")
 	wiretap(t, d, "tap", "--port", "9100", "--http-path-prefix", "/tapped")
 }
 
