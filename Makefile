@@ -99,13 +99,13 @@ test-e2e: deps build images $(CLUSTER) ## end-to-end tests on a real Kubernetes:
 
 RELEASED := cfa1876
 
-test-upgrade: deps build images $(CLUSTER) ## the last release is upgraded on the local cluster while intercepts are in use
+test-upgrade: deps build images $(CLUSTER) ## the last release is upgraded on the local cluster while intercepts are in use; 15 minutes
 	rm -rf build/released
 	mkdir -p build/released
 	git archive $(RELEASED) | tar -x -C build/released
 	$(MAKE) -C build/released images VERSION=$(RELEASED)
 	SIDESTEP_IMAGE_TAG=$(VERSION) SIDESTEP_RELEASED=$(CURDIR)/build/released \
-		go test -tags e2e -count=1 -timeout 20m -v -run '^TestUpgradeFromRelease$$' ./tests/e2e
+		go test -tags e2e -count=1 -timeout 30m -v -run '^TestUpgradeFromRelease$$' ./tests/e2e
 
 vmtest: ## the datapath's tests on Linux 5.10, 6.1, 6.12, the newest and this one, in virtual machines; writes docs/kernels.md
 	@tests/deps.sh vm

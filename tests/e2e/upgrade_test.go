@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -59,17 +60,15 @@ func TestUpgradeFromRelease(t *testing.T) {
 		sidestep(t, ann, "status") // starts the new daemon, which finds its predecessor's session
 	})
 	u.works(t, ann)
+	// The release kept no key of its authority, so the upgrade begins a rotation.
+	u.during(t, func() { u.awaitSwitch(t, "") })
+	u.works(t, ann)
 	u.during(t, func() {
-		before := u.authority(t)
+		before := u.switched(t)
 		_, err := l.Kubectl(ctx, "-n", "sidestep", "annotate", "--overwrite", "secret", "sidestep-manager-tls",
 			"sidestep.dev/rotate="+strconv.FormatInt(time.Now().UnixNano(), 10))
 		require.NoError(t, err)
-		require.NoError(t, lab.Eventually(ctx, time.Minute, func(context.Context) error {
-			if u.authority(t) == before {
-				return fmt.Errorf("the authority has not changed")
-			}
-			return nil
-		}))
+		u.awaitSwitch(t, before)
 	})
 	u.works(t, ann)
 	// Whoever comes back trusts the new authority.
@@ -198,11 +197,22 @@ func (u *upgrade) works(t *testing.T, d *lab.Developer) {
 	assert.Equal(t, map[string]string{"orders": "ACTIVE", "echo": "ACTIVE", "helped": "ACTIVE", "tap": "ACTIVE"}, states)
 }
 
-// authority is what laptops and node agents trust.
-func (u *upgrade) authority(t *testing.T) string {
+// switched is since when the manager uses its authority; "" for one that it has found.
+func (u *upgrade) switched(t *testing.T) string {
 	t.Helper()
-	text, err := u.Kubectl(t.Context(), "-n", "sidestep", "get", "configmap", "sidestep-ca", "-o",
-		`jsonpath={.data}`)
+	text, err := u.Kubectl(t.Context(), "-n", "sidestep", "get", "secret", "sidestep-manager-tls", "-o",
+		`jsonpath={.metadata.annotations.sidestep\.dev/switched}`)
 	require.NoError(t, err)
 	return text
+}
+
+// awaitSwitch waits until the manager uses another authority, which it announces for five minutes before.
+func (u *upgrade) awaitSwitch(t *testing.T, before string) {
+	t.Helper()
+	require.NoError(t, lab.Eventually(t.Context(), 8*time.Minute, func(context.Context) error {
+		if u.switched(t) == before {
+			return errors.New("the authority has not changed")
+		}
+		return nil
+	}))
 }
