@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/manager/certificate"
 )
 
@@ -56,7 +57,7 @@ func apiServer(t *testing.T) (admin, manager *rest.Config) {
 			Name: "sidestep-nodeagent"}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "sidestep-manager-tls"},
 			Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": {}, "tls.key": {}}},
-		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: caConfigMap}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: names.CA}},
 	} {
 		require.NoError(t, c.Create(t.Context(), o))
 	}
@@ -364,7 +365,7 @@ func published(t *testing.T, k *kube) {
 // rotates checks a rotation of the authority, with the rights that the chart gives.
 func rotates(t *testing.T, k *kube, c client.Client) {
 	config := certificate.KeeperConfig{
-		Client: c, Namespace: "sidestep", Secret: "sidestep-manager-tls", ConfigMap: caConfigMap,
+		Client: c, Namespace: "sidestep", Secret: "sidestep-manager-tls", ConfigMap: names.CA,
 		Names: certificate.Names("sidestep"), Reconnected: func(time.Time) bool { return true },
 		Log: slog.New(slog.DiscardHandler), Timing: certificate.DefaultTiming(),
 	}
@@ -373,7 +374,7 @@ func rotates(t *testing.T, k *kube, c client.Client) {
 	require.NoError(t, keeper.Check(t.Context()))
 	trusted := func() string {
 		m := &corev1.ConfigMap{}
-		require.NoError(t, k.Get(t.Context(), client.ObjectKey{Namespace: "sidestep", Name: caConfigMap}, m))
+		require.NoError(t, k.Get(t.Context(), client.ObjectKey{Namespace: "sidestep", Name: names.CA}, m))
 		return m.Data["ca.crt"]
 	}
 	before := trusted()

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/version"
 )
 
@@ -66,7 +67,7 @@ type Options struct {
 func NewCommand(env Env) *cobra.Command {
 	o := Options{Namespace: ownNamespace(env)}
 	cmd := &cobra.Command{
-		Use:           "sidestep-manager",
+		Use:           names.Manager,
 		Short:         "Resolve intercepts, tell node agents what to steer, and pass connections on to laptops",
 		Version:       version.Version,
 		Args:          cobra.NoArgs,
@@ -85,9 +86,9 @@ func NewCommand(env Env) *cobra.Command {
 	cmd.SetArgs(env.Args)
 	cmd.SetErr(env.Stderr)
 	f := cmd.Flags()
-	f.StringVar(&o.GRPCAddress, "grpc-address", ":8443", "where node agents and laptops connect, over TLS")
-	f.StringVar(&o.HTTPAddress, "http-address", ":8080", "where /healthz, /readyz and /metrics are served")
-	f.StringVar(&o.ConnectAddress, "connect-address", ":8444",
+	f.StringVar(&o.GRPCAddress, "grpc-address", port(names.GRPCPort), "where node agents and laptops connect, over TLS")
+	f.StringVar(&o.HTTPAddress, "http-address", port(names.HTTPPort), "where /healthz, /readyz and /metrics are served")
+	f.StringVar(&o.ConnectAddress, "connect-address", port(names.ConnectPort),
 		"where laptops connect by upgraded HTTP requests")
 	f.StringVar(&o.TLSDir, "tls-dir", "/etc/sidestep/tls",
 		"directory of tls.crt and tls.key; they are read again when they change")
@@ -96,15 +97,18 @@ func NewCommand(env Env) *cobra.Command {
 	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace of the installation")
 	f.DurationVar(&o.SessionGrace, "session-grace", 15*time.Minute,
 		"how long intercepts outlive a laptop that is away")
-	f.StringVar(&o.AgentServiceAccount, "agent-service-account", "sidestep-nodeagent",
+	f.StringVar(&o.AgentServiceAccount, "agent-service-account", names.NodeAgent,
 		"service account of the node agents")
-	f.StringVar(&o.TokenAudience, "token-audience", "sidestep-manager", "audience of the node agents' tokens")
+	f.StringVar(&o.TokenAudience, "token-audience", names.Manager, "audience of the node agents' tokens")
 	f.BoolVar(&o.OlderLaptops, "older-laptops", false,
 		"admit laptops of the version before, which do not prove who their user is")
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside of a cluster")
 	return cmd
 }
+
+// port returns the address of a port on all interfaces.
+func port(number int) string { return fmt.Sprintf(":%d", number) }
 
 func ownNamespace(env Env) string {
 	if ns := env.Getenv("POD_NAMESPACE"); ns != "" {
@@ -113,7 +117,7 @@ func ownNamespace(env Env) string {
 	if raw, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
 		return strings.TrimSpace(string(raw))
 	}
-	return "sidestep"
+	return names.Sidestep
 }
 
 func (o *Options) manager(log *slog.Logger) (*Manager, error) {

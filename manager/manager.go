@@ -24,6 +24,7 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/clientpb"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
@@ -48,8 +49,6 @@ const (
 	maxReport = 8 << 20
 	// handshakeTimeout bounds the handshakes of TLS and HTTP/2 on a connection.
 	handshakeTimeout = 20 * time.Second
-	// caConfigMap has the certificates by which node agents and laptops know the manager.
-	caConfigMap = "sidestep-ca"
 )
 
 // Manager is the whole program.
@@ -139,7 +138,7 @@ func (m *Manager) certificates(c client.Client) (*tls.Config, error) {
 		return files.ServerConfig(), nil
 	}
 	m.keeper = certificate.NewKeeper(certificate.KeeperConfig{
-		Client: c, Namespace: m.options.Namespace, Secret: m.options.TLSSecret, ConfigMap: caConfigMap,
+		Client: c, Namespace: m.options.Namespace, Secret: m.options.TLSSecret, ConfigMap: names.CA,
 		Names: certificate.Names(m.options.Namespace), Reconnected: m.tracker.Since, Log: m.log,
 		Timing: certificate.DefaultTiming(),
 	})

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/nodeagent/steer"
 	"sidestep.dev/sidestep/nodeagent/uplink"
@@ -53,7 +54,7 @@ type options struct {
 func NewCommand(env Env) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use:           "sidestep-nodeagent",
+		Use:           names.NodeAgent,
 		Short:         "Steers the connections of intercepted pods on one Kubernetes node",
 		Version:       version.Version,
 		Args:          cobra.NoArgs,
@@ -65,7 +66,8 @@ func NewCommand(env Env) *cobra.Command {
 	cmd.SetOut(env.Stdout)
 	cmd.SetErr(env.Stderr)
 	f := cmd.Flags()
-	f.StringVar(&o.manager, "manager", "sidestep-manager.sidestep.svc:8443", "`address` of the manager")
+	f.StringVar(&o.manager, "manager",
+		fmt.Sprintf("%s.%s.svc:%d", names.Manager, names.Sidestep, names.GRPCPort), "`address` of the manager")
 	f.StringVar(&o.caFile, "ca-file", "/etc/sidestep/ca/ca.crt",
 		"`file` with the certificate authority of the manager")
 	f.StringVar(&o.tokenFile, "token-file", "/var/run/secrets/sidestep/token",
@@ -75,7 +77,7 @@ func NewCommand(env Env) *cobra.Command {
 		"`directory` where all processes of the node are seen")
 	f.StringVar(&o.datapath, "datapath", string(steer.Auto),
 		"how connections are steered: auto, sk_lookup or tc")
-	f.StringVar(&o.httpAddress, "http-address", ":8080",
+	f.StringVar(&o.httpAddress, "http-address", fmt.Sprintf(":%d", names.HTTPPort),
 		"`address` of /healthz, /readyz and /metrics; empty for none")
 	f.DurationVar(&o.drain, "drain", 20*time.Second,
 		"how long open connections may go on after the order to end")

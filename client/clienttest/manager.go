@@ -38,12 +38,13 @@ import (
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
 // Namespace of the installation.
-const Namespace = "sidestep"
+const Namespace = names.Sidestep
 
 // Manager is one that does what tests tell it to.
 type Manager struct {
@@ -85,7 +86,7 @@ func NewManager(t testing.TB, api *APIServer) *Manager {
 	var ca string
 	ca, m.certificate = certificates(t)
 	api.Add(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace,
-		Name: "sidestep-ca"}, Data: map[string]string{"ca.crt": ca}})
+		Name: names.CA}, Data: map[string]string{names.CACert: ca}})
 	m.Start(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var control sync.WaitGroup
@@ -113,7 +114,7 @@ func (m *Manager) Start(t testing.TB) {
 	m.api.forwards.set(Namespace, name, listener.Addr().String())
 	m.pod = &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: name, Labels: map[string]string{
-			"app.kubernetes.io/name": "sidestep", "app.kubernetes.io/component": "manager",
+			names.LabelName: names.Sidestep, names.LabelComponent: names.ComponentManager,
 		}},
 		Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady,
 			Status: corev1.ConditionTrue}}},
@@ -247,7 +248,7 @@ func (m *Manager) Hellos() []*clientpb.ClientHello {
 // keyHash is that of the session key which a call shows.
 func keyHash(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	for _, v := range md.Get("sidestep-session-key") {
+	for _, v := range md.Get(names.SessionKeyMetadata) {
 		if key, err := hex.DecodeString(v); err == nil && len(key) == 32 {
 			hash := sha256.Sum256(key)
 			return hex.EncodeToString(hash[:]), nil
@@ -385,7 +386,7 @@ func certificates(t testing.TB) (ca string, certificate tls.Certificate) {
 	caDER := sign(authority, authority, caKey, caKey)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	der := sign(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"sidestep-manager"}},
+	der := sign(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{names.Manager}},
 		authority, key, caKey)
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})),
 		tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}

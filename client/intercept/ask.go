@@ -17,6 +17,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -164,7 +165,7 @@ func (a *Ask) object() *v1alpha1.Intercept {
 	return &v1alpha1.Intercept{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: a.Namespace, Name: objectName(a.Spec.Name, a.Spec.Client.Session),
-			Labels:      map[string]string{SessionLabel: a.Spec.Client.Session},
+			Labels:      map[string]string{names.LabelSession: a.Spec.Client.Session},
 			Annotations: map[string]string{v1alpha1.KnowsUDP: "true"},
 		},
 		Spec: *a.Spec.DeepCopy(),

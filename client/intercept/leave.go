@@ -17,6 +17,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -154,7 +155,7 @@ func (r *Registry) mine(ctx context.Context, cluster *kube.Cluster, api client.C
 	objects := map[types.UID]*v1alpha1.Intercept{}
 	var list v1alpha1.InterceptList
 	err := api.List(ctx, &list, client.InNamespace(namespace),
-		client.MatchingLabels{SessionLabel: r.client.Session})
+		client.MatchingLabels{names.LabelSession: r.client.Session})
 	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
 		return nil, nil
 	}

@@ -20,10 +20,8 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/names"
 )
-
-// SessionLabel is on every Intercept, with the UUID of the client's session.
-const SessionLabel = "sidestep.dev/session"
 
 // DefaultAddress is where intercepted traffic is delivered unless something else is asked for.
 const DefaultAddress = "127.0.0.1"
@@ -130,7 +128,7 @@ func (r *Registry) put(object *v1alpha1.Intercept) {
 }
 
 func (r *Registry) putLocked(object *v1alpha1.Intercept) {
-	if object.Labels[SessionLabel] != r.client.Session {
+	if object.Labels[names.LabelSession] != r.client.Session {
 		return
 	}
 	t := r.tracked[object.UID]

@@ -20,6 +20,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/names"
 )
 
 const session = "11111111-2222-3333-4444-555555555555"
@@ -40,7 +41,7 @@ func object(uid, version string, generation int64, port int32) *v1alpha1.Interce
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "shop", Name: uid + "-11111111", UID: types.UID(uid), ResourceVersion: version,
 			Generation: generation,
-			Labels:     map[string]string{SessionLabel: session},
+			Labels:     map[string]string{names.LabelSession: session},
 		},
 		Spec: v1alpha1.InterceptSpec{Name: uid, Client: v1alpha1.ClientReference{Session: session, KeyHash: "hash"},
 			Destination: v1alpha1.Destination{Port: port}},
@@ -104,7 +105,7 @@ func TestRegistryIsNotTakenInByOldNews(t *testing.T) {
 	t.Run("what is another client's", func(t *testing.T) {
 		r := newRegistry(t)
 		other := object("a", "1", 1, 1)
-		other.Labels[SessionLabel] = "other"
+		other.Labels[names.LabelSession] = "other"
 		r.put(other)
 		forged := object("b", "1", 1, 1)
 		forged.Spec.Client.Session = "other"

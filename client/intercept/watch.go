@@ -19,6 +19,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/backoff"
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // portTimeout bounds how long a connection waits for its local port to be found out; the node agent
@@ -125,7 +126,7 @@ func (w *watch) follow(ctx context.Context) error {
 	defer cancel()
 	seconds := int64(300 + rand.IntN(300))
 	events, err := api.Watch(ctx, &v1alpha1.InterceptList{}, client.InNamespace(w.namespace),
-		client.MatchingLabels{SessionLabel: w.registry.client.Session},
+		client.MatchingLabels{names.LabelSession: w.registry.client.Session},
 		&client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: version, TimeoutSeconds: &seconds}})
 	if err != nil {
 		return cluster.Explain(err)
@@ -171,7 +172,7 @@ func (w *watch) list(ctx context.Context,
 	w.registry.mu.Unlock()
 	var list v1alpha1.InterceptList
 	err := api.List(ctx, &list, client.InNamespace(w.namespace),
-		client.MatchingLabels{SessionLabel: w.registry.client.Session})
+		client.MatchingLabels{names.LabelSession: w.registry.client.Session})
 	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
 		// The kind itself is gone: sidestep was removed from the cluster, and all intercepts with
 		// it.

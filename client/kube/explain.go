@@ -17,15 +17,9 @@ import (
 	"google.golang.org/grpc/codes"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
-
-// Role is the ClusterRole, and the Role in the manager's namespace, that has every right that a
-// developer needs.
-const Role = "sidestep-user"
-
-// EnvironmentRole is the ClusterRole that has the right to read environments, where Role does not.
-const EnvironmentRole = "sidestep-environment"
 
 // EnvironmentResource is what those may get who may read environments.
 const EnvironmentResource = "intercepts/environment.sidestep.dev"
@@ -34,12 +28,13 @@ const EnvironmentResource = "intercepts/environment.sidestep.dev"
 // the right to create it.
 var subresources = map[string]string{
 	EnvironmentResource: "environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole " +
-		EnvironmentRole + " there",
-	"intercepts/topod.sidestep.dev": "leave --to-pod out, or ask who runs the cluster for the ClusterRole sidestep-topod there",
+		names.Environment + " there",
+	"intercepts/topod.sidestep.dev": "leave --to-pod out, or ask who runs the cluster for the ClusterRole " +
+		names.ToPod + " there",
 	"intercepts/wiretap.sidestep.dev": "not everybody may have copies of requests; ask who runs the cluster for the ClusterRole " +
-		"sidestep-wiretap there",
+		names.Wiretap + " there",
 	"intercepts/wholeport.sidestep.dev": "take only requests that match, with --http-header, or ask who runs the cluster for the " +
-		"ClusterRole sidestep-wholeport there",
+		"ClusterRole " + names.WholePort + " there",
 }
 
 // denied is what the API server's RBAC says.
@@ -101,7 +96,7 @@ func forbidden(err error) error {
 	if namespace != "" {
 		where = "in namespace " + namespace
 	}
-	ask := fmt.Sprintf("ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)", Role, Role)
+	ask := fmt.Sprintf("ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)", names.User, names.User)
 	if why, ok := subresources[resource]; ok {
 		ask = why
 	}

@@ -20,6 +20,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/internal/backoff"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tlsbatch"
 	"sidestep.dev/sidestep/internal/tunnel"
@@ -304,7 +305,7 @@ func (l *Link) client(raw net.Conn, tlsConfig *tls.Config) (*grpc.ClientConn, er
 type sessionKey string
 
 func (k sessionKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"sidestep-session-key": string(k)}, nil
+	return map[string]string{names.SessionKeyMetadata: string(k)}, nil
 }
 
 func (sessionKey) RequireTransportSecurity() bool { return true }

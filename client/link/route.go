@@ -21,23 +21,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// What the installation is called; see the architecture's table of names.
-const (
-	caConfigMap = "sidestep-ca"
-	caKey       = "ca.crt"
-	serverName  = "sidestep-manager"
-	grpcPort    = 8443
-	// connectName is the container port of the manager for upgraded requests; managers of the minor
-	// version before have none, and take them on httpPort.
-	connectName = "connect"
-	httpPort    = 8080
-)
-
-var managerLabels = client.MatchingLabels{"app.kubernetes.io/name": "sidestep",
-	"app.kubernetes.io/component": "manager"}
+var managerLabels = client.MatchingLabels{names.LabelName: names.Sidestep,
+	names.LabelComponent: names.ComponentManager}
 
 // Route finds the manager of one installation and connects to it through the API server.
 type Route struct {
@@ -80,7 +69,7 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	}
 	if r.Forward != nil {
 		again := r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
-			return r.Forward(ctx, c, r.Namespace, pod.name, grpcPort)
+			return r.Forward(ctx, c, r.Namespace, pod.name, names.GRPCPort)
 		})
 		way = &Way{Again: again, By: "port-forward", Failed: func() {}}
 		way.Conn, err = again(ctx)
@@ -90,13 +79,13 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 				return byUpgrade(ctx, c, r.Namespace, pod.name, pod.connect)
 			}),
 			r.by(func(ctx context.Context, c *kube.Cluster) (net.Conn, error) {
-				return byForward(ctx, c, r.Namespace, pod.name, grpcPort)
+				return byForward(ctx, c, r.Namespace, pod.name, names.GRPCPort)
 			}))
 	}
 	if err != nil {
 		return nil, cluster.Explain(err)
 	}
-	way.TLS = &tls.Config{RootCAs: authority, ServerName: serverName, MinVersion: tls.VersionTLS13}
+	way.TLS = &tls.Config{RootCAs: authority, ServerName: names.Manager, MinVersion: tls.VersionTLS13}
 	return way, nil
 }
 
@@ -122,7 +111,7 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 	ctx, cancel := cluster.Call(ctx)
 	defer cancel()
 	var config corev1.ConfigMap
-	err = api.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: caConfigMap}, &config)
+	err = api.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: names.CA}, &config)
 	if apierrors.IsNotFound(err) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotInstalled,
 			"the traffic manager is not installed in namespace %s", r.Namespace).
@@ -135,16 +124,16 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 			"you may not connect to a traffic manager in namespace %s: either it is not installed there, or you lack the rights",
 			r.Namespace).
 			Advise("ask who runs the cluster to install it, or for the Role %s in that namespace (%v)",
-				kube.Role, reason.Message(err))
+				names.User, reason.Message(err))
 	}
 	if err != nil {
 		return nil, err
 	}
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(config.Data[caKey])) {
+	if !pool.AppendCertsFromPEM([]byte(config.Data[names.CACert])) {
 		return nil, reason.New(codes.FailedPrecondition, reason.ManagerNotReady,
-			"ConfigMap %s in namespace %s has no certificate under %s", caConfigMap, r.Namespace,
-			caKey).
+			"ConfigMap %s in namespace %s has no certificate under %s", names.CA, r.Namespace,
+			names.CACert).
 			Advise("run `sidestep helm upgrade`")
 	}
 	return pool, nil
@@ -156,16 +145,17 @@ type managerPod struct {
 	connect int
 }
 
-// connectPort returns the pod's port for upgraded requests.
+// connectPort returns the pod's port for upgraded requests. Managers of the minor version before
+// name none, and take them on the HTTP port.
 func connectPort(pod *corev1.Pod) int {
 	for _, c := range pod.Spec.Containers {
 		for _, p := range c.Ports {
-			if p.Name == connectName {
+			if p.Name == names.Connect {
 				return int(p.ContainerPort)
 			}
 		}
 	}
-	return httpPort
+	return names.HTTPPort
 }
 
 // pod chooses one of the manager's pods that are ready.

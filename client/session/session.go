@@ -22,6 +22,7 @@ import (
 	"sidestep.dev/sidestep/client/kube"
 	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/client/outbound"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 )
@@ -38,9 +39,6 @@ const (
 	// answer.
 	endTimeout = 10 * time.Second
 )
-
-// DefaultManagerNamespace is where sidestep is installed unless something else is said.
-const DefaultManagerNamespace = "sidestep"
 
 // Target is the cluster that a caller means.
 type Target struct {
@@ -250,7 +248,7 @@ func (r *Record) adopt(t Target, cluster *kube.Cluster) {
 		r.Access.Flags = flags
 	}
 	r.Server, r.Context = cluster.Server, cluster.Context
-	r.ManagerNamespace = cmp.Or(t.ManagerNamespace, r.ManagerNamespace, DefaultManagerNamespace)
+	r.ManagerNamespace = cmp.Or(t.ManagerNamespace, r.ManagerNamespace, names.Sidestep)
 	switch {
 	case t.Namespace != "":
 		r.Namespace, r.NamespaceChosen = t.Namespace, true

@@ -202,7 +202,7 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	}
 	missing := reason.New(codes.NotFound, reason.WorkloadNotFound, "%s %q not found in namespace %s",
 		what, name, namespace)
-	known, err := names(ctx, api, namespace, kind)
+	known, err := listNames(ctx, api, namespace, kind)
 	switch {
 	case err != nil:
 		// Whoever may get but not list still learns that the name is wrong.
@@ -227,9 +227,9 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	return missing
 }
 
-// names lists the workloads of a namespace, without those that belong to another, unless they are
+// listNames lists the workloads of a namespace, without those that belong to another, unless they are
 // of the kind that is looked for.
-func names(ctx context.Context, api client.Client, namespace, kind string) ([]string, error) {
+func listNames(ctx context.Context, api client.Client, namespace, kind string) ([]string, error) {
 	var found []string
 	for _, k := range v1alpha1.WorkloadKinds {
 		if kind != "" && k != kind {

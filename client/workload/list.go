@@ -19,6 +19,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/kube"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/rollout"
 )
@@ -88,8 +89,8 @@ type builder struct {
 // intercepted. Without an answer it does not.
 func hostNetworkAllowed(ctx context.Context, api client.Client, installation string) bool {
 	var allows corev1.ConfigMap
-	err := api.Get(ctx, client.ObjectKey{Namespace: installation, Name: "sidestep-ca"}, &allows)
-	return err == nil && allows.Data["host-network"] == "allowed"
+	err := api.Get(ctx, client.ObjectKey{Namespace: installation, Name: names.CA}, &allows)
+	return err == nil && allows.Data[names.HostNetwork] == names.Allowed
 }
 
 func newBuilder(services []corev1.Service, intercepts []v1alpha1.Intercept) *builder {
@@ -214,9 +215,9 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service,
 const ours = "it is a part of sidestep itself"
 
 func isOurs(labels map[string]string) bool {
-	component := labels["app.kubernetes.io/component"]
-	return labels["app.kubernetes.io/name"] == "sidestep" &&
-		(component == "manager" || component == "nodeagent")
+	component := labels[names.LabelComponent]
+	return labels[names.LabelName] == names.Sidestep &&
+		(component == names.ComponentManager || component == names.ComponentNodeAgent)
 }
 
 func isInterceptable(p corev1.Protocol) bool {

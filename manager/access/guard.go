@@ -12,12 +12,14 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // The ValidatingAdmissionPolicies, and their bindings, that the manager relies on.
 const (
 	// EnvironmentPolicy admits spec.environment only from those who may read environments.
-	EnvironmentPolicy = "sidestep-environment"
+	EnvironmentPolicy = names.Environment
 	// HolderPolicy vouches for spec.client.user of Intercepts.
 	HolderPolicy = "sidestep-holder"
 	// LoginPolicy vouches for the user and the groups of Logins.

@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"math/big"
 	"time"
+
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // backdated is how far back certificates are valid, for peers whose clock is behind.
@@ -39,7 +41,7 @@ func newAuthority(now time.Time, lifetime time.Duration) (*authority, error) {
 	}
 	template := &x509.Certificate{
 		// The serial number in the name tells authorities apart that follow one another.
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "sidestep-ca", SerialNumber: serial.Text(16)},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: names.CA, SerialNumber: serial.Text(16)},
 		NotBefore: now.Add(-backdated), NotAfter: now.Add(lifetime),
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 		IsCA: true, MaxPathLenZero: true,

@@ -19,6 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // KeeperConfig is what a Keeper needs.
@@ -93,7 +95,7 @@ func (k *Keeper) Check(ctx context.Context) error {
 	}
 	before := secret.DeepCopy()
 	did, err := s.step(circumstances{now: k.cfg.Now(), adopted: adopted,
-		published: parseCerts([]byte(trusted.Data[authorityCert])), reconnected: k.cfg.Reconnected,
+		published: parseCerts([]byte(trusted.Data[names.CACert])), reconnected: k.cfg.Reconnected,
 		names: k.cfg.Names}, k.cfg.Timing)
 	if err != nil {
 		return err
@@ -150,13 +152,13 @@ func same(a, b *corev1.Secret) bool {
 // publish puts the certificates to trust into the ConfigMap. What else is in it stays.
 func (k *Keeper) publish(ctx context.Context, trusted *corev1.ConfigMap, bundle []*x509.Certificate) error {
 	text := string(encodeCerts(bundle))
-	if strings.TrimSpace(trusted.Data[authorityCert]) == strings.TrimSpace(text) {
+	if strings.TrimSpace(trusted.Data[names.CACert]) == strings.TrimSpace(text) {
 		return nil
 	}
 	if trusted.Data == nil {
 		trusted.Data = map[string]string{}
 	}
-	trusted.Data[authorityCert] = text
+	trusted.Data[names.CACert] = text
 	err := k.cfg.Client.Update(ctx, trusted)
 	if err != nil && !apierrors.IsConflict(err) {
 		return fmt.Errorf("update ConfigMap %s: %w", k.cfg.ConfigMap, err)
@@ -216,6 +218,6 @@ func expiry(which string, c *x509.Certificate) prometheus.Metric {
 
 // Names returns the names by which the manager of an installation is dialled.
 func Names(namespace string) []string {
-	const service = "sidestep-manager"
+	const service = names.Manager
 	return slices.Clone([]string{service, service + "." + namespace, service + "." + namespace + ".svc"})
 }

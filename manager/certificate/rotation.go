@@ -10,12 +10,14 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // Keys of the Secret, besides tls.crt and tls.key. The chart, and releases that knew no rotation,
 // put the authority's certificate under ca.crt; only since then is its key kept.
 const (
-	authorityCert = "ca.crt"
+	authorityCert = names.CACert
 	authorityKey  = "ca.key"
 	nextCert      = "next.crt"
 	nextKey       = "next.key"

@@ -16,11 +16,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/tlsbatch"
 )
-
-// serverName is what the manager's certificate says, whatever its address is.
-const serverName = "sidestep-manager"
 
 // Files are dial options that trust the certificates in caFile and identify the caller by the token
 // in tokenFile. Both files are read again when they are needed, since both are replaced from time
@@ -49,9 +47,9 @@ func (t transport) ClientHandshake(ctx context.Context, _ string, raw net.Conn) 
 		return nil, nil, fmt.Errorf("read the manager's certificate authority: %s holds no certificate",
 			t.caFile)
 	}
-	return tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: serverName,
+	return tlsbatch.Credentials(&tls.Config{RootCAs: roots, ServerName: names.Manager,
 		MinVersion: tls.VersionTLS13}).
-		ClientHandshake(ctx, serverName, raw)
+		ClientHandshake(ctx, names.Manager, raw)
 }
 
 func (t transport) Clone() credentials.TransportCredentials {

@@ -7,6 +7,7 @@ import (
 
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -22,7 +23,7 @@ func (e *Env) Advise(text string, err error) string {
 			"` and try again",
 		reason.NoCluster:    "check --kubeconfig and --context, or `kubectl config view`",
 		reason.Unauthorized: "log in to the cluster again",
-		reason.Forbidden:    "ask who runs the cluster for ClusterRole sidestep-user in that namespace",
+		reason.Forbidden:    "ask who runs the cluster for ClusterRole " + names.User + " in that namespace",
 		reason.OtherCluster: "run `" + e.Name + " quit` first",
 		reason.NoSession:    "run `" + e.Name + " connect`",
 		reason.VersionSkew: "get the version that the cluster has, or run `" + e.Name +

@@ -6,11 +6,13 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // DefaultManagerNamespace is where the traffic manager is unless --manager-namespace says
 // otherwise.
-const DefaultManagerNamespace = "sidestep"
+const DefaultManagerNamespace = names.Sidestep
 
 // Global are the values of the flags that every command has.
 type Global struct {

@@ -22,14 +22,15 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (
 	// releaseName is the name of the Helm release, and of what the chart makes.
-	releaseName = "sidestep"
+	releaseName = names.Sidestep
 	// selector selects the chart's objects.
-	selector = "app.kubernetes.io/name=sidestep"
+	selector = names.LabelName + "=" + names.Sidestep
 	// dialPatience is how long a cluster may take to answer at all.
 	dialPatience = 10 * time.Second
 	// requestPatience is how long one request may take, unless --request-timeout says so.

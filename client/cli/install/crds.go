@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/names"
 )
 
 var (
@@ -29,7 +30,7 @@ const (
 	loginCRD       = "logins.sidestep.dev"
 	crdEstablished = time.Minute
 	// fieldManager is who the API server's managedFields say has set a field.
-	fieldManager = "sidestep"
+	fieldManager = names.Sidestep
 )
 
 // applyCRDs creates the chart's definitions or brings them up to date, which helm does at neither

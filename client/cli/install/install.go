@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -204,7 +205,7 @@ func (c *Cluster) lastRelease(ctx context.Context, helm *action.Configuration) (
 // foreignInstallation is an error when something other than helm, such as a GitOps tool, has
 // installed the traffic manager.
 func (c *Cluster) foreignInstallation(ctx context.Context) error {
-	there, err := c.kube.AppsV1().Deployments(c.namespace).Get(ctx, "sidestep-manager", metav1.GetOptions{})
+	there, err := c.kube.AppsV1().Deployments(c.namespace).Get(ctx, names.Manager, metav1.GetOptions{})
 	if err != nil || there.Annotations["meta.helm.sh/release-name"] == releaseName {
 		return nil // none, or helm will say itself why it cannot read it
 	}

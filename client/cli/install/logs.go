@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"sidestep.dev/sidestep/internal/names"
 )
 
 // The log of one container is bounded; its newest lines are taken.
@@ -37,7 +39,7 @@ func (c *Cluster) Logs(ctx context.Context, o LogOptions) error {
 	found := false
 	for i := range pods.Items {
 		pod := &pods.Items[i]
-		if !o.Wanted(pod.Labels["app.kubernetes.io/component"], pod.Name) {
+		if !o.Wanted(pod.Labels[names.LabelComponent], pod.Name) {
 			continue
 		}
 		found = true

@@ -10,13 +10,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
 const (
 	// managedBy marks a namespace that was made here, and so is removed with everything else.
 	managedBy      = "app.kubernetes.io/managed-by"
-	managedByValue = "sidestep"
+	managedByValue = names.Sidestep
 )
 
 // ensureNamespace creates the traffic manager's namespace if it is missing. helm's own would lack
@@ -45,7 +46,7 @@ func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created boo
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 		Name: c.namespace,
 		Labels: map[string]string{
-			"app.kubernetes.io/name":             "sidestep",
+			names.LabelName:                      names.Sidestep,
 			managedBy:                            managedByValue,
 			"pod-security.kubernetes.io/enforce": "privileged",
 			"pod-security.kubernetes.io/audit":   "privileged",

@@ -26,6 +26,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/layout"
 	"sidestep.dev/sidestep/client/cli/output"
 	"sidestep.dev/sidestep/client/cli/status"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -163,11 +164,11 @@ func fill(ctx context.Context, e *env.Env, g *env.Global, b *bundle, f flags, da
 	}
 	var components []string
 	if f.manager {
-		components = append(components, "manager")
+		components = append(components, names.ComponentManager)
 	}
 	agents := strings.ToLower(f.agents)
 	if agents != wordNone {
-		components = append(components, "nodeagent")
+		components = append(components, names.ComponentNodeAgent)
 	}
 	if len(components) == 0 {
 		return
@@ -182,7 +183,7 @@ func fill(ctx context.Context, e *env.Env, g *env.Global, b *bundle, f flags, da
 		Progress: line.Set,
 		Wanted: func(component, pod string) bool {
 			return slices.Contains(components, component) &&
-				(component == "manager" || agents == wordAll || strings.Contains(pod, f.agents))
+				(component == names.ComponentManager || agents == wordAll || strings.Contains(pod, f.agents))
 		},
 		Write:   b.write,
 		Problem: b.problem,

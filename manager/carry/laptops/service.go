@@ -20,14 +20,12 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/manager/carry/parking"
 )
-
-// KeyMetadata is the metadata key under which a laptop shows its session key.
-const KeyMetadata = "sidestep-session-key"
 
 const keySize = 32
 
@@ -76,10 +74,10 @@ func NewService(cfg Config) *Service {
 // keyHash gives the name of the session whose key the call shows.
 func keyHash(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get(KeyMetadata)
+	values := md.Get(names.SessionKeyMetadata)
 	if len(values) != 1 {
 		return "", status.Errorf(codes.Unauthenticated,
-			"the call shows %d session keys in metadata %s, and needs one", len(values), KeyMetadata)
+			"the call shows %d session keys in metadata %s, and needs one", len(values), names.SessionKeyMetadata)
 	}
 	key, err := hex.DecodeString(values[0])
 	if err != nil || len(key) != keySize {

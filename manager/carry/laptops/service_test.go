@@ -21,6 +21,7 @@ import (
 
 	"sidestep.dev/sidestep/api/clientpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/manager/carry/parking"
 )
@@ -60,7 +61,7 @@ func withKey(t *testing.T, b byte) (context.Context, string) {
 	t.Helper()
 	key := make([]byte, keySize)
 	key[0] = b
-	pairs := metadata.Pairs(KeyMetadata, hex.EncodeToString(key))
+	pairs := metadata.Pairs(names.SessionKeyMetadata, hex.EncodeToString(key))
 	hash, err := keyHash(metadata.NewIncomingContext(t.Context(), pairs))
 	require.NoError(t, err)
 	return metadata.NewOutgoingContext(t.Context(), pairs), hash

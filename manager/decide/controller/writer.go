@@ -20,6 +20,7 @@ import (
 
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/backoff"
+	"sidestep.dev/sidestep/internal/names"
 )
 
 const (
@@ -290,7 +291,7 @@ func (w *writer) delete(ctx context.Context, ic *v1alpha1.Intercept, why string)
 			Name: ic.Name, UID: ic.UID,
 		},
 		Type: corev1.EventTypeNormal, Reason: "SessionGone", Message: "Ended: " + why,
-		Source: corev1.EventSource{Component: "sidestep-manager"}, FirstTimestamp: now,
+		Source: corev1.EventSource{Component: names.Manager}, FirstTimestamp: now,
 		LastTimestamp: now, Count: 1,
 	}
 	if err := w.client.Create(ctx, event); err != nil {
