@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER := $(BIN)/cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help build man images generate check-generated lint fmt test test-unit test-race test-fuzz test-long vulncheck test-e2e test-upgrade cluster-programs demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
+.PHONY: help build man images release generate check-generated lint fmt test test-unit test-race test-fuzz test-long vulncheck test-e2e test-upgrade cluster-programs demo bench bench-quick bench-tools vmtest cluster-up cluster-down clean deps deps-build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ man: build ## a manual page for each command of the command line, into build/man
 
 images: build $(BIN)/apps ## container images of the programs and of the sample apps, into build/images
 	go run ./deploy/images --out build/images --tag $(VERSION) --apps $(if $(IMAGE_REGISTRY),--push $(IMAGE_REGISTRY))
+
+release: ## the files of a release with checksums, SBOMs and provenance, into build/release: make release VERSION=v1.2.3 REPOSITORY=https://… BUILDER=https://…
+	deploy/release.sh $(VERSION)
 
 deps: ## Debian packages that the tests and the demo use, if they are missing
 	@tests/deps.sh run
