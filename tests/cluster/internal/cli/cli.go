@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -118,6 +119,11 @@ func newUp(env Env) *cobra.Command {
 				return err
 			}
 			c.Wait = wait
+			// Without settings the cluster that is up is repaired, whatever its own are.
+			settings := []string{"name", "nodes", "ip-family", "host-link"}
+			if present, err := c.Plan(); err == nil && !slices.ContainsFunc(settings, command.Flags().Changed) {
+				p = present
+			}
 			return c.Up(command.Context(), p)
 		},
 	}
