@@ -26,7 +26,8 @@ func (n nodes) list() []*clientpb.NodeAgent {
 	return all
 }
 
-// traffic tells a session of the connections to its intercepts, and of what its wiretaps got.
+// traffic tells a session of the connections to its intercepts, of what its wiretaps got, and of the
+// requests that its laptop answered and did not answer.
 func (n nodes) traffic(keyHash string) []*clientpb.InterceptTraffic {
 	counted := map[string]*clientpb.InterceptTraffic{}
 	for uid, t := range n.Traffic(keyHash) {
@@ -37,6 +38,12 @@ func (n nodes) traffic(keyHash string) []*clientpb.InterceptTraffic {
 			counted[uid] = &clientpb.InterceptTraffic{InterceptUid: uid}
 		}
 		counted[uid].Copies = c
+	}
+	for uid, a := range n.Answers(keyHash) {
+		if counted[uid] == nil {
+			counted[uid] = &clientpb.InterceptTraffic{InterceptUid: uid}
+		}
+		counted[uid].Answered, counted[uid].Unanswered = a.Answered, a.Messages()
 	}
 	var all []*clientpb.InterceptTraffic
 	for _, uid := range slices.Sorted(maps.Keys(counted)) {

@@ -5,12 +5,14 @@ package manager
 import (
 	"encoding/hex"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/clientpb"
@@ -92,4 +94,42 @@ func TestLaptopsAreToldWhatWasCountedForTheirIntercepts(t *testing.T) {
 	assert.Equal(t, (&agentpb.Traffic{Opened: 24, Closed: 10, SentBytes: 2000}).String(),
 		got[0].GetTraffic().String())
 	assert.Empty(t, told(other, "bob"))
+}
+
+func TestRequestsThatTheLaptopDoesNotAnswerAreTold(t *testing.T) {
+	k := newKube()
+	m := start(t, k)
+	rs := k.shop(t)
+	for _, n := range []string{"1", "2"} {
+		k.pod(t, rs, "p"+n, "node-"+n)
+		m.agent(t, "node-"+n, func(r *agentpb.TargetReport) {
+			answered := uint64(7)
+			r.Answered = &answered
+			r.Unanswered = []*agentpb.Unanswered{{Reason: agentpb.Unanswered_LOCAL_TLS, Count: 2}}
+		})
+	}
+	l := m.laptop(t, "alice", 0)
+	k.create(t, asks("alice", "http", ""))
+	k.until(t, "alice", v1alpha1.StateActive)
+	var st v1alpha1.InterceptStatus
+	require.Eventually(t, func() bool {
+		st = k.intercept(t, "alice").Status
+		return len(st.Unanswered) == 1
+	}, patient, often)
+	assert.Equal(t, "LocalTLS", st.Unanswered[0].Reason)
+	assert.WithinDuration(t, time.Now(), st.Unanswered[0].Last.Time, time.Minute)
+	assert.Equal(t, v1alpha1.StateActive, st.State, "it is intercepted all the same")
+	answered := apimeta.FindStatusCondition(st.Conditions, v1alpha1.ConditionAnswered)
+	require.NotNil(t, answered)
+	assert.Equal(t, []string{"False", "LocalTLS"}, []string{string(answered.Status), answered.Reason})
+	assert.Contains(t, answered.Message, "speaks only TLS")
+
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "sidestep-session-key",
+		hex.EncodeToString(sessionKey("alice")))
+	reply, err := clientpb.NewClientsClient(l.conn).Nodes(ctx, &clientpb.NodesRequest{})
+	require.NoError(t, err)
+	require.Len(t, reply.GetTraffic(), 1)
+	assert.EqualValues(t, 14, reply.GetTraffic()[0].GetAnswered())
+	require.Len(t, reply.GetTraffic()[0].GetUnanswered(), 1)
+	assert.EqualValues(t, 4, reply.GetTraffic()[0].GetUnanswered()[0].GetCount())
 }

@@ -710,6 +710,7 @@ type Rule struct {
 	Existing           string                 `protobuf:"bytes,6,opt,name=existing,proto3" json:"existing,omitempty"`                 // auto, idle, all, none
 	Connected          bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`              // false: the laptop is away, everything goes to the app
 	Environment        bool                   `protobuf:"varint,8,opt,name=environment,proto3" json:"environment,omitempty"`          // the laptop may have the environment of the pod's containers
+	Called             string                 `protobuf:"bytes,9,opt,name=called,proto3" json:"called,omitempty"`                     // what its holder calls the intercept; empty: a manager of an older version
 	ToPod              []uint32               `protobuf:"varint,20,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"` // ports of the pod that the laptop may connect to
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -799,6 +800,13 @@ func (x *Rule) GetEnvironment() bool {
 		return x.Environment
 	}
 	return false
+}
+
+func (x *Rule) GetCalled() string {
+	if x != nil {
+		return x.Called
+	}
+	return ""
 }
 
 func (x *Rule) GetToPod() []uint32 {
@@ -1179,6 +1187,7 @@ type TargetReport struct {
 	Traffic       *Traffic      `protobuf:"bytes,10,opt,name=traffic,proto3" json:"traffic,omitempty"`         // absent if connections are not counted
 	Copies        *Copies       `protobuf:"bytes,11,opt,name=copies,proto3" json:"copies,omitempty"`           // of a wiretap
 	Unanswered    []*Unanswered `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"`
+	Answered      *uint64       `protobuf:"varint,13,opt,name=answered,proto3,oneof" json:"answered,omitempty"` // of those that matched, how many the laptop has answered, or begun to; absent: not counted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1295,6 +1304,13 @@ func (x *TargetReport) GetUnanswered() []*Unanswered {
 		return x.Unanswered
 	}
 	return nil
+}
+
+func (x *TargetReport) GetAnswered() uint64 {
+	if x != nil && x.Answered != nil {
+		return *x.Answered
+	}
+	return 0
 }
 
 // Unanswered counts the requests that matched and were not answered by the laptop, for one reason. The app got them, or the client an error.
@@ -1562,7 +1578,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bwiretaps\x18\x04 \x03(\v2\x17.sidestep.agent.v1.RuleR\bwiretaps\"/\n" +
 	"\x05Probe\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\xba\x02\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\xd2\x02\n" +
 	"\x04Rule\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x12/\n" +
 	"\x13intercept_namespace\x18\x02 \x01(\tR\x12interceptNamespace\x12%\n" +
@@ -1571,7 +1587,8 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x04http\x18\x05 \x01(\v2\x1c.sidestep.agent.v1.HTTPMatchR\x04http\x12\x1a\n" +
 	"\bexisting\x18\x06 \x01(\tR\bexisting\x12\x1c\n" +
 	"\tconnected\x18\a \x01(\bR\tconnected\x12 \n" +
-	"\venvironment\x18\b \x01(\bR\venvironment\x12\x15\n" +
+	"\venvironment\x18\b \x01(\bR\venvironment\x12\x16\n" +
+	"\x06called\x18\t \x01(\tR\x06called\x12\x15\n" +
 	"\x06to_pod\x18\x14 \x03(\rR\x05toPod\"w\n" +
 	"\tHTTPMatch\x128\n" +
 	"\aheaders\x18\x01 \x03(\v2\x1e.sidestep.agent.v1.HeaderMatchR\aheaders\x120\n" +
@@ -1592,7 +1609,7 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\bdatapath\x18\x03 \x01(\v2\x1b.sidestep.agent.v1.DatapathR\bdatapath\"6\n" +
 	"\bDatapath\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xb0\x03\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xde\x03\n" +
 	"\fTargetReport\x12\x17\n" +
 	"\apod_uid\x18\x01 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12#\n" +
@@ -1608,7 +1625,9 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\x06copies\x18\v \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\x12=\n" +
 	"\n" +
 	"unanswered\x18\f \x03(\v2\x1d.sidestep.agent.v1.UnansweredR\n" +
-	"unanswered\"\x86\x02\n" +
+	"unanswered\x12\x1f\n" +
+	"\banswered\x18\r \x01(\x04H\x00R\banswered\x88\x01\x01B\v\n" +
+	"\t_answered\"\x86\x02\n" +
 	"\n" +
 	"Unanswered\x12<\n" +
 	"\x06reason\x18\x01 \x01(\x0e2$.sidestep.agent.v1.Unanswered.ReasonR\x06reason\x12\x14\n" +
@@ -1734,6 +1753,7 @@ func file_api_agentpb_agent_proto_init() {
 		(*PathMatch_Prefix)(nil),
 		(*PathMatch_Regex)(nil),
 	}
+	file_api_agentpb_agent_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -643,7 +643,9 @@ type InterceptTraffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	InterceptUid  string                 `protobuf:"bytes,1,opt,name=intercept_uid,json=interceptUid,proto3" json:"intercept_uid,omitempty"`
 	Traffic       *agentpb.Traffic       `protobuf:"bytes,2,opt,name=traffic,proto3" json:"traffic,omitempty"`
-	Copies        *agentpb.Copies        `protobuf:"bytes,3,opt,name=copies,proto3" json:"copies,omitempty"` // of a wiretap
+	Copies        *agentpb.Copies        `protobuf:"bytes,3,opt,name=copies,proto3" json:"copies,omitempty"`            // of a wiretap
+	Answered      *uint64                `protobuf:"varint,4,opt,name=answered,proto3,oneof" json:"answered,omitempty"` // connections (tcp) or requests (http) that the laptop answered; absent: not counted
+	Unanswered    []*agentpb.Unanswered  `protobuf:"bytes,5,rep,name=unanswered,proto3" json:"unanswered,omitempty"`    // of those that matched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -695,6 +697,20 @@ func (x *InterceptTraffic) GetTraffic() *agentpb.Traffic {
 func (x *InterceptTraffic) GetCopies() *agentpb.Copies {
 	if x != nil {
 		return x.Copies
+	}
+	return nil
+}
+
+func (x *InterceptTraffic) GetAnswered() uint64 {
+	if x != nil && x.Answered != nil {
+		return *x.Answered
+	}
+	return 0
+}
+
+func (x *InterceptTraffic) GetUnanswered() []*agentpb.Unanswered {
+	if x != nil {
+		return x.Unanswered
 	}
 	return nil
 }
@@ -825,11 +841,16 @@ const file_api_clientpb_client_proto_rawDesc = "" +
 	"\n" +
 	"NodesReply\x125\n" +
 	"\x06agents\x18\x01 \x03(\v2\x1d.sidestep.client.v1.NodeAgentR\x06agents\x12>\n" +
-	"\atraffic\x18\x02 \x03(\v2$.sidestep.client.v1.InterceptTrafficR\atraffic\"\xa0\x01\n" +
+	"\atraffic\x18\x02 \x03(\v2$.sidestep.client.v1.InterceptTrafficR\atraffic\"\x8d\x02\n" +
 	"\x10InterceptTraffic\x12#\n" +
 	"\rintercept_uid\x18\x01 \x01(\tR\finterceptUid\x124\n" +
 	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\x121\n" +
-	"\x06copies\x18\x03 \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\"\xa1\x01\n" +
+	"\x06copies\x18\x03 \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\x12\x1f\n" +
+	"\banswered\x18\x04 \x01(\x04H\x00R\banswered\x88\x01\x01\x12=\n" +
+	"\n" +
+	"unanswered\x18\x05 \x03(\v2\x1d.sidestep.agent.v1.UnansweredR\n" +
+	"unansweredB\v\n" +
+	"\t_answered\"\xa1\x01\n" +
 	"\tNodeAgent\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
@@ -871,7 +892,8 @@ var file_api_clientpb_client_proto_goTypes = []any{
 	(*NodeAgent)(nil),          // 10: sidestep.client.v1.NodeAgent
 	(*agentpb.Traffic)(nil),    // 11: sidestep.agent.v1.Traffic
 	(*agentpb.Copies)(nil),     // 12: sidestep.agent.v1.Copies
-	(*tunnelpb.Frame)(nil),     // 13: sidestep.tunnel.v1.Frame
+	(*agentpb.Unanswered)(nil), // 13: sidestep.agent.v1.Unanswered
+	(*tunnelpb.Frame)(nil),     // 14: sidestep.tunnel.v1.Frame
 }
 var file_api_clientpb_client_proto_depIdxs = []int32{
 	2,  // 0: sidestep.client.v1.ClientMessage.hello:type_name -> sidestep.client.v1.ClientHello
@@ -884,21 +906,22 @@ var file_api_clientpb_client_proto_depIdxs = []int32{
 	9,  // 7: sidestep.client.v1.NodesReply.traffic:type_name -> sidestep.client.v1.InterceptTraffic
 	11, // 8: sidestep.client.v1.InterceptTraffic.traffic:type_name -> sidestep.agent.v1.Traffic
 	12, // 9: sidestep.client.v1.InterceptTraffic.copies:type_name -> sidestep.agent.v1.Copies
-	0,  // 10: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
-	13, // 11: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
-	13, // 12: sidestep.client.v1.Clients.ToPod:input_type -> sidestep.tunnel.v1.Frame
-	7,  // 13: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
-	5,  // 14: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
-	1,  // 15: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
-	13, // 16: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
-	13, // 17: sidestep.client.v1.Clients.ToPod:output_type -> sidestep.tunnel.v1.Frame
-	8,  // 18: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
-	6,  // 19: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	13, // 10: sidestep.client.v1.InterceptTraffic.unanswered:type_name -> sidestep.agent.v1.Unanswered
+	0,  // 11: sidestep.client.v1.Clients.Session:input_type -> sidestep.client.v1.ClientMessage
+	14, // 12: sidestep.client.v1.Clients.Accept:input_type -> sidestep.tunnel.v1.Frame
+	14, // 13: sidestep.client.v1.Clients.ToPod:input_type -> sidestep.tunnel.v1.Frame
+	7,  // 14: sidestep.client.v1.Clients.Nodes:input_type -> sidestep.client.v1.NodesRequest
+	5,  // 15: sidestep.client.v1.Clients.Environment:input_type -> sidestep.client.v1.EnvironmentRequest
+	1,  // 16: sidestep.client.v1.Clients.Session:output_type -> sidestep.client.v1.ManagerMessage
+	14, // 17: sidestep.client.v1.Clients.Accept:output_type -> sidestep.tunnel.v1.Frame
+	14, // 18: sidestep.client.v1.Clients.ToPod:output_type -> sidestep.tunnel.v1.Frame
+	8,  // 19: sidestep.client.v1.Clients.Nodes:output_type -> sidestep.client.v1.NodesReply
+	6,  // 20: sidestep.client.v1.Clients.Environment:output_type -> sidestep.client.v1.EnvironmentReply
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_api_clientpb_client_proto_init() }
@@ -917,6 +940,7 @@ func file_api_clientpb_client_proto_init() {
 		(*ManagerMessage_Pong)(nil),
 		(*ManagerMessage_WantAccepts)(nil),
 	}
+	file_api_clientpb_client_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

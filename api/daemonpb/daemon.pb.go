@@ -72,7 +72,7 @@ func (x InterceptRequest_Environment) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InterceptRequest_Environment.Descriptor instead.
 func (InterceptRequest_Environment) EnumDescriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{11, 0}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type Empty struct {
@@ -736,6 +736,7 @@ type InterceptInfo struct {
 	ToPod         []int32                `protobuf:"varint,40,rep,packed,name=to_pod,json=toPod,proto3" json:"to_pod,omitempty"`           // ports of this laptop that lead to the same ports of a pod
 	Wiretap       bool                   `protobuf:"varint,32,opt,name=wiretap,proto3" json:"wiretap,omitempty"`                           // the app answers, and this laptop gets a copy
 	Protocol      string                 `protobuf:"bytes,33,opt,name=protocol,proto3" json:"protocol,omitempty"`                          // UDP; empty for TCP
+	Unanswered    []*UnansweredInfo      `protobuf:"bytes,34,rep,name=unanswered,proto3" json:"unanswered,omitempty"`                      // as the Intercept has it: the newest first, counts a few seconds old
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -910,6 +911,74 @@ func (x *InterceptInfo) GetProtocol() string {
 	return ""
 }
 
+func (x *InterceptInfo) GetUnanswered() []*UnansweredInfo {
+	if x != nil {
+		return x.Unanswered
+	}
+	return nil
+}
+
+// UnansweredInfo is of the requests that matched an intercept and that this laptop did not answer, for one reason.
+type UnansweredInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // as in the status of the Intercept
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Last          int64                  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"` // when the last of them was seen, in seconds since 1970
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnansweredInfo) Reset() {
+	*x = UnansweredInfo{}
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnansweredInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnansweredInfo) ProtoMessage() {}
+
+func (x *UnansweredInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnansweredInfo.ProtoReflect.Descriptor instead.
+func (*UnansweredInfo) Descriptor() ([]byte, []int) {
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UnansweredInfo) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UnansweredInfo) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *UnansweredInfo) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type PodInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -922,7 +991,7 @@ type PodInfo struct {
 
 func (x *PodInfo) Reset() {
 	*x = PodInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1003,7 @@ func (x *PodInfo) String() string {
 func (*PodInfo) ProtoMessage() {}
 
 func (x *PodInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[10]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1016,7 @@ func (x *PodInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodInfo.ProtoReflect.Descriptor instead.
 func (*PodInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{10}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PodInfo) GetName() string {
@@ -1009,7 +1078,7 @@ type InterceptRequest struct {
 
 func (x *InterceptRequest) Reset() {
 	*x = InterceptRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1090,7 @@ func (x *InterceptRequest) String() string {
 func (*InterceptRequest) ProtoMessage() {}
 
 func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[11]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1103,7 @@ func (x *InterceptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptRequest.ProtoReflect.Descriptor instead.
 func (*InterceptRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{11}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InterceptRequest) GetName() string {
@@ -1198,7 +1267,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1279,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[12]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1292,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{12}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Header) GetName() string {
@@ -1262,7 +1331,7 @@ type PathCondition struct {
 
 func (x *PathCondition) Reset() {
 	*x = PathCondition{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1343,7 @@ func (x *PathCondition) String() string {
 func (*PathCondition) ProtoMessage() {}
 
 func (x *PathCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[13]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1356,7 @@ func (x *PathCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCondition.ProtoReflect.Descriptor instead.
 func (*PathCondition) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{13}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PathCondition) GetMatch() isPathCondition_Match {
@@ -1359,7 +1428,7 @@ type InterceptEvent struct {
 
 func (x *InterceptEvent) Reset() {
 	*x = InterceptEvent{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1440,7 @@ func (x *InterceptEvent) String() string {
 func (*InterceptEvent) ProtoMessage() {}
 
 func (x *InterceptEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[14]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1453,7 @@ func (x *InterceptEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterceptEvent.ProtoReflect.Descriptor instead.
 func (*InterceptEvent) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{14}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InterceptEvent) GetProgress() string {
@@ -1428,7 +1497,7 @@ type Environment struct {
 
 func (x *Environment) Reset() {
 	*x = Environment{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1509,7 @@ func (x *Environment) String() string {
 func (*Environment) ProtoMessage() {}
 
 func (x *Environment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[15]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1522,7 @@ func (x *Environment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Environment.ProtoReflect.Descriptor instead.
 func (*Environment) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{15}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Environment) GetVariables() [][]byte {
@@ -1493,7 +1562,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1574,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[16]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1587,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{16}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaveRequest) GetName() string {
@@ -1537,7 +1606,7 @@ type LeaveReply struct {
 
 func (x *LeaveReply) Reset() {
 	*x = LeaveReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1618,7 @@ func (x *LeaveReply) String() string {
 func (*LeaveReply) ProtoMessage() {}
 
 func (x *LeaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[17]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1631,7 @@ func (x *LeaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
 func (*LeaveReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{17}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaveReply) GetLeft() *InterceptInfo {
@@ -1582,7 +1651,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1663,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[18]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1676,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{18}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HoldRequest) GetIntercept() string {
@@ -1624,15 +1693,17 @@ func (x *HoldRequest) GetProcess() int32 {
 	return 0
 }
 
+// HoldEvent is one of two: an empty one says that it holds.
 type HoldEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Warning       string                 `protobuf:"bytes,1,opt,name=warning,proto3" json:"warning,omitempty"` // one line for people, about requests that this laptop does not answer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HoldEvent) Reset() {
 	*x = HoldEvent{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1715,7 @@ func (x *HoldEvent) String() string {
 func (*HoldEvent) ProtoMessage() {}
 
 func (x *HoldEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[19]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1728,14 @@ func (x *HoldEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldEvent.ProtoReflect.Descriptor instead.
 func (*HoldEvent) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{19}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *HoldEvent) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
 }
 
 type ConfigInfo struct {
@@ -1674,7 +1752,7 @@ type ConfigInfo struct {
 
 func (x *ConfigInfo) Reset() {
 	*x = ConfigInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1764,7 @@ func (x *ConfigInfo) String() string {
 func (*ConfigInfo) ProtoMessage() {}
 
 func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[20]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1777,7 @@ func (x *ConfigInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigInfo.ProtoReflect.Descriptor instead.
 func (*ConfigInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{20}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ConfigInfo) GetLogLevel() string {
@@ -1754,7 +1832,7 @@ type LogLevelRequest struct {
 
 func (x *LogLevelRequest) Reset() {
 	*x = LogLevelRequest{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1844,7 @@ func (x *LogLevelRequest) String() string {
 func (*LogLevelRequest) ProtoMessage() {}
 
 func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[21]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1857,7 @@ func (x *LogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLevelRequest.ProtoReflect.Descriptor instead.
 func (*LogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{21}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogLevelRequest) GetLevel() string {
@@ -1806,7 +1884,7 @@ type NodeAgentsReply struct {
 
 func (x *NodeAgentsReply) Reset() {
 	*x = NodeAgentsReply{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1896,7 @@ func (x *NodeAgentsReply) String() string {
 func (*NodeAgentsReply) ProtoMessage() {}
 
 func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[22]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1909,7 @@ func (x *NodeAgentsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentsReply.ProtoReflect.Descriptor instead.
 func (*NodeAgentsReply) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{22}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NodeAgentsReply) GetAgents() []*NodeAgentInfo {
@@ -1853,14 +1931,16 @@ type TrafficInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	InterceptId   string                 `protobuf:"bytes,1,opt,name=intercept_id,json=interceptId,proto3" json:"intercept_id,omitempty"` // InterceptInfo.id
 	Traffic       *agentpb.Traffic       `protobuf:"bytes,2,opt,name=traffic,proto3" json:"traffic,omitempty"`
-	Copies        *agentpb.Copies        `protobuf:"bytes,3,opt,name=copies,proto3" json:"copies,omitempty"` // of a wiretap
+	Copies        *agentpb.Copies        `protobuf:"bytes,3,opt,name=copies,proto3" json:"copies,omitempty"`            // of a wiretap
+	Answered      *uint64                `protobuf:"varint,4,opt,name=answered,proto3,oneof" json:"answered,omitempty"` // connections (tcp) or requests (http) that this laptop answered; absent: not counted
+	Unanswered    []*agentpb.Unanswered  `protobuf:"bytes,5,rep,name=unanswered,proto3" json:"unanswered,omitempty"`    // of those that matched
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TrafficInfo) Reset() {
 	*x = TrafficInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[23]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1952,7 @@ func (x *TrafficInfo) String() string {
 func (*TrafficInfo) ProtoMessage() {}
 
 func (x *TrafficInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[23]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1965,7 @@ func (x *TrafficInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficInfo.ProtoReflect.Descriptor instead.
 func (*TrafficInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{23}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TrafficInfo) GetInterceptId() string {
@@ -1909,6 +1989,20 @@ func (x *TrafficInfo) GetCopies() *agentpb.Copies {
 	return nil
 }
 
+func (x *TrafficInfo) GetAnswered() uint64 {
+	if x != nil && x.Answered != nil {
+		return *x.Answered
+	}
+	return 0
+}
+
+func (x *TrafficInfo) GetUnanswered() []*agentpb.Unanswered {
+	if x != nil {
+		return x.Unanswered
+	}
+	return nil
+}
+
 // NodeAgentInfo is what is printed about a node's agent.
 type NodeAgentInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1924,7 +2018,7 @@ type NodeAgentInfo struct {
 
 func (x *NodeAgentInfo) Reset() {
 	*x = NodeAgentInfo{}
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[24]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2030,7 @@ func (x *NodeAgentInfo) String() string {
 func (*NodeAgentInfo) ProtoMessage() {}
 
 func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_daemonpb_daemon_proto_msgTypes[24]
+	mi := &file_api_daemonpb_daemon_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2043,7 @@ func (x *NodeAgentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAgentInfo.ProtoReflect.Descriptor instead.
 func (*NodeAgentInfo) Descriptor() ([]byte, []int) {
-	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{24}
+	return file_api_daemonpb_daemon_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NodeAgentInfo) GetNode() string {
@@ -2060,7 +2154,7 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\n" +
 	"intercepts\x18\x05 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\n" +
 	"intercepts\x129\n" +
-	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\xd2\x04\n" +
+	"\x06others\x18\x06 \x03(\v2!.sidestep.daemon.v1.InterceptInfoR\x06others\"\x96\x05\n" +
 	"\rInterceptInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12#\n" +
@@ -2084,7 +2178,14 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\tcontainer\x18\x1f \x01(\tR\tcontainer\x12\x15\n" +
 	"\x06to_pod\x18( \x03(\x05R\x05toPod\x12\x18\n" +
 	"\awiretap\x18  \x01(\bR\awiretap\x12\x1a\n" +
-	"\bprotocol\x18! \x01(\tR\bprotocol\"g\n" +
+	"\bprotocol\x18! \x01(\tR\bprotocol\x12B\n" +
+	"\n" +
+	"unanswered\x18\" \x03(\v2\".sidestep.daemon.v1.UnansweredInfoR\n" +
+	"unanswered\"R\n" +
+	"\x0eUnansweredInfo\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x03R\x04last\"g\n" +
 	"\aPodInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
@@ -2148,8 +2249,9 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"\x04left\x18\x01 \x01(\v2!.sidestep.daemon.v1.InterceptInfoR\x04left\"E\n" +
 	"\vHoldRequest\x12\x1c\n" +
 	"\tintercept\x18\x01 \x01(\tR\tintercept\x12\x18\n" +
-	"\aprocess\x18\x02 \x01(\x05R\aprocess\"\v\n" +
-	"\tHoldEvent\"\xda\x01\n" +
+	"\aprocess\x18\x02 \x01(\x05R\aprocess\"%\n" +
+	"\tHoldEvent\x12\x18\n" +
+	"\awarning\x18\x01 \x01(\tR\awarning\"\xda\x01\n" +
 	"\n" +
 	"ConfigInfo\x12\x1b\n" +
 	"\tlog_level\x18\x01 \x01(\tR\blogLevel\x12/\n" +
@@ -2164,11 +2266,16 @@ const file_api_daemonpb_daemon_proto_rawDesc = "" +
 	"durationMs\"\x87\x01\n" +
 	"\x0fNodeAgentsReply\x129\n" +
 	"\x06agents\x18\x01 \x03(\v2!.sidestep.daemon.v1.NodeAgentInfoR\x06agents\x129\n" +
-	"\atraffic\x18\x02 \x03(\v2\x1f.sidestep.daemon.v1.TrafficInfoR\atraffic\"\x99\x01\n" +
+	"\atraffic\x18\x02 \x03(\v2\x1f.sidestep.daemon.v1.TrafficInfoR\atraffic\"\x86\x02\n" +
 	"\vTrafficInfo\x12!\n" +
 	"\fintercept_id\x18\x01 \x01(\tR\vinterceptId\x124\n" +
 	"\atraffic\x18\x02 \x01(\v2\x1a.sidestep.agent.v1.TrafficR\atraffic\x121\n" +
-	"\x06copies\x18\x03 \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\"\xa5\x01\n" +
+	"\x06copies\x18\x03 \x01(\v2\x19.sidestep.agent.v1.CopiesR\x06copies\x12\x1f\n" +
+	"\banswered\x18\x04 \x01(\x04H\x00R\banswered\x88\x01\x01\x12=\n" +
+	"\n" +
+	"unanswered\x18\x05 \x03(\v2\x1d.sidestep.agent.v1.UnansweredR\n" +
+	"unansweredB\v\n" +
+	"\t_answered\"\xa5\x01\n" +
 	"\rNodeAgentInfo\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\x12\x18\n" +
@@ -2206,7 +2313,7 @@ func file_api_daemonpb_daemon_proto_rawDescGZIP() []byte {
 }
 
 var file_api_daemonpb_daemon_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_api_daemonpb_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(InterceptRequest_Environment)(0), // 0: sidestep.daemon.v1.InterceptRequest.Environment
 	(*Empty)(nil),                     // 1: sidestep.daemon.v1.Empty
@@ -2219,27 +2326,29 @@ var file_api_daemonpb_daemon_proto_goTypes = []any{
 	(*ListReply)(nil),                 // 8: sidestep.daemon.v1.ListReply
 	(*WorkloadInfo)(nil),              // 9: sidestep.daemon.v1.WorkloadInfo
 	(*InterceptInfo)(nil),             // 10: sidestep.daemon.v1.InterceptInfo
-	(*PodInfo)(nil),                   // 11: sidestep.daemon.v1.PodInfo
-	(*InterceptRequest)(nil),          // 12: sidestep.daemon.v1.InterceptRequest
-	(*Header)(nil),                    // 13: sidestep.daemon.v1.Header
-	(*PathCondition)(nil),             // 14: sidestep.daemon.v1.PathCondition
-	(*InterceptEvent)(nil),            // 15: sidestep.daemon.v1.InterceptEvent
-	(*Environment)(nil),               // 16: sidestep.daemon.v1.Environment
-	(*LeaveRequest)(nil),              // 17: sidestep.daemon.v1.LeaveRequest
-	(*LeaveReply)(nil),                // 18: sidestep.daemon.v1.LeaveReply
-	(*HoldRequest)(nil),               // 19: sidestep.daemon.v1.HoldRequest
-	(*HoldEvent)(nil),                 // 20: sidestep.daemon.v1.HoldEvent
-	(*ConfigInfo)(nil),                // 21: sidestep.daemon.v1.ConfigInfo
-	(*LogLevelRequest)(nil),           // 22: sidestep.daemon.v1.LogLevelRequest
-	(*NodeAgentsReply)(nil),           // 23: sidestep.daemon.v1.NodeAgentsReply
-	(*TrafficInfo)(nil),               // 24: sidestep.daemon.v1.TrafficInfo
-	(*NodeAgentInfo)(nil),             // 25: sidestep.daemon.v1.NodeAgentInfo
-	nil,                               // 26: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
-	(*agentpb.Traffic)(nil),           // 27: sidestep.agent.v1.Traffic
-	(*agentpb.Copies)(nil),            // 28: sidestep.agent.v1.Copies
+	(*UnansweredInfo)(nil),            // 11: sidestep.daemon.v1.UnansweredInfo
+	(*PodInfo)(nil),                   // 12: sidestep.daemon.v1.PodInfo
+	(*InterceptRequest)(nil),          // 13: sidestep.daemon.v1.InterceptRequest
+	(*Header)(nil),                    // 14: sidestep.daemon.v1.Header
+	(*PathCondition)(nil),             // 15: sidestep.daemon.v1.PathCondition
+	(*InterceptEvent)(nil),            // 16: sidestep.daemon.v1.InterceptEvent
+	(*Environment)(nil),               // 17: sidestep.daemon.v1.Environment
+	(*LeaveRequest)(nil),              // 18: sidestep.daemon.v1.LeaveRequest
+	(*LeaveReply)(nil),                // 19: sidestep.daemon.v1.LeaveReply
+	(*HoldRequest)(nil),               // 20: sidestep.daemon.v1.HoldRequest
+	(*HoldEvent)(nil),                 // 21: sidestep.daemon.v1.HoldEvent
+	(*ConfigInfo)(nil),                // 22: sidestep.daemon.v1.ConfigInfo
+	(*LogLevelRequest)(nil),           // 23: sidestep.daemon.v1.LogLevelRequest
+	(*NodeAgentsReply)(nil),           // 24: sidestep.daemon.v1.NodeAgentsReply
+	(*TrafficInfo)(nil),               // 25: sidestep.daemon.v1.TrafficInfo
+	(*NodeAgentInfo)(nil),             // 26: sidestep.daemon.v1.NodeAgentInfo
+	nil,                               // 27: sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	(*agentpb.Traffic)(nil),           // 28: sidestep.agent.v1.Traffic
+	(*agentpb.Copies)(nil),            // 29: sidestep.agent.v1.Copies
+	(*agentpb.Unanswered)(nil),        // 30: sidestep.agent.v1.Unanswered
 }
 var file_api_daemonpb_daemon_proto_depIdxs = []int32{
-	26, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
+	27, // 0: sidestep.daemon.v1.ConnectRequest.kube_flags:type_name -> sidestep.daemon.v1.ConnectRequest.KubeFlagsEntry
 	2,  // 1: sidestep.daemon.v1.StatusInfo.daemon:type_name -> sidestep.daemon.v1.VersionInfo
 	10, // 2: sidestep.daemon.v1.StatusInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
 	6,  // 3: sidestep.daemon.v1.StatusInfo.ended:type_name -> sidestep.daemon.v1.EndedInfo
@@ -2247,48 +2356,50 @@ var file_api_daemonpb_daemon_proto_depIdxs = []int32{
 	9,  // 5: sidestep.daemon.v1.ListReply.workloads:type_name -> sidestep.daemon.v1.WorkloadInfo
 	10, // 6: sidestep.daemon.v1.WorkloadInfo.intercepts:type_name -> sidestep.daemon.v1.InterceptInfo
 	10, // 7: sidestep.daemon.v1.WorkloadInfo.others:type_name -> sidestep.daemon.v1.InterceptInfo
-	11, // 8: sidestep.daemon.v1.InterceptInfo.pods:type_name -> sidestep.daemon.v1.PodInfo
-	13, // 9: sidestep.daemon.v1.InterceptRequest.headers:type_name -> sidestep.daemon.v1.Header
-	14, // 10: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
-	0,  // 11: sidestep.daemon.v1.InterceptRequest.environment:type_name -> sidestep.daemon.v1.InterceptRequest.Environment
-	10, // 12: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
-	16, // 13: sidestep.daemon.v1.InterceptEvent.environment:type_name -> sidestep.daemon.v1.Environment
-	10, // 14: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
-	25, // 15: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
-	24, // 16: sidestep.daemon.v1.NodeAgentsReply.traffic:type_name -> sidestep.daemon.v1.TrafficInfo
-	27, // 17: sidestep.daemon.v1.TrafficInfo.traffic:type_name -> sidestep.agent.v1.Traffic
-	28, // 18: sidestep.daemon.v1.TrafficInfo.copies:type_name -> sidestep.agent.v1.Copies
-	1,  // 19: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
-	1,  // 20: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
-	3,  // 21: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
-	1,  // 22: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
-	1,  // 23: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
-	7,  // 24: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
-	12, // 25: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
-	17, // 26: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
-	19, // 27: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
-	1,  // 28: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
-	22, // 29: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
-	1,  // 30: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
-	1,  // 31: sidestep.daemon.v1.Daemon.Ended:input_type -> sidestep.daemon.v1.Empty
-	2,  // 32: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
-	4,  // 33: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
-	4,  // 34: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
-	1,  // 35: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
-	1,  // 36: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
-	8,  // 37: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
-	15, // 38: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
-	18, // 39: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
-	20, // 40: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
-	21, // 41: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
-	1,  // 42: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
-	23, // 43: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
-	5,  // 44: sidestep.daemon.v1.Daemon.Ended:output_type -> sidestep.daemon.v1.EndedReply
-	32, // [32:45] is the sub-list for method output_type
-	19, // [19:32] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	12, // 8: sidestep.daemon.v1.InterceptInfo.pods:type_name -> sidestep.daemon.v1.PodInfo
+	11, // 9: sidestep.daemon.v1.InterceptInfo.unanswered:type_name -> sidestep.daemon.v1.UnansweredInfo
+	14, // 10: sidestep.daemon.v1.InterceptRequest.headers:type_name -> sidestep.daemon.v1.Header
+	15, // 11: sidestep.daemon.v1.InterceptRequest.path:type_name -> sidestep.daemon.v1.PathCondition
+	0,  // 12: sidestep.daemon.v1.InterceptRequest.environment:type_name -> sidestep.daemon.v1.InterceptRequest.Environment
+	10, // 13: sidestep.daemon.v1.InterceptEvent.result:type_name -> sidestep.daemon.v1.InterceptInfo
+	17, // 14: sidestep.daemon.v1.InterceptEvent.environment:type_name -> sidestep.daemon.v1.Environment
+	10, // 15: sidestep.daemon.v1.LeaveReply.left:type_name -> sidestep.daemon.v1.InterceptInfo
+	26, // 16: sidestep.daemon.v1.NodeAgentsReply.agents:type_name -> sidestep.daemon.v1.NodeAgentInfo
+	25, // 17: sidestep.daemon.v1.NodeAgentsReply.traffic:type_name -> sidestep.daemon.v1.TrafficInfo
+	28, // 18: sidestep.daemon.v1.TrafficInfo.traffic:type_name -> sidestep.agent.v1.Traffic
+	29, // 19: sidestep.daemon.v1.TrafficInfo.copies:type_name -> sidestep.agent.v1.Copies
+	30, // 20: sidestep.daemon.v1.TrafficInfo.unanswered:type_name -> sidestep.agent.v1.Unanswered
+	1,  // 21: sidestep.daemon.v1.Daemon.Version:input_type -> sidestep.daemon.v1.Empty
+	1,  // 22: sidestep.daemon.v1.Daemon.Status:input_type -> sidestep.daemon.v1.Empty
+	3,  // 23: sidestep.daemon.v1.Daemon.Connect:input_type -> sidestep.daemon.v1.ConnectRequest
+	1,  // 24: sidestep.daemon.v1.Daemon.Disconnect:input_type -> sidestep.daemon.v1.Empty
+	1,  // 25: sidestep.daemon.v1.Daemon.Quit:input_type -> sidestep.daemon.v1.Empty
+	7,  // 26: sidestep.daemon.v1.Daemon.List:input_type -> sidestep.daemon.v1.ListRequest
+	13, // 27: sidestep.daemon.v1.Daemon.Intercept:input_type -> sidestep.daemon.v1.InterceptRequest
+	18, // 28: sidestep.daemon.v1.Daemon.Leave:input_type -> sidestep.daemon.v1.LeaveRequest
+	20, // 29: sidestep.daemon.v1.Daemon.Hold:input_type -> sidestep.daemon.v1.HoldRequest
+	1,  // 30: sidestep.daemon.v1.Daemon.Config:input_type -> sidestep.daemon.v1.Empty
+	23, // 31: sidestep.daemon.v1.Daemon.SetLogLevel:input_type -> sidestep.daemon.v1.LogLevelRequest
+	1,  // 32: sidestep.daemon.v1.Daemon.NodeAgents:input_type -> sidestep.daemon.v1.Empty
+	1,  // 33: sidestep.daemon.v1.Daemon.Ended:input_type -> sidestep.daemon.v1.Empty
+	2,  // 34: sidestep.daemon.v1.Daemon.Version:output_type -> sidestep.daemon.v1.VersionInfo
+	4,  // 35: sidestep.daemon.v1.Daemon.Status:output_type -> sidestep.daemon.v1.StatusInfo
+	4,  // 36: sidestep.daemon.v1.Daemon.Connect:output_type -> sidestep.daemon.v1.StatusInfo
+	1,  // 37: sidestep.daemon.v1.Daemon.Disconnect:output_type -> sidestep.daemon.v1.Empty
+	1,  // 38: sidestep.daemon.v1.Daemon.Quit:output_type -> sidestep.daemon.v1.Empty
+	8,  // 39: sidestep.daemon.v1.Daemon.List:output_type -> sidestep.daemon.v1.ListReply
+	16, // 40: sidestep.daemon.v1.Daemon.Intercept:output_type -> sidestep.daemon.v1.InterceptEvent
+	19, // 41: sidestep.daemon.v1.Daemon.Leave:output_type -> sidestep.daemon.v1.LeaveReply
+	21, // 42: sidestep.daemon.v1.Daemon.Hold:output_type -> sidestep.daemon.v1.HoldEvent
+	22, // 43: sidestep.daemon.v1.Daemon.Config:output_type -> sidestep.daemon.v1.ConfigInfo
+	1,  // 44: sidestep.daemon.v1.Daemon.SetLogLevel:output_type -> sidestep.daemon.v1.Empty
+	24, // 45: sidestep.daemon.v1.Daemon.NodeAgents:output_type -> sidestep.daemon.v1.NodeAgentsReply
+	5,  // 46: sidestep.daemon.v1.Daemon.Ended:output_type -> sidestep.daemon.v1.EndedReply
+	34, // [34:47] is the sub-list for method output_type
+	21, // [21:34] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_api_daemonpb_daemon_proto_init() }
@@ -2296,18 +2407,19 @@ func file_api_daemonpb_daemon_proto_init() {
 	if File_api_daemonpb_daemon_proto != nil {
 		return
 	}
-	file_api_daemonpb_daemon_proto_msgTypes[13].OneofWrappers = []any{
+	file_api_daemonpb_daemon_proto_msgTypes[14].OneofWrappers = []any{
 		(*PathCondition_Equal)(nil),
 		(*PathCondition_Prefix)(nil),
 		(*PathCondition_Regex)(nil),
 	}
+	file_api_daemonpb_daemon_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_daemonpb_daemon_proto_rawDesc), len(file_api_daemonpb_daemon_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -145,9 +145,11 @@ func (Opened_Result) EnumDescriptor() ([]byte, []int) {
 // Frame is the message of every tunnel stream. internal/tunnel encodes it without copying data; the bytes on the wire
 // are those of this message.
 type Frame struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          Frame_Kind             `protobuf:"varint,1,opt,name=kind,proto3,enum=sidestep.tunnel.v1.Frame_Kind" json:"kind,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  Frame_Kind             `protobuf:"varint,1,opt,name=kind,proto3,enum=sidestep.tunnel.v1.Frame_Kind" json:"kind,omitempty"`
+	Data  []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Of RESET: no end of the connection did this. What carried the tunnel is gone, as when the laptop lost its network.
+	Gone          bool `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +196,13 @@ func (x *Frame) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *Frame) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
 }
 
 // Open says which connection this is.
@@ -376,10 +385,11 @@ var File_api_tunnelpb_tunnel_proto protoreflect.FileDescriptor
 
 const file_api_tunnelpb_tunnel_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/tunnelpb/tunnel.proto\x12\x12sidestep.tunnel.v1\"\x8b\x01\n" +
+	"\x19api/tunnelpb/tunnel.proto\x12\x12sidestep.tunnel.v1\"\x9f\x01\n" +
 	"\x05Frame\x122\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1e.sidestep.tunnel.v1.Frame.KindR\x04kind\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\":\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\":\n" +
 	"\x04Kind\x12\b\n" +
 	"\x04DATA\x10\x00\x12\b\n" +
 	"\x04OPEN\x10\x01\x12\n" +

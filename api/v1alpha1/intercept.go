@@ -282,6 +282,9 @@ const (
 	ConditionConnected = "Connected"
 	// ConditionReady: every ready pod steers to the holder.
 	ConditionReady = "Ready"
+	// ConditionAnswered: in the last minute, the laptop answered every request that matched. Its
+	// reason is that of the newest in status.unanswered.
+	ConditionAnswered = "Answered"
 )
 
 // InterceptStatus is what the manager found and did.
@@ -320,10 +323,27 @@ type InterceptStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	Pods []PodStatus `json:"pods,omitempty"`
+	// Unanswered counts the requests that matched and that the laptop did not answer, by reason,
+	// the newest first. Counts are a few seconds old, and begin anew with a node agent or a pod.
+	// +optional
+	// +listType=map
+	// +listMapKey=reason
+	Unanswered []Unanswered `json:"unanswered,omitempty"`
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Unanswered are requests that matched an intercept and that the laptop did not answer, for one
+// reason. The app got them or, where it could not have them any more, the client an error.
+type Unanswered struct {
+	// Reason is a word such as LocalTLS.
+	Reason string `json:"reason"`
+	Count  int64  `json:"count"`
+	// Last is when the newest of them was seen.
+	// +optional
+	Last metav1.Time `json:"last,omitempty"`
 }
 
 // PodStatus is the state of one pod of the workload.

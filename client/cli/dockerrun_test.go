@@ -163,6 +163,21 @@ func TestACommandIsEndedWhenItsInterceptIsLeft(t *testing.T) {
 	assert.Contains(t, errs.String(), "intercept orders has ended, and so does sh\n")
 }
 
+func TestTheTerminalOfACommandShowsOnceWhatIsNotAnswered(t *testing.T) {
+	w := withOrders(t)
+	const line = "warning: a request was not answered here: because — do this\n"
+	text := strings.TrimSuffix(strings.TrimPrefix(line, "warning: "), "\n")
+	w.daemon.holdWarnings = []string{text, text, "another"}
+	errs := &buffer{}
+	w.Stderr = errs
+	w.Run = func(context.Context, env.Program) (int, error) {
+		errs.await(t, "another")
+		return 0, nil
+	}
+	require.Zero(t, w.do("intercept", "orders", "--", "./orders"))
+	assert.Equal(t, 1, strings.Count(errs.String(), line))
+}
+
 func TestTheDaemonIsToldThatACommandWasKilled(t *testing.T) {
 	w := withDaemon(t)
 	out := &buffer{}

@@ -42,6 +42,10 @@ func TestList(t *testing.T) {
 			w.daemon.workloads = []*daemonpb.WorkloadInfo{{Kind: "Deployment", Name: "orders",
 				Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{aDeafIntercept()}}}
 		},
+		"requests that are not answered": func(w *world) {
+			w.daemon.workloads = []*daemonpb.WorkloadInfo{{Kind: "Deployment", Name: "orders",
+				Namespace: "shop", Intercepts: []*daemonpb.InterceptInfo{anUnansweredIntercept()}}}
+		},
 		"kinds that share a name": func(w *world) {
 			w.daemon.workloads = append(someWorkloads(),
 				&daemonpb.WorkloadInfo{Kind: "DaemonSet", Name: "frontend", Namespace: "shop"},

@@ -3,7 +3,9 @@
 package cli
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"google.golang.org/grpc/codes"
@@ -39,6 +41,16 @@ func aTroubledIntercept() *daemonpb.InterceptInfo {
 			{Name: "echo-1", Node: "node2", Message: "needs Linux 5.9, this is 5.4"},
 		},
 	}
+}
+
+// anUnansweredIntercept is active, and this laptop has not answered all of its requests.
+func anUnansweredIntercept() *daemonpb.InterceptInfo {
+	i := anIntercept()
+	i.Id = testSession + ":orders-shop"
+	last := time.Date(2026, 1, 2, 3, 3, 53, 0, time.UTC).Unix()
+	i.Unanswered = []*daemonpb.UnansweredInfo{{Reason: "LocalTLS", Count: 3, Last: last},
+		{Reason: "Framing", Count: 1, Last: last - 120}}
+	return i
 }
 
 // aDeafIntercept is active, and its port speaks TLS.
@@ -143,6 +155,15 @@ func TestStatusOfNodeAgents(t *testing.T) {
 				},
 			}
 		},
+		"of requests that this laptop does not answer": func(w *world) {
+			i := anUnansweredIntercept()
+			answered := uint64(41)
+			w.daemon.status = statusOf(i)
+			w.daemon.agents = &daemonpb.NodeAgentsReply{Traffic: []*daemonpb.TrafficInfo{{
+				InterceptId: i.Id, Answered: &answered, Unanswered: []*agentpb.Unanswered{
+					{Reason: agentpb.Unanswered_SILENT, Count: 1}, {Reason: agentpb.Unanswered_LOCAL_TLS, Count: 5},
+				}}}}
+		},
 		"in colours": func(w *world) {
 			w.terminal = true
 			w.daemon.agents = &daemonpb.NodeAgentsReply{Agents: []*daemonpb.NodeAgentInfo{
@@ -156,8 +177,11 @@ func TestStatusOfNodeAgents(t *testing.T) {
 			w := newWorld(t)
 			set(w)
 			w.connected(true)
-			golden(t, "node agents "+name, w.transcript("status", "--wide")+"\n"+
-				w.transcript("status", "--wide", "--output", "json"))
+			text := w.transcript("status", "--wide") + "\n" + w.transcript("status", "--wide", "--output", "json")
+			if strings.HasPrefix(name, "of requests") {
+				text += "\n" + w.transcript("status") + "\n" + w.transcript("status", "--output", "json")
+			}
+			golden(t, "node agents "+name, text)
 		})
 	}
 }

@@ -57,15 +57,16 @@ type daemonServer struct {
 	warning   string // between the progress and the result
 	intercept func(context.Context, *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, error)
 	// environment comes with each intercept that wants one.
-	environment *daemonpb.Environment
-	left        []string
-	leaveErr    error
-	held        []string                  // what Hold was called for
-	broken      int                       // calls of Hold that the caller has ended
-	gone        chan struct{}             // ends every Hold
-	agents      *daemonpb.NodeAgentsReply // nil: a daemon that does not know the call
-	agentsErr   error
-	level       *daemonpb.LogLevelRequest
+	environment  *daemonpb.Environment
+	left         []string
+	leaveErr     error
+	held         []string                  // what Hold was called for
+	broken       int                       // calls of Hold that the caller has ended
+	gone         chan struct{}             // ends every Hold
+	holdWarnings []string                  // of every Hold
+	agents       *daemonpb.NodeAgentsReply // nil: a daemon that does not know the call
+	agentsErr    error
+	level        *daemonpb.LogLevelRequest
 
 	ended []*daemonpb.EndedInfo // news
 
@@ -179,6 +180,11 @@ func (d *daemonServer) Hold(r *daemonpb.HoldRequest,
 	d.mu.Unlock()
 	if err := stream.Send(&daemonpb.HoldEvent{}); err != nil {
 		return err
+	}
+	for _, text := range d.holdWarnings {
+		if err := stream.Send(&daemonpb.HoldEvent{Warning: text}); err != nil {
+			return err
+		}
 	}
 	select {
 	case <-d.gone:

@@ -5,16 +5,21 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/intercept"
 	"sidestep.dev/sidestep/client/session"
 	"sidestep.dev/sidestep/internal/reason"
+	"sidestep.dev/sidestep/internal/unanswered"
 )
 
 const (
@@ -45,6 +50,7 @@ func (s *service) Hold(req *daemonpb.HoldRequest, events daemonpb.Daemon_HoldSer
 		return err
 	}
 	ctx := events.Context()
+	h.warn = func(text string) { _ = events.Send(&daemonpb.HoldEvent{Warning: text}) } // ctx tells if it fails
 	switch gone := h.gone(ctx); {
 	case gone:
 		return nil
@@ -70,6 +76,8 @@ type holding struct {
 	session *session.Session
 	name    string    // of the intercept; empty: the session is held
 	uid     types.UID // of its object
+	warn    func(text string)
+	warned  []unanswered.Reason
 }
 
 func (h *holding) find() (types.UID, bool) {
@@ -85,8 +93,9 @@ func (h *holding) find() (types.UID, bool) {
 // gone waits until what is held is gone, and then is true, or until the caller or the daemon goes.
 func (h *holding) gone(ctx context.Context) bool {
 	for {
-		_, changed := h.session.Registry.All()
+		all, changed := h.session.Registry.All()
 		if h.name != "" {
+			h.tell(all)
 			var still bool
 			if h.uid, still = h.session.Registry.Still(h.uid); !still {
 				return true
@@ -102,6 +111,41 @@ func (h *holding) gone(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// tell warns of requests that this laptop does not answer, once for each reason.
+func (h *holding) tell(all []*v1alpha1.Intercept) {
+	i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool { return i.UID == h.uid })
+	if i < 0 {
+		return
+	}
+	for _, r := range missedLately(&all[i].Status) {
+		if !slices.Contains(h.warned, r) {
+			h.warned = append(h.warned, r)
+			h.warn(fmt.Sprintf("a request that matches intercept %s was not answered here: %s", h.name, r.Text()))
+		}
+	}
+}
+
+// missedLately returns the reasons of the last minute. It compares times of the manager's clock
+// alone, since this laptop's may differ.
+func missedLately(st *v1alpha1.InterceptStatus) []unanswered.Reason {
+	if !apimeta.IsStatusConditionFalse(st.Conditions, v1alpha1.ConditionAnswered) {
+		return nil
+	}
+	var newest time.Time
+	for _, u := range st.Unanswered {
+		if u.Last.After(newest) {
+			newest = u.Last.Time
+		}
+	}
+	var lately []unanswered.Reason
+	for _, u := range st.Unanswered {
+		if newest.Sub(u.Last.Time) < time.Minute {
+			lately = append(lately, unanswered.Reason(u.Reason))
+		}
+	}
+	return lately
 }
 
 // leave leaves what the caller held. It tries until that is done or has no object any more.

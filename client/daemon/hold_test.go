@@ -14,8 +14,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sidestep.dev/sidestep/api/daemonpb"
+	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/client/clienttest"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -111,6 +114,37 @@ func TestHold(t *testing.T) {
 			assert.Equal(t, io.EOF, err)
 		}
 	})
+}
+
+func TestAHolderIsToldOnceOfEachReasonForRequestsThatThisLaptopDoesNotAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.connect()
+	now := time.Now()
+	judge := func(answered metav1.ConditionStatus, all ...v1alpha1.Unanswered) {
+		w.manager.Judge(func(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
+			st := clienttest.Active(i)
+			st.Unanswered = all
+			st.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionAnswered, Status: answered}}
+			return st
+		})
+	}
+	one := func(reason string, n int64, ago time.Duration) v1alpha1.Unanswered {
+		return v1alpha1.Unanswered{Reason: reason, Count: n, Last: metav1.NewTime(now.Add(-ago))}
+	}
+	judge(metav1.ConditionTrue, one("LocalRefused", 9, 2*time.Hour))
+	w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
+	stream := w.hold(t.Context(), "orders")
+	next := func() string {
+		event, err := stream.Recv()
+		require.NoError(t, err)
+		return event.GetWarning()
+	}
+	judge(metav1.ConditionFalse, one("LocalTLS", 1, 0), one("LocalRefused", 9, 2*time.Hour))
+	assert.Equal(t, "a request that matches intercept orders was not answered here: the local process speaks only "+
+		"TLS — have it listen without TLS: requests reach it as the app in the pod gets them", next())
+	judge(metav1.ConditionFalse, one("Silent", 1, 0), one("LocalTLS", 2, 0), one("LocalRefused", 9, 2*time.Hour))
+	assert.Contains(t, next(), "did not answer in time", "LocalTLS was told, and nothing of the past is")
 }
 
 func TestADaemonThatEndsLeavesNothingThatIsHeld(t *testing.T) {

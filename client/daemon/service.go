@@ -218,7 +218,7 @@ func (s *service) NodeAgents(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.
 			info := intercept.Print(all[i], false)
 			reply.Traffic = append(reply.Traffic,
 				&daemonpb.TrafficInfo{InterceptId: info.GetId(), Traffic: t.GetTraffic(),
-					Copies: t.GetCopies()})
+					Copies: t.GetCopies(), Answered: t.Answered, Unanswered: t.GetUnanswered()})
 		}
 	}
 	return reply, nil

@@ -49,6 +49,13 @@ func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 			info.Conditions, info.CurlHeaders = rule.Conditions(), rule.CurlHeaders()
 		}
 	}
+	for _, u := range i.Status.Unanswered {
+		one := &daemonpb.UnansweredInfo{Reason: u.Reason, Count: uint64(max(u.Count, 0))}
+		if !u.Last.IsZero() {
+			one.Last = u.Last.Unix()
+		}
+		info.Unanswered = append(info.Unanswered, one)
+	}
 	for _, pod := range i.Status.Pods {
 		info.Pods = append(info.Pods,
 			&daemonpb.PodInfo{Name: pod.Name, Node: pod.Node, Steering: pod.Steering, Message: pod.Message})

@@ -34,6 +34,9 @@ func (p *pod) reportRule(t target, r *agentpb.Rule, wiretap bool) *agentpb.Targe
 		counted := stats.Intercepts[r.GetInterceptUid()]
 		idle = stats.Idle(r.GetTcp())
 		report.Connections, report.Matched, report.Fallbacks = stats.Connections, counted.Matched, counted.Fallbacks
+		if !wiretap {
+			report.Answered = &counted.Answered
+		}
 		for reason, n := range counted.Unanswered {
 			if n > 0 {
 				report.Unanswered = append(report.Unanswered, &agentpb.Unanswered{

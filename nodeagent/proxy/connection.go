@@ -188,6 +188,9 @@ func (m *matched) Sent() {
 	m.proxy.metrics.matched.Inc()
 }
 
+// Answered implements divert.Intercept.
+func (m *matched) Answered() { m.rule.answered.Add(1) }
+
 // Unread implements http1.Target.
 func (c *connection) Unread(p []byte, doubt error) {
 	rule := c.target.rules.Load().http(laxHead(p))

@@ -218,7 +218,7 @@ func TestGRPCIsRoutedByStream(t *testing.T) {
 	}
 	assert.Equal(t, 1, w.appDials(), "over one connection")
 	assert.Equal(t, 1, w.laptop.opened(), "and one tunnel")
-	assert.Equal(t, InterceptStats{Matched: 15}, w.target.Stats().Intercepts["uid-1"])
+	assert.Equal(t, InterceptStats{Matched: 15, Answered: 15}, w.target.Stats().Intercepts["uid-1"])
 }
 
 func TestStreamsOfAppAndLaptopShareAConnection(t *testing.T) {

@@ -29,7 +29,7 @@ func TestMatchedGoesToTheLaptopAndAllElseToTheApp(t *testing.T) {
 	assert.Equal(t, "laptop GET /4 0\n", c.get("/4", mine))
 	assert.Equal(t, 1, w.laptop.opened(), "the tunnel is used again")
 	assert.Equal(t, 1, w.appDials())
-	assert.Equal(t, InterceptStats{Matched: 2}, w.target.Stats().Intercepts["uid-1"])
+	assert.Equal(t, InterceptStats{Matched: 2, Answered: 2}, w.target.Stats().Intercepts["uid-1"])
 }
 
 func TestTwoInterceptsShareAConnection(t *testing.T) {

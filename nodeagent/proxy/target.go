@@ -51,6 +51,7 @@ type Stats struct {
 type InterceptStats struct {
 	Matched   uint64 // sent to the laptop
 	Fallbacks uint64 // given to the app, since the laptop could not take them
+	Answered  uint64 // of those matched; a connection is answered once the laptop has taken it
 	Copies    tap.Counts
 	// Unanswered counts the requests that the laptop did not answer, by reason.
 	Unanswered [divert.Reasons]uint64
@@ -83,6 +84,7 @@ type activeRule struct {
 // intercept is what lives as long as an intercept is among the rules.
 type intercept struct {
 	matched, fallbacks atomic.Uint64
+	answered           atomic.Uint64
 	unanswered         [divert.Reasons]atomic.Uint64
 	logged             atomic.Int64 // when a fallback was last logged, in Unix nanoseconds
 
@@ -149,6 +151,7 @@ func (t *Target) Stats() Stats {
 		one := s.Intercepts[c.InterceptUID]
 		one.Matched += c.matched.Load()
 		one.Fallbacks += c.fallbacks.Load()
+		one.Answered += c.answered.Load()
 		for r := range one.Unanswered {
 			one.Unanswered[r] += c.unanswered[r].Load()
 		}

@@ -9,8 +9,8 @@ import (
 	"io"
 	"time"
 
-	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -30,6 +30,7 @@ func (c *connection) serveWhole(ctx context.Context, rule *activeRule) {
 	}
 	if err != nil {
 		rule.fallbacks.Add(1)
+		rule.unanswered[divert.ReasonOf(err)].Add(1)
 		c.proxy.metrics.wholeFellBack.Inc()
 		c.fellBack(rule, err)
 		c.joinApp(ctx, &in)
@@ -37,6 +38,7 @@ func (c *connection) serveWhole(ctx context.Context, rule *activeRule) {
 	}
 	in.Free()
 	rule.matched.Add(1)
+	rule.answered.Add(1)
 	c.proxy.metrics.wholeConns.Inc()
 	c.proxy.metrics.tunnels.Inc()
 	defer c.proxy.metrics.tunnels.Dec()
@@ -49,6 +51,8 @@ func (c *connection) serveWhole(ctx context.Context, rule *activeRule) {
 	tunnel.Copy(c.conn, t)
 }
 
+var errSilent = divert.New(divert.Silent, "the laptop did not answer in time")
+
 var errClientGone = errors.New("client reset the connection")
 
 // openWhole opens the tunnel. Until the laptop has answered, what the client sends is sent on and
@@ -58,15 +62,15 @@ func (c *connection) openWhole(ctx context.Context, rule *activeRule, b *stream.
 	defer cancel()
 	t, err := c.proxy.cfg.Tunnels.Open(ctx, c.openMessage(rule))
 	if err != nil {
-		return nil, fmt.Errorf("open tunnel: %w", err)
+		return nil, divert.Opening(fmt.Errorf("open tunnel: %w", err))
 	}
 	// a write may be held back
 	stop := context.AfterFunc(ctx, func() { t.Reset("laptop did not answer in time") })
 	answer := make(chan error, 1)
 	go func() {
 		opened, err := t.Opened(ctx)
-		if err == nil && opened.GetResult() != tunnelpb.Opened_OK {
-			err = fmt.Errorf("laptop answered %s: %s", opened.GetResult(), opened.GetMessage())
+		if err == nil {
+			err = divert.NotOpened(opened)
 		}
 		c.client.SetReadDeadline(time.Unix(1, 0))
 		answer <- err
@@ -80,8 +84,8 @@ func (c *connection) openWhole(ctx context.Context, rule *activeRule, b *stream.
 	switch {
 	case gone:
 		return nil, errClientGone
-	case !stop() && err == nil:
-		err = ctx.Err()
+	case !stop():
+		err = errSilent
 	}
 	if err != nil {
 		t.Reset("the connection went to the app")

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 )
 
 // named greets if it speaks first, and answers everything up to the client's half-close with its
@@ -54,7 +55,7 @@ func TestATCPRuleHasWholeConnections(t *testing.T) {
 	assert.NoError(t, err)
 	assert.Equal(t, "laptop got 18:GET / HTTP/1.1\r\n\r\n", got)
 	assert.Zero(t, w.appDials())
-	assert.Equal(t, InterceptStats{Matched: 1}, w.target.Stats().Intercepts["tcp-1"])
+	assert.Equal(t, InterceptStats{Matched: 1, Answered: 1}, w.target.Stats().Intercepts["tcp-1"])
 }
 
 func TestATCPRuleThatIsNotConnectedLeavesTheAppItsConnections(t *testing.T) {
@@ -72,19 +73,22 @@ func TestATCPRuleThatIsNotConnectedLeavesTheAppItsConnections(t *testing.T) {
 }
 
 func TestTheAppGetsAConnectionWithAllItsBytes(t *testing.T) {
-	for name, spoil := range map[string]func(*laptop){
-		"there is no manager": func(l *laptop) { l.gone = true },
-		"the laptop is not connected": func(l *laptop) {
+	for name, spoil := range map[string]struct {
+		how    func(*laptop)
+		reason divert.Reason
+	}{
+		"there is no manager": {func(l *laptop) { l.gone = true }, divert.Unreachable},
+		"the laptop is not connected": {func(l *laptop) {
 			l.answer = func(*tunnelpb.Open) tunnelpb.Opened_Result { return tunnelpb.Opened_NO_CLIENT }
-		},
-		"nothing listens on the laptop": func(l *laptop) { l.local = "127.0.0.1:1" },
-		"nobody answers OPEN":           func(l *laptop) { l.delay = make(chan struct{}) },
+		}, divert.Unreachable},
+		"nothing listens on the laptop": {func(l *laptop) { l.local = "127.0.0.1:1" }, divert.LocalRefused},
+		"nobody answers OPEN":           {func(l *laptop) { l.delay = make(chan struct{}) }, divert.Silent},
 	} {
 		for size, say := range map[string]string{"nothing": "", "little": "abc",
 			"much": strings.Repeat("0123456789", 50_000)} {
 			t.Run(name+", "+size, func(t *testing.T) {
 				w := newWorldWith(t, named(t, "app", true), named(t, "laptop", false), impatient)
-				w.laptop.set(spoil)
+				w.laptop.set(spoil.how)
 				w.target.SetRules([]Rule{tcpRule()}, Kubelet{})
 				c := w.connect()
 				go func() {
@@ -94,7 +98,9 @@ func TestTheAppGetsAConnectionWithAllItsBytes(t *testing.T) {
 				got, err := c.rest()
 				assert.NoError(t, err)
 				assert.True(t, fmt.Sprintf("hello\napp got %d:%s", len(say), say) == got, "%d bytes", len(got))
-				assert.Equal(t, InterceptStats{Fallbacks: 1}, w.target.Stats().Intercepts["tcp-1"])
+				want := InterceptStats{Fallbacks: 1}
+				want.Unanswered[spoil.reason] = 1
+				assert.Equal(t, want, w.target.Stats().Intercepts["tcp-1"])
 			})
 		}
 	}

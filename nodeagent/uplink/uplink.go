@@ -34,12 +34,14 @@ const (
 	dialTimeout   = 3 * time.Second
 )
 
-// Reports are sent every reportEvery if only counters have changed. Others follow at once, for a
-// person waits for each change that they tell of, but after a pause of reportShare times what the
-// last one took, within bounds: a node with few pods tells of each, and one with a thousand rules
-// of many at a time.
+// Reports are sent every reportEvery if only counters have changed, and less often where making one
+// takes more than countShare of that. Others follow at once, for a person waits for each change that
+// they tell of, but after a pause of reportShare times what the last one took, within bounds: a node
+// with few pods tells of each, and one with a thousand rules of many at a time.
 const (
-	reportEvery = 5 * time.Second
+	reportEvery = time.Second
+	reportMost  = 5 * time.Second
+	countShare  = 200
 	pauseLeast  = 5 * time.Millisecond
 	pauseMost   = 100 * time.Millisecond
 	reportShare = 20
@@ -197,8 +199,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 	due.Stop()
 	every := time.NewTicker(reportEvery)
 	defer every.Stop()
-	var last time.Time
-	pause := pauseLeast
+	var pace pace
 	var answering sync.WaitGroup
 	defer answering.Wait()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -225,10 +226,13 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 			}
 			continue
 		case <-pods.Changed():
-			due.Reset(max(0, pause-time.Since(last)))
+			due.Reset(pace.pause())
 			continue
 		case <-due.C:
 		case <-every.C:
+			if pace.dear() {
+				continue
+			}
 		}
 		if !u.attached.Load() {
 			continue // there is no assignment yet to report about
@@ -236,16 +240,36 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 		began := time.Now()
 		report := pods.Report()
 		if proto.Equal(report, sent) {
+			pace.made(began)
 			continue
 		}
 		if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Report{Report: report}}); err != nil {
 			<-ctx.Done() // the reason comes from the receiver
 			return context.Cause(ctx)
 		}
-		sent, last = report, time.Now()
-		pause = min(max(pauseLeast, reportShare*last.Sub(began)), pauseMost)
+		sent = report
+		pace.made(began)
 	}
 }
+
+// pace is how quickly reports follow one another.
+type pace struct {
+	last time.Time     // the end of the last one
+	took time.Duration // what it took to make and send it
+}
+
+func (p *pace) made(began time.Time) {
+	p.last = time.Now()
+	p.took = p.last.Sub(began)
+}
+
+// pause returns how long a change is to wait.
+func (p *pace) pause() time.Duration {
+	return max(0, min(max(pauseLeast, reportShare*p.took), pauseMost)-time.Since(p.last))
+}
+
+// dear reports whether it is too early for a report of which only counters may have changed.
+func (p *pace) dear() bool { return time.Since(p.last) < min(countShare*p.took, reportMost) }
 
 // Open opens a tunnel. It fails at once when the manager is away.
 func (u *Uplink) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {

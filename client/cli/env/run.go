@@ -104,9 +104,16 @@ func (e *Env) RunHeld(ctx context.Context, g *Global, s *Daemon, name string, p 
 	var over atomic.Bool
 	gone, held, holds := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	p.stop = gone
+	warned := map[string]bool{} // a daemon that takes over from another tells again
+	on := holdEvents{holds: sync.OnceFunc(func() { close(holds) }), warns: func(text string) {
+		if !warned[text] {
+			warned[text] = true
+			e.Warn(g, text)
+		}
+	}}
 	go func() {
 		defer close(held)
-		if !e.hold(holding, g, s, name, sync.OnceFunc(func() { close(holds) })) || over.Load() {
+		if !e.hold(holding, g, s, name, on) || over.Load() {
 			return
 		}
 		what := "the session"
@@ -166,11 +173,17 @@ func (e *Env) undo(ctx context.Context, g *Global, s *Daemon,
 	return undo(ctx, next)
 }
 
-// hold calls holds when it is held. It returns true when what is held is gone, and false when ctx
+// holdEvents is what is called while something is held.
+type holdEvents struct {
+	holds func() // it is held
+	warns func(text string)
+}
+
+// hold returns true when what is held is gone, and false when ctx
 // ends. A daemon that dies is replaced, and told again.
-func (e *Env) hold(ctx context.Context, g *Global, s *Daemon, name string, holds func()) bool {
+func (e *Env) hold(ctx context.Context, g *Global, s *Daemon, name string, on holdEvents) bool {
 	for {
-		err := s.hold(ctx, name, holds)
+		err := s.hold(ctx, name, on)
 		switch {
 		case ctx.Err() != nil:
 			return false
@@ -189,15 +202,17 @@ func (e *Env) hold(ctx context.Context, g *Global, s *Daemon, name string, holds
 }
 
 // hold returns nil when what is held is gone.
-func (s *Daemon) hold(ctx context.Context, name string, holds func()) error {
+func (s *Daemon) hold(ctx context.Context, name string, on holdEvents) error {
 	stream, err := s.Hold(ctx, &daemonpb.HoldRequest{Intercept: name, Process: int32(os.Getpid())})
 	if err != nil {
 		return err
 	}
 	for {
-		switch _, err := stream.Recv(); {
+		switch event, err := stream.Recv(); {
+		case event.GetWarning() != "":
+			on.warns(event.GetWarning())
 		case err == nil:
-			holds()
+			on.holds()
 		case errors.Is(err, io.EOF):
 			return nil
 		default:

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 )
@@ -35,6 +36,9 @@ type Intercept struct {
 	Client        string   `json:"client"`
 	Coverage      string   `json:"coverage,omitempty"`
 	Pods          []Pod    `json:"pods,omitempty"`
+	// Answered is how many requests, or connections, this laptop answered, if that was asked for.
+	Answered   *uint64      `json:"answered,omitempty"`
+	Unanswered []Unanswered `json:"unanswered,omitempty"`
 	// Traffic is what was counted, if that was asked for.
 	Traffic *Traffic `json:"traffic,omitempty"`
 	// Copies is what a wiretap got, if that was asked for.
@@ -59,7 +63,7 @@ func InterceptRecord(i *daemonpb.InterceptInfo) Intercept {
 		Mechanism: i.GetMechanism(), Wiretap: i.GetWiretap(),
 		Intercepting: intercepting(i),
 		Conditions:   i.GetConditions(), Headers: i.GetCurlHeaders(), Client: i.GetHolder(),
-		Coverage: i.GetCoverage(),
+		Coverage: i.GetCoverage(), Unanswered: unansweredRecords(misses(i, nil)),
 	}
 	for _, p := range i.GetPods() {
 		r.Pods = append(r.Pods, Pod{Name: p.GetName(), Node: p.GetNode(), Steering: p.GetSteering(),
@@ -113,7 +117,7 @@ func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, url string, p Paint) e
 	if _, err := fmt.Fprintln(w, done); err != nil {
 		return err
 	}
-	b := interceptBlock(i, p)
+	b := interceptBlock(i, time.Time{}, p)
 	if url != "" {
 		b.Add("Try it with", curl(i.GetCurlHeaders(), url), Forwarded)
 	}
@@ -121,7 +125,7 @@ func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, url string, p Paint) e
 	return err
 }
 
-func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
+func interceptBlock(i *daemonpb.InterceptInfo, now time.Time, p Paint) *Block {
 	b := &Block{Indent: "    ", Hang: "      "}
 	name, what := "Intercept name", "Intercepting"
 	if i.GetWiretap() {
@@ -136,6 +140,7 @@ func interceptBlock(i *daemonpb.InterceptInfo, p Paint) *Block {
 	if i.GetMessage() != "" && i.GetState() == "ACTIVE" {
 		b.Add("Warning", i.GetMessage())
 	}
+	b.Add("Not answered here", unansweredLine(misses(i, nil), now, i.GetMechanism()))
 	b.Add("Workload kind", i.GetWorkloadKind())
 	b.Add("Destination", i.GetDestination())
 	b.Add("Service Port Identifier", i.GetServicePort())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"sidestep.dev/sidestep/api/daemonpb"
@@ -40,7 +41,7 @@ func WorkloadRecords(workloads []*daemonpb.WorkloadInfo) []Workload {
 
 // List writes one line for each workload, and a block for each intercept of this client. Names
 // carry their namespace when the list spans several.
-func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, p Paint) error {
+func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, now time.Time, p Paint) error {
 	workloads = slices.Clone(workloads)
 	for i, w := range workloads {
 		workloads[i] = safely(w)
@@ -67,7 +68,7 @@ func List(w io.Writer, workloads []*daemonpb.WorkloadInfo, p Paint) error {
 		pad := strings.Repeat(" ", width-utf8.RuneCountInString(names[i]))
 		fmt.Fprintf(&text, "%s%s: %s\n", names[i], pad, workloadText(wl, p))
 		for _, mine := range byName(wl.GetIntercepts()) {
-			_, _ = interceptBlock(mine, p).WriteTo(&text)
+			_, _ = interceptBlock(mine, now, p).WriteTo(&text)
 		}
 	}
 	_, err := io.WriteString(w, text.String())

@@ -5,6 +5,7 @@ package layout
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -50,7 +51,7 @@ func TestNothingThatIsPrintedHoldsEscapes(t *testing.T) {
 		Version: hostile, Kernel: hostile, Datapath: hostile, Reason: hostile}}}
 	var out strings.Builder
 	require.NoError(t, NewIntercept(&out, i, "http://orders.shop"+hostile, Paint{}))
-	require.NoError(t, List(&out, []*daemonpb.WorkloadInfo{w, {Name: hostile, Namespace: "x", Kind: hostile}}, Paint{}))
+	require.NoError(t, List(&out, []*daemonpb.WorkloadInfo{w, {Name: hostile, Namespace: "x", Kind: hostile}}, time.Time{}, Paint{}))
 	require.NoError(t, StatusText{Brand: "Sidestep", Wide: true, Told: told}.Write(&out, s))
 	assert.Contains(t, out.String(), `ann\x1b[2J`)
 	assert.False(t, strings.ContainsFunc(out.String(), func(r rune) bool { return r != '\n' && harmful(r, false) }))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"sidestep.dev/sidestep/api/daemonpb"
 )
@@ -86,10 +87,15 @@ func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status
 		Intercepts: interceptRecords(s.GetIntercepts()),
 		Ended:      endedRecords(s.GetEnded()),
 	}
+	infos := byName(s.GetIntercepts())
 	for i := range r.UserDaemon.Intercepts {
 		its := &r.UserDaemon.Intercepts[i]
 		its.Traffic = trafficRecord(trafficOf(told.GetTraffic(), its.ID))
 		its.Copies = copiesRecord(copiesOf(told.GetTraffic(), its.ID))
+		if counted := toldOf(told.GetTraffic(), its.ID); counted != nil {
+			its.Answered = counted.Answered
+			its.Unanswered = unansweredRecords(misses(infos[i], counted))
+		}
 	}
 	r.TrafficManager = TrafficManager{Connected: s.GetConnected()}
 	if s.GetConnected() {
@@ -117,6 +123,7 @@ type StatusText struct {
 	Protocol int    // of the command line
 	Wide     bool   // a line for every pod
 	Paint    Paint
+	Now      time.Time
 	Told     *daemonpb.NodeAgentsReply // of the nodes, if the traffic manager was asked
 }
 
@@ -200,6 +207,7 @@ func (t StatusText) interceptLines(s *daemonpb.StatusInfo) []string {
 			}
 		}
 		lines = append(lines, line)
+		lines = append(lines, t.answerLines(i)...)
 		if t.Wide {
 			lines = append(lines, t.wideLines(i)...)
 		}

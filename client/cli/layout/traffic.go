@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"sidestep.dev/sidestep/api/agentpb"
-	"sidestep.dev/sidestep/api/daemonpb"
 )
 
 // Traffic is what programs read about the connections to an intercept's pods.
@@ -32,16 +31,6 @@ func trafficRecord(t *agentpb.Traffic) *Traffic {
 	}
 }
 
-// trafficOf is what was counted for an intercept; nil if nothing was.
-func trafficOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Traffic {
-	for _, t := range all {
-		if t.GetInterceptId() == id {
-			return t.GetTraffic()
-		}
-	}
-	return nil
-}
-
 // Copies is what programs read about what a wiretap got.
 type Copies struct {
 	Copied  uint64 `json:"copied"`
@@ -54,16 +43,6 @@ func copiesRecord(c *agentpb.Copies) *Copies {
 		return nil
 	}
 	return &Copies{Copied: c.GetCopied(), Cut: c.GetCut(), Dropped: c.GetDropped()}
-}
-
-// copiesOf is what was counted for a wiretap; nil if nothing was.
-func copiesOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Copies {
-	for _, t := range all {
-		if t.GetInterceptId() == id {
-			return t.GetCopies()
-		}
-	}
-	return nil
 }
 
 // copiesLine says what a wiretap got, and what not.

@@ -114,7 +114,7 @@ func run(e *env.Env, cmd *cobra.Command, g *env.Global, f flags) error {
 		}
 		return nil
 	}
-	return layout.List(e.Stdout, reply.GetWorkloads(), e.Paint(e.Stdout))
+	return layout.List(e.Stdout, reply.GetWorkloads(), e.Now(), e.Paint(e.Stdout))
 }
 
 // listAgain is the pause between two looks at the cluster.

@@ -6,6 +6,7 @@ package status
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -33,18 +34,16 @@ func New(e *env.Env, g *env.Global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var told *daemonpb.NodeAgentsReply
-			if wide && st.GetConnected() {
-				if told, err = NodeAgents(cmd.Context(), e, g); err != nil {
-					return err
-				}
+			told, err := tell(cmd.Context(), e, g, st, wide)
+			if err != nil {
+				return err
 			}
 			if format := output.OutputOf(cmd); format != output.FormatText {
 				return e.Write(format, layout.StatusRecord(st, told))
 			}
 			text := layout.StatusText{
 				Brand: e.Brand(), Version: e.Version, Protocol: version.Protocol, Wide: wide,
-				Paint: e.Paint(e.Stdout), Told: told,
+				Paint: e.Paint(e.Stdout), Told: told, Now: e.Now(),
 			}
 			if err := text.Write(e.Stdout, st); err != nil {
 				return err
@@ -81,6 +80,35 @@ func Of(ctx context.Context, e *env.Env, g *env.Global) (*daemonpb.StatusInfo, e
 		_, _ = s.Ended(ctx, &daemonpb.Empty{})
 	}
 	return st, nil
+}
+
+// countPatience is how long a status waits for counts, which it can do without.
+const countPatience = time.Second
+
+// tell is what the manager has counted for the intercepts and, if the status is wide, what it knows of
+// the nodes.
+func tell(ctx context.Context, e *env.Env, g *env.Global, st *daemonpb.StatusInfo,
+	wide bool) (*daemonpb.NodeAgentsReply, error) {
+	switch {
+	case !st.GetConnected():
+		return nil, nil
+	case wide:
+		return NodeAgents(ctx, e, g)
+	case len(st.GetIntercepts()) == 0:
+		return nil, nil
+	}
+	s, err := e.Running(ctx, g)
+	if s == nil || err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(ctx, countPatience)
+	defer cancel()
+	told, err := s.NodeAgents(ctx, &daemonpb.Empty{})
+	if err != nil {
+		return nil, nil
+	}
+	return &daemonpb.NodeAgentsReply{Traffic: told.GetTraffic()}, nil
 }
 
 // NodeAgents is what the manager knows of the nodes; nil when nobody can tell.

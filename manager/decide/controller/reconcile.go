@@ -32,6 +32,7 @@ type entry struct {
 	generation int64               // of the intercept for which it did
 	away       time.Time           // since when the laptop is not connected; zero if it is
 	stand      stand               // where it is, when it is to be elsewhere
+	unanswered tally
 }
 
 func newEntry(ic *v1alpha1.Intercept) *entry {
@@ -67,6 +68,7 @@ func (c *Controller) decide(k types.NamespacedName) {
 	}
 	if e == nil {
 		e = newEntry(ic)
+		e.unanswered.list = ic.Status.Unanswered // of the manager before this one
 		c.entries[k], c.uids[e.uid] = e, k
 	}
 	e.intercept = ic
@@ -81,6 +83,7 @@ func (c *Controller) decide(k types.NamespacedName) {
 	if ends := c.grace(e, f.connected); ends {
 		return
 	}
+	c.count(e)
 	st := c.status(e, f)
 	c.arrive(e, &f, st.State)
 	c.writer.set(ic, st)

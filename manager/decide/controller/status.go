@@ -5,6 +5,8 @@ package controller
 import (
 	"cmp"
 	"fmt"
+	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -63,7 +65,8 @@ func (c *Controller) status(e *entry, f findings) v1alpha1.InterceptStatus {
 	if f.stays != "" && !f.verdict.Accepted {
 		st.Message += fmt.Sprintf("; port %s stays intercepted", f.stays)
 	}
-	st.Conditions = conditions(f, &st)
+	st.Unanswered = slices.Clone(e.unanswered.list)
+	st.Conditions = append(conditions(f, &st), e.unanswered.condition(st.ObservedGeneration, time.Now()))
 	return st
 }
 

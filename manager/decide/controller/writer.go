@@ -33,7 +33,10 @@ const (
 	// recheck is the delay before a status that another has written is put right. A second manager,
 	// during a rollout, has a view of its own; answering it at once would make the two write
 	// without end.
-	recheck    = 5 * time.Second
+	recheck = 5 * time.Second
+	// counting is how long a status waits in which only counts have changed, so that an intercept
+	// whose laptop answers nothing does not have it written each second.
+	counting   = 10 * time.Second
 	retryFirst = 200 * time.Millisecond
 	retryLast  = 10 * time.Second
 )
@@ -103,9 +106,13 @@ func (w *writer) set(ic *v1alpha1.Intercept, st v1alpha1.InterceptStatus) {
 	if apiequality.Semantic.DeepEqual(d.status, st) {
 		return
 	}
+	wait := time.Duration(0)
+	if sameButCounts(&d.status, &st) {
+		wait = counting
+	}
 	d.status = st
 	d.seen = d.seen || st.State == v1alpha1.StateActive
-	w.queue.AddAfter(ic.UID, w.delay(d))
+	w.queue.AddAfter(ic.UID, max(wait, w.delay(d)))
 }
 
 // delay is short for what people wait for.
@@ -129,7 +136,10 @@ func (w *writer) observe(ic *v1alpha1.Intercept) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	d := w.wants[ic.UID]
-	if d == nil || d.recheck || apiequality.Semantic.DeepEqual(merged(ic, &d.status), ic.Status) {
+	if d == nil || d.recheck {
+		return
+	}
+	if want := merged(ic, &d.status); sameButCounts(&want, &ic.Status) { // counts are written when it is time
 		return
 	}
 	d.recheck = true

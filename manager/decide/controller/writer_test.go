@@ -179,3 +179,23 @@ func TestAnotherInterceptOfTheNameIsLeftAlone(t *testing.T) {
 	assert.EqualValues(t, "u2", a.read(t).UID)
 	assert.Empty(t, a.state(t))
 }
+
+func TestCountsAloneAreNotWrittenEachTime(t *testing.T) {
+	a, ic, w := newAPI(t, v1alpha1.InterceptStatus{})
+	counted := func(counts ...int64) v1alpha1.InterceptStatus {
+		st := state(v1alpha1.StateActive)
+		for i, n := range counts {
+			st.Unanswered = append(st.Unanswered, v1alpha1.Unanswered{Reason: string(rune('A' + i)), Count: n})
+		}
+		return st
+	}
+	w.set(ic, counted(1))
+	until(t, func() bool { return len(a.read(t).Status.Unanswered) == 1 })
+	w.set(ic, counted(2))
+	w.observe(a.read(t))
+	time.Sleep(3 * gather)
+	assert.EqualValues(t, 1, a.updates.Load())
+	w.set(ic, counted(3, 1))
+	until(t, func() bool { return len(a.read(t).Status.Unanswered) == 2 })
+	assert.EqualValues(t, 3, a.read(t).Status.Unanswered[0].Count, "a new reason brings the counts along")
+}

@@ -48,6 +48,9 @@ type placed struct {
 	*Placement
 	// since is the first revision of the present stream that tells of it; 0: none yet.
 	since uint64
+	// unanswered is what its node agent said last, each reason once. It outlives the stream, so that
+	// a node agent that comes back with the same counts says nothing new.
+	unanswered []*agentpb.Unanswered
 }
 
 type ruleKey struct {
@@ -140,11 +143,14 @@ func (p *Plan) put(uid types.UID, keyHash string, next *Placement) {
 	n := p.nodeOf(next.Node)
 	key := ruleKey{next.Pod.GetUid(), next.Port, string(uid)}
 	had := n.intercepts[string(uid)]
-	if n.rules[key] == nil {
+	now := &placed{Placement: next}
+	if old := n.rules[key]; old == nil {
 		had.rules++
+	} else {
+		now.unanswered = old.unanswered
 	}
 	n.intercepts[string(uid)] = share{had.rules, keyHash}
-	n.rules[key] = &placed{Placement: next}
+	n.rules[key] = now
 }
 
 func (p *Plan) drop(uid types.UID, at spot) {

@@ -37,6 +37,7 @@ type verdict struct {
 	message  string
 	traffic  *agentpb.Traffic // nil: not counted
 	copies   *agentpb.Copies  // nil: nothing is copied
+	answered *uint64          // nil: not counted
 }
 
 // Birth tells the agents of a node apart.
@@ -213,7 +214,7 @@ func (s *Stream) Report(r *agentpb.Report) {
 	targets := make(map[ruleKey]verdict, len(r.Targets))
 	for _, t := range r.Targets {
 		targets[ruleKey{t.PodUid, t.Port, t.InterceptUid}] = verdict{t.Steering, t.Failed, t.Message,
-			t.Traffic, t.Copies}
+			t.Traffic, t.Copies, t.Answered}
 	}
 	p := s.plan
 	p.mu.Lock()
@@ -226,6 +227,13 @@ func (s *Stream) Report(r *agentpb.Report) {
 	before := make(map[ruleKey]Steering, len(n.rules))
 	for k, rule := range n.rules {
 		before[k] = s.steering(k, rule)
+	}
+	for _, t := range r.Targets {
+		k := ruleKey{t.PodUid, t.Port, t.InterceptUid}
+		if rule := n.rules[k]; rule != nil && !sameUnanswered(rule.unanswered, t.Unanswered) {
+			rule.unanswered = t.Unanswered
+			differ[types.UID(k.intercept)] = struct{}{}
+		}
 	}
 	s.reported, s.report, s.targets = true, r.Revision, targets
 	s.agent.Datapath, s.agent.Reason = r.GetDatapath().GetName(), r.GetDatapath().GetReason()

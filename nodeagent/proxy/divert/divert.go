@@ -30,6 +30,8 @@ type Intercept interface {
 	Track(retire func()) (untrack func())
 	// Sent is called when the request went to the laptop.
 	Sent()
+	// Answered is called when the laptop has begun to answer the request.
+	Answered()
 	// FellBack is called when the laptop could not take the request and the app gets it.
 	FellBack(why error)
 	// Lost is called when nobody can answer the request any more: the client gets an error.

@@ -111,6 +111,7 @@ func (memoryIntercept) Key() string         { return "key" }
 func (memoryIntercept) String() string      { return "shop/orders" }
 func (memoryIntercept) Track(func()) func() { return func() {} }
 func (memoryIntercept) Sent()               {}
+func (memoryIntercept) Answered()           {}
 func (memoryIntercept) FellBack(error)      {}
 func (memoryIntercept) Lost(error)          {}
 

@@ -137,11 +137,19 @@ func (p *peer) next() (more, ok bool) {
 	case body.Kind == http1.Tunnelled:
 		return false, p.tunnelled()
 	}
-	p.started = true
+	p.begins()
 	p.last = !p.resp.Persists()
 	p.resp.Reset()
 	p.out += n
 	return false, p.body(body.Start())
+}
+
+// begins notes that the client gets some of the final response.
+func (p *peer) begins() {
+	p.started = true
+	if p.intercept != nil {
+		p.intercept.Answered()
+	}
 }
 
 // body passes a response's body on; what is in the buffer stays there if it is all.
@@ -283,7 +291,7 @@ func (p *peer) untilClose() (ok bool) {
 		c.mu.Unlock()
 		return true
 	}
-	p.started = true
+	p.begins()
 	c.mu.Lock()
 	c.changed.Broadcast()
 	c.mu.Unlock()
@@ -315,7 +323,7 @@ func (p *peer) tunnelled() (ok bool) {
 		c.mu.Unlock()
 		return true
 	}
-	p.started = true
+	p.begins()
 	c.mu.Lock()
 	c.switched = p
 	app := c.app

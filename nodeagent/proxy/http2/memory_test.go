@@ -230,6 +230,7 @@ func (sceneIntercept) String() string      { return "shop/orders" }
 func (sceneIntercept) Track(func()) func() { return func() {} }
 
 func (c sceneIntercept) Sent()          { c.mu.Lock(); defer c.mu.Unlock(); c.sent++ }
+func (c sceneIntercept) Answered()      {}
 func (c sceneIntercept) Lost(error)     {}
 func (c sceneIntercept) FellBack(error) { c.mu.Lock(); defer c.mu.Unlock(); c.fellBack++ }
 

@@ -174,6 +174,7 @@ func (st *divertedStream) feed() {
 func (st *divertedStream) begins() {
 	if !st.answered {
 		st.answered = true
+		st.intercept.Answered()
 		st.c.resets.answered()
 		st.forget()
 		st.feed()
