@@ -31,6 +31,7 @@ import (
 	"sidestep.dev/sidestep/manager/access"
 	"sidestep.dev/sidestep/manager/carry/agents"
 	"sidestep.dev/sidestep/manager/carry/environments"
+	"sidestep.dev/sidestep/manager/carry/gate"
 	"sidestep.dev/sidestep/manager/carry/laptops"
 	"sidestep.dev/sidestep/manager/carry/outbound"
 	"sidestep.dev/sidestep/manager/carry/relay"
@@ -63,8 +64,12 @@ type Manager struct {
 	keeper     *certificate.Keeper // nil: certificates are somebody else's
 	tracker    *certificate.Tracker
 	metrics    *prometheus.Registry
-	closing    chan struct{}
-	listening  atomic.Bool
+	// gate is before the calls of both services.
+	gate *gate.Gate
+	// gates makes one for a port.
+	gates     func(gate.Limits) *gate.Gate
+	closing   chan struct{}
+	listening atomic.Bool
 }
 
 // New puts the parts together. Nothing runs yet.
@@ -74,7 +79,11 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	shares, registry := plan.New(), laptops.NewRegistry()
+	m.openGates()
+	shares := plan.New()
+	hasBusiness := func(keyHash string) bool { return shares.Holds(keyHash) || m.logins.Proven(keyHash) }
+	registry := laptops.NewRegistry(hasBusiness)
+	shares.OnHeld(registry.Prove)
 	m.controller, err = controller.New(controller.Config{
 		Client: c, Plan: shares, Sessions: registry, Log: log, Grace: o.SessionGrace, Metrics: m.metrics,
 	})
@@ -101,10 +110,10 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	toPod := outbound.New(outbound.Config{Plan: places{shares}, Lot: podStreams, Pod: m.controller.Pod,
 		Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
-	secure := slices.Clip(append(tunnel.ServerOptions(),
+	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.InTapHandle(m.gate.Tap),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.Creds(m.tracker.Credentials(tlsbatch.Credentials(config)))))
-	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport),
-		grpc.ConnectionTimeout(handshakeTimeout))...)
+	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics),
@@ -119,10 +128,17 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	// The ports for HTTP are open to more peers than that for gRPC: nobody gets to the node agents'
 	// service there, nor uses up all sessions.
 	clients.Limit = laptops.MaxSessions / 2
-	m.laptops = grpc.NewServer(append(secure, grpc.ConnectionTimeout(handshakeTimeout))...)
+	m.laptops = grpc.NewServer(secure...)
 	m.connects = web.NewConnects(log, m.metrics)
 	clientpb.RegisterClientsServer(m.laptops, laptops.NewService(clients))
 	return m, nil
+}
+
+// openGates makes what stands before the ports.
+func (m *Manager) openGates() {
+	known, refused := gate.NewKnown(), gate.NewMetrics(m.metrics)
+	m.gates = func(limits gate.Limits) *gate.Gate { return gate.New(limits, known, refused) }
+	m.gate = m.gates(gate.Laptops())
 }
 
 // certificates returns TLS with certificates that the manager keeps itself or, where no Secret is
@@ -214,22 +230,23 @@ func (m *Manager) serve(ctx context.Context, on listeners) error {
 		group.Go(func() error { m.keeper.Run(ctx); return nil })
 	}
 	for server, listener := range servers {
+		limited := m.gates(gate.HTTP()).Listener(listener)
 		group.Go(func() error {
-			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := server.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve HTTP on %s: %w", listener.Addr(), err)
 			}
 			return nil
 		})
 	}
 	group.Go(func() error {
-		if err := m.laptops.Serve(m.connects); err != nil {
+		if err := m.laptops.Serve(m.gate.Listener(m.connects)); err != nil {
 			return fmt.Errorf("serve gRPC on upgraded requests: %w", err)
 		}
 		return nil
 	})
 	group.Go(func() error {
 		m.listening.Store(true)
-		if err := m.grpc.Serve(on.grpc); err != nil {
+		if err := m.grpc.Serve(m.gate.Listener(on.grpc)); err != nil {
 			return fmt.Errorf("serve gRPC: %w", err)
 		}
 		return nil

@@ -17,6 +17,11 @@ const (
 	connectionWindow = 32 << 20
 	maxMessage       = 1 << 20 // no frame comes near; more is a hostile or broken peer
 	transportBuffer  = 64 << 10
+	// maxHeader bounds the metadata of a call: a service-account token takes about 1 KiB.
+	maxHeader = 16 << 10
+	// maxStreams bounds the calls on one connection, each of which carries a tunnel. A node agent has
+	// one connection, and gives to the app what it has no tunnel for.
+	maxStreams = 8192
 )
 
 var _ encoding.CodecV2 = Codec{}
@@ -28,6 +33,8 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.InitialWindowSize(streamWindow),
 		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ReadBufferSize(transportBuffer),
 		grpc.WriteBufferSize(transportBuffer),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second,

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -36,6 +37,39 @@ func RecvOpen(s Stream) (*tunnelpb.Open, error) {
 		return nil, fmt.Errorf("decode OPEN: %w", err)
 	}
 	return open, nil
+}
+
+var errNoOpen = errors.New("no OPEN came in time")
+
+// RecvOpenWithin is RecvOpen with a bound on how long it waits. After an error the stream's handler
+// must return, which ends what still waits on the stream.
+func RecvOpenWithin(s Stream, patience time.Duration) (*tunnelpb.Open, error) {
+	type result struct {
+		open *tunnelpb.Open
+		err  error
+	}
+	received := make(chan result, 1)
+	go func() {
+		open, err := RecvOpen(s)
+		received <- result{open, err}
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case r := <-received:
+		return r.open, r.err
+	case <-timer.C:
+		return nil, errNoOpen
+	}
+}
+
+// OpenStatus is what a call is to return that could not receive OPEN; doing says what it was about.
+func OpenStatus(err error, doing string) error {
+	code := codes.InvalidArgument
+	if errors.Is(err, errNoOpen) {
+		code = codes.DeadlineExceeded
+	}
+	return status.Errorf(code, "%s: %v", doing, err)
 }
 
 // SendOpened answers OPEN.

@@ -111,6 +111,9 @@ func (u *Connects) serve(w http.ResponseWriter, r *http.Request, port string) {
 		http.Error(w, "this connection cannot be upgraded", http.StatusHTTPVersionNotSupported)
 		return
 	}
+	if limited, ok := conn.(interface{ Pass() }); ok {
+		limited.Pass() // what bounds requests no longer bounds it; the limits of laptops do
+	}
 	if buffered.Reader.Buffered() > 0 { // nobody may speak before the answer
 		_ = conn.Close()
 		return

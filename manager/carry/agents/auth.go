@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	authv1 "k8s.io/api/authentication/v1"
+
+	"sidestep.dev/sidestep/manager/carry/gate"
 )
 
 // nodeNameExtra is where the API server puts the node of the pod that a token is bound to.
@@ -29,9 +31,7 @@ const (
 	trustStale = 10 * time.Minute
 	// reviewTimeout bounds one review.
 	reviewTimeout = 5 * time.Second
-	// concurrentReviews bounds what unauthenticated callers can make the API server do.
-	concurrentReviews = 16
-	maxCached         = 20_000
+	maxCached     = 20_000
 )
 
 // Review asks the API server about a token and fills in the status.
@@ -45,7 +45,7 @@ type Authenticator struct {
 	username string
 	now      func() time.Time
 	flights  singleflight.Group
-	slots    chan struct{}
+	reviews  *reviews
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]identity
@@ -61,7 +61,7 @@ func NewAuthenticator(review Review, audience, namespace, serviceAccount string)
 	return &Authenticator{
 		review: review, audience: audience,
 		username: fmt.Sprintf("system:serviceaccount:%s:%s", namespace, serviceAccount),
-		now:      time.Now, slots: make(chan struct{}, concurrentReviews), known: map[[sha256.Size]byte]identity{},
+		now:      time.Now, reviews: newReviews(time.Now), known: map[[sha256.Size]byte]identity{},
 	}
 }
 
@@ -82,17 +82,21 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	cached, ok := a.known[key]
 	a.mu.Unlock()
 	age := a.now().Sub(cached.at)
+	conn := gate.From(ctx)
 	if ok && age < trust {
+		conn.Prove()
 		return cached.node, nil
 	}
 	// The review outlives a caller who gives up: others may wait for the same.
 	found, err, _ := a.flights.Do(string(key[:]),
-		func() (any, error) { return a.ask(context.WithoutCancel(ctx), token) })
+		func() (any, error) { return a.ask(context.WithoutCancel(ctx), conn.Host(), token) })
 	switch {
 	case err == nil:
+		conn.Prove()
 		a.remember(key, found.(string))
 		return found.(string), nil
 	case status.Code(err) == codes.Unavailable && ok && age < trustStale:
+		conn.Prove()
 		return cached.node, nil
 	case status.Code(err) != codes.Unavailable:
 		a.forget(key)
@@ -100,15 +104,15 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	return "", err
 }
 
-func (a *Authenticator) ask(ctx context.Context, token string) (string, error) {
+// ask returns the node of a token that has come from an address.
+func (a *Authenticator) ask(ctx context.Context, address, token string) (node string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
-	select {
-	case a.slots <- struct{}{}:
-		defer func() { <-a.slots }()
-	case <-ctx.Done():
-		return "", status.Error(codes.Unavailable, "too many tokens are being reviewed")
+	done, err := a.reviews.begin(ctx, address)
+	if err != nil {
+		return "", err
 	}
+	defer func() { done(err) }()
 	review := &authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{a.audience}}}
 	if err := a.review(ctx, review); err != nil {
 		return "", status.Errorf(codes.Unavailable, "ask the API server about the token: %v", err)
@@ -124,12 +128,12 @@ func (a *Authenticator) ask(ctx context.Context, token string) (string, error) {
 		return "", status.Errorf(codes.PermissionDenied, "the token is of %s, not of %s",
 			st.User.Username, a.username)
 	}
-	node := st.User.Extra[nodeNameExtra]
-	if len(node) != 1 || node[0] == "" {
+	bound := st.User.Extra[nodeNameExtra]
+	if len(bound) != 1 || bound[0] == "" {
 		return "", status.Error(codes.PermissionDenied,
 			"the token is not bound to a node: it is to be a projected token of a pod (Kubernetes 1.30 or newer)")
 	}
-	return node[0], nil
+	return bound[0], nil
 }
 
 func (a *Authenticator) remember(key [sha256.Size]byte, node string) {

@@ -22,6 +22,10 @@ import (
 // answers can take.
 const concurrent = 16
 
+// perNode bounds the streams of one node. An upgrade has two for a while, and a broken one may still
+// be there.
+const perNode = 4
+
 // arrival is how long a question waits for a node agent: one that has just attached opens its
 // stream a moment later.
 const arrival = 2 * time.Second
@@ -64,6 +68,10 @@ func (a *Agents) Serve(node string, stream Stream) error {
 		waiting: map[uint64]chan *agentpb.EnvironmentAnswer{},
 	}
 	a.mu.Lock()
+	if len(a.lines[node]) >= perNode {
+		a.mu.Unlock()
+		return status.Errorf(codes.ResourceExhausted, "node %s has %d streams for environments", node, perNode)
+	}
 	a.lines[node] = append(a.lines[node], l)
 	close(a.came)
 	a.came = make(chan struct{})

@@ -24,6 +24,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/manager/carry/gate"
 	"sidestep.dev/sidestep/manager/carry/parking"
 )
 
@@ -125,11 +126,18 @@ func (s *Service) Session(stream sessionStream) error {
 		}
 		defer proven.end()
 	}
+	conn := gate.From(stream.Context())
+	if !conn.Greet(hash) {
+		return errOneSession
+	}
 	sess, err := s.cfg.Registry.begin(hash, s.cfg.Limit)
 	if err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	defer s.cfg.Registry.end(sess)
+	if done, ok := s.cfg.Registry.use(hash, conn); ok {
+		defer done()
+	}
 	log.Info("laptop connected", "version", hello.Version)
 	err = stream.Send(&clientpb.ManagerMessage{Message: &clientpb.ManagerMessage_Hello{Hello: &clientpb.ManagerHello{
 		Version: version.Version, Protocol: version.Protocol,
@@ -216,6 +224,9 @@ func (s *Service) hold(stream sessionStream, sess *session, proven *proof,
 			if err := proven.look(); err != nil {
 				return err
 			}
+			if proven.proven {
+				s.cfg.Registry.Prove(sess.keyHash)
+			}
 		case err := <-ended:
 			if errors.Is(err, io.EOF) {
 				return nil
@@ -250,6 +261,11 @@ func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 	if !s.cfg.Registry.Connected(hash) {
 		return nil, errNoSession
 	}
+	if !s.cfg.Registry.mayAskForNodes(hash, time.Now()) {
+		return nil, status.Errorf(codes.ResourceExhausted,
+			"a laptop that has proven nothing may ask for the node agents %d times at once, and then every %s",
+			unprovenAnswers, unprovenPause)
+	}
 	return &clientpb.NodesReply{Agents: s.cfg.Nodes(), Traffic: s.cfg.Traffic(hash)}, nil
 }
 
@@ -260,9 +276,11 @@ func (s *Service) Environment(ctx context.Context,
 	if err != nil {
 		return nil, err
 	}
-	if !s.cfg.Registry.Connected(hash) {
+	done, ok := s.cfg.Registry.use(hash, gate.From(ctx))
+	if !ok {
 		return nil, errNoSession
 	}
+	defer done()
 	return s.cfg.Environment(ctx, hash, req)
 }
 
@@ -272,11 +290,16 @@ func (s *Service) ToPod(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb
 	if err != nil {
 		return err
 	}
-	if !s.cfg.Registry.Connected(hash) {
+	done, ok := s.cfg.Registry.use(hash, gate.From(stream.Context()))
+	if !ok {
 		return errNoSession
 	}
+	defer done()
 	return s.cfg.ToPod(hash, stream)
 }
+
+var errOneSession = status.Error(codes.ResourceExhausted,
+	"a connection of a laptop that has proven nothing is of one session")
 
 var errNoSession = status.Error(codes.FailedPrecondition,
 	"there is no session with this key: open Session first")
@@ -287,6 +310,11 @@ func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelp
 	if err != nil {
 		return err
 	}
+	done, ok := s.cfg.Registry.use(hash, gate.From(stream.Context()))
+	if !ok {
+		return errNoSession
+	}
+	defer done()
 	parked, err := s.cfg.Registry.park(hash, stream)
 	switch {
 	case errors.Is(err, parking.ErrAbsent):

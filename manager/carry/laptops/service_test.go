@@ -40,7 +40,7 @@ func serveWith(t *testing.T, timeout time.Duration) (clientpb.ClientsClient, *Re
 // serveConfig completes a configuration and serves by it.
 func serveConfig(t *testing.T, cfg Config) (clientpb.ClientsClient, *Registry) {
 	t.Helper()
-	registry := NewRegistry()
+	registry := NewRegistry(nobody)
 	server := grpc.NewServer(tunnel.ServerOptions()...)
 	cfg.Registry, cfg.Log, cfg.Grace = registry, slog.New(slog.DiscardHandler), time.Minute
 	cfg.Ping = 50 * time.Millisecond
@@ -185,7 +185,7 @@ func TestSessionsThatDoNotBeginRight(t *testing.T) {
 
 func TestParkedStreamsAreBoundedAndEndWithTheirSession(t *testing.T) {
 	c, registry := serve(t)
-	ctx, _ := withKey(t, 1)
+	ctx, hash := withKey(t, 1)
 	s := begin(t, c, ctx)
 	go func() {
 		for {
@@ -210,8 +210,15 @@ func TestParkedStreamsAreBoundedAndEndWithTheirSession(t *testing.T) {
 		}()
 		return cancel
 	}
+	for range unprovenStreams {
+		open()
+	}
+	require.Eventually(t, func() bool { return parked() == unprovenStreams }, 5*time.Second, 5*time.Millisecond)
+	open()
+	assert.Equal(t, codes.ResourceExhausted, status.Code(<-ends), "it holds no intercept")
+	registry.Prove(hash)
 	var cancel context.CancelFunc
-	for range limits.PerPeer {
+	for range limits.PerPeer - unprovenStreams {
 		cancel = open()
 	}
 	require.Eventually(t, func() bool { return parked() == limits.PerPeer }, 5*time.Second, 5*time.Millisecond)
@@ -234,8 +241,16 @@ type idle struct {
 
 func (i idle) Context() context.Context { return i.ctx }
 
+func (i idle) RecvMsg(any) error {
+	<-i.ctx.Done()
+	return i.ctx.Err()
+}
+
+// nobody holds an Intercept.
+func nobody(string) bool { return false }
+
 func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(nobody)
 	old, err := r.begin("k", MaxSessions)
 	require.NoError(t, err)
 	taken := make(chan *parking.Stream)
@@ -260,7 +275,7 @@ func TestConnectionThatWaitsGetsTheStreamOfTheNextSession(t *testing.T) {
 }
 
 func TestTakingAStream(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(nobody)
 	_, err := r.Take(t.Context(), "k", time.Minute)
 	require.ErrorIs(t, err, parking.ErrAbsent)
 	s, err := r.begin("k", MaxSessions)
@@ -291,7 +306,7 @@ func TestTakingAStream(t *testing.T) {
 }
 
 func TestOneServiceLeavesSessionsToTheOther(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(nobody)
 	first, err := r.begin("a", 1)
 	require.NoError(t, err)
 	_, err = r.begin("b", 1)

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +22,7 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/manager/carry/parking"
+	"sidestep.dev/sidestep/manager/carry/quota"
 	"sidestep.dev/sidestep/manager/endpoint"
 )
 
@@ -34,6 +34,8 @@ const (
 	tries = 3
 	// maxConnections bounds what one laptop has open at a time.
 	maxConnections = 512
+	// opening is how long a laptop may take to say what a connection is for.
+	opening = 10 * time.Second
 )
 
 var errNoAgent = errors.New("its node agent is not connected, or older than the traffic manager")
@@ -70,16 +72,14 @@ type Config struct {
 
 // Relay joins laptops' connections with pods. It is safe for concurrent use.
 type Relay struct {
-	cfg  Config
-	open prometheus.Gauge
-
-	mu    sync.Mutex
-	count map[string]int // connections by hash of the session key
+	cfg   Config
+	open  prometheus.Gauge
+	quota *quota.Quota // of connections, by hash of the session key
 }
 
 // New makes a Relay and registers its metrics.
 func New(cfg Config) *Relay {
-	r := &Relay{cfg: cfg, count: map[string]int{}, open: prometheus.NewGauge(prometheus.GaugeOpts{
+	r := &Relay{cfg: cfg, quota: quota.New(maxConnections), open: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "sidestep_manager_to_pod_connections_open",
 		Help: "Connections being relayed from laptops to ports of pods.",
 	})}
@@ -90,14 +90,14 @@ func New(cfg Config) *Relay {
 // Serve handles one connection of the laptop whose session key has that hash, and returns what its
 // call is to return.
 func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
-	if !r.enter(keyHash) {
+	if !r.quota.Enter(keyHash) {
 		return status.Errorf(codes.ResourceExhausted,
 			"this laptop has %d connections to pods open, and may not have more", maxConnections)
 	}
-	defer r.leave(keyHash)
-	open, err := tunnel.RecvOpen(laptop)
+	defer r.quota.Leave(keyHash)
+	open, err := tunnel.RecvOpenWithin(laptop, opening)
 	if err != nil {
-		return status.Errorf(codes.InvalidArgument, "begin a connection to a pod: %v", err)
+		return tunnel.OpenStatus(err, "begin a connection to a pod")
 	}
 	log := r.cfg.Log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port",
 		open.GetToPort())
@@ -120,24 +120,6 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	}
 	agent.Release(err)
 	return err
-}
-
-func (r *Relay) enter(keyHash string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.count[keyHash] >= maxConnections {
-		return false
-	}
-	r.count[keyHash]++
-	return true
-}
-
-func (r *Relay) leave(keyHash string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.count[keyHash]--; r.count[keyHash] == 0 {
-		delete(r.count, keyHash)
-	}
 }
 
 // places gives the pods that the laptop may reach, the best first, or what to tell it.

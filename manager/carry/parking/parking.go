@@ -5,6 +5,7 @@
 package parking
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -50,6 +51,7 @@ type peer struct {
 	ask     func(streams int) // may be nil
 	parked  []*Stream
 	waiting []chan *Stream
+	allowed int // instead of Limits.PerPeer, unless it is zero
 }
 
 // NewLot returns a lot for peers that Open announces. A peer's streams are taken in the order in
@@ -96,6 +98,15 @@ func (l *Lot) Close(name string) {
 	}
 }
 
+// Allow lets a peer that Open has announced park so many streams instead of Limits.PerPeer; 0 ends that.
+func (l *Lot) Allow(name string, streams int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.peers[name]; p != nil {
+		p.allowed = streams
+	}
+}
+
 func (l *Lot) drop(p *peer) {
 	for _, s := range p.parked {
 		s.finish(status.Error(codes.Aborted, "the session has ended"))
@@ -130,20 +141,24 @@ func (l *Lot) Park(name string, stream tunnel.Stream) (*Stream, error) {
 	if p == nil {
 		return nil, ErrAbsent
 	}
-	s := &Stream{Stream: stream, lot: l, name: name, peer: p, done: make(chan error, 1)}
+	s := &Stream{Stream: stream, lot: l, name: name, peer: p, done: make(chan error, 1),
+		first: make(chan received, 1)}
 	if len(p.waiting) > 0 {
+		s.first <- received{none: true}
 		p.waiting[0] <- s // has room for one
 		p.waiting = p.waiting[1:]
 		l.tidy(name, p)
 		return s, nil
 	}
-	if l.limits.PerPeer > 0 && len(p.parked) >= l.limits.PerPeer ||
+	perPeer := cmp.Or(p.allowed, l.limits.PerPeer)
+	if perPeer > 0 && len(p.parked) >= perPeer ||
 		l.limits.InAll > 0 && l.parked >= l.limits.InAll {
 		l.tidy(name, p)
 		return nil, ErrFull
 	}
 	p.parked = append(p.parked, s)
 	l.parked++
+	go s.watch()
 	return s, nil
 }
 

@@ -23,6 +23,11 @@ type idle struct {
 
 func (i idle) Context() context.Context { return i.ctx }
 
+func (i idle) RecvMsg(any) error {
+	<-i.ctx.Done()
+	return i.ctx.Err()
+}
+
 func park(t *testing.T, l *Lot, name string) *Stream {
 	t.Helper()
 	s, err := l.Park(name, idle{ctx: t.Context()})

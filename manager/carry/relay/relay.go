@@ -17,12 +17,22 @@ import (
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
 	"sidestep.dev/sidestep/manager/carry/parking"
+	"sidestep.dev/sidestep/manager/carry/quota"
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
 // patience is how long a connection waits for a laptop that is connected and has no stream parked.
 // The node agent gives up after two seconds; answering before that tells it why.
 const patience = 1500 * time.Millisecond
+
+const (
+	// opening is how long a node agent may take to say what a tunnel is for, which it says with the
+	// tunnel itself. maxOpening bounds the tunnels of one node of which it has not said so.
+	opening    = 10 * time.Second
+	maxOpening = 256
+	// maxTunnels bounds all those of one node. Beyond it connections go to the app.
+	maxTunnels = 8000
+)
 
 // Plan says whose an intercept's traffic is.
 type Plan interface {
@@ -40,6 +50,8 @@ type Relay struct {
 	plan     Plan
 	sessions Sessions
 	log      *slog.Logger
+	opening  *quota.Quota // of tunnels, by node
+	tunnels  *quota.Quota
 
 	open   prometheus.Gauge
 	opened *prometheus.CounterVec
@@ -52,6 +64,7 @@ type Relay struct {
 func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Registerer) *Relay {
 	r := &Relay{
 		plan: plan, sessions: sessions, log: log,
+		opening: quota.New(maxOpening), tunnels: quota.New(maxTunnels),
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sidestep_manager_tunnels_open",
 			Help: "Connections being relayed between node agents and laptops.",
@@ -71,9 +84,17 @@ func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Regi
 
 // Serve handles one tunnel of the agent on a node, and returns what its call is to return.
 func (r *Relay) Serve(node string, agent tunnel.Stream) error {
-	open, err := tunnel.RecvOpen(agent)
+	if !r.tunnels.Enter(node) {
+		return r.full(node, maxTunnels)
+	}
+	defer r.tunnels.Leave(node)
+	if !r.opening.Enter(node) {
+		return r.full(node, maxOpening)
+	}
+	open, err := tunnel.RecvOpenWithin(agent, opening)
+	r.opening.Leave(node)
 	if err != nil {
-		return status.Errorf(codes.InvalidArgument, "begin a tunnel: %v", err)
+		return tunnel.OpenStatus(err, "begin a tunnel")
 	}
 	parked, result, why := r.find(agent.Context(), node, open)
 	r.opened.WithLabelValues(outcome(result)).Inc()
@@ -96,6 +117,12 @@ func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	}
 	parked.Release(err)
 	return err
+}
+
+// full refuses a tunnel of a node that has as many as it may have.
+func (r *Relay) full(node string, most int) error {
+	r.opened.WithLabelValues("FULL").Inc()
+	return status.Errorf(codes.ResourceExhausted, "node %s has %d tunnels", node, most)
 }
 
 func outcome(r tunnelpb.Opened_Result) string {

@@ -83,6 +83,9 @@ type Plan struct {
 	intercepts map[types.UID]map[spot]*Placement
 	attached   int
 	refused    map[string]string // why the agent of a node may not attach, by node
+	holders    map[string]int    // placed intercepts by key hash
+	holderOf   map[types.UID]string
+	held       func(keyHash string)
 }
 
 // New returns an empty plan.
@@ -90,7 +93,37 @@ func New() *Plan {
 	return &Plan{
 		changes: changes.NewSet[types.UID](), open: make(chan struct{}), nodes: map[string]*node{},
 		intercepts: map[types.UID]map[spot]*Placement{},
-		refused:    map[string]string{},
+		refused:    map[string]string{}, holders: map[string]int{}, holderOf: map[types.UID]string{},
+		held: func(string) {},
+	}
+}
+
+// Holds reports whether an intercept of the session with this key is in force anywhere.
+func (p *Plan) Holds(keyHash string) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.holders[keyHash] > 0
+}
+
+// OnHeld has a function called with the key hash of a session of which an intercept comes into force.
+// It is to be called before Set is.
+func (p *Plan) OnHeld(held func(keyHash string)) { p.held = held }
+
+// hold notes whose an intercept in force is; nobody's if keyHash is empty.
+func (p *Plan) hold(uid types.UID, keyHash string) {
+	old := p.holderOf[uid]
+	if old == keyHash {
+		return
+	}
+	if old != "" {
+		if p.holders[old]--; p.holders[old] == 0 {
+			delete(p.holders, old)
+		}
+		delete(p.holderOf, uid)
+	}
+	if keyHash != "" {
+		p.holders[keyHash]++
+		p.holderOf[uid] = keyHash
 	}
 }
 
@@ -107,6 +140,9 @@ func (p *Plan) Opened() <-chan struct{} { return p.open }
 // Set replaces the placements of an intercept; none takes it out. keyHash is of the session that
 // may have its traffic.
 func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
+	if len(placements) > 0 {
+		defer p.held(keyHash) // with mu free
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.intercepts[uid]
@@ -129,6 +165,9 @@ func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
 	}
 	if p.intercepts[uid] = after; len(after) == 0 {
 		delete(p.intercepts, uid)
+		p.hold(uid, "")
+	} else {
+		p.hold(uid, keyHash)
 	}
 	for name := range touched {
 		n := p.nodes[name]

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Bounds, as the metric names them.
+const (
+	boundConnections = "connections"
+	boundGreeting    = "greeting"
+	boundSessions    = "sessions"
+	boundCalls       = "calls"
+	boundBytes       = "bytes"
+)
+
+// Metrics count what gates let in and refuse.
+type Metrics struct {
+	refusals *prometheus.CounterVec
+	waits    prometheus.Counter
+
+	mu    sync.Mutex
+	gates []*Gate
+}
+
+// NewMetrics registers the metrics of all gates.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sidestep_manager_unproven_refused_total",
+		Help: "Connections and calls refused or ended whose peers have proven nothing.",
+	}, []string{"bound"}), waits: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "sidestep_manager_unproven_held_total",
+		Help: "Times that such a connection was not read for a second because it had sent its share.",
+	})}
+	for _, bound := range []string{boundConnections, boundGreeting, boundSessions, boundCalls, boundBytes} {
+		m.refusals.WithLabelValues(bound)
+	}
+	r.MustRegister(m.refusals, m.waits, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "sidestep_manager_unproven_connections",
+		Help: "Connections whose peers have proven nothing: no Login, no intercept, no token.",
+	}, m.unproven))
+	return m
+}
+
+func (m *Metrics) add(g *Gate) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.gates = append(m.gates, g)
+}
+
+func (m *Metrics) unproven() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for _, g := range m.gates {
+		g.mu.Lock()
+		n += len(g.conns)
+		g.mu.Unlock()
+	}
+	return float64(n)
+}
+
+func (m *Metrics) refused(bound string) { m.refusals.WithLabelValues(bound).Inc() }
+
+func (m *Metrics) held() { m.waits.Inc() }
