@@ -6,7 +6,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-// Agents beat at least every 200 ms. After 1 s without a heartbeat, programs bypass them.
+// Agents send a heartbeat at least every 200 ms. After 1 s without a heartbeat, programs bypass them.
 #define STALE_NS 1000000000ULL
 
 // CLOCK_MONOTONIC in nanoseconds.
@@ -22,6 +22,6 @@ static __always_inline int agent_is_silent(__u64 now)
 	__u32 zero = 0;
 	__u64 *last = bpf_map_lookup_elem(&heartbeat, &zero);
 
-	// The agent may beat after now was read: a heartbeat from the future is a live agent's.
+	// The agent may send one after now was read: a heartbeat from the future is a live agent's.
 	return !last || (now > *last && now - *last > STALE_NS);
 }

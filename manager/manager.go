@@ -107,7 +107,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	questions := environments.NewAgents(m.closing)
 	keeper := &access.Keeper{Client: c, Guard: guard, Pod: m.controller.Pod, Ask: questions.Ask, Log: log}
 	podStreams := outbound.NewLot()
-	toPod := outbound.New(outbound.Config{Plan: places{shares}, Lot: podStreams, Pod: m.controller.Pod,
+	toPod := outbound.New(outbound.Config{Plan: targets{shares}, Lot: podStreams, Pod: m.controller.Pod,
 		Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.InTapHandle(m.gate.Tap),
@@ -283,13 +283,13 @@ func (m *Manager) stop() {
 	both.Wait()
 }
 
-// places gives the plan the shape that connections to pods ask for.
-type places struct{ *plan.Plan }
+// targets gives the plan the methods that connections to pods need.
+type targets struct{ *plan.Plan }
 
-func (p places) Places(interceptUID string) (keyHash string, all []outbound.Place) {
-	keyHash, spots := p.Spots(interceptUID)
-	for _, s := range spots {
-		all = append(all, outbound.Place{Node: s.Node, Pod: s.Pod, Rule: s.Rule})
+func (p targets) Targets(interceptUID string) (keyHash string, all []outbound.Target) {
+	keyHash, placements := p.Placements(interceptUID)
+	for _, s := range placements {
+		all = append(all, outbound.Target{Node: s.Node, Pod: s.Pod, Rule: s.Rule})
 	}
 	return keyHash, all
 }

@@ -103,7 +103,7 @@ func Run(ctx context.Context, cfg Config) error {
 	a.looked.Store(time.Now().UnixNano())
 	life, die := context.WithCancel(context.WithoutCancel(ctx))
 	defer die()
-	go a.beat(life)
+	go a.heartbeat(life)
 	if cfg.HTTP != nil {
 		server := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second}
 		go func() { _ = server.Serve(cfg.HTTP) }()

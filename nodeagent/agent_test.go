@@ -49,7 +49,7 @@ type world struct {
 	env    []string      // of these, too
 	// What their logs tell: how often they have closed the listeners of a pod, and taken over a
 	// connection that was open before.
-	letGo, takenOver atomic.Int64
+	drained, takenOver atomic.Int64
 	// datapath is what they are told to use, and http where they serve metrics.
 	datapath steer.Datapath
 	http     string
@@ -59,7 +59,7 @@ type world struct {
 
 // Write is where their logs go.
 func (w *world) Write(lines []byte) (int, error) {
-	w.letGo.Add(int64(strings.Count(string(lines), "pod drained")))
+	w.drained.Add(int64(strings.Count(string(lines), "pod drained")))
 	w.takenOver.Add(int64(strings.Count(string(lines), "older connection taken over")))
 	return w.out.Write(lines)
 }

@@ -17,12 +17,12 @@ import (
 const (
 	// beatEvery is well below the second after which the steering programs take the agent for dead.
 	beatEvery = 100 * time.Millisecond
-	// stuckMax is how long a beat may take before the agent counts as hung.
+	// stuckMax is how long a heartbeat may take before the agent counts as hung.
 	stuckMax = 5 * time.Second
 	// countEvery is how many beats there are from one look at what is left of file descriptors to
 	// the next.
 	countEvery = 5
-	// recovery is how long the agent does not beat after it was found unable to serve, so that it
+	// recovery is how long the agent sends no heartbeat after it was found unable to serve, so that it
 	// does not waver.
 	recovery = 3 * time.Second
 	// spareFiles is how many file descriptors must be free for connections that come between two
@@ -30,8 +30,8 @@ const (
 	spareFiles = 256
 )
 
-// beat tells the kernel that connections are taken and can be passed on, for as long as that is so.
-func (a *agent) beat(ctx context.Context) {
+// heartbeat tells the kernel that connections are taken and can be passed on, for as long as that is so.
+func (a *agent) heartbeat(ctx context.Context) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	var unable time.Time

@@ -109,7 +109,7 @@ func TestNoRequestFailsWhileInterceptsComeAndGo(t *testing.T) {
 				w.await(t, "gone", func(r *agentpb.Report) bool { return r.GetRevision() == gone })
 				w.eventually(t, "me", "app")
 				if tc.closed {
-					require.Eventually(t, func() bool { return w.letGo.Load() == int64(round+1) },
+					require.Eventually(t, func() bool { return w.drained.Load() == int64(round+1) },
 						30*time.Second, 10*time.Millisecond)
 				}
 			}

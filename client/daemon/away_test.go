@@ -273,7 +273,7 @@ func TestAnInterceptWhoseCommandDiedWithTheDaemonIsLeft(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, reply.GetEnded(), 1)
 		assert.Equal(t, "orders", reply.GetEnded()[0].GetName())
-		assert.Equal(t, "the command that it was made for has ended, and so had the daemon that would have left it", reply.GetEnded()[0].GetReason())
+		assert.Equal(t, "the command that held it has ended, and so had the daemon that would have ended it", reply.GetEnded()[0].GetReason())
 	})
 	t.Run("but not if the command lives, and has it held again", func(t *testing.T) {
 		alive := exec.Command("sleep", "60")
@@ -313,7 +313,7 @@ func TestASessionWhoseCommandDiedWithTheDaemonEnds(t *testing.T) {
 	w.spawn()
 	w.eventually(func() bool { return len(w.api.Intercepts()) == 0 }, "its intercepts are left")
 	w.eventually(func() bool {
-		return w.status().GetMessage() == "the session has ended: the command that it was made for has, and so had the daemon that would have ended it"
+		return w.status().GetMessage() == "the session has ended: the command that held it has ended, and so had the daemon that would have ended it"
 	}, "and it is said")
 	assert.NoFileExists(t, filepath.Join(w.options.CacheDir, "session.json"))
 	assert.True(t, w.connect().GetConnected())

@@ -29,7 +29,7 @@ const (
 	leaveAgain = 2 * time.Second
 )
 
-// Hold is how an intercept ends with the command that it was made for, however that ends: a process
+// Hold ends an intercept with the command that it was made for, however that command ends: a process
 // that is killed cannot leave, but its call breaks off.
 func (s *service) Hold(req *daemonpb.HoldRequest, events daemonpb.Daemon_HoldServer) error {
 	current, err := s.session()
@@ -90,7 +90,8 @@ func (h *holding) find() (types.UID, bool) {
 	return "", false
 }
 
-// gone waits until what is held is gone, and then is true, or until the caller or the daemon goes.
+// gone waits until the held intercept or session is gone, and then returns true. It returns false when
+// the caller or the daemon ends.
 func (h *holding) gone(ctx context.Context) bool {
 	for {
 		all, changed := h.session.Registry.All()
@@ -148,7 +149,7 @@ func missedLately(st *v1alpha1.InterceptStatus) []unanswered.Reason {
 	return lately
 }
 
-// leave leaves what the caller held. It tries until that is done or has no object any more.
+// leave ends what the caller held. It tries until that has succeeded or there is nothing to end.
 func (h *holding) leave() {
 	what := "the session"
 	if h.name != "" {
@@ -191,7 +192,7 @@ func (h *holding) tryLeave(ctx context.Context) error {
 	return err
 }
 
-// holds notes for the next daemon what lasts as long as a process.
+// holds notes for the next daemon which process holds the session or an intercept.
 func (s *service) holds(current *session.Session, h *holding, process int) {
 	if h.name != "" {
 		current.Registry.Hold(h.uid, process)
@@ -203,34 +204,29 @@ func (s *service) holds(current *session.Session, h *holding, process int) {
 	current.Hold(process)
 }
 
-// errOwnerless is told after the session has ended.
+// errOwnerless is what the next command is told about a session that awaitCommand has ended.
 var errOwnerless = errors.New(
-	"the session has ended: the command that it was made for has, and so had the daemon that would have ended it")
+	"the session has ended: the command that held it has ended, and so had the daemon that would have ended it")
 
-// awaitHolder ends a session that an earlier daemon held for a command, unless that has it held
+// awaitCommand ends a session unless the command that held it by a call to an earlier daemon holds it
 // again.
-func (s *service) awaitHolder(resumed *session.Session, process int) {
-	limit := time.NewTimer(intercept.HolderPatience)
-	defer limit.Stop()
-	tick := time.NewTicker(intercept.HolderPoll)
-	defer tick.Stop()
-	for late := false; ; {
-		s.mu.Lock()
-		held := s.heldSession || s.current != resumed
-		s.mu.Unlock()
-		if held {
-			return
-		}
-		if late || !intercept.Alive(process) {
-			break
-		}
+func (s *service) awaitCommand(resumed *session.Session, process int) {
+	running, stop := context.WithCancel(context.Background())
+	defer stop()
+	go func() {
 		select {
-		case <-tick.C:
-		case <-limit.C:
-			late = true
 		case <-s.stopping:
-			return
+			stop()
+		case <-running.Done():
 		}
+	}()
+	settled := intercept.AwaitCommand(running, process, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.heldSession || s.current != resumed
+	})
+	if settled || s.isStopping() {
+		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()

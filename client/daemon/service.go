@@ -80,7 +80,7 @@ func (s *service) resume() {
 		return
 	}
 	if process := resumed.Record().Process; process != 0 {
-		go s.awaitHolder(resumed, process)
+		go s.awaitCommand(resumed, process)
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 	endedUnseen     = "it ended while no daemon ran here: the traffic manager ends intercepts of a laptop that is away for too long, or somebody deleted it"
 	endedElsewhere  = "it was made by an older daemon and leads to %s, which may have been written by somebody else: run the command again"
 	endedWithKind   = "sidestep was removed from the cluster"
-	endedOwnerless  = "the command that it was made for has ended, and so had the daemon that would have left it"
+	endedOwnerless  = "the command that held it has ended, and so had the daemon that would have ended it"
 )
 
 // Ended is an intercept that has ended without this client's doing.

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// HolderPatience is how long what an earlier daemon held for a command waits for that command,
-	// which lives, to hold it again.
-	HolderPatience = time.Minute
-	// HolderPoll is how often it is looked whether the command lives.
-	HolderPoll = 200 * time.Millisecond
+	// commandPatience is how long something that a command held by a call to an earlier daemon waits for
+	// that command, if it lives, to hold it again.
+	commandPatience = time.Minute
+	// commandPoll is the interval between checks whether the command lives.
+	commandPoll = 200 * time.Millisecond
 	// leaveTimeout bounds one attempt to leave what nobody holds any more, and leaveAgain is the
 	// pause after it.
 	leaveTimeout = 10 * time.Second
@@ -33,8 +33,8 @@ type Known struct {
 	Namespace string `json:"namespace"`
 	Kind      string `json:"kind"`
 	Workload  string `json:"workload"`
-	// Holder is the process that it was made for the length of; 0: none, it stays until it is left.
-	Holder int `json:"holder,omitempty"`
+	// Process is the command whose end ends it, which holds it; 0: none, it stays until it is left.
+	Process int `json:"holder,omitempty"`
 
 	// What the laptop does for it, which is not read back from the object; see own. The first
 	// release wrote none of these.
@@ -54,7 +54,7 @@ func keyOf(uid types.UID, namespace, name string) types.UID {
 
 func (k *Known) tracked() *tracked {
 	return &tracked{
-		state: expected, process: k.Holder,
+		state: expected, process: k.Process,
 		ref: ref{keyOf(k.UID, k.Namespace, k.Name), k.Name, k.Namespace, k.Kind, k.Workload},
 		own: own{destination: v1alpha1.Destination{Address: k.Address, Port: k.Port},
 			containerPort: k.ContainerPort, toPod: slices.Clone(k.ToPod), wiretap: k.Wiretap},
@@ -63,7 +63,7 @@ func (k *Known) tracked() *tracked {
 
 func (t *tracked) known() Known {
 	k := Known{
-		Name: t.name, Namespace: t.namespace, Kind: t.kind, Workload: t.workload, Holder: t.process,
+		Name: t.name, Namespace: t.namespace, Kind: t.kind, Workload: t.workload, Process: t.process,
 		UID: t.uid, Address: t.destination.Address, Port: t.destination.Port,
 		ContainerPort: t.containerPort, ToPod: slices.Clone(t.toPod), Wiretap: t.wiretap,
 	}
@@ -119,33 +119,44 @@ func (r *Registry) compare(namespace string) {
 			r.notify()
 		case t.there() && t.process != 0 && !t.held && !t.awaiting:
 			t.awaiting = true
-			r.watches.Go(func() { r.awaitHolder(t.uid, t.process) })
+			r.watches.Go(func() { r.awaitCommand(t.uid, t.process) })
 		}
 	}
 }
 
-// awaitHolder leaves an intercept unless the command that an earlier daemon held it for has it held
-// again.
-func (r *Registry) awaitHolder(uid types.UID, process int) {
-	ctx, cancel := context.WithTimeout(r.ctx, HolderPatience)
+// AwaitCommand waits until settled is true, and then returns true. It returns false when the command,
+// which held something by a call to an earlier daemon, has ended or has had enough time to hold it
+// again, or when ctx ends.
+func AwaitCommand(ctx context.Context, process int, settled func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, commandPatience)
 	defer cancel()
-	tick := time.NewTicker(HolderPoll)
+	tick := time.NewTicker(commandPoll)
 	defer tick.Stop()
 	for {
-		r.mu.Lock()
-		t := r.there(uid)
-		held := t != nil && t.held
-		r.mu.Unlock()
-		if held || t == nil {
-			return
+		if settled() {
+			return true
 		}
 		if !Alive(process) || ctx.Err() != nil {
-			break
+			return false
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 		}
+	}
+}
+
+// awaitCommand leaves an intercept unless the command that held it by a call to an earlier daemon
+// holds it again.
+func (r *Registry) awaitCommand(uid types.UID, process int) {
+	settled := AwaitCommand(r.ctx, process, func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		t := r.there(uid)
+		return t == nil || t.held
+	})
+	if settled {
+		return
 	}
 	for r.ctx.Err() == nil {
 		object, _ := r.get(uid)

@@ -139,8 +139,8 @@ func (l *Link) lastHeard() time.Time {
 	return time.Time{}
 }
 
-// abandon ends an attempt to connect that was begun before the laptop slept.
-func (l *Link) abandon() {
+// abortConnect ends an attempt to connect that was begun before the laptop slept.
+func (l *Link) abortConnect() {
 	l.mu.Lock()
 	abort := l.abort
 	l.mu.Unlock()
@@ -224,7 +224,7 @@ func (l *Link) watchSleep(ctx context.Context) {
 			l.Log.Info("the laptop was asleep", "for", asleep.Round(time.Second))
 			if state, _ := l.State(); !state.Connected { // else a ping finds out
 				l.dead()
-				l.abandon()
+				l.abortConnect()
 			}
 			l.Hurry()
 		}
@@ -272,7 +272,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	})
 	l.hear()
 	l.Log.Info("connected to the traffic manager", "version", h.hello.GetVersion(), "by", way.By)
-	err = l.hold(ctx, end, h, flow, way)
+	err = l.maintain(ctx, end, h, flow, way)
 	return time.Since(since), explain(err)
 }
 

@@ -134,7 +134,7 @@ func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
 					}
 				}()
 				began := time.Now()
-				assert.ErrorContains(t, l.hold(ctx, end, &held{stream: quiet{ctx: ctx}}, flow, &Way{}),
+				assert.ErrorContains(t, l.maintain(ctx, end, &established{stream: quiet{ctx: ctx}}, flow, &Way{}),
 					"does not answer any more")
 				assert.Equal(t, tc.lasts, time.Since(began))
 				time.Sleep(time.Hour)

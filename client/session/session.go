@@ -109,7 +109,7 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 		s.save()
 		return s, nil
 	}
-	s.abandon()
+	s.abort()
 	if state.Err == nil {
 		return nil, reason.New(codes.DeadlineExceeded, reason.ManagerNotReady,
 			"the traffic manager in namespace %s does not answer", record.ManagerNamespace)
@@ -117,8 +117,8 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	return nil, state.Err
 }
 
-// abandon closes a session that never was, and leaves no Login of it.
-func (s *Session) abandon() {
+// abort closes a session that never was, and leaves no Login of it.
+func (s *Session) abort() {
 	s.cancel()
 	ctx, cancel := context.WithTimeout(context.Background(), syncTimeout)
 	defer cancel()

@@ -296,7 +296,7 @@ func (p *Pod) carry(ctx context.Context, f *flow, t *tunnel.Conn) (unanswered []
 			return recent.unanswered(f.answered.Load()), err
 		case <-idle.C:
 			left := f.idle(&p.cfg)
-			if left <= 0 && p.retire(f) {
+			if left <= 0 && p.remove(f) {
 				return nil, nil
 			}
 			idle.Reset(max(left, time.Millisecond))
@@ -340,8 +340,8 @@ func (r *recent) unanswered(answered int64) [][]byte {
 	return r.sent
 }
 
-// retire takes an idle flow out, unless the client has just sent something.
-func (p *Pod) retire(f *flow) bool {
+// remove forgets an idle flow, unless the client has just sent something.
+func (p *Pod) remove(f *flow) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(f.queue) > 0 {

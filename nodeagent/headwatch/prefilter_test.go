@@ -73,7 +73,7 @@ func (b *bench) look(rule match.Rule) error { return b.lookFor([]match.Needle{ru
 
 // begin forgets everything about the flow.
 func (b *bench) begin(t testing.TB) {
-	require.NoError(t, b.pod.program.beat())
+	require.NoError(t, b.pod.program.heartbeat())
 	require.NoError(t, b.objs().Flows.Put(b.key(), bpf.Flow{}))
 	b.decider.forget(b.key())
 }

@@ -44,7 +44,7 @@ func load(p *Pod) (_ *program, err error) {
 	if g.reader, err = ringbuf.NewReader(objs.Events); err != nil {
 		return nil, errors.Join(fmt.Errorf("open ring buffer of queued packets: %w", err), objs.Close())
 	}
-	if err := g.beat(); err != nil {
+	if err := g.heartbeat(); err != nil {
 		return nil, errors.Join(err, g.reader.Close(), objs.Close())
 	}
 	go g.serve()
@@ -110,7 +110,7 @@ func clock() (time.Duration, error) {
 	return time.Duration(now.Nano()), nil
 }
 
-func (g *program) beat() error {
+func (g *program) heartbeat() error {
 	now, err := clock()
 	if err != nil {
 		return err
@@ -130,7 +130,7 @@ func (g *program) serve() {
 	var beaten time.Time
 	for {
 		if now := time.Now(); now.Sub(beaten) >= beatEvery {
-			if err := g.beat(); err != nil {
+			if err := g.heartbeat(); err != nil {
 				log.Error("headwatch", "error", err)
 			}
 			beaten = now

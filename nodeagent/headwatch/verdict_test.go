@@ -170,7 +170,7 @@ func TestAllConnectionsOfAPort(t *testing.T) {
 			}
 		}
 	}
-	require.NoError(t, b.pod.program.beat())
+	require.NoError(t, b.pod.program.heartbeat())
 	require.NoError(t, b.look(ann(t)))
 	assert.False(t, send(1, ack, request), "it is not listed")
 	assert.False(t, watched())

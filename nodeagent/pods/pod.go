@@ -187,7 +187,7 @@ func (p *pod) step() (pause time.Duration) {
 	case finish:
 		p.log.Info("pod drained")
 		p.take().finish()
-		p.set.vacate(p)
+		p.set.release(p)
 		return time.Hour
 	case wait:
 		return p.wait(now, refusal)
@@ -335,7 +335,7 @@ func (p *pod) open(want *agentpb.Pod) (*opened, error) {
 	}
 	o, err := openPod(p, ns, ips, want.GetHostNetwork())
 	if err != nil {
-		p.set.vacate(p)
+		p.set.release(p)
 		return nil, errors.Join(err, ns.Close())
 	}
 	return o, nil
@@ -348,7 +348,7 @@ func (p *pod) abort() {
 			p.log.Warn("something of the pod could not be closed", "error", err)
 		}
 	}
-	p.set.vacate(p)
+	p.set.release(p)
 }
 
 // take takes from the pod what is open, so that it is pending.

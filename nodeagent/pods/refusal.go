@@ -63,8 +63,8 @@ func (s *Set) occupy(p *pod, id netns.ID) error {
 	return nil
 }
 
-// vacate releases what the pod has occupied. Nothing of it may be attached any more.
-func (s *Set) vacate(p *pod) {
+// release releases what the pod has occupied. Nothing of it may be attached any more.
+func (s *Set) release(p *pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, by := range s.occupied {

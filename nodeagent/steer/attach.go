@@ -94,7 +94,7 @@ func (p *Program) attachAt(ns Namespace, at hook, pins []pin) error {
 	if h, ok := p.held[at.device]; ok && h.inode == own.inode && h.leadsTo(p.id) {
 		p.node.log.Warn("somebody has removed a pin, pinned again", "netns", own.inode)
 		own = newPin(p.node.dir(), own.inode, own.epoch, at, h.made)
-		return p.keep(h.hold, own)
+		return p.keep(h.attachment, own)
 	}
 	if at.kind == ClsAct {
 		return p.filter(ns, own)
@@ -103,7 +103,7 @@ func (p *Program) attachAt(ns Namespace, at hook, pins []pin) error {
 }
 
 // takeOver exchanges the program of what is pinned, if its hook still exists; else it removes the
-// pin, and so it does with one that does not hold what it should.
+// pin, and so it does with one that is not what it should.
 func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 	if found.kind == ClsAct {
 		// Whatever there is, a filter that is added replaces it.
@@ -119,7 +119,7 @@ func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 	}
 	gone := h.gone()
 	if !gone {
-		err = h.(linkHold).Update(p.objs.Program)
+		err = h.(linkAttachment).Update(p.objs.Program)
 	}
 	switch {
 	// the inode number of a namespace that is gone was given to ours
@@ -134,7 +134,7 @@ func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 			return false, errors.Join(fmt.Errorf("take over pin: %w", err), h.Close())
 		}
 	}
-	p.hold(h, own)
+	p.keepOpen(h, own)
 	return true, nil
 }
 
@@ -156,7 +156,7 @@ func (p *Program) link(ns Namespace, own pin) error {
 	if err != nil {
 		return fmt.Errorf("attach to network namespace %d: %w", own.inode, err)
 	}
-	if err := p.keep(linkHold{l}, own); err != nil {
+	if err := p.keep(linkAttachment{l}, own); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	return nil
@@ -177,7 +177,7 @@ func (p *Program) filter(ns Namespace, own pin) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("attach to network namespace %d: %w", own.inode, err), program.Close())
 	}
-	h := &filterHold{program: program, id: p.id, device: own.device, made: own.made, visit: visitor(ns)}
+	h := &filterAttachment{program: program, id: p.id, device: own.device, made: own.made, visit: visitor(ns)}
 	if err := p.keep(h, own); err != nil {
 		return errors.Join(err, h.detach(), h.Close())
 	}
@@ -203,17 +203,17 @@ func (p *Program) takeOverFilter(ns Namespace, found pin) error {
 	return nil
 }
 
-// keep pins a hold and keeps it open.
-func (p *Program) keep(h hold, own pin) error {
+// keep pins an attachment and keeps it open.
+func (p *Program) keep(h attachment, own pin) error {
 	if err := h.pin(own.path); err != nil {
 		return fmt.Errorf("pin what steers network namespace %d: %w", own.inode, err)
 	}
-	p.hold(h, own)
+	p.keepOpen(h, own)
 	return nil
 }
 
-func (p *Program) hold(h hold, own pin) {
-	if before, ok := p.held[own.device]; ok && before.hold != h {
+func (p *Program) keepOpen(h attachment, own pin) {
+	if before, ok := p.held[own.device]; ok && before.attachment != h {
 		_ = before.Close()
 	}
 	p.held[own.device] = held{own, h}

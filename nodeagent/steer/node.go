@@ -136,7 +136,7 @@ func (n *Node) open() error {
 		return err
 	}
 	n.heartbeat, n.datapath, n.why = heartbeat, chosen, why
-	return n.beat()
+	return n.sendHeartbeat()
 }
 
 // mount mounts bpffs if somebody has unmounted it, once for all pods that miss it.
@@ -162,7 +162,7 @@ func (n *Node) Beat() error {
 	if n.heartbeat == nil {
 		return nil
 	}
-	return n.beat()
+	return n.sendHeartbeat()
 }
 
 // Hush has the programs of this agent pass all connections to the app at once, until the next Beat.
@@ -182,7 +182,7 @@ func (n *Node) Beating() bool {
 	return beaten != 0 && clock(unix.CLOCK_MONOTONIC)-beaten < uint64(recent)
 }
 
-func (n *Node) beat() error { return n.putHeartbeat(clock(unix.CLOCK_MONOTONIC)) }
+func (n *Node) sendHeartbeat() error { return n.putHeartbeat(clock(unix.CLOCK_MONOTONIC)) }
 
 func (n *Node) putHeartbeat(at uint64) error {
 	if err := n.heartbeat.Put(uint32(0), binary.NativeEndian.AppendUint64(nil, at)); err != nil {

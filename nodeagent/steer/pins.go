@@ -130,10 +130,10 @@ func lockDirectory(dir string, create bool) (*os.File, error) {
 }
 
 // errForeign says that something else is pinned than the name says.
-var errForeign = errors.New("it does not hold what its name says")
+var errForeign = errors.New("it is not what its name says")
 
 // open takes hold of what is pinned. visit is how to get into its namespace.
-func (p pin) open(visit func(fn func() error) (bool, error)) (h hold, err error) {
+func (p pin) open(visit func(fn func() error) (bool, error)) (h attachment, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open pin %s: %w", p.path, err)
@@ -144,7 +144,7 @@ func (p pin) open(visit func(fn func() error) (bool, error)) (h hold, err error)
 		if err != nil {
 			return nil, foreign(err)
 		}
-		held, err := newFilterHold(program, p, visit)
+		held, err := newFilterAttachment(program, p, visit)
 		if err != nil {
 			return nil, errors.Join(err, program.Close())
 		}
@@ -161,7 +161,7 @@ func (p pin) open(visit func(fn func() error) (bool, error)) (h hold, err error)
 	if ok := p.kind == SkLookup && info.NetNs() != nil || p.kind == TCX && info.TCX() != nil; !ok {
 		return nil, errors.Join(errForeign, l.Close())
 	}
-	return linkHold{l}, nil
+	return linkAttachment{l}, nil
 }
 
 // foreign marks the errors that say so. EACCES is the kernel's word for what is no BPF object at

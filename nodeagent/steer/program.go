@@ -35,7 +35,7 @@ type Program struct {
 // when somebody removes the pin.
 type held struct {
 	pin
-	hold
+	attachment
 }
 
 // SetListener names the listener of its address family. The kernel forgets it when it is closed.

@@ -153,7 +153,7 @@ func (w *world) start(t *testing.T, word string) *agent {
 		require.NoError(t, a.program.Add(netip.AddrPortFrom(ip, port)))
 	}
 	require.NoError(t, a.program.Attach(w.pod))
-	a.beat(t)
+	a.heartbeat(t)
 	w.agents = append(w.agents, a)
 	return a
 }
@@ -161,7 +161,7 @@ func (w *world) start(t *testing.T, word string) *agent {
 // tooLate is how long an agent may be silent, almost.
 const tooLate = 800 * time.Millisecond
 
-func (a *agent) beat(t *testing.T) {
+func (a *agent) heartbeat(t *testing.T) {
 	// before the first connection, which may come sooner than the next goroutine
 	require.NoError(t, a.node.Beat())
 	a.lastBeat.Store(time.Now().UnixNano())

@@ -74,7 +74,7 @@ func testKillBoth(t *testing.T, s *scene) {
 	// The next command finds it.
 	require.NoError(t, lab.Eventually(t.Context(), 20*time.Second, func(ctx context.Context) error {
 		status, err := s.ann.Sidestep(ctx, "status")
-		if want := "the command that it was made for has ended, and so had the daemon that would have left it"; err == nil && !strings.Contains(status, want) {
+		if want := "the command that held it has ended, and so had the daemon that would have ended it"; err == nil && !strings.Contains(status, want) {
 			err = fmt.Errorf("no word of %q in:\n%s", want, status)
 		}
 		return err

@@ -26,7 +26,7 @@ const (
 	Spinner
 )
 
-const beat = 100 * time.Millisecond
+const frame = 100 * time.Millisecond
 
 var frames = []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 
@@ -71,7 +71,7 @@ func (l *Line) Set(text string) {
 }
 
 func (l *Line) spin(stop <-chan struct{}) {
-	tick := time.NewTicker(beat)
+	tick := time.NewTicker(frame)
 	defer tick.Stop()
 	for {
 		select {

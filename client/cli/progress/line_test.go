@@ -41,14 +41,14 @@ func TestTheSpinnerTurnsAndIsWiped(t *testing.T) {
 		out := &screen{}
 		l := New(out, Spinner, func() int { return 80 })
 		l.Set("waiting for pods: 0/2")
-		time.Sleep(beat + beat/2)
+		time.Sleep(frame + frame/2)
 		l.Set("waiting for pods: 1/2")
 		l.Set("waiting for pods: 1/2")
 		l.Close()
 		assert.Equal(t, []string{"⠋ waiting for pods: 0/2", "⠙ waiting for pods: 0/2",
 			"⠙ waiting for pods: 1/2", ""}, out.drawings())
 		before := out.String()
-		time.Sleep(10 * beat)
+		time.Sleep(10 * frame)
 		l.Close()
 		assert.Equal(t, before, out.String(), "nothing is drawn after the line was closed")
 		l.Set("again")

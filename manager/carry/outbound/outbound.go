@@ -45,8 +45,8 @@ func NewLot() *parking.Lot {
 	return parking.NewUninvitedLot(parking.Limits{PerPeer: 64, InAll: 20_000, Waiting: 1024})
 }
 
-// Place is a pod where an intercept is in force.
-type Place struct {
+// Target is a pod where an intercept is in force.
+type Target struct {
 	Node string
 	Pod  *agentpb.Pod
 	Rule *agentpb.Rule
@@ -54,9 +54,9 @@ type Place struct {
 
 // Plan says what is where.
 type Plan interface {
-	// Places gives those of an intercept, and the hash of the session key that it belongs to. There
+	// Targets gives those of an intercept, and the hash of the session key that it belongs to. There
 	// are none of one that is not accepted.
-	Places(interceptUID string) (keyHash string, places []Place)
+	Targets(interceptUID string) (keyHash string, targets []Target)
 }
 
 // Config is what a Relay needs.
@@ -101,12 +101,12 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	}
 	log := r.cfg.Log.With("intercept", open.GetInterceptNamespace()+"/"+open.GetInterceptName(), "port",
 		open.GetToPort())
-	places, why := r.places(keyHash, open)
-	if len(places) == 0 {
+	targets, why := r.targets(keyHash, open)
+	if len(targets) == 0 {
 		log.Debug("connection to a pod refused", "reason", why)
 		return tunnel.SendOpened(laptop, tunnelpb.Opened_UNKNOWN, why)
 	}
-	agent, place, err := r.reach(laptop, open, places)
+	agent, target, err := r.reach(laptop, open, targets)
 	if err != nil {
 		log.Debug("connection to a pod refused", "reason", err)
 		return tunnel.SendOpened(laptop, tunnelpb.Opened_TIMEOUT, err.Error())
@@ -114,7 +114,7 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	r.open.Inc()
 	defer r.open.Dec()
 	err = tunnel.Relay(laptop, agent)
-	log.Debug("connection to a pod ended", "pod", place.Pod.GetName(), "node", place.Node, "reason", err)
+	log.Debug("connection to a pod ended", "pod", target.Pod.GetName(), "node", target.Node, "reason", err)
 	if err != nil {
 		err = status.Error(codes.Aborted, err.Error())
 	}
@@ -122,15 +122,15 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	return err
 }
 
-// places gives the pods that the laptop may reach, the best first, or what to tell it.
-func (r *Relay) places(keyHash string, open *tunnelpb.Open) (all []Place, why string) {
-	owner, all := r.cfg.Plan.Places(open.GetInterceptUid())
+// targets gives the pods that the laptop may reach, the best first, or what to tell it.
+func (r *Relay) targets(keyHash string, open *tunnelpb.Open) (all []Target, why string) {
+	owner, all := r.cfg.Plan.Targets(open.GetInterceptUid())
 	if owner != keyHash || len(all) == 0 {
 		// Of others' intercepts it is not even said that they exist.
 		return nil, "this laptop has no such intercept, or it has no pods"
 	}
 	all = slices.DeleteFunc(all,
-		func(p Place) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
+		func(p Target) bool { return !slices.Contains(p.Rule.GetToPod(), open.GetToPort()) })
 	if len(all) == 0 {
 		return nil, fmt.Sprintf("port %d is not among those that the intercept asks for (spec.toPod)",
 			open.GetToPort())
@@ -140,38 +140,38 @@ func (r *Relay) places(keyHash string, open *tunnelpb.Open) (all []Place, why st
 }
 
 // reach gives the stream of the first node agent that answers, when the laptop has its answer.
-func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, places []Place) (*parking.Stream, Place, error) {
+func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, targets []Target) (*parking.Stream, Target, error) {
 	var problem error
-	for _, place := range places {
-		agent, err := r.cfg.Lot.Take(laptop.Context(), place.Node, patience)
+	for _, target := range targets {
+		agent, err := r.cfg.Lot.Take(laptop.Context(), target.Node, patience)
 		if errors.Is(err, parking.ErrTimeout) {
 			err = errNoAgent
 		}
 		if err == nil {
-			if err = introduce(laptop, agent, open, place); err == nil {
-				return agent, place, nil
+			if err = introduce(laptop, agent, open, target); err == nil {
+				return agent, target, nil
 			}
 			agent.Release(status.Error(codes.Aborted, err.Error()))
 		}
 		problem = errors.Join(problem,
-			fmt.Errorf("pod %s on node %s: %w", place.Pod.GetName(), place.Node, err))
+			fmt.Errorf("pod %s on node %s: %w", target.Pod.GetName(), target.Node, err))
 		if laptop.Context().Err() != nil {
 			break
 		}
 	}
-	return nil, Place{}, problem
+	return nil, Target{}, problem
 }
 
 // introduce sends OPEN to a node agent and its answer to the laptop. An agent that has gone
 // meanwhile has taken nothing: what the laptop has sent already is still to be read.
-func introduce(laptop tunnel.Stream, agent *parking.Stream, open *tunnelpb.Open, place Place) error {
+func introduce(laptop tunnel.Stream, agent *parking.Stream, open *tunnelpb.Open, target Target) error {
 	stop := context.AfterFunc(laptop.Context(),
 		func() { agent.Release(status.Error(codes.Aborted, "the laptop has gone")) })
 	defer stop()
 	err := tunnel.SendOpen(agent, &tunnelpb.Open{
-		InterceptUid: open.GetInterceptUid(), InterceptNamespace: place.Rule.GetInterceptNamespace(),
-		InterceptName: place.Rule.GetInterceptName(),
-		RemoteAddr:    open.GetRemoteAddr(), Pod: place.Pod.GetName(), PodUid: place.Pod.GetUid(),
+		InterceptUid: open.GetInterceptUid(), InterceptNamespace: target.Rule.GetInterceptNamespace(),
+		InterceptName: target.Rule.GetInterceptName(),
+		RemoteAddr:    open.GetRemoteAddr(), Pod: target.Pod.GetName(), PodUid: target.Pod.GetUid(),
 		ToPort: open.GetToPort(),
 	})
 	var answer tunnel.Frame
@@ -186,15 +186,15 @@ func introduce(laptop tunnel.Stream, agent *parking.Stream, open *tunnelpb.Open,
 }
 
 // rank puts ready pods first, and of these the oldest.
-func (r *Relay) rank(places []Place) {
+func (r *Relay) rank(targets []Target) {
 	of := map[string]*corev1.Pod{}
-	for _, p := range places {
+	for _, p := range targets {
 		if pod := r.cfg.Pod(p.Pod.GetNamespace(), p.Pod.GetName()); pod != nil &&
 			string(pod.UID) == p.Pod.GetUid() {
 			of[p.Pod.GetUid()] = pod
 		}
 	}
-	slices.SortStableFunc(places, func(a, b Place) int {
+	slices.SortStableFunc(targets, func(a, b Target) int {
 		return cmp.Or(endpoint.Compare(of[a.Pod.GetUid()], of[b.Pod.GetUid()]),
 			cmp.Compare(a.Pod.GetName(), b.Pod.GetName()))
 	})

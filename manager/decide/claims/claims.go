@@ -15,9 +15,9 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// Spot is a place where claims meet: a port of a pod. Ports of workloads and ReplicaSets are spots
-// too, so that claims meet while there are no pods.
-type Spot struct {
+// Target is a port of a pod, where claims meet. Ports of workloads and ReplicaSets are targets too, so
+// that claims meet while there are no pods.
+type Target struct {
 	UID  types.UID
 	Port int32
 	UDP  bool
@@ -29,10 +29,10 @@ type Claim struct {
 	Created time.Time
 	// Asked names the port that was asked for, in whatever words. When it changes, the claim has
 	// moved and has to wait its turn again.
-	Asked string
-	Spots []Spot
-	TCP   bool // every connection; else what Rule matches
-	Rule  match.Rule
+	Asked   string
+	Targets []Target
+	TCP     bool // every connection; else what Rule matches
+	Rule    match.Rule
 	// Wiretap takes nothing from anybody.
 	Wiretap bool
 	// Accepted tells of an acceptance on record from before the table knew the claim; it is ignored
@@ -63,12 +63,12 @@ type entry struct {
 // Table holds all claims. It is not safe for concurrent use.
 type Table struct {
 	entries map[types.UID]*entry
-	spots   map[Spot]map[*entry]struct{}
+	targets map[Target]map[*entry]struct{}
 }
 
 // NewTable makes an empty table.
 func NewTable() *Table {
-	return &Table{entries: map[types.UID]*entry{}, spots: map[Spot]map[*entry]struct{}{}}
+	return &Table{entries: map[types.UID]*entry{}, targets: map[Target]map[*entry]struct{}{}}
 }
 
 // Verdict gives the decision about a claim; a claim that is not in the table has not been accepted.
@@ -89,23 +89,23 @@ func (t *Table) Would(c Claim) Verdict {
 // have changed by that.
 func (t *Table) Set(c Claim) []types.UID {
 	e := t.entries[c.UID]
-	var lost, added []Spot
+	var lost, added []Target
 	if e == nil {
 		e = &entry{Claim: c, verdict: Verdict{Accepted: c.Accepted}}
 		t.entries[c.UID] = e
-		added = c.Spots
+		added = c.Targets
 	} else {
-		lost, added = difference(e.Spots, c.Spots), difference(c.Spots, e.Spots)
+		lost, added = difference(e.Targets, c.Targets), difference(c.Targets, e.Targets)
 		if e.Asked != c.Asked {
 			e.verdict = Verdict{}
-			lost = e.Spots
+			lost = e.Targets
 		}
 		e.Claim = c
 	}
 	for _, s := range lost {
 		t.leave(s, e)
 	}
-	for _, s := range e.Spots {
+	for _, s := range e.Targets {
 		t.enter(s, e)
 	}
 	var changed []types.UID
@@ -126,48 +126,48 @@ func (t *Table) Remove(uid types.UID) []types.UID {
 		return nil
 	}
 	delete(t.entries, uid)
-	for _, s := range e.Spots {
+	for _, s := range e.Targets {
 		t.leave(s, e)
 	}
 	if !e.verdict.Accepted {
 		return nil
 	}
-	return t.release(e.Spots, nil, nil)
+	return t.release(e.Targets, nil, nil)
 }
 
-// defend settles an accepted claim's meeting with other accepted claims at spots that are new to
+// defend settles an accepted claim's meeting with other accepted claims at targets that are new to
 // it, as when a pod appears that two claims turn out to share. The older one keeps its place.
-func (t *Table) defend(e *entry, added []Spot) (freed []Spot, revoked []types.UID) {
+func (t *Table) defend(e *entry, added []Target) (freed []Target, revoked []types.UID) {
 	rivals := t.rivals(e, added)
 	if len(rivals) == 0 {
 		return nil, nil
 	}
 	if older(rivals[0], e) < 0 {
 		e.verdict = Verdict{Holder: rivals[0].UID}
-		return e.Spots, nil
+		return e.Targets, nil
 	}
 	for _, r := range rivals {
 		r.verdict = Verdict{Holder: e.UID}
 		revoked = append(revoked, r.UID)
-		freed = append(freed, r.Spots...)
+		freed = append(freed, r.Targets...)
 	}
 	return freed, revoked
 }
 
 // decide looks for an accepted claim in the way.
 func (t *Table) decide(e *entry) Verdict {
-	if rivals := t.rivals(e, e.Spots); len(rivals) > 0 {
+	if rivals := t.rivals(e, e.Targets); len(rivals) > 0 {
 		return Verdict{Holder: rivals[0].UID}
 	}
 	return Verdict{Accepted: true}
 }
 
-// rivals gives the accepted claims at the spots that overlap with e, oldest first.
-func (t *Table) rivals(e *entry, at []Spot) []*entry {
+// rivals gives the accepted claims at the targets that overlap with e, oldest first.
+func (t *Table) rivals(e *entry, at []Target) []*entry {
 	seen := map[*entry]struct{}{e: {}}
 	var found []*entry
 	for _, s := range at {
-		for other := range t.spots[s] {
+		for other := range t.targets[s] {
 			if _, ok := seen[other]; ok || !other.verdict.Accepted || other.UID == e.UID {
 				continue
 			}
@@ -181,11 +181,11 @@ func (t *Table) rivals(e *entry, at []Spot) []*entry {
 	return found
 }
 
-// release decides again about the claims that wait at spots which have been given up, oldest first.
-func (t *Table) release(spots []Spot, except *entry, changed []types.UID) []types.UID {
+// release decides again about the claims that wait at targets which have been given up, oldest first.
+func (t *Table) release(targets []Target, except *entry, changed []types.UID) []types.UID {
 	waiting := map[*entry]struct{}{}
-	for _, s := range spots {
-		for e := range t.spots[s] {
+	for _, s := range targets {
+		for e := range t.targets[s] {
 			if !e.verdict.Accepted && e != except {
 				waiting[e] = struct{}{}
 			}
@@ -205,30 +205,30 @@ func (t *Table) release(spots []Spot, except *entry, changed []types.UID) []type
 	return changed
 }
 
-func (t *Table) enter(s Spot, e *entry) {
-	if t.spots[s] == nil {
-		t.spots[s] = map[*entry]struct{}{}
+func (t *Table) enter(s Target, e *entry) {
+	if t.targets[s] == nil {
+		t.targets[s] = map[*entry]struct{}{}
 	}
-	t.spots[s][e] = struct{}{}
+	t.targets[s][e] = struct{}{}
 }
 
-func (t *Table) leave(s Spot, e *entry) {
-	delete(t.spots[s], e)
-	if len(t.spots[s]) == 0 {
-		delete(t.spots, s)
+func (t *Table) leave(s Target, e *entry) {
+	delete(t.targets[s], e)
+	if len(t.targets[s]) == 0 {
+		delete(t.targets, s)
 	}
 }
 
 // difference gives what is in a and not in b.
-func difference(a, b []Spot) []Spot {
+func difference(a, b []Target) []Target {
 	if slices.Equal(a, b) {
 		return nil
 	}
-	in := make(map[Spot]struct{}, len(b))
+	in := make(map[Target]struct{}, len(b))
 	for _, s := range b {
 		in[s] = struct{}{}
 	}
-	var only []Spot
+	var only []Target
 	for _, s := range a {
 		if _, ok := in[s]; !ok {
 			only = append(only, s)

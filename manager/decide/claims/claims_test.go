@@ -16,8 +16,8 @@ import (
 	"sidestep.dev/sidestep/manager/decide/claims"
 )
 
-// claim is by uid, which orders claims of the same age, at spots "pod:port" of one digit each.
-func claim(t *testing.T, uid types.UID, age int, header string, spots ...string) claims.Claim {
+// claim is by uid, which orders claims of the same age, at targets "pod:port" of one digit each.
+func claim(t *testing.T, uid types.UID, age int, header string, targets ...string) claims.Claim {
 	t.Helper()
 	c := claims.Claim{UID: uid, Created: time.Unix(int64(age), 0), Asked: "orders/http", TCP: header == "tcp"}
 	if header != "tcp" && header != "" {
@@ -26,12 +26,12 @@ func claim(t *testing.T, uid types.UID, age int, header string, spots ...string)
 		require.NoError(t, err)
 		c.Rule = rule
 	}
-	for _, s := range spots {
+	for _, s := range targets {
 		var pod rune
 		var port int32
 		_, err := fmt.Sscanf(s, "%c:%d", &pod, &port)
 		require.NoError(t, err)
-		c.Spots = append(c.Spots, claims.Spot{UID: types.UID(pod), Port: port})
+		c.Targets = append(c.Targets, claims.Target{UID: types.UID(pod), Port: port})
 	}
 	return c
 }
@@ -162,13 +162,13 @@ func BenchmarkSetOnABusyPort(b *testing.B) {
 		rule, err := match.FromSpec(
 			&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: &header}}})
 		require.NoError(b, err)
-		table.Set(claims.Claim{UID: types.UID(header), Rule: rule, Spots: []claims.Spot{{UID: "p", Port: 1}}})
+		table.Set(claims.Claim{UID: types.UID(header), Rule: rule, Targets: []claims.Target{{UID: "p", Port: 1}}})
 	}
 	rule, err := match.FromSpec(
 		&v1alpha1.HTTPMatch{Headers: []v1alpha1.HeaderMatch{{Name: "x-dev", Value: new(string)}}})
 	require.NoError(b, err)
 	for b.Loop() {
-		table.Set(claims.Claim{UID: "new", Rule: rule, Spots: []claims.Spot{{UID: "p", Port: 1}}})
+		table.Set(claims.Claim{UID: "new", Rule: rule, Targets: []claims.Target{{UID: "p", Port: 1}}})
 		table.Remove("new")
 	}
 }

@@ -21,9 +21,9 @@ const (
 	moveRetry = 5 * time.Second
 )
 
-// stand is the port that an intercept holds. When its spec comes to ask for another, it keeps this
+// grant is the port that an intercept holds. When its spec comes to ask for another, it keeps this
 // one until it has the other: a move leaves no gap, and one that fails changes nothing.
-type stand struct {
+type grant struct {
 	held          bool
 	service, port string
 	protocol      v1alpha1.Protocol
@@ -31,8 +31,8 @@ type stand struct {
 	leaving       time.Time // since when it moves; zero if it does not
 }
 
-// place decides about what the intercept claims, and gives what is to be steered for it.
-func (c *Controller) place(e *entry, f *findings) []plan.Placement {
+// decideClaim decides about what the intercept claims, and gives what is to be steered for it.
+func (c *Controller) decideClaim(e *entry, f *findings) []plan.Placement {
 	old := c.left(e, f)
 	switch {
 	case old != nil:
@@ -43,22 +43,22 @@ func (c *Controller) place(e *entry, f *findings) []plan.Placement {
 		c.again(c.claims.Set(e.claim(f.resolution)))
 		f.verdict = c.claims.Verdict(e.uid)
 	}
-	e.stand = stand{}
+	e.granted = grant{}
 	if !f.verdict.Accepted {
 		return nil
 	}
-	e.stand = standing(e, f.resolution)
+	e.granted = grantOf(e, f.resolution)
 	return e.placements(f.resolution, f.connected)
 }
 
-func standing(e *entry, res *resolve.Resolution) stand {
-	return stand{held: true, service: res.Service, port: res.Port, protocol: res.Protocol,
+func grantOf(e *entry, res *resolve.Resolution) grant {
+	return grant{held: true, service: res.Service, port: res.Port, protocol: res.Protocol,
 		generation: e.intercept.Generation}
 }
 
 // left is what the intercept holds, if its spec asks for something else now.
 func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
-	s := e.stand
+	s := e.granted
 	if !s.held || s.generation == e.intercept.Generation {
 		return nil
 	}
@@ -84,7 +84,7 @@ func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan
 	if !f.verdict.Accepted {
 		c.again(c.claims.Set(e.claim(old)))
 		if !c.claims.Verdict(e.uid).Accepted {
-			e.stand, f.stays = stand{}, ""
+			e.granted, f.stays = grant{}, ""
 			return nil
 		}
 		if f.invalid == nil {
@@ -93,13 +93,13 @@ func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan
 		return e.placements(old, f.connected)
 	}
 	both := e.claim(f.resolution)
-	both.Spots = append(both.Spots, e.claim(old).Spots...)
-	slices.SortFunc(both.Spots, compareSpots)
-	both.Spots = slices.Compact(both.Spots)
+	both.Targets = append(both.Targets, e.claim(old).Targets...)
+	slices.SortFunc(both.Targets, compareTargets)
+	both.Targets = slices.Compact(both.Targets)
 	c.again(c.claims.Set(both))
 	f.verdict = c.claims.Verdict(e.uid)
-	if e.stand.leaving.IsZero() {
-		e.stand.leaving = time.Now()
+	if e.granted.leaving.IsZero() {
+		e.granted.leaving = time.Now()
 		c.queue.AddAfter(key(e.intercept), moveLimit)
 	}
 	return append(e.placements(old, f.connected), e.placements(f.resolution, f.connected)...)
@@ -114,15 +114,15 @@ func (c *Controller) arrive(e *entry, f *findings, state v1alpha1.State) {
 	switch state {
 	case v1alpha1.StateActive, v1alpha1.StateNoPods, v1alpha1.StateDisconnected:
 	default:
-		if time.Since(e.stand.leaving) < moveLimit {
+		if time.Since(e.granted.leaving) < moveLimit {
 			return
 		}
 	}
-	e.stand = standing(e, f.resolution)
+	e.granted = grantOf(e, f.resolution)
 	c.queue.Add(key(e.intercept))
 }
 
-func compareSpots(a, b claims.Spot) int {
+func compareTargets(a, b claims.Target) int {
 	return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Port, b.Port),
 		cmp.Compare(boolean(a.UDP), boolean(b.UDP)))
 }

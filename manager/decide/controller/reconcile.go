@@ -31,7 +31,7 @@ type entry struct {
 	resolution *resolve.Resolution // the last that succeeded
 	generation int64               // of the intercept for which it did
 	away       time.Time           // since when the laptop is not connected; zero if it is
-	stand      stand               // where it is, when it is to be elsewhere
+	granted    grant               // where it is, when it is to be elsewhere
 	unanswered tally
 }
 
@@ -79,7 +79,7 @@ func (c *Controller) decide(k types.NamespacedName) {
 	}
 	f := findings{connected: c.cfg.Sessions.Connected(keyHash)}
 	f.resolution, f.invalid = c.resolve(e)
-	c.cfg.Plan.Set(e.uid, keyHash, c.place(e, &f))
+	c.cfg.Plan.Set(e.uid, keyHash, c.decideClaim(e, &f))
 	if ends := c.grace(e, f.connected); ends {
 		return
 	}
@@ -177,16 +177,16 @@ func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 	udp := res.Protocol == v1alpha1.ProtocolUDP
 	if res.TemplatePort != 0 {
 		for _, owner := range res.Owners {
-			c.Spots = append(c.Spots, claims.Spot{UID: owner, Port: res.TemplatePort, UDP: udp})
+			c.Targets = append(c.Targets, claims.Target{UID: owner, Port: res.TemplatePort, UDP: udp})
 		}
 	}
 	for _, p := range res.Pods {
 		if p.Port != 0 {
-			c.Spots = append(c.Spots, claims.Spot{UID: p.UID, Port: p.Port, UDP: udp})
+			c.Targets = append(c.Targets, claims.Target{UID: p.UID, Port: p.Port, UDP: udp})
 		}
 	}
-	slices.SortFunc(c.Spots, compareSpots)
-	c.Spots = slices.Compact(c.Spots) // a Pod is its own workload
+	slices.SortFunc(c.Targets, compareTargets)
+	c.Targets = slices.Compact(c.Targets) // a Pod is its own workload
 	return c
 }
 

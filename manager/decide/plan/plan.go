@@ -34,14 +34,14 @@ func (p *Placement) same(o *Placement) bool {
 		slices.EqualFunc(p.Probes, o.Probes, func(a, b *agentpb.Probe) bool { return proto.Equal(a, b) })
 }
 
-// spot is a port of a pod on a node.
-type spot struct {
+// target is a port of a pod on a node.
+type target struct {
 	node string
 	pod  string // UID
 	port uint32
 }
 
-func (p *Placement) spot() spot { return spot{p.Node, p.Pod.GetUid(), p.Port} }
+func (p *Placement) target() target { return target{p.Node, p.Pod.GetUid(), p.Port} }
 
 // placed is a placement in force on a node.
 type placed struct {
@@ -80,7 +80,7 @@ type Plan struct {
 
 	mu         sync.RWMutex
 	nodes      map[string]*node
-	intercepts map[types.UID]map[spot]*Placement
+	intercepts map[types.UID]map[target]*Placement
 	attached   int
 	refused    map[string]string // why the agent of a node may not attach, by node
 	holders    map[string]int    // placed intercepts by key hash
@@ -92,7 +92,7 @@ type Plan struct {
 func New() *Plan {
 	return &Plan{
 		changes: changes.NewSet[types.UID](), open: make(chan struct{}), nodes: map[string]*node{},
-		intercepts: map[types.UID]map[spot]*Placement{},
+		intercepts: map[types.UID]map[target]*Placement{},
 		refused:    map[string]string{}, holders: map[string]int{}, holderOf: map[types.UID]string{},
 		held: func(string) {},
 	}
@@ -146,11 +146,11 @@ func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.intercepts[uid]
-	after := make(map[spot]*Placement, len(placements))
+	after := make(map[target]*Placement, len(placements))
 	touched := map[string]struct{}{}
 	for i := range placements {
 		next := &placements[i]
-		at := next.spot()
+		at := next.target()
 		after[at] = next
 		if had := before[at]; had == nil || !had.same(next) {
 			p.put(uid, keyHash, next)
@@ -192,7 +192,7 @@ func (p *Plan) put(uid types.UID, keyHash string, next *Placement) {
 	n.rules[key] = now
 }
 
-func (p *Plan) drop(uid types.UID, at spot) {
+func (p *Plan) drop(uid types.UID, at target) {
 	n := p.nodes[at.node]
 	delete(n.rules, ruleKey{at.pod, at.port, string(uid)})
 	had := n.intercepts[string(uid)]
@@ -250,9 +250,9 @@ func (p *Plan) Owner(nodeName, interceptUID, pod string) (Owner, bool) {
 	return o, true
 }
 
-// Spots gives where an intercept is in force, a pod once, and the hash of the session key that it
+// Placements gives where an intercept is in force, a pod once, and the hash of the session key that it
 // belongs to.
-func (p *Plan) Spots(interceptUID string) (keyHash string, all []Placement) {
+func (p *Plan) Placements(interceptUID string) (keyHash string, all []Placement) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	seen := map[string]bool{}

@@ -120,7 +120,7 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 	served := false
 	for _, pod := range w.pods {
 		st := endpoint.Of(pod, selecting(services, pod))
-		placed, ok := place(pod, p, st)
+		placed, ok := steerable(pod, p, st)
 		if !ok {
 			continue
 		}
@@ -137,9 +137,9 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 	return res, nil
 }
 
-// place reports whether the pod is to be steered at all. Pods that do not serve yet are: so they are
+// steerable reports whether the pod is to be steered at all. Pods that do not serve yet are: so they are
 // steered at the moment they do.
-func place(pod *corev1.Pod, p *port, st endpoint.State) (Pod, bool) {
+func steerable(pod *corev1.Pod, p *port, st endpoint.State) (Pod, bool) {
 	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 	if ended || pod.Spec.NodeName == "" || len(Addresses(pod)) == 0 || st.Terminating && !st.Serving {
 		return Pod{}, false

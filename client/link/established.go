@@ -22,15 +22,15 @@ import (
 // may be dead too.
 var errSilent = errors.New("the traffic manager does not answer any more")
 
-// held is a connection on which the manager has said hello.
-type held struct {
+// established is a connection on which the manager has said hello.
+type established struct {
 	clients clientpb.ClientsClient
 	stream  clientpb.Clients_SessionClient
 	hello   *clientpb.ManagerHello
 }
 
 // greet opens the session's stream and exchanges hellos.
-func (l *Link) greet(ctx context.Context, clients clientpb.ClientsClient) (*held, error) {
+func (l *Link) greet(ctx context.Context, clients clientpb.ClientsClient) (*established, error) {
 	stream, err := clients.Session(ctx)
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (l *Link) greet(ctx context.Context, clients clientpb.ClientsClient) (*held
 	case theirs.GetProtocol() != version.Protocol:
 		return nil, skew(theirs)
 	}
-	return &held{clients, stream, theirs}, nil
+	return &established{clients, stream, theirs}, nil
 }
 
 func skew(theirs *clientpb.ManagerHello) error {
@@ -87,9 +87,9 @@ func skew(theirs *clientpb.ManagerHello) error {
 		Advise("%s", mend)
 }
 
-// hold serves the connection until it dies, which is always with an error, and then ends everything
+// maintain serves the connection until it dies, which is always with an error, and then ends everything
 // that goes on over it.
-func (l *Link) hold(ctx context.Context, end context.CancelFunc, h *held, flow *metered, way *Way) error {
+func (l *Link) maintain(ctx context.Context, end context.CancelFunc, h *established, flow *metered, way *Way) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer end()

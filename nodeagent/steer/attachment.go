@@ -20,11 +20,11 @@ type hook struct {
 	device int      // 0 for SkLookup
 }
 
-// hold is what somebody has of an attached program.
-type hold interface {
-	// gone says that the hook does not exist any longer, or that this is no hold of one.
+// attachment is a program that is attached to a hook.
+type attachment interface {
+	// gone reports that the hook does not exist any longer, or that this is no attachment to one.
 	gone() bool
-	// leadsTo says whether the hook runs the program of that number.
+	// leadsTo reports whether the hook runs the program of that number.
 	leadsTo(id ebpf.ProgramID) bool
 	pin(path string) error
 	// detach ends it in the kernel. What is pinned stays.
@@ -32,10 +32,10 @@ type hold interface {
 	Close() error
 }
 
-// linkHold is a link to the socket lookup or, by tcx, to a device.
-type linkHold struct{ link.Link }
+// linkAttachment is a link to the socket lookup or, by tcx, to a device.
+type linkAttachment struct{ link.Link }
 
-func (h linkHold) info() (id ebpf.ProgramID, gone bool) {
+func (h linkAttachment) info() (id ebpf.ProgramID, gone bool) {
 	info, err := h.Info()
 	switch {
 	case err != nil:
@@ -50,22 +50,22 @@ func (h linkHold) info() (id ebpf.ProgramID, gone bool) {
 	return info.Program, gone
 }
 
-func (h linkHold) gone() bool {
+func (h linkAttachment) gone() bool {
 	_, gone := h.info()
 	return gone
 }
 
-func (h linkHold) leadsTo(id ebpf.ProgramID) bool {
+func (h linkAttachment) leadsTo(id ebpf.ProgramID) bool {
 	has, gone := h.info()
 	return has == id && !gone
 }
 
-func (h linkHold) pin(path string) error {
+func (h linkAttachment) pin(path string) error {
 	_ = h.Unpin() // from where it is no longer; else it would be taken for pinned
 	return h.Pin(path)
 }
 
-func (h linkHold) detach() error {
+func (h linkAttachment) detach() error {
 	if err := h.Detach(); err != nil && !h.gone() {
 		return err
 	}
@@ -75,9 +75,9 @@ func (h linkHold) detach() error {
 // ourFilter is the filter of all agents: what steers a device is exchanged, never added to.
 var ourFilter = tc.Filter{Name: "sidestep", Handle: 0x51de}
 
-// filterHold is a filter of a device. What is pinned in its place is its program, by which the
+// filterAttachment is a filter of a device. What is pinned in its place is its program, by which the
 // filter is known again.
-type filterHold struct {
+type filterAttachment struct {
 	program *ebpf.Program
 	id      ebpf.ProgramID
 	device  int
@@ -86,12 +86,12 @@ type filterHold struct {
 	visit func(fn func() error) (bool, error)
 }
 
-func (h *filterHold) gone() bool {
+func (h *filterAttachment) gone() bool {
 	found, err := h.visit(func() error { return nil })
 	return err == nil && !found
 }
 
-func (h *filterHold) leadsTo(id ebpf.ProgramID) (leads bool) {
+func (h *filterAttachment) leadsTo(id ebpf.ProgramID) (leads bool) {
 	_, err := h.visit(func() error {
 		has, err := ourFilter.Program(h.device)
 		leads = has == id
@@ -100,25 +100,25 @@ func (h *filterHold) leadsTo(id ebpf.ProgramID) (leads bool) {
 	return leads && err == nil
 }
 
-func (h *filterHold) pin(path string) error {
+func (h *filterAttachment) pin(path string) error {
 	_ = h.program.Unpin()
 	return h.program.Pin(path)
 }
 
-func (h *filterHold) detach() error {
+func (h *filterAttachment) detach() error {
 	_, err := h.visit(func() error { return ourFilter.Detach(h.device, h.id, h.made) })
 	return err
 }
 
-func (h *filterHold) Close() error { return h.program.Close() }
+func (h *filterAttachment) Close() error { return h.program.Close() }
 
-// newFilterHold takes a program over.
-func newFilterHold(program *ebpf.Program, p pin, visit func(func() error) (bool, error)) (*filterHold, error) {
+// newFilterAttachment takes a program over.
+func newFilterAttachment(program *ebpf.Program, p pin, visit func(func() error) (bool, error)) (*filterAttachment, error) {
 	id, err := idOf(program)
 	if err != nil {
 		return nil, err
 	}
-	return &filterHold{program: program, id: id, device: p.device, made: p.made, visit: visit}, nil
+	return &filterAttachment{program: program, id: id, device: p.device, made: p.made, visit: visit}, nil
 }
 
 func idOf(program *ebpf.Program) (ebpf.ProgramID, error) {
