@@ -147,3 +147,17 @@ func TestAFailedHandshakeClosesTheConnection(t *testing.T) {
 	_, err = ours.Write([]byte("x"))
 	assert.ErrorIs(t, err, io.ErrClosedPipe)
 }
+
+func TestAPeerThatIsNotTrustedGetsNoConnection(t *testing.T) {
+	cert, _ := certificate(t)
+	client, server := net.Pipe()
+	defer server.Close()
+	go func() {
+		_, _, _ = tlsbatch.Credentials(&tls.Config{Certificates: []tls.Certificate{cert}}).ServerHandshake(server)
+	}()
+	conn, _, err := tlsbatch.Credentials(&tls.Config{RootCAs: x509.NewCertPool(), ServerName: "server",
+		NextProtos: []string{"h2"}}).ClientHandshake(t.Context(), "server", client)
+	var unknown x509.UnknownAuthorityError
+	assert.ErrorAs(t, err, &unknown)
+	assert.Nil(t, conn)
+}

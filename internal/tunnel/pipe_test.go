@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -137,4 +138,28 @@ func pipedPair(t testing.TB, options ...tunnel.Option) (near, far *tunnel.Conn) 
 	require.NoError(t, err)
 	require.NoError(t, far.Answer(tunnelpb.Opened_OK, ""))
 	return near, far
+}
+
+// deaf is a stream whose sending fails from the second message on, as one does whose peer has just ended it.
+type deaf struct {
+	*pipeStream
+	sent int
+}
+
+func (d *deaf) SendMsg(m any) error {
+	if d.sent++; d.sent > 1 {
+		return io.EOF
+	}
+	return d.pipeStream.SendMsg(m)
+}
+
+func TestAnEndThatCannotBeSentIsAReset(t *testing.T) {
+	stream, _, cancel, ret := pipe(t)
+	defer ret()
+	defer cancel()
+	c, err := tunnel.Open(&deaf{pipeStream: stream}, &tunnelpb.Open{})
+	require.NoError(t, err)
+	for range 2 { // it was not sent, so it is tried again
+		assert.ErrorIs(t, c.CloseWrite(), syscall.ECONNRESET)
+	}
 }
