@@ -18,36 +18,36 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// What may wait in flows, for a laptop that is slow or has not answered yet. More is dropped, as a
-// full socket does.
+// Bounds on what waits in flows for a laptop that is slow or has not answered yet. Beyond them
+// datagrams are dropped, as by a full socket.
 const (
 	maxWaiting      = 64        // datagrams of a flow
 	maxWaitingBytes = 256 << 10 // bytes of a flow
 	maxQueued       = 32 << 20  // bytes of a pod
 )
 
-// receivePause lets the machine recover after receiving has failed.
+// receivePause is the pause after receiving has failed.
 const receivePause = 50 * time.Millisecond
 
-// quietFor is how long no other fallback of a port is logged.
+// quietFor is how long after a fallback of a port no other one is logged.
 const quietFor = 10 * time.Second
 
 type flowKey struct{ client, local netip.AddrPort }
 
-// flow is what goes to and fro between one client and one port.
+// flow is the datagrams between one client and one port.
 type flow struct {
 	flowKey
 	rule     *Rule
 	queue    chan []byte
-	waiting  atomic.Int64 // bytes in queue, and those that are kept for the app
-	last     atomic.Int64 // when something was sent, Unix nanoseconds
-	asked    atomic.Int64 // datagrams of the client
-	answered atomic.Int64 // datagrams of the laptop
+	waiting  atomic.Int64 // bytes in queue, and those kept for the app
+	last     atomic.Int64 // when the last datagram was sent, in Unix nanoseconds
+	asked    atomic.Int64 // datagrams from the client
+	answered atomic.Int64 // datagrams from the laptop
 	cancel   context.CancelFunc
 	place    *list.Element // in port.recent
 }
 
-// receive takes what is steered to a socket until that is closed.
+// receive reads what is steered to a socket until the socket is closed.
 func (p *Pod) receive(c *net.UDPConn) {
 	buffer, control := make([]byte, tunnel.MaxDatagram+1), make([]byte, 128)
 	for {
@@ -69,10 +69,10 @@ func (p *Pod) receive(c *net.UDPConn) {
 	}
 }
 
-// take gives a datagram to its flow.
+// take passes a datagram to its flow.
 func (p *Pod) take(key flowKey, datagram []byte) {
 	if !slices.Contains(p.cfg.IPs, key.local.Addr()) {
-		return // somebody in the pod has found the socket itself
+		return // something in the pod has found the socket itself
 	}
 	p.mu.Lock()
 	at := p.ports[key.local.Port()]
@@ -93,7 +93,7 @@ func (p *Pod) take(key flowKey, datagram []byte) {
 	}
 }
 
-// begin makes a flow. p.mu must be held.
+// begin creates a flow. p.mu must be held.
 func (p *Pod) begin(key flowKey, at *port) *flow {
 	if len(at.flows) >= p.cfg.MaxFlows {
 		oldest := at.recent.Back().Value.(*flow)
@@ -116,7 +116,7 @@ func (p *Pod) begin(key flowKey, at *port) *flow {
 	return f
 }
 
-// forget removes a flow, unless another of the same addresses has come.
+// forget removes a flow, unless another one has its addresses by now.
 func (at *port) forget(f *flow) {
 	if at.flows[f.flowKey] == f {
 		delete(at.flows, f.flowKey)
@@ -124,8 +124,8 @@ func (at *port) forget(f *flow) {
 	}
 }
 
-// offer puts a datagram into a flow's queue, if there is room. p.mu must be held, so that none
-// comes to a flow that has ended.
+// offer puts a datagram into a flow's queue if there is room. p.mu must be held, so that none
+// reaches a flow that has ended.
 func (p *Pod) offer(f *flow, datagram []byte) bool {
 	size := int64(len(datagram))
 	if f.waiting.Load()+size > maxWaitingBytes || p.queued.Load()+size > maxQueued {
@@ -143,7 +143,7 @@ func (p *Pod) offer(f *flow, datagram []byte) bool {
 	}
 }
 
-// release gives back the room that a datagram had.
+// release frees the room that a datagram took.
 func (p *Pod) release(f *flow, datagram []byte) {
 	f.waiting.Add(-int64(len(datagram)))
 	p.queued.Add(-int64(len(datagram)))
@@ -151,7 +151,8 @@ func (p *Pod) release(f *flow, datagram []byte) {
 
 func (f *flow) touch() { f.last.Store(time.Now().UnixNano()) }
 
-// idle is how long the flow may last if nothing is sent any more; at most 0 if it is over.
+// idle returns how long the flow lasts if nothing more is sent. It is 0 or negative if the flow is
+// over.
 func (f *flow) idle(cfg *Config) time.Duration {
 	most := cfg.Idle
 	if f.asked.Load() == 1 {
@@ -160,7 +161,7 @@ func (f *flow) idle(cfg *Config) time.Duration {
 	return most - time.Since(time.Unix(0, f.last.Load()))
 }
 
-// serve sees to a flow until it ends.
+// serve runs a flow until it ends.
 func (p *Pod) serve(ctx context.Context, f *flow) {
 	t, kept, err := p.open(ctx, f)
 	for _, d := range kept {
@@ -187,8 +188,8 @@ func (p *Pod) count(f *flow, change func(*Stats)) {
 	}
 }
 
-// end takes a flow out. If it failed, the app gets what the laptop has not taken, and for a while
-// whatever else comes.
+// end removes a flow. If it failed, the app gets what the laptop has not taken, and for a while
+// everything else that arrives.
 func (p *Pod) end(ctx context.Context, f *flow, kept [][]byte, err error) {
 	number := f.local.Port()
 	p.mu.Lock()
@@ -215,8 +216,8 @@ func (p *Pod) end(ctx context.Context, f *flow, kept [][]byte, err error) {
 	}
 }
 
-// toApp gives a datagram to the app as its client has sent it. Its port must not be steered, or it
-// would come back.
+// toApp sends a datagram to the app as from its client. The port must not be steered, or the
+// datagram would come back.
 func (p *Pod) toApp(key flowKey, datagram []byte) {
 	p.mu.Lock()
 	at := p.ports[key.local.Port()]
@@ -229,8 +230,8 @@ func (p *Pod) toApp(key flowKey, datagram []byte) {
 	}
 }
 
-// open opens the tunnel. What the client sends until the laptop has answered is sent on, and kept
-// for the app.
+// open opens the tunnel. Until the laptop has answered, what the client sends is both sent on and
+// kept for the app.
 func (p *Pod) open(ctx context.Context, f *flow) (opened *tunnel.Conn, kept [][]byte, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.OpenTimeout,
 		errors.New("the laptop did not answer in time"))
@@ -242,7 +243,7 @@ func (p *Pod) open(ctx context.Context, f *flow) (opened *tunnel.Conn, kept [][]
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a tunnel: %w", err)
 	}
-	// a write may be held back
+	// a write may block
 	defer context.AfterFunc(ctx, func() { t.Reset("the laptop did not answer in time") })()
 	answer := make(chan error, 1)
 	go func() {
@@ -272,12 +273,12 @@ func (p *Pod) open(ctx context.Context, f *flow) (opened *tunnel.Conn, kept [][]
 	}
 }
 
-// carry passes datagrams both ways until the flow is idle or ended, which is no error, or until the
-// laptop is gone: then it gives those of the last that were not answered.
+// carry passes datagrams both ways until the flow is idle or ended, which is not an error, or until
+// the laptop is gone. In that case it returns the last datagrams that were not answered.
 func (p *Pod) carry(ctx context.Context, f *flow, t *tunnel.Conn) (unanswered [][]byte, err error) {
 	answers := make(chan error, 1)
 	p.running.Go(func() { answers <- p.answer(f, t) })
-	defer context.AfterFunc(ctx, func() { t.Reset("the flow has ended") })() // a write may be held back
+	defer context.AfterFunc(ctx, func() { t.Reset("the flow has ended") })() // a write may block
 	idle := time.NewTimer(f.idle(&p.cfg))
 	defer idle.Stop()
 	var scratch []byte
@@ -306,8 +307,8 @@ func (p *Pod) carry(ctx context.Context, f *flow, t *tunnel.Conn) (unanswered []
 	}
 }
 
-// Of what a laptop has not answered yet, this much is kept for the app, for this long. A laptop
-// that goes away, or whose process does, takes the answers to it along.
+// Bounds on what is kept for the app of what a laptop has not answered yet: how much, and for how
+// long. If the laptop or its process goes away, its answers are lost.
 const (
 	maxRecent      = 4
 	maxRecentBytes = 16 << 10
@@ -318,7 +319,7 @@ const (
 type recent struct {
 	sent     [][]byte
 	last     time.Time
-	answered int64 // how many answers there were then
+	answered int64 // the number of answers at that time
 }
 
 func (r *recent) add(d []byte, answered int64) {
@@ -351,7 +352,7 @@ func (p *Pod) remove(f *flow) bool {
 	return true
 }
 
-// answer gives the laptop's datagrams to the client.
+// answer sends the laptop's datagrams to the client.
 func (p *Pod) answer(f *flow, t *tunnel.Conn) error {
 	var buffer []byte
 	for {

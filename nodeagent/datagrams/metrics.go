@@ -4,13 +4,13 @@ package datagrams
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// Metrics are those of all pods of a node.
+// Metrics are the metrics of all pods of a node.
 type Metrics struct {
 	flows                                       prometheus.Gauge
 	evicted, toLaptop, toClient, toApp, dropped prometheus.Counter
 }
 
-// NewMetrics makes the metrics, and registers them if there is somewhere to.
+// NewMetrics creates the metrics and registers them if registry is not nil.
 func NewMetrics(registry prometheus.Registerer) *Metrics {
 	datagrams := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sidestep_nodeagent_udp_datagrams_total",

@@ -12,28 +12,28 @@ import (
 	"sidestep.dev/sidestep/nodeagent/part"
 )
 
-// Node is what the pods of a node have in common. It is a part.Kind.
+// Node is what the pods of a node share. It is a part.Kind.
 type Node struct {
 	tunnels Tunnels
 	metrics *Metrics
 }
 
-// New returns a node. It registers its metrics, if there is somewhere to.
+// New returns a node. It registers its metrics if registry is not nil.
 func New(tunnels Tunnels, registry prometheus.Registerer) *Node {
 	return &Node{tunnels: tunnels, metrics: NewMetrics(registry)}
 }
 
-// podPart is the part of one pod.
+// podPart is the Part of one pod.
 type podPart struct {
 	node *Node
 	pod  *part.Pod
 
 	mu      sync.Mutex
-	relay   *Pod   // nil until a UDP port is to be steered
-	problem string // why there is none
+	relay   *Pod   // nil until a UDP port is steered
+	problem string // why relay is nil
 }
 
-// Open implements part.Kind. No socket is opened before a UDP port is to be steered.
+// Open implements part.Kind. No socket is opened before a UDP port has to be steered.
 func (n *Node) Open(pod *part.Pod) (part.Part, error) { return &podPart{node: n, pod: pod}, nil }
 
 // current returns the relay, or nil.
@@ -43,7 +43,7 @@ func (p *podPart) current() *Pod {
 	return p.relay
 }
 
-// Apply implements part.Part. Where datagrams cannot be steered, TCP ports are steered all the same.
+// Apply implements part.Part. If datagrams cannot be steered, TCP ports still are.
 func (p *podPart) Apply(want *agentpb.Pod) error {
 	relay := p.current()
 	if len(want.GetUdpTargets()) > 0 && relay == nil {
@@ -55,7 +55,7 @@ func (p *podPart) Apply(want *agentpb.Pod) error {
 		}
 		p.mu.Unlock()
 		if err != nil {
-			return nil // a Problem
+			return nil // a Problem tells
 		}
 	}
 	if relay == nil {
@@ -109,8 +109,8 @@ func (p *podPart) Report(at part.Target, _ *agentpb.Rule, r *agentpb.TargetRepor
 	}
 }
 
-// Drain implements part.Part: all UDP ports are the app's, and flows end. If a newer node agent
-// steers the pod, the answers that are on their way still arrive.
+// Drain implements part.Part. All UDP ports are left to the app, and flows end. If a newer node
+// agent steers the pod, answers that are on their way still arrive.
 func (p *podPart) Drain() error {
 	relay := p.current()
 	if relay == nil || p.pod.Superseded() {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package datagrams gives the datagrams that are steered away from an app to the laptop of the
-// intercept that has their port, and the laptop's answers to the clients, from the address that
-// they had asked.
+// Package datagrams passes datagrams that are steered away from an app to the laptop of the
+// intercept that has their port. It sends the laptop's answers to the clients, from the address to
+// which they had sent.
 //
-// What a client sends to one port is a flow, and has a tunnel of its own. A laptop that cannot take
-// a flow leaves it to the app, with every datagram that was kept until the laptop had answered; so
-// do all flows for a moment after that, since the steering of their port pauses.
+// What a client sends to one port is a flow, and has its own tunnel. A laptop that cannot take a
+// flow leaves it to the app, with every datagram that was kept until the laptop had answered. So do
+// all flows of the port for a moment after that, because its steering pauses.
 package datagrams
 
 import (
@@ -32,16 +32,16 @@ type Tunnels interface {
 	Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error)
 }
 
-// Steering is what decides which datagrams come here. It may be called concurrently.
+// Steering decides which datagrams arrive here. Its methods may be called concurrently.
 type Steering interface {
 	SetDatagrams(*net.UDPConn) error
 	AddDatagrams(netip.AddrPort) error
 	RemoveDatagrams(netip.AddrPort) error
-	// DatagramsProbed counts datagrams that came here from a loopback address.
+	// DatagramsProbed returns the number of datagrams that arrived here from a loopback address.
 	DatagramsProbed() (uint64, error)
 }
 
-// Config is what a Pod works with.
+// Config is what a Pod needs.
 type Config struct {
 	Name     string // namespace/name
 	IPs      []netip.Addr
@@ -53,15 +53,14 @@ type Config struct {
 	// OpenTimeout is how long a laptop may take to answer before the app gets what was sent.
 	// Default 2 s.
 	OpenTimeout time.Duration
-	// Idle is how long a flow lasts in which nothing is sent, and IdleOnce how long if the client
-	// has sent but one datagram. Defaults 60 s, and 10 s: who asks a single question from a port,
-	// as resolvers do, comes from another with the next.
+	// Idle is how long a flow without datagrams lasts. IdleOnce is the same for a client that has
+	// sent only one datagram: resolvers ask one question from each port. Defaults 60 s and 10 s.
 	Idle, IdleOnce time.Duration
-	// Pause is how long the app gets everything after the laptop could not take something. Default
-	// 1 s.
+	// Pause is how long the app gets everything after the laptop could not take a flow. Default 1
+	// s.
 	Pause time.Duration
-	// MaxFlows bounds the flows of a port. Default 4,096. For a new one the flow goes that was idle
-	// for the longest time.
+	// MaxFlows bounds the flows of a port. A new flow beyond it replaces the one that was idle
+	// longest. Default 4,096.
 	MaxFlows int
 }
 
@@ -87,15 +86,15 @@ func (c Config) withDefaults() Config {
 // Rule is the intercept that has a port.
 type Rule struct {
 	InterceptUID, Namespace, Name string
-	// Connected is false while the laptop is away: the app then gets everything.
+	// Connected is false while the laptop is away. The app then gets everything.
 	Connected bool
 }
 
-// Stats is what was counted for a port.
+// Stats are the counters of a port.
 type Stats struct {
 	Flows     uint64 // since the rule came
 	Matched   uint64 // of these, those that a laptop took
-	Fallbacks uint64 // and those that the app got, since the laptop could not take them
+	Fallbacks uint64 // those that the app got because the laptop could not take them
 }
 
 // Pod is the steered UDP ports of one pod.
@@ -119,12 +118,12 @@ type port struct {
 	steered bool
 	paused  time.Time // until when the app gets everything
 	flows   map[flowKey]*flow
-	recent  *list.List // of *flow, the one that was used last in front
+	recent  *list.List // *flow, the most recently used in front
 	stats   Stats
 	logged  time.Time
 }
 
-// Open opens what a pod needs in its namespace. Nothing is steered yet.
+// Open opens what a pod needs in its namespace. It steers nothing yet.
 func Open(ns *netns.Namespace, cfg Config) (_ *Pod, err error) {
 	p := &Pod{cfg: cfg.withDefaults(), ports: map[uint16]*port{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -158,7 +157,8 @@ func Open(ns *netns.Namespace, cfg Config) (_ *Pod, err error) {
 	return p, nil
 }
 
-// SetRules says who has which ports. All others are the app's, and their flows end.
+// SetRules sets which intercepts have which ports. All other ports are left to the app, and their
+// flows end.
 func (p *Pod) SetRules(rules map[uint16]*Rule) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +185,7 @@ func (p *Pod) setRule(number uint16, at *port, rule *Rule) error {
 	return p.adjust(number, at)
 }
 
-// adjust steers a port, or does not, as it is to be. p.mu must be held.
+// adjust steers a port or leaves it to the app, as its rule says. p.mu must be held.
 func (p *Pod) adjust(number uint16, at *port) error {
 	steer := at.rule != nil && at.rule.Connected && time.Now().After(at.paused) && p.ctx.Err() == nil
 	if steer == at.steered {
@@ -206,7 +206,7 @@ func (p *Pod) adjust(number uint16, at *port) error {
 	return nil
 }
 
-// pause gives a port to the app for a while. p.mu must be held.
+// pause leaves a port to the app for a while. p.mu must be held.
 func (p *Pod) pause(number uint16, at *port) {
 	at.paused = time.Now().Add(p.cfg.Pause)
 	if err := p.adjust(number, at); err != nil {
@@ -224,7 +224,7 @@ func (p *Pod) pause(number uint16, at *port) {
 	})
 }
 
-// Stats is what was counted for a port.
+// Stats returns the counters of a port.
 func (p *Pod) Stats(number uint16) Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,9 +234,9 @@ func (p *Pod) Stats(number uint16) Stats {
 	return Stats{}
 }
 
-// Prove sends to each address of the pod a datagram that nobody can receive, its checksum being
-// wrong, and sees whether it is steered here. While the port is left to the app, there is nothing
-// to prove.
+// Prove sends a datagram with a wrong checksum, which no socket receives, to each address of the
+// pod, and checks that it is steered here. While the port is left to the app, there is nothing to
+// prove.
 func (p *Pod) Prove(number uint16) error {
 	p.probing.Lock()
 	defer p.probing.Unlock()
@@ -256,8 +256,8 @@ func (p *Pod) Prove(number uint16) error {
 		if err := p.sender.sendBroken(netip.AddrPortFrom(home, 9), to); err != nil { // 9: discard (RFC 863)
 			return fmt.Errorf("see whether datagrams to %s are steered: %w", to, err)
 		}
-		// It has gone all its way before the call returns, unless the machine is so busy that the
-		// kernel puts it off.
+		// The datagram has been delivered before the call returns, unless the machine is so busy
+		// that the kernel defers it.
 		for deadline := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
 			after, err := p.cfg.Steering.DatagramsProbed()
 			if err != nil {
@@ -284,7 +284,7 @@ func (p *Pod) isSteered(number uint16) bool {
 	return at != nil && at.steered
 }
 
-// Close leaves all ports to the app, and ends all flows.
+// Close leaves all ports to the app and ends all flows.
 func (p *Pod) Close() error {
 	p.mu.Lock()
 	p.cancel()

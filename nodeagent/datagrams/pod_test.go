@@ -152,7 +152,7 @@ func ask(t *testing.T, c net.Conn, text string) {
 	t.Helper()
 	buffer := make([]byte, 1<<16)
 	for range 20 {
-		_, _ = c.Write([]byte(text)) // nobody else listens, which the kernel says if the heartbeat is late
+		_, _ = c.Write([]byte(text)) // nothing else listens: ECONNREFUSED if the heartbeat is late
 		_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
 		if n, err := c.Read(buffer); err == nil {
 			assert.Equal(t, text, string(buffer[:n]))

@@ -15,9 +15,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/rawip"
 )
 
-// sender sends datagrams from addresses and ports that its sockets are not bound to: the app has
-// bound those of the pod. It writes the header of UDP itself, and leaves that of IP, with the
-// cutting into fragments, to the kernel.
+// sender sends datagrams from addresses and ports to which its sockets are not bound, because the
+// app has bound them. It writes the UDP header itself. The kernel adds the IP header and fragments.
 type sender struct {
 	mu     sync.RWMutex
 	closed bool
@@ -53,8 +52,8 @@ func openSender(ns *netns.Namespace, four, six bool) (_ *sender, err error) {
 	return s, nil
 }
 
-// rawSocket opens a socket that receives nothing: the kernel would have it see a copy of every
-// datagram to the address that it is bound to.
+// rawSocket opens a socket that receives nothing. Otherwise the kernel would queue a copy of every
+// datagram to the address to which it is bound.
 func rawSocket(ns *netns.Namespace, family, level, transparent int, home netip.Addr) (int, error) {
 	fd, err := rawip.Socket(ns, family, unix.IPPROTO_UDP)
 	if err != nil {
@@ -73,21 +72,21 @@ func rawSocket(ns *netns.Namespace, family, level, transparent int, home netip.A
 	return fd, nil
 }
 
-// send sends a datagram. One that the kernel has no room for is lost, as with any other sender's.
+// send sends a datagram. If the kernel has no room for it, it is lost, as with any other sender.
 func (s *sender) send(from, to netip.AddrPort, payload []byte) error {
 	return s.transmit(from, to, segment(from, to, payload))
 }
 
-// brokenSize is more than the kernel adds up before it looks for a socket (CHECKSUM_BREAK, 76
+// brokenSize is more than the kernel sums up before it looks for a socket (CHECKSUM_BREAK, 76
 // bytes).
 const brokenSize = 128
 
-// sendBroken sends a datagram whose checksum is wrong, so that whoever it is given to never sees
-// it: the kernel looks for a socket, and drops it when that is read from.
+// sendBroken sends a datagram with a wrong checksum, which no reader ever sees: the kernel looks
+// for a socket, and drops the datagram when the socket is read.
 func (s *sender) sendBroken(from, to netip.AddrPort) error {
 	d := segment(from, to, make([]byte, brokenSize))
 	sum := binary.BigEndian.Uint16(d[udpChecksum:])
-	if sum++; sum == 0 { // which would mean that there is none
+	if sum++; sum == 0 { // 0 would mean that there is no checksum
 		sum++
 	}
 	binary.BigEndian.PutUint16(d[udpChecksum:], sum)
@@ -125,7 +124,7 @@ func (s *sender) close() error {
 	return errors.Join(errs...)
 }
 
-// segment makes a datagram with its header (RFC 768).
+// segment returns a datagram with its UDP header (RFC 768).
 func segment(from, to netip.AddrPort, payload []byte) []byte {
 	d := make([]byte, 0, udpHeader+len(payload))
 	d = binary.BigEndian.AppendUint16(d, from.Port())
@@ -135,7 +134,7 @@ func segment(from, to netip.AddrPort, payload []byte) []byte {
 	d = append(d, payload...)
 	sum := rawip.Checksum(unix.IPPROTO_UDP, d, from.Addr().AsSlice(), to.Addr().AsSlice())
 	if sum == 0 {
-		sum = 0xffff // 0 would mean that there is none
+		sum = 0xffff // 0 would mean that there is no checksum
 	}
 	binary.BigEndian.PutUint16(d[udpChecksum:], sum)
 	return d

@@ -14,12 +14,12 @@ import (
 	"sidestep.dev/sidestep/internal/netns"
 )
 
-// received is how many bytes of datagrams may wait in a socket, the kernel's own account of them
-// included.
+// received is SO_RCVBUF of a socket, in bytes, including the kernel's own overhead.
 const received = 4 << 20
 
-// listen opens a socket on a free port of ip, which is of the loopback device, in the namespace. It
-// gets what is steered to it, and tells of each datagram where that was sent to.
+// listen opens a UDP socket on a free port of ip, an address of the loopback device, in the
+// namespace. It receives what is steered to it, and reports for each datagram its original
+// destination.
 func listen(ns *netns.Namespace, ip netip.Addr) (*net.UDPConn, error) {
 	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR
 	if ip.Is6() {
@@ -39,8 +39,8 @@ func listen(ns *netns.Namespace, ip netip.Addr) (*net.UDPConn, error) {
 	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
 		return nil, fmt.Errorf("ask for the destinations of datagrams: %w", err)
 	}
-	// More than net.core.rmem_max of the namespace. With less room, more is lost when much comes at
-	// a time.
+	// SO_RCVBUFFORCE exceeds the namespace's net.core.rmem_max. With less room, more is lost in
+	// bursts.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, received)
 	if err := unix.Bind(fd, sockaddr(ip, 0)); err != nil {
 		return nil, fmt.Errorf("bind a UDP socket to %s: %w", ip, err)
@@ -60,7 +60,7 @@ func socket(ns *netns.Namespace, family, kind, protocol int) (fd int, err error)
 	return fd, err
 }
 
-// destination is where a datagram was sent to, by what came with it.
+// destination returns the original destination from a datagram's control messages.
 func destination(control []byte) (netip.AddrPort, error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
@@ -69,7 +69,7 @@ func destination(control []byte) (netip.AddrPort, error) {
 	for i := range messages {
 		to, err := unix.ParseOrigDstAddr(&messages[i])
 		if err != nil {
-			continue // another message
+			continue // another control message
 		}
 		switch to := to.(type) {
 		case *unix.SockaddrInet4:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package environ reads the environment of a container: what its first process was started with,
-// whatever the pod's specification, the image, the container runtime and an entrypoint that ends in
-// exec have made of it.
+// Package environ reads the environment of a container: the one with which its first process was
+// started, after the pod's specification, the image, the container runtime and an entrypoint that
+// ends in exec have shaped it.
 package environ
 
 import (
@@ -23,8 +23,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
-// MaxSize bounds an environment, in bytes. Linux takes up to six megabytes; nobody has a tenth of
-// that.
+// MaxSize bounds an environment, in bytes. Linux allows up to six megabytes, and real ones have
+// less than a tenth of that.
 const MaxSize = 4 << 20
 
 // Why there is no environment.
@@ -36,11 +36,12 @@ var (
 
 var validID = regexp.MustCompile(`^[0-9a-zA-Z]{8,128}$`)
 
-// Reader reads environments in Proc, which is /proc or where the node's /proc is mounted. It must
-// show all of the node's processes (hostPID).
+// Reader reads environments in Proc, which is /proc or wherever the node's /proc is mounted. It
+// must show all processes of the node (hostPID).
 type Reader struct{ Proc string }
 
-// Read returns the variables of the container's first process, as NAME=VALUE in the process's order.
+// Read returns the variables of the container's first process, each as NAME=VALUE, in the process's
+// order.
 func (r Reader) Read(podUID, containerID string) ([][]byte, error) {
 	if !validID.MatchString(containerID) {
 		return nil, fmt.Errorf("%q is not the ID of a container", containerID)
@@ -65,12 +66,12 @@ func (r Reader) Read(podUID, containerID string) ([][]byte, error) {
 type process struct {
 	pid     int
 	started uint64 // clock ticks since boot
-	inner   int    // its number in its own PID namespace
+	inner   int    // its PID in its own PID namespace
 }
 
-// find lists the container's processes, the first one first. Those that `kubectl exec` and probes
-// start are younger. Clock ticks are coarse: of two processes of one tick the first one has the
-// lower PID in its own namespace.
+// find lists the container's processes, the first one first. Processes that `kubectl exec` and
+// probes start are younger. Clock ticks are coarse: of two processes that started in the same tick,
+// the first one has the lower PID in its own namespace.
 func (r Reader) find(podUID, containerID string) ([]process, error) {
 	proc := procs.At(r.Proc)
 	pids, err := proc.PIDs()
@@ -104,8 +105,8 @@ func (r Reader) find(podUID, containerID string) ([]process, error) {
 
 var errEnded = errors.New("it has ended")
 
-// of reads the environment of one process. The directory stays that of the process, and is empty
-// when it has ended, whoever gets its number then.
+// of reads the environment of one process. An open /proc directory stays that of its process. It is
+// empty once the process has ended, even if another process gets the PID.
 func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, err error) {
 	dir, err := os.OpenRoot(filepath.Join(r.Proc, strconv.Itoa(p.pid)))
 	if err != nil {
@@ -123,7 +124,7 @@ func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, e
 	}
 	text, err := memory(p.pid, stat.EnvStart, stat.EnvEnd)
 	if stat, gone := proc.Stat("."); gone != nil || stat.Ended() {
-		return nil, errEnded // and what was read may be of another process with the same PID
+		return nil, errEnded // what was read may belong to another process with the same PID
 	}
 	if err != nil {
 		return nil, err
@@ -131,9 +132,8 @@ func (r Reader) of(p process, podUID, containerID string) (variables [][]byte, e
 	return parse(text)
 }
 
-// memory reads the part of a process's memory that the kernel would show as its environment. The
-// file /proc/PID/environ has that, too, but only its owner may read it, whom root without
-// CAP_DAC_OVERRIDE is not.
+// memory reads the part of a process's memory that the kernel would show as its environment. Only
+// the owner may read /proc/PID/environ, and root without CAP_DAC_OVERRIDE is not the owner.
 func memory(pid int, from, to uint64) ([]byte, error) {
 	if from == 0 || to < from {
 		return nil, errors.New("the kernel does not tell where it is (the node agent needs CAP_SYS_PTRACE)")
@@ -155,9 +155,10 @@ func memory(pid int, from, to uint64) ([]byte, error) {
 	return text, nil
 }
 
-// parse splits what the kernel shows (proc_pid_environ(5)). The kernel shows the memory in which
-// the environment was at the start; programs that write a title there leave fragments without '=',
-// or nothing but zeroes. What is after the first fragment may be as wrong as that.
+// parse splits an environment as the kernel shows it (proc_pid_environ(5)). The kernel shows the
+// memory that held the environment at the start. Programs that write their title there leave
+// fragments without '=', or only zeroes. What follows the first fragment may be damaged too, so
+// parse then returns ErrOverwritten.
 func parse(text []byte) ([][]byte, error) {
 	if len(text) > MaxSize {
 		return nil, fmt.Errorf("it is larger than %d bytes", MaxSize)

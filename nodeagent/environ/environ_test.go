@@ -58,7 +58,7 @@ func TestParse(t *testing.T) {
 	assert.ErrorContains(t, err, "larger than")
 }
 
-// container makes the control group of a container, and gives what starts processes in it.
+// container creates the cgroup of a container and returns a function that starts processes in it.
 func container(t *testing.T, id string) func(cmd *exec.Cmd) {
 	t.Helper()
 	if _, err := exec.LookPath("sh"); err != nil {
@@ -105,8 +105,8 @@ func texts(variables [][]byte) []string {
 
 func TestTheFirstProcessOfAContainer(t *testing.T) {
 	start := container(t, id)
-	// As an image does it: an entrypoint adds to the environment and is replaced by the app, which
-	// is the first process of a PID namespace and not root.
+	// An entrypoint of an image adds to the environment and is then replaced by the app, which is
+	// the first process of a PID namespace and does not run as root.
 	app := exec.Command("/usr/bin/env", "-u", "GONE", "ADDED=by the entrypoint", "sleep", "600")
 	app.Env = []string{"PATH=/usr/bin:/bin", "A=one\ntwo", "my.key=$x='y'", "EMPTY=", "BYTES=\xff\xfe",
 		"GONE=1"}

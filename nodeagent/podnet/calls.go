@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connect begins to connect a non-blocking socket. Go's scheduler is not told of it: the call walks
-// through the pod's whole network stack, the app's side included, and when the kernel interrupted
-// it there, another thread would be woken to take this one's place, although it does not wait.
+// connect begins to connect a non-blocking socket. It bypasses Go's scheduler: the call walks
+// through the pod's whole network stack, including the app's side. If the kernel interrupted it
+// there, the scheduler would wake another thread to take this one's place, although this one does
+// not wait.
 func connect(fd int, to netip.AddrPort) error {
 	var errno unix.Errno
 	if to.Addr().Is4() {

@@ -17,15 +17,15 @@ import (
 	"sidestep.dev/sidestep/nodeagent/procs"
 )
 
-// ErrNotFound says that no process of the pod was found in a namespace that has one of the pod's
+// ErrNotFound means that no process of the pod is in a namespace that has one of the pod's
 // addresses.
 var ErrNotFound = errors.New("no process of the pod was found on this node")
 
-// scanInterval bounds how often all of /proc is read, however many pods are looked for.
+// scanInterval is the shortest pause between two scans of /proc, however many pods are looked for.
 const scanInterval = 200 * time.Millisecond
 
 // Finder finds the network namespaces of pods by reading /proc, which works with any container
-// runtime. The process that reads must see all of the node's processes (hostPID).
+// runtime. It must see all processes of the node (hostPID).
 type Finder struct {
 	root string
 	proc procs.FS
@@ -41,13 +41,14 @@ type process struct {
 	started uint64 // clock ticks since boot
 }
 
-// NewFinder returns a Finder that reads root, which is /proc or where the node's /proc is mounted.
+// NewFinder returns a Finder that reads root: /proc, or wherever the node's /proc is mounted.
 func NewFinder(root string) *Finder {
 	return &Finder{root: root, proc: procs.At(root), open: Open}
 }
 
-// Find opens the network namespace of the pod: that of its oldest process whose namespace has one of
-// the pod's addresses. A process may have entered another namespace, hence the addresses.
+// Find opens the network namespace of the pod: the one of its oldest process whose namespace has
+// one of the pod's addresses. The addresses are checked because a process may have entered another
+// namespace.
 func (f *Finder) Find(uid string, ips []netip.Addr) (*Namespace, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -60,20 +61,20 @@ func (f *Finder) Find(uid string, ips []netip.Addr) (*Namespace, error) {
 	return f.pick(uid, ips)
 }
 
-// Alive reports whether some process of the pod is still in the namespace.
+// Alive reports whether any process of the pod is still in the namespace.
 func (f *Finder) Alive(uid string, id netns.ID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.inhabited(uid, id) {
 		return true
 	}
-	// When /proc cannot be read, nothing is known about the pod, and a working one must not be
-	// given up.
+	// If /proc cannot be read, nothing is known about the pod, and a working pod must not be given
+	// up.
 	return f.scan() != nil || f.inhabited(uid, id)
 }
 
-// Processes returns the PIDs of the pod's processes in the namespace that were there when /proc was
-// last read and still are.
+// Processes returns the PIDs of the pod's processes in the namespace that the last scan found and
+// that still run.
 func (f *Finder) Processes(uid string, id netns.ID) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,7 +137,7 @@ func (f *Finder) enterable(pid string, id netns.ID, ips []netip.Addr) (*Namespac
 	return ns, nil
 }
 
-// scan reads which processes belong to which pods, unless that was done a moment ago.
+// scan reads which processes belong to which pods, unless it has just done so.
 func (f *Finder) scan() error {
 	if time.Since(f.scanned) < scanInterval {
 		return nil
@@ -166,7 +167,8 @@ func (f *Finder) scan() error {
 	return nil
 }
 
-// belongs reports whether the process is the pod's now: a new one may have the PID of an old one.
+// belongs reports whether the process still belongs to the pod. The kernel may have given the PID
+// to a new process.
 func (f *Finder) belongs(pid, uid string) bool {
 	groups, err := f.proc.Cgroups(pid)
 	return err == nil && groups.InPod(uid)

@@ -100,9 +100,9 @@ func TestReusedProcessNumberIsNotThePod(t *testing.T) {
 	assert.False(t, f.Alive(uid, netns.ID{Dev: 4, Inode: 100}))
 }
 
-// A namespace is opened by the PID of a process that was the pod's when /proc was last read. By then the
-// PID may be that of another pod's process, which could even have one of the addresses: on the node's
-// network all pods have the same.
+// A namespace is opened by the PID of a process that belonged to the pod when /proc was last read.
+// By then another pod's process may have the PID. It may even have one of the addresses: with host
+// networking all pods share the node's.
 func TestNamespaceOfAReusedProcessNumberIsNotOpened(t *testing.T) {
 	node := testnet.NewNode(t)
 	pod, other := node.NewPod(t), node.NewPod(t)

@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// timeWait is how long the kernel keeps a connection in mind that has ended (TCP_TIMEWAIT_LEN).
+	// timeWait is how long the kernel keeps an ended connection in TIME_WAIT (TCP_TIMEWAIT_LEN).
 	timeWait = time.Minute
-	// boundsFor is how long the range of ports is taken to be what it was.
+	// boundsFor is how long the port range is cached.
 	boundsFor = 10 * time.Second
 )
 
 // ports is what is known about the local ports of a namespace.
 type ports struct {
-	next atomic.Uint32 // counts up those that are tried in turn
+	next atomic.Uint32 // the next port to try
 
 	mu          sync.Mutex
 	low         uint16
@@ -29,7 +29,7 @@ type ports struct {
 	now, before uint32    // dials in it, and in the one before
 }
 
-// bounds is what net.ipv4.ip_local_port_range of the namespace says, for both families.
+// bounds returns the namespace's net.ipv4.ip_local_port_range, which is for both families.
 func (p *ports) bounds(n *Namespace) (low uint16, count uint32, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,8 +51,8 @@ func (p *ports) bounds(n *Namespace) (low uint16, count uint32, err error) {
 	return p.low, p.count, nil
 }
 
-// scarce counts a dial, and says whether so many of the ports may be taken by connections that have
-// ended that the kernel would search long for a free one.
+// scarce counts a dial. It reports whether connections in TIME_WAIT may occupy so many ports that
+// the kernel would search long for a free one.
 func (p *ports) scarce(count uint32) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package podnet finds the network namespaces of pods and opens sockets in them. A socket stays in
-// the namespace that it was made in, so only its creation needs a visit.
+// the namespace in which it was created, so only its creation has to enter the namespace.
 package podnet
 
 import (
@@ -24,8 +24,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/sockdiag"
 )
 
-// Namespace is the open network namespace of a pod. Holding it open, or any socket in it, keeps it
-// alive after its pod is gone.
+// Namespace is the open network namespace of a pod. While it, or any socket in it, is open, the
+// namespace outlives the pod.
 type Namespace struct {
 	*netns.Namespace
 
@@ -41,7 +41,7 @@ func Open(path string) (*Namespace, error) {
 	return &Namespace{Namespace: ns}, nil
 }
 
-// Gateways gives the addresses that the namespace's routes go by.
+// Gateways returns the gateways in the namespace's routes.
 func (n *Namespace) Gateways() ([]netip.Addr, error) {
 	var gateways []netip.Addr
 	err := n.Do(func() error {
@@ -62,17 +62,18 @@ func (n *Namespace) Gateways() ([]netip.Addr, error) {
 	return gateways, nil
 }
 
-// Listen opens a listener on a free port of ip in the namespace. It is plain TCP (a sockmap refuses
-// MPTCP), of ip's family only, with the longest accept queue that the namespace allows. What it
-// accepts is known to package sockdiag as the node agent's.
+// Listen opens a listener on a free port of ip in the namespace. It is plain TCP, since a sockmap
+// refuses MPTCP, and of ip's family only. Its accept queue is the longest that the namespace
+// allows. Package sockdiag recognizes the connections that it accepts as the node agent's.
 func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	network := "tcp6"
 	if ip.Is4() {
 		network = "tcp4"
 	}
-	// What the listener has been told once, Go need not tell each connection. Steered connections
-	// have the app's own port as their local port, and inherit SO_REUSEADDR, which Go gives to all
-	// listeners: without it an app that restarts could not bind its port while any of them lives.
+	// Accepted connections inherit keepalive from the listener, so Go need not set it on each.
+	// Steered connections have the app's own port as their local port. They inherit SO_REUSEADDR,
+	// which Go sets on all listeners: without it an app that restarts could not bind its port while
+	// any of them lives.
 	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
 		return control(raw, func(fd int) error { return errors.Join(keepAlive(fd), sockdiag.Mark(fd)) })
 	}}
@@ -88,7 +89,7 @@ func (n *Namespace) Listen(ip netip.Addr) (*net.TCPListener, error) {
 	tcp := l.(*net.TCPListener)
 	raw, err := tcp.SyscallConn()
 	if err == nil {
-		// The kernel lowers this to net.core.somaxconn of the namespace.
+		// The kernel caps this at the namespace's net.core.somaxconn.
 		err = control(raw, func(fd int) error { return unix.Listen(fd, math.MaxInt32) })
 	}
 	if err != nil {
@@ -104,7 +105,7 @@ func control(raw syscall.RawConn, fn func(fd int) error) error {
 	return cmp.Or(err, result)
 }
 
-// keepAlive has the kernel ask clients that are silent whether they are still there, as Go does.
+// keepAlive sets TCP keepalive with Go's defaults, so that the kernel notices dead clients.
 func keepAlive(fd int) error {
 	for _, o := range []struct{ level, name, value int }{
 		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},  // seconds
@@ -120,7 +121,7 @@ func keepAlive(fd int) error {
 }
 
 // Dial connects from an address of the namespace to an address of the same namespace. If bound is
-// given, it learns the local address before the peer can.
+// not nil, it is called with the local address before the peer can see it.
 func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort,
 	bound func(netip.AddrPort)) (*net.TCPConn, error) {
 	var file *os.File
@@ -144,9 +145,9 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 	return c.(*net.TCPConn), nil
 }
 
-// DialAs connects as Dial does. If introduce is given, it is called with each socket that is tried,
-// before that connects. It gives the non-blocking socket itself, which waits with the runtime's
-// poller like any connection: to make a net.Conn of it would take a dozen system calls more.
+// DialAs connects as Dial does. If introduce is not nil, it is called with each socket that is
+// tried, before it connects. DialAs returns the non-blocking socket itself, which waits with the
+// runtime's poller like any connection: a net.Conn would cost a dozen more system calls.
 func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort,
 	introduce func(fd int)) (*os.File, error) {
 	c, err := n.BeginAs(from, to, false, introduce)
@@ -156,9 +157,8 @@ func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPo
 	return c.finish(ctx)
 }
 
-// BeginAs is DialAs without any waiting. soon says that bytes to be sent are there already: the
-// connection's last step then goes with them, in one segment, or alone after a fifth of a second at
-// most (TCP_DELACK_MAX).
+// BeginAs is DialAs without waiting. If soon is true, there are already bytes to send: the last
+// segment of the handshake then goes with them, or alone after at most 200 ms (TCP_DELACK_MAX).
 func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool,
 	introduce func(fd int)) (*Begun, error) {
 	if soon {
@@ -173,7 +173,7 @@ func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool,
 		if !taken(err) {
 			return c, err
 		}
-		// There may be a free one among those that were not tried.
+		// One of the ports that were not tried may be free.
 	}
 	c, err := n.begin(netip.AddrPortFrom(from, 0), to, introduce, nil)
 	if !errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -182,7 +182,7 @@ func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool,
 	return n.beginCrowded(from, to, introduce, low, count)
 }
 
-// withoutAck has a connection's last step wait for data. This holds for the handshake alone
+// withoutAck makes the last segment of the handshake wait for data. It affects the handshake alone
 // (tcp_rcv_synsent_state_process).
 func withoutAck(introduce func(fd int)) func(fd int) {
 	return func(fd int) {
@@ -193,17 +193,17 @@ func withoutAck(introduce func(fd int)) func(fd int) {
 	}
 }
 
-// Begun is a connection that is being made. Within one machine it often has been already.
+// Begun is a connection that is being established. Within one machine it often is already.
 type Begun struct {
 	*os.File
 	from, to netip.AddrPort
 	pending  bool
 }
 
-// Pending says whether Wait is needed before there is a connection.
+// Pending reports whether the connection needs Wait before it is established.
 func (b *Begun) Pending() bool { return b.pending }
 
-// Wait waits until there is a connection.
+// Wait waits until the connection is established.
 func (b *Begun) Wait(ctx context.Context) error {
 	if !b.pending {
 		return nil
@@ -215,7 +215,7 @@ func (b *Begun) Wait(ctx context.Context) error {
 	return nil
 }
 
-// finish waits, and closes what does not come to be a connection.
+// finish waits, and closes the socket if the connection fails.
 func (b *Begun) finish(ctx context.Context) (*os.File, error) {
 	if err := b.Wait(ctx); err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -223,10 +223,10 @@ func (b *Begun) finish(ctx context.Context) (*os.File, error) {
 	return b.File, nil
 }
 
-// beginCrowded chooses the port itself. The kernel does not give out ports of connections that have
-// ended less than a minute ago, which a busy pod would soon run out of, after searching ever longer
-// for the last free ones; but it lets them be used by those who ask for them, where timestamps keep
-// old segments apart from new ones (tcp_twsk_unique).
+// beginCrowded chooses the local port itself. The kernel never picks a port that has a connection
+// in TIME_WAIT, so a busy pod would soon run out of ports, after ever longer searches for the last
+// free ones. The kernel does let a port be reused by a caller that asks for it, if timestamps tell
+// old segments from new ones (tcp_twsk_unique).
 func (n *Namespace) beginCrowded(from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16,
 	count uint32) (*Begun, error) {
 	for try := 0; ; try++ {
@@ -242,7 +242,7 @@ func taken(err error) bool {
 	return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE)
 }
 
-// crowdedTries is how many ports may be found taken by open connections.
+// crowdedTries is how many ports in use are skipped before the search fails.
 const crowdedTries = 1000
 
 func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int),
@@ -259,7 +259,7 @@ func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int),
 		return nil, errors.Join(fmt.Errorf("connect from %s to %s in the pod: %w", from.Addr(), to,
 			err), unix.Close(fd))
 	}
-	// It is non-blocking, and so joins the runtime's poller.
+	// The socket is non-blocking, so os.NewFile adds it to the runtime's poller.
 	return &Begun{File: os.NewFile(uintptr(fd), "connection"), from: from, to: to, pending: pending}, nil
 }
 
@@ -275,15 +275,15 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a socket in the pod: %w", err)
 	}
-	// So that a port of which connections are left may be bound; connect sees to it that no two
-	// have the same pair of addresses.
+	// This allows a port with connections in TIME_WAIT to be bound. connect checks that no two
+	// connections have the same pair of addresses.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return -1, errors.Join(fmt.Errorf("set SO_REUSEADDR: %w", err), unix.Close(fd))
 	}
 	return fd, nil
 }
 
-// prepare does all that has to be done before connecting.
+// prepare sets up a socket before it connects.
 func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort)) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("set TCP_NODELAY: %w", err)
@@ -292,7 +292,7 @@ func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(net
 		introduce(fd)
 	}
 	if bound == nil && from.Port() == 0 {
-		// The port is chosen at connect, where only the pair of addresses has to be free.
+		// The kernel chooses the port in connect, where only the pair of addresses has to be free.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 			return fmt.Errorf("set IP_BIND_ADDRESS_NO_PORT: %w", err)
 		}
@@ -311,8 +311,8 @@ func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(net
 	return nil
 }
 
-// start begins to connect. Within one machine that is done when it returns, which a second call
-// tells: waiting would cost much more.
+// start begins to connect. Within one machine the connection is established when it returns. A
+// second call to connect tells, since waiting would cost much more.
 func start(fd int, to netip.AddrPort) (pending bool, err error) {
 	for range 2 {
 		switch err = connect(fd, to); err {
@@ -324,7 +324,7 @@ func start(fd int, to netip.AddrPort) (pending bool, err error) {
 	return true, nil
 }
 
-// await waits for what start has begun.
+// await waits until the connection that start has begun is established.
 func await(ctx context.Context, file *os.File) error {
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -342,8 +342,8 @@ func await(ctx context.Context, file *os.File) error {
 	return errors.Join(err, result)
 }
 
-// connected says whether a connect has ended, and how. It is asked when nothing may have happened
-// yet, so an absent error proves a connection only together with a peer.
+// connected reports whether a connect has finished, and with which error. It may be called before
+// anything has happened, so SO_ERROR 0 proves a connection only together with a peer address.
 func connected(fd int) (bool, error) {
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {

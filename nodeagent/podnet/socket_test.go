@@ -110,7 +110,7 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	assert.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
-// Nobody but the listener is told.
+// Only the listener's socket options are set.
 func TestAcceptedConnectionsLookForDeadClientsAndLetTheAppBindItsPort(t *testing.T) {
 	_, ns := newPod(t)
 	for _, home := range []string{"127.0.0.1", "::1"} {
@@ -295,7 +295,7 @@ func TestBytesThatAreThereAlreadyLeaveWithTheLastStepOfTheHandshake(t *testing.T
 			return segments
 		}
 		assert.GreaterOrEqual(t, says(false, "hello"), uint32(3), "SYN, ACK and data")
-		// The kernel waits for a fifth of a second, which may pass on a busy machine.
+		// The kernel waits for 200 ms, which may pass on a busy machine.
 		assert.Eventually(t, func() bool { return says(true, "hello") == 2 }, 30*time.Second,
 			time.Millisecond, "SYN, and ACK with data")
 		says(true, "")

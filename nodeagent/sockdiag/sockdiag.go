@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package sockdiag lists the TCP connections of a network namespace, and ends single ones, through
-// the kernel's socket monitoring interface (sock_diag(7)). What it does happens in the namespace of
-// the calling thread.
+// Package sockdiag lists the TCP connections of a network namespace, and destroys single ones, over
+// sock_diag(7) netlink sockets. It works in the network namespace of the calling thread.
 package sockdiag
 
 import (
@@ -36,7 +35,7 @@ const (
 	bitMcAll       = 1 << 6
 )
 
-// ErrCannotDestroy is the error of a kernel that cannot end connections.
+// ErrCannotDestroy means that the kernel lacks SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY).
 var ErrCannotDestroy error = bpf.NeedsDestroy
 
 // Socket is one established connection.
@@ -44,24 +43,24 @@ type Socket struct {
 	Local, Remote netip.AddrPort // IPv4-mapped addresses unmapped
 	// Unread and Unsent are the bytes in its queues.
 	Unread, Unsent uint32
-	// Quiet is for how long no data has been received nor sent.
+	// Quiet is for how long the connection has neither received nor sent data.
 	Quiet time.Duration
-	// User is whose it is.
+	// User is the UID of its owner.
 	User uint32
-	// Device is the index of the interface that it is bound to, or 0.
+	// Device is the index of the interface to which it is bound, or 0.
 	Device uint32
-	// Marked says that it was accepted from a listener with Mark.
+	// Marked reports whether it was accepted from a listener with Mark.
 	Marked bool
 
 	family uint8
-	id     [idSize]byte // as the kernel gave it, with its cookie
+	id     [idSize]byte // as the kernel sent it, with the cookie
 }
 
-// Cookie names the socket for as long as the machine runs.
+// Cookie identifies the socket until the machine reboots.
 func (s *Socket) Cookie() uint64 { return binary.NativeEndian.Uint64(s.id[40:]) }
 
-// Mark makes the connections that will be accepted from a listener known to List. It sets what
-// means nothing to TCP, and what accepted sockets inherit: multicast options.
+// Mark marks a listener, so that List recognizes the connections that it accepts. It sets multicast
+// options: TCP ignores them, and accepted sockets inherit them.
 func Mark(fd int) error {
 	for _, option := range []int{unix.IP_MULTICAST_LOOP, unix.IP_MULTICAST_ALL} {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, option, 0); err != nil {
@@ -71,19 +70,19 @@ func Mark(fd int) error {
 	return nil
 }
 
-// List gives the established connections of a local port, those to loopback addresses included.
+// List returns the established connections of a local port, including those to loopback addresses.
 func List(port uint16) ([]Socket, error) {
 	return list(func(r []byte) { binary.BigEndian.PutUint16(r[8:], port) },
 		func(s *Socket) bool { return s.Local.Port() == port })
 }
 
-// ListTo gives the established connections to a remote port.
+// ListTo returns the established connections to a remote port.
 func ListTo(port uint16) ([]Socket, error) {
 	return list(func(r []byte) { binary.BigEndian.PutUint16(r[10:], port) },
 		func(s *Socket) bool { return s.Remote.Port() == port })
 }
 
-// list asks for what fits both the request and the condition.
+// list returns the sockets that match both the request and the condition.
 func list(ask func(request []byte), fits func(*Socket) bool) ([]Socket, error) {
 	var all []Socket
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
@@ -94,7 +93,7 @@ func list(ask func(request []byte), fits func(*Socket) bool) ([]Socket, error) {
 		ask(r)
 		req.AddRawData(r)
 		messages, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
-		// What changes meanwhile is seen the next time.
+		// The next list shows what changes meanwhile.
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return nil, fmt.Errorf("list connections: %w", err)
 		}
@@ -107,7 +106,7 @@ func list(ask func(request []byte), fits func(*Socket) bool) ([]Socket, error) {
 	return all, nil
 }
 
-// ErrNotFound means that there is no such connection, or not any more.
+// ErrNotFound means that there is no such connection, or no longer.
 var ErrNotFound = errors.New("no such connection")
 
 // Find returns the established connection between two addresses.
@@ -139,14 +138,14 @@ func Find(remote, local netip.AddrPort) (Socket, error) {
 	return Socket{}, fmt.Errorf("find connection from %s to %s: %w", remote, local, ErrNotFound)
 }
 
-// anyCookie makes an id fit a socket with any cookie.
+// anyCookie makes an ID match a socket with any cookie.
 func anyCookie(id []byte) {
 	for i := range 8 {
 		id[40+i] = 0xff // INET_DIAG_NOCOOKIE
 	}
 }
 
-// Listeners gives the users who listen on a port, as numbers.
+// Listeners returns the UIDs of the users that listen on a port.
 func Listeners(port uint16) ([]uint32, error) {
 	var users []uint32
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
@@ -168,8 +167,8 @@ func Listeners(port uint16) ([]uint32, error) {
 	return users, nil
 }
 
-// Destroy ends the connection: its peer gets a reset, its owner an error. It succeeds if the
-// connection has ended already.
+// Destroy destroys the connection: its peer receives a reset, its owner ECONNABORTED. It succeeds
+// if the connection has ended already.
 func Destroy(s *Socket) error {
 	err := destroy(s.family, s.id[:])
 	if errors.Is(err, unix.ENOENT) {
@@ -181,8 +180,8 @@ func Destroy(s *Socket) error {
 	return nil
 }
 
-// CanDestroy says whether Destroy will work, or why not. It tries it on a listener of its own, for
-// the kernel looks at what is allowed only once it has found a socket.
+// CanDestroy returns nil if Destroy works, or why it does not. It tries it on a listener of its
+// own, because the kernel checks permissions only once it has found a socket.
 func CanDestroy() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
@@ -223,15 +222,15 @@ func destroy(family uint8, id []byte) error {
 	return err
 }
 
-// newRequest is a struct inet_diag_req_v2: family, protocol, extensions, padding, states, id.
+// newRequest returns a struct inet_diag_req_v2: family, protocol, extensions, padding, states, id.
 func newRequest(family uint8) []byte {
 	r := make([]byte, requestSize)
 	r[0], r[1] = family, unix.IPPROTO_TCP
 	return r
 }
 
-// parse reads a struct inet_diag_msg: family, state, timer, retransmissions, id, expiry, queues,
-// user, inode; then attributes.
+// parse parses a struct inet_diag_msg (family, state, timer, retransmissions, id, expiry, queues,
+// user, inode) and its attributes.
 func parse(m []byte) (Socket, bool) {
 	if len(m) < messageSize || m[1] != stEstablished {
 		return Socket{}, false

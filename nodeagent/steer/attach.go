@@ -14,10 +14,12 @@ import (
 	"sidestep.dev/sidestep/nodeagent/tc"
 )
 
-// Attach makes this program the one of the namespace. If another agent's is there, all of its state
-// is replaced at once: fill the maps first. It gives ErrSuperseded if that agent is younger. It may
-// be called again, and as often as one likes, to attach to devices that are new and to mend what
-// others have broken: while there is nothing to do, it costs three system calls for each hook.
+// Attach attaches this program to the namespace. If another agent's program is there, all of its
+// state is replaced at once, so fill the maps first. It returns ErrSuperseded if that agent is
+// younger.
+//
+// It may be called repeatedly, to attach to new devices and to repair what others have broken. If
+// there is nothing to do, it costs three system calls for each hook.
 func (p *Program) Attach(ns Namespace) error {
 	hooks, err := p.hooks(ns)
 	if err != nil {
@@ -41,7 +43,7 @@ func (p *Program) Attach(ns Namespace) error {
 		}
 		var errs []error
 		for _, h := range hooks {
-			// A device may go at any time. The next call will not find it.
+			// A device may disappear at any time. The next call will not list it.
 			if err := p.attachAt(ns, h, pins); !errors.Is(err, unix.ENODEV) {
 				errs = append(errs, err)
 			}
@@ -53,13 +55,13 @@ func (p *Program) Attach(ns Namespace) error {
 	})
 }
 
-// hooks are those where this program belongs.
+// hooks returns the hooks to which this program belongs.
 func (p *Program) hooks(ns Namespace) (hooks []hook, err error) {
 	if p.kind == SkLookup {
 		return []hook{{kind: SkLookup}}, nil
 	}
 	err = ns.Do(func() error {
-		// lo is among them: a mesh's proxy in the pod dials the app there.
+		// lo is included: a mesh's proxy in the pod dials the app there.
 		devices, err := tc.Devices()
 		for _, d := range devices {
 			hooks = append(hooks, hook{p.kind, d.Index})
@@ -69,7 +71,7 @@ func (p *Program) hooks(ns Namespace) (hooks []hook, err error) {
 	return hooks, err
 }
 
-// complete says whether all is as Attach makes it.
+// complete reports whether everything is attached as Attach would leave it.
 func (p *Program) complete(ns Namespace, hooks []hook) bool {
 	for _, at := range hooks {
 		own := newPin(p.node.dir(), ns.Inode(), p.node.Epoch(), at, false)
@@ -102,11 +104,11 @@ func (p *Program) attachAt(ns Namespace, at hook, pins []pin) error {
 	return p.link(ns, own)
 }
 
-// takeOver exchanges the program of what is pinned, if its hook still exists; else it removes the
-// pin, and so it does with one that is not what it should.
+// takeOver exchanges the program of the pinned attachment found. If its hook no longer exists, or
+// the pin is not what its name says, takeOver removes the pin instead.
 func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 	if found.kind == ClsAct {
-		// Whatever there is, a filter that is added replaces it.
+		// Adding a filter replaces whatever filter is there.
 		return true, p.takeOverFilter(ns, found)
 	}
 	h, err := found.open(visitor(ns))
@@ -122,7 +124,7 @@ func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 		err = h.(linkAttachment).Update(p.objs.Program)
 	}
 	switch {
-	// the inode number of a namespace that is gone was given to ours
+	// the namespace of the link is gone, and ours has got its inode number
 	case gone || errors.Is(err, unix.ENOLINK):
 		return false, errors.Join(h.Close(), os.Remove(found.path))
 	case err != nil:
@@ -138,7 +140,7 @@ func (p *Program) takeOver(ns Namespace, found, own pin) (bool, error) {
 	return true, nil
 }
 
-// link attaches where nothing of an agent is.
+// link attaches to a hook that has no agent's program.
 func (p *Program) link(ns Namespace, own pin) error {
 	var l link.Link
 	var err error
@@ -162,8 +164,8 @@ func (p *Program) link(ns Namespace, own pin) error {
 	return nil
 }
 
-// filter adds a filter, or gives ours that is there this program. What it leaves without a pin when
-// it is killed, the next agent finds.
+// filter adds a filter, or exchanges the program of the one that is there. If the agent is killed
+// before it has pinned the filter, the next agent finds it by its name.
 func (p *Program) filter(ns Namespace, own pin) error {
 	program, err := p.objs.Clone()
 	if err != nil {
@@ -219,8 +221,8 @@ func (p *Program) keepOpen(h attachment, own pin) {
 	p.held[own.device] = held{own, h}
 }
 
-// tidy removes what else there is in the namespace: what an agent of another datapath has left, and
-// what belonged to devices that are gone.
+// tidy removes everything else of agents in the namespace: attachments of another datapath, and
+// those of devices that are gone.
 func (p *Program) tidy(ns Namespace, hooks []hook, pins []pin) error {
 	for device, h := range p.held {
 		if !slices.Contains(hooks, h.hook) || h.inode != ns.Inode() {
@@ -238,8 +240,8 @@ func (p *Program) tidy(ns Namespace, hooks []hook, pins []pin) error {
 	return errors.Join(errs...)
 }
 
-// Detach leaves all new connections of the pod to the app, unless a younger agent has taken over,
-// whose business it is now.
+// Detach leaves all new connections of the pod to the app. It does nothing if a younger agent has
+// taken over.
 func (p *Program) Detach() error {
 	if len(p.held) == 0 {
 		return nil

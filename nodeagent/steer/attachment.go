@@ -13,8 +13,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/tc"
 )
 
-// hook is a place where a program can be attached: the socket lookup of a namespace, or the ingress
-// of one of its devices.
+// hook is where a program can be attached: the socket lookup of a namespace, or the ingress of one
+// of its devices.
 type hook struct {
 	kind   Datapath // SkLookup, TCX or ClsAct
 	device int      // 0 for SkLookup
@@ -22,12 +22,12 @@ type hook struct {
 
 // attachment is a program that is attached to a hook.
 type attachment interface {
-	// gone reports that the hook does not exist any longer, or that this is no attachment to one.
+	// gone reports that the hook no longer exists, or that nothing is attached to it.
 	gone() bool
-	// leadsTo reports whether the hook runs the program of that number.
+	// leadsTo reports whether the hook runs the program with that ID.
 	leadsTo(id ebpf.ProgramID) bool
 	pin(path string) error
-	// detach ends it in the kernel. What is pinned stays.
+	// detach removes the attachment from the kernel. Pins stay.
 	detach() error
 	Close() error
 }
@@ -61,7 +61,7 @@ func (h linkAttachment) leadsTo(id ebpf.ProgramID) bool {
 }
 
 func (h linkAttachment) pin(path string) error {
-	_ = h.Unpin() // from where it is no longer; else it would be taken for pinned
+	_ = h.Unpin() // from an older path; otherwise Pin would take it for pinned already
 	return h.Pin(path)
 }
 
@@ -72,17 +72,19 @@ func (h linkAttachment) detach() error {
 	return nil
 }
 
-// ourFilter is the filter of all agents: what steers a device is exchanged, never added to.
+// ourFilter identifies the filter of every agent, so that an agent replaces the program of a device
+// and never adds a second one.
 var ourFilter = tc.Filter{Name: "sidestep", Handle: 0x51de}
 
-// filterAttachment is a filter of a device. What is pinned in its place is its program, by which the
-// filter is known again.
+// filterAttachment is a TC filter on a device. A filter cannot be pinned, so its program is pinned
+// in its place and identifies it.
 type filterAttachment struct {
 	program *ebpf.Program
 	id      ebpf.ProgramID
 	device  int
-	made    bool // the qdisc was made for it
-	// visit calls fn in the namespace of the device, and is false if that is not found.
+	made    bool // the qdisc was created for the filter
+	// visit calls fn in the namespace of the device. It returns false if the namespace is not
+	// found.
 	visit func(fn func() error) (bool, error)
 }
 
@@ -112,7 +114,7 @@ func (h *filterAttachment) detach() error {
 
 func (h *filterAttachment) Close() error { return h.program.Close() }
 
-// newFilterAttachment takes a program over.
+// newFilterAttachment takes ownership of program.
 func newFilterAttachment(program *ebpf.Program, p pin, visit func(func() error) (bool, error)) (*filterAttachment, error) {
 	id, err := idOf(program)
 	if err != nil {
@@ -130,13 +132,14 @@ func idOf(program *ebpf.Program) (ebpf.ProgramID, error) {
 	return id, nil
 }
 
-// visitor visits a namespace that is at hand.
+// visitor returns a function that visits an open namespace.
 func visitor(ns Namespace) func(func() error) (bool, error) {
 	return func(fn func() error) (bool, error) { return true, ns.Do(fn) }
 }
 
-// searcher visits a namespace that is to be found by its number among those of the processes below
-// proc. One without processes is as good as gone: nobody is left in it whom a filter could concern.
+// searcher returns a function that finds a namespace by its inode number among those of the
+// processes below proc, and visits it. A namespace without processes counts as gone: nothing is
+// left in it that a filter could affect.
 func searcher(proc string, inode uint64) func(func() error) (bool, error) {
 	return func(fn func() error) (bool, error) {
 		ns, err := netns.Find(proc, inode)

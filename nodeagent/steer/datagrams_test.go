@@ -18,7 +18,7 @@ import (
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
-// mailbox is a socket with what has come to it.
+// mailbox is a socket and the datagrams that it has received.
 type mailbox struct {
 	*net.UDPConn
 	got chan string
@@ -48,7 +48,7 @@ func newMailbox(t *testing.T, ns *netns.Namespace, network, address string) *mai
 	return m
 }
 
-// arrives sends a datagram and gives the name of the box that gets it.
+// arrives sends a datagram and returns the name of the box that receives it.
 func arrives(t *testing.T, from *netns.Namespace, to netip.AddrPort, boxes map[string]*mailbox) string {
 	t.Helper()
 	var c net.Conn

@@ -19,17 +19,17 @@ import (
 // Datapath is a way of steering.
 type Datapath string
 
-// Auto and TC leave the rest of the choice to what the kernel can do.
+// Auto and TC leave the rest of the choice to what the kernel supports.
 const (
 	Auto Datapath = "auto" // SkLookup, else TC
-	// where the kernel looks for the socket of a new connection, from Linux 5.9 on
+	// at the socket lookup for a new connection, from Linux 5.9
 	SkLookup Datapath = "sk_lookup"
 	TC       Datapath = "tc"     // TCX, else ClsAct
-	TCX      Datapath = "tcx"    // at the ingress of devices, by links, from Linux 6.6 on
-	ClsAct   Datapath = "clsact" // at the ingress of devices, by filters, from Linux 5.8 on
+	TCX      Datapath = "tcx"    // at the ingress of devices, with links, from Linux 6.6
+	ClsAct   Datapath = "clsact" // at the ingress of devices, with filters, from Linux 5.8
 )
 
-// ParseDatapath reads one of the three among which people choose.
+// ParseDatapath parses one of the three values that users can choose.
 func ParseDatapath(text string) (Datapath, error) {
 	if d := Datapath(text); slices.Contains([]Datapath{Auto, SkLookup, TC}, d) {
 		return d, nil
@@ -37,7 +37,7 @@ func ParseDatapath(text string) (Datapath, error) {
 	return "", fmt.Errorf("there is no datapath %q: use %s, %s or %s", text, Auto, SkLookup, TC)
 }
 
-// candidates are what a choice leaves open, the best first.
+// candidates returns the datapaths that a choice allows, the best first.
 func (d Datapath) candidates() []Datapath {
 	switch d {
 	case Auto, "":
@@ -49,7 +49,7 @@ func (d Datapath) candidates() []Datapath {
 	}
 }
 
-// choose asks the kernel what it can do, and returns the reason for what it takes.
+// choose returns the best datapath that the kernel supports, and the reason for the choice.
 func choose(want Datapath) (chosen Datapath, why string, err error) {
 	var reasons []string
 	if want != Auto && want != "" {
@@ -65,7 +65,8 @@ func choose(want Datapath) (chosen Datapath, why string, err error) {
 			return d, strings.Join(reasons, "; "), nil
 		}
 		errs = append(errs, err)
-		// status shows the reason of each node: what the kernel lacks, without what a system call said.
+		// status shows the reason of each node: what the kernel lacks, without the error of the
+		// system call.
 		if lacks := (bpf.Requirement{}); errors.As(err, &lacks) {
 			err = lacks
 		}
@@ -97,8 +98,8 @@ func (d Datapath) supported() error {
 	return fmt.Errorf("there is no datapath %q", d)
 }
 
-// try loads the program for TC and lets attach try it in a network namespace that nobody else uses
-// and that is gone afterwards.
+// try loads the program for TC and calls attach with it in a new network namespace, which is gone
+// afterwards.
 func try(attach func(*ebpf.Program) error) error {
 	if err := bpf.CanSteerTC(); err != nil {
 		return err
@@ -115,7 +116,8 @@ func try(attach func(*ebpf.Program) error) error {
 	defer objs.Close()
 	result := make(chan error)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, and the namespace with the thread.
+		// The thread is never unlocked: it ends with the goroutine, and the namespace with the
+		// thread.
 		runtime.LockOSThread()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			result <- fmt.Errorf("make a network namespace to try steering by TC in: %w", err)

@@ -53,8 +53,8 @@ func wordOf(t *testing.T, c net.Conn) string {
 	return strings.TrimSpace(word)
 }
 
-// A client may use the addresses of a connection again while the pod's side is still in TIME_WAIT.
-// The kernel must find that socket before anything else, so TC leaves such connections to the app.
+// A client may reuse the addresses of a connection while the pod's side is still in TIME_WAIT. The
+// kernel must find that socket before anything else, so TC leaves such connections to the app.
 func TestConnectionThatFollowsOneInTimeWaitIsServedAtOnce(t *testing.T) {
 	everyDatapath(t, func(t *testing.T, w *world) {
 		second := "app"

@@ -19,8 +19,7 @@ import (
 	"sidestep.dev/sidestep/nodeagent/steer"
 )
 
-// counter is somebody else's program at the ingress of a device. It counts packets and gives them a
-// verdict.
+// counter is a foreign program at the ingress of a device. It counts packets and returns a verdict.
 type counter struct {
 	*ebpf.Program
 	packets *ebpf.Map
@@ -56,7 +55,7 @@ func (c *counter) count(t *testing.T) uint64 {
 	return binary.NativeEndian.Uint64(value)
 }
 
-// addFilter adds somebody else's filter at the ingress of the pod's device.
+// addFilter adds a foreign filter at the ingress of the pod's device.
 func addFilter(t *testing.T, pod *testnet.Pod, priority uint16, p *ebpf.Program) {
 	t.Helper()
 	require.NoError(t, pod.Do(func() error {
@@ -216,7 +215,7 @@ func TestFilterThatSomebodyRemovedIsMended(t *testing.T) {
 	}
 }
 
-// addDevice gives the pod another device with an address.
+// addDevice adds a device with an address to the pod.
 func addDevice(t *testing.T, w *world, name string) (netip.Addr, func()) {
 	t.Helper()
 	require.NoError(t, w.node.Do(func() error {

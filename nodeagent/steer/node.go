@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package steer attaches the steering program to the network namespaces of pods, and lets go of
-// them again.
+// Package steer attaches the steering program to the network namespaces of pods, and detaches it.
 //
-// Every agent process loads a program and maps of its own for each pod; it never uses those of
-// another process, whatever their version. There are three ways of steering, see Datapath: at the
-// socket lookup of the namespace, or at the ingress of each of its devices, by links (tcx) or by
-// filters (clsact). What outlives the process is pinned:
+// Every agent process loads its own program and maps for each pod. It never uses those of another
+// process, whatever its version. Datapath lists the three ways of steering: at the socket lookup of
+// the namespace, or at the ingress of each of its devices, with links (tcx) or with filters (clsact).
+// What outlives the process is pinned:
 //
 //	<bpffs>/sidestep/<node>/<inode of the namespace>-<epoch of the owner>                      a link
 //	<bpffs>/sidestep/<node>/<inode>-<epoch>-tcx-<index of the device>                          a link
 //	<bpffs>/sidestep/<node>/<inode>-<epoch>-clsact-<index of the device>[-made]                the program of a filter
 //
-// The epoch is the moment at which the owner started, so the names alone say who may do what. A
-// younger agent takes a namespace over by exchanging the program of the link or filter, which
-// happens at once for all new connections, and renames the pin; the older one sees that and keeps
-// its hands off. The directory is changed under a lock, and exists only while something is pinned.
+// The epoch is when the owner started, so the name alone tells who may change a pin. A younger agent
+// takes a namespace over by exchanging the program of the link or filter, which takes effect at once
+// for all new connections, and renames the pin. The older agent sees the new name and leaves it
+// alone. The directory is changed under a lock, and exists only while something is pinned.
 package steer
 
 import (
@@ -36,10 +35,10 @@ import (
 	"sidestep.dev/sidestep/bpf"
 )
 
-// ErrSuperseded says that a younger agent has taken over this node, or at least this pod.
+// ErrSuperseded means that a younger agent has taken over this node, or at least this pod.
 var ErrSuperseded = errors.New("a newer node agent has taken over")
 
-// Node is one agent's share in the steering of a node.
+// Node is one agent's part in the steering of a node.
 type Node struct {
 	bpffs, name string
 	log         *slog.Logger
@@ -51,26 +50,26 @@ type Node struct {
 	epoch     uint64
 	heartbeat *ebpf.Map // nil until opened
 	datapath  Datapath  // empty until opened
-	why       string    // it is this one, or none
-	locked    error     // why the limit on locked memory could not be lifted
+	why       string    // why datapath was chosen, or why none works
+	locked    error     // why RLIMIT_MEMLOCK could not be raised
 
-	beaten atomic.Uint64 // what is in the heartbeat
+	beaten atomic.Uint64 // the time in heartbeat
 }
 
-// recent is how old a heartbeat may be that the programs go by for long enough: well below the
-// second after which they do not.
+// recent is the greatest age of a heartbeat with which Beating is true: well below the second after
+// which the programs bypass the agent.
 const recent = 500 * time.Millisecond
 
-// Option is something that most callers of NewNode need not say.
+// Option is a setting that most callers of NewNode leave out.
 type Option func(*Node)
 
-// WithDatapath chooses the way of steering. The default is Auto.
+// WithDatapath sets the way of steering. The default is Auto.
 func WithDatapath(d Datapath) Option { return func(n *Node) { n.want = d } }
 
-// WithProc names the directory where all processes of the node are seen. The default is /proc.
+// WithProc sets the directory that shows all processes of the node. The default is /proc.
 func WithProc(dir string) Option { return func(n *Node) { n.proc = dir } }
 
-// NewNode describes the node called name, whose pins are below bpffs. Nothing is done before Open,
+// NewNode describes the node called name, whose pins are below bpffs. It does nothing before Open,
 // or the first Load.
 func NewNode(bpffs, name string, log *slog.Logger, options ...Option) *Node {
 	n := &Node{bpffs: bpffs, name: name, log: log, want: Auto, proc: "/proc", why: "not tried yet",
@@ -81,14 +80,15 @@ func NewNode(bpffs, name string, log *slog.Logger, options ...Option) *Node {
 	return n
 }
 
-// Datapath is the way of steering that Open has chosen, and why; without one, why there is none.
+// Datapath returns the way of steering that Open has chosen, and why. If there is none, why is the
+// reason.
 func (n *Node) Datapath() (chosen Datapath, why string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.datapath, n.why
 }
 
-// Epoch is when this agent came to be, in nanoseconds since the node's boot: of two agents the
+// Epoch returns when this agent started, in nanoseconds since the node's boot. Of two agents the
 // younger owns the node.
 func (n *Node) Epoch() uint64 {
 	n.mu.Lock()
@@ -96,16 +96,16 @@ func (n *Node) Epoch() uint64 {
 	return n.epoch
 }
 
-// Renew makes this the youngest agent, to be called when the one that was younger has died. What is
-// attached stays so, and is to be attached again.
+// Renew makes this agent the youngest. It is called when the younger agent has died. Attachments
+// stay, and the caller attaches them again.
 func (n *Node) Renew() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.epoch = clock(unix.CLOCK_BOOTTIME)
 }
 
-// Open prepares for steering: it asks the kernel for what is needed and mounts bpffs if nobody has.
-// It may be called again after it failed.
+// Open prepares for steering: it probes the kernel for what is needed, and mounts bpffs if it is
+// not mounted. It may be called again after it has failed.
 func (n *Node) Open() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -139,14 +139,14 @@ func (n *Node) open() error {
 	return n.sendHeartbeat()
 }
 
-// mount mounts bpffs if somebody has unmounted it, once for all pods that miss it.
+// mount mounts bpffs again if someone has unmounted it, once for all pods that miss it.
 func (n *Node) mount() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return ensureBPFFS(n.bpffs, n.log)
 }
 
-// limited adds to an error, if it has to do with the limit on locked memory, what to do.
+// limited adds advice to an error that the limit on locked memory causes.
 func (n *Node) limited(err error) error {
 	if n.locked == nil || !errors.Is(err, unix.EPERM) {
 		return err
@@ -154,8 +154,8 @@ func (n *Node) limited(err error) error {
 	return fmt.Errorf("%w: before Linux 5.11, BPF takes locked memory, of which a container has little: set nodeagent.beforeLinux511=true in the chart, which gives the node agent CAP_SYS_RESOURCE", err)
 }
 
-// Beat tells the programs of this agent that it is alive. Without it they pass all connections to
-// the app after a second.
+// Beat writes the heartbeat, which tells the programs that this agent is alive. A second after the
+// last one, they pass all connections to the app.
 func (n *Node) Beat() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -165,7 +165,8 @@ func (n *Node) Beat() error {
 	return n.sendHeartbeat()
 }
 
-// Hush has the programs of this agent pass all connections to the app at once, until the next Beat.
+// Hush makes the programs of this agent pass all connections to the app at once, until the next
+// Beat.
 func (n *Node) Hush() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -175,8 +176,8 @@ func (n *Node) Hush() error {
 	return n.putHeartbeat(0)
 }
 
-// Beating says whether the programs of this agent steer connections at this moment, and will for
-// the next half second.
+// Beating reports whether the programs of this agent steer connections now, and will for the next
+// half second.
 func (n *Node) Beating() bool {
 	beaten := n.beaten.Load()
 	return beaten != 0 && clock(unix.CLOCK_MONOTONIC)-beaten < uint64(recent)
@@ -212,19 +213,19 @@ func (n *Node) Load() (*Program, error) {
 	return &Program{node: n, kind: n.datapath, objs: objs, id: id, held: map[int]held{}}, nil
 }
 
-// Sweep removes what agents before this one have left, except for the namespaces that keep names,
-// and the pins of namespaces that are gone.
+// Sweep removes what earlier agents have left, except in the namespaces for which keep is true, and
+// the pins of namespaces that are gone.
 func (n *Node) Sweep(keep func(inode uint64) bool) error {
 	epoch := n.Epoch()
 	return n.unload(func(p pin, gone func() bool) bool {
 		old := p.epoch < epoch
-		// That a namespace is gone takes a search to find out where a filter is concerned; those of
-		// this agent are their programs' business.
+		// For a filter it takes a search to find out that the namespace is gone. The programs of
+		// this agent look after their own filters.
 		return old && !keep(p.inode) || (old || p.kind != ClsAct) && gone()
 	})
 }
 
-// Unload detaches everything but what a younger agent owns.
+// Unload detaches everything that no younger agent owns.
 func (n *Node) Unload() error {
 	epoch := n.Epoch()
 	return n.unload(func(p pin, _ func() bool) bool { return p.epoch <= epoch })
@@ -240,7 +241,7 @@ func (n *Node) unload(which func(p pin, gone func() bool) bool) error {
 	})
 }
 
-// Close releases what Open took. Pins stay.
+// Close releases what Open has opened. Pins stay.
 func (n *Node) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -251,7 +252,7 @@ func (n *Node) Close() error {
 }
 
 func (n *Node) dir() string {
-	// bpffs refuses names with dots.
+	// bpffs rejects names with dots.
 	return filepath.Join(n.bpffs, root, strings.ReplaceAll(n.name, ".", "_"))
 }
 

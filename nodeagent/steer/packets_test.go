@@ -129,7 +129,7 @@ func (tun *tunnel) send(t *testing.T, flags byte, seq, acked uint32) {
 	require.NoError(t, err)
 }
 
-// receive gives the next segment that comes for that port.
+// receive returns the next segment for that port.
 func (tun *tunnel) receive(t *testing.T) (flags byte, seq uint32, text string) {
 	t.Helper()
 	p := make([]byte, 2000)
@@ -168,7 +168,7 @@ func TestDeviceWithoutLinkHeaders(t *testing.T) {
 	})
 }
 
-// A packet that is no TCP, or for nobody here, or cut short, must be nobody's business.
+// A packet that is not TCP, not for a target, or truncated must be ignored.
 func TestOddPacketsAreNobodysBusiness(t *testing.T) {
 	everyDatapath(t, func(t *testing.T, w *world) {
 		tun := newTunnel(t, w)
@@ -201,7 +201,7 @@ func TestOddPacketsAreNobodysBusiness(t *testing.T) {
 				_, _ = tun.Write(odd)
 			}
 		}
-		// What cannot be read is not steered, and what is fine still is.
+		// A packet that cannot be read is not steered, and the next good one still is.
 		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP4))
 		assert.Equal(t, "agent", ask(t, w.node.Namespace, w.pod.IP6))
 		outcomes, err := a.program.Outcomes()

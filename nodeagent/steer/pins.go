@@ -20,16 +20,16 @@ import (
 // root is the directory of all pins in bpffs.
 const root = "sidestep"
 
-// pin is what is pinned for one hook of one namespace.
+// pin is the pin of one hook of one namespace.
 type pin struct {
 	hook
 	path         string
 	inode, epoch uint64
-	made         bool // ClsAct: the qdisc was made by an agent, and goes with the filter
+	made         bool // ClsAct: an agent created the qdisc, which is removed with the filter
 }
 
-// newPin names a pin: of SkLookup <inode>-<epoch>, else <inode>-<epoch>-<kind>-<device>, with -made
-// where the qdisc was made.
+// newPin names a pin: <inode>-<epoch> for SkLookup, else <inode>-<epoch>-<kind>-<device>, followed
+// by -made if an agent created the qdisc.
 func newPin(dir string, inode, epoch uint64, at hook, made bool) pin {
 	name := fmt.Sprintf("%d-%d", inode, epoch)
 	if at.kind != SkLookup {
@@ -66,8 +66,8 @@ func parsePin(path string) (pin, error) {
 	return p, errors.Join(errs[:]...)
 }
 
-// inDirectory calls fn with the pins in dir, while nobody else changes them. Without create, a
-// missing dir means no pins and fn is not called. The directory goes with its last pin.
+// inDirectory calls fn with the pins in dir, under a lock. Without create, a missing dir means no
+// pins, and fn is not called. The directory is removed with its last pin.
 func inDirectory(dir string, create bool, fn func([]pin) error) error {
 	lock, err := lockDirectory(dir, create)
 	if err != nil {
@@ -76,9 +76,9 @@ func inDirectory(dir string, create bool, fn func([]pin) error) error {
 	if lock == nil {
 		return nil
 	}
-	// This is the start of the critical section. Do as little as possible in here.
+	// The critical section starts here. Keep it short.
 	defer func() {
-		_ = os.Remove(dir) // both fail when something is in there
+		_ = os.Remove(dir) // both fail while the directory has entries
 		_ = os.Remove(filepath.Dir(dir))
 		_ = lock.Close()
 	}()
@@ -95,8 +95,8 @@ func inDirectory(dir string, create bool, fn func([]pin) error) error {
 	return fn(pins)
 }
 
-// lockDirectory opens and locks dir; nil if it does not exist and is not to be created. Others may
-// remove it at any time before it is locked.
+// lockDirectory opens and locks dir. It returns nil if dir does not exist and create is false.
+// Until it is locked, others may remove it at any time.
 func lockDirectory(dir string, create bool) (*os.File, error) {
 	for {
 		if create {
@@ -129,10 +129,10 @@ func lockDirectory(dir string, create bool) (*os.File, error) {
 	}
 }
 
-// errForeign says that something else is pinned than the name says.
+// errForeign means that the pinned object is not what its name says.
 var errForeign = errors.New("it is not what its name says")
 
-// open takes hold of what is pinned. visit is how to get into its namespace.
+// open opens the pinned object. visit enters its namespace.
 func (p pin) open(visit func(fn func() error) (bool, error)) (h attachment, err error) {
 	defer func() {
 		if err != nil {
@@ -164,8 +164,8 @@ func (p pin) open(visit func(fn func() error) (bool, error)) (h attachment, err 
 	return linkAttachment{l}, nil
 }
 
-// foreign marks the errors that say so. EACCES is the kernel's word for what is no BPF object at
-// all, an error without a number the library's for an object of another type.
+// foreign wraps errors that mean errForeign in it. The kernel returns EACCES for an object that is
+// not BPF's. The library returns an error without an errno for an object of another type.
 func foreign(err error) error {
 	if errors.Is(err, unix.EACCES) || !errors.As(err, new(unix.Errno)) {
 		return fmt.Errorf("%w: %w", errForeign, err)
@@ -178,7 +178,7 @@ func (p pin) exists() bool {
 	return err == nil
 }
 
-// unloadIf detaches what is pinned and removes the pin if which says so.
+// unloadIf detaches the pinned object and removes the pin if which returns true.
 func (p pin) unloadIf(visit func(fn func() error) (bool, error),
 	which func(p pin, gone func() bool) bool) error {
 	h, err := p.open(visit)
@@ -192,8 +192,8 @@ func (p pin) unloadIf(visit func(fn func() error) (bool, error),
 	if !which(p, h.gone) {
 		return nil
 	}
-	// Removing the pin of a link detaches too, but a little later and only if nobody else has the
-	// link open.
+	// Removing the pin of a link also detaches it, but a little later, and only if no other process
+	// has the link open.
 	if err := h.detach(); err != nil {
 		return fmt.Errorf("detach from network namespace %d: %w", p.inode, err)
 	}
@@ -205,8 +205,8 @@ func (p pin) unloadIf(visit func(fn func() error) (bool, error),
 
 func always(pin, func() bool) bool { return true }
 
-// Purge detaches and removes everything that any agent of any node, of whatever version, has pinned
-// below bpffs.
+// Purge detaches and removes everything that any agent of any node and version has pinned below
+// bpffs.
 func Purge(bpffs string, options ...Option) error {
 	n := NewNode(bpffs, "", slog.New(slog.DiscardHandler), options...)
 	nodes, err := filepath.Glob(filepath.Join(bpffs, root, "*"))
@@ -220,7 +220,7 @@ func Purge(bpffs string, options ...Option) error {
 			for _, p := range pins {
 				errs = append(errs, p.unloadIf(searcher(n.proc, p.inode), always))
 			}
-			// also what has names that this version does not give
+			// including names that this version does not use
 			return errors.Join(append(errs, os.RemoveAll(dir))...)
 		}))
 	}

@@ -21,24 +21,25 @@ type Namespace interface {
 	Do(fn func() error) error
 }
 
-// Program is the steering of one pod. Its methods must not be called concurrently, except for
-// Outcomes, and those about datagrams.
+// Program steers one pod. Its methods must not be called concurrently, except for Outcomes and
+// those about datagrams.
 type Program struct {
 	node *Node
 	kind Datapath
 	objs *bpf.Steer
 	id   ebpf.ProgramID
-	held map[int]held // by device, those hooks where it was attached
+	held map[int]held // the hooks where it was attached, by device
 }
 
-// held is a hook of this program. It is held open besides being pinned, so that steering goes on
-// when somebody removes the pin.
+// held is an attachment of this program. It is open as well as pinned, so that steering goes on if
+// someone removes the pin.
 type held struct {
 	pin
 	attachment
 }
 
-// SetListener names the listener of its address family. The kernel forgets it when it is closed.
+// SetListener sets the listener of l's address family. The kernel removes it from the map when it
+// is closed.
 func (p *Program) SetListener(l *net.TCPListener) error {
 	slot := bpf.Listener6
 	if l.Addr().(*net.TCPAddr).AddrPort().Addr().Is4() {
@@ -50,8 +51,8 @@ func (p *Program) SetListener(l *net.TCPListener) error {
 	return nil
 }
 
-// SetDatagrams names the UDP socket of its address family that gets datagrams. The kernel forgets
-// it when it is closed.
+// SetDatagrams sets the UDP socket of c's address family, which receives datagrams. The kernel
+// removes it from the map when it is closed.
 func (p *Program) SetDatagrams(c *net.UDPConn) error {
 	slot := bpf.Datagrams6
 	if c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Is4() {
@@ -73,8 +74,8 @@ func (p *Program) register(socket syscall.Conn, slot uint32) error {
 	return errors.Join(err, put)
 }
 
-// Datagrams says why datagrams cannot be steered by this program, if that is so. At a device's
-// ingress a datagram that came in fragments cannot be told from others.
+// Datagrams returns nil if this program can steer datagrams, else why not. At the ingress of a
+// device, a datagram that arrived in fragments cannot be told from others.
 func (p *Program) Datagrams() error {
 	if p.kind != SkLookup {
 		return fmt.Errorf("UDP is steered by sk_lookup alone, and this node steers by %s: it takes Linux 5.9, and --datapath=auto or sk_lookup", p.kind)
@@ -120,7 +121,7 @@ func (p *Program) Remove(addr netip.AddrPort) error {
 	return nil
 }
 
-// Outcomes counts what became of connections to targets, by bpf.Outcome.
+// Outcomes returns the number of connections to targets, by outcome.
 func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 	counts := map[bpf.Outcome]uint64{}
 	for _, o := range []bpf.Outcome{bpf.Steered, bpf.AgentSilent, bpf.NoListener, bpf.NotAssigned,
@@ -134,7 +135,7 @@ func (p *Program) Outcomes() (map[bpf.Outcome]uint64, error) {
 	return counts, nil
 }
 
-// DatagramOutcomes counts what became of datagrams to targets.
+// DatagramOutcomes returns the number of datagrams to targets, by outcome.
 func (p *Program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) {
 	counts := map[bpf.Outcome]uint64{}
 	for _, o := range []bpf.Outcome{bpf.DatagramSteered, bpf.DatagramAgentSilent,
@@ -148,7 +149,7 @@ func (p *Program) DatagramOutcomes() (map[bpf.Outcome]uint64, error) {
 	return counts, nil
 }
 
-// DatagramsProbed counts the datagrams that were steered from a loopback address.
+// DatagramsProbed returns the number of datagrams that were steered from a loopback address.
 func (p *Program) DatagramsProbed() (uint64, error) { return p.outcome(bpf.DatagramProbed) }
 
 func (p *Program) outcome(o bpf.Outcome) (uint64, error) {
@@ -163,8 +164,8 @@ func (p *Program) outcome(o bpf.Outcome) (uint64, error) {
 	return n, nil
 }
 
-// Close releases the program. If it is still attached and pinned, it goes on with what its maps
-// say.
+// Close releases the program. If it is still attached and pinned, it keeps running with what is in
+// its maps.
 func (p *Program) Close() error {
 	var errs []error
 	for _, h := range p.held {

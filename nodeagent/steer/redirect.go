@@ -14,13 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errRedirected says that steering by TC would take connections away from whom the pod's own rules
-// send them to.
+// errRedirected means that steering by TC would bypass the pod's own NAT or TPROXY rules.
 var errRedirected = errors.New(
 	"iptables or nftables in the pod redirect what arrives (a mesh's sidecar?), and TC would choose before them: use --datapath=sk_lookup for this node")
 
-// redirected says whether the namespace of the calling thread has rules that change the destination
-// of what arrives. Those of the older iptables are only known to exist as a table.
+// redirected returns errRedirected if the namespace of the calling thread has rules that change the
+// destination of incoming packets. Of legacy iptables it only sees that the table exists.
 func redirected() error {
 	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
 		names, err := os.ReadFile("/proc/thread-self/net/" + file)
@@ -52,13 +51,13 @@ func redirected() error {
 	return nil
 }
 
-// picksSocket says whether a rule gives what arrives to a transparent proxy, be it an expression of
-// nftables or a target of iptables.
+// picksSocket reports whether a rule passes incoming packets to a transparent proxy, as an nftables
+// expression or as an iptables target.
 func picksSocket(rule []byte) bool {
 	return bytes.Contains(rule, []byte("tproxy\x00")) || bytes.Contains(rule, []byte("TPROXY\x00"))
 }
 
-// changesDestination says whether a chain is one of NAT for what arrives.
+// changesDestination reports whether a chain is a NAT chain for incoming packets.
 func changesDestination(chain []byte) bool {
 	if len(chain) < nl.SizeofNfgenmsg {
 		return false

@@ -50,7 +50,8 @@ func newWorld(t *testing.T, datapath steer.Datapath) *world {
 	return w
 }
 
-// everyDatapath runs a test in a world of each. All of those that the kernel should have must work.
+// everyDatapath runs a test in one world for each datapath. All that the kernel should support must
+// work.
 func everyDatapath(t *testing.T, test func(t *testing.T, w *world)) {
 	for _, d := range testnet.Datapaths(t) {
 		t.Run(d, func(t *testing.T) { test(t, newWorld(t, steer.Datapath(d))) })
@@ -78,7 +79,7 @@ func greet(l net.Listener, word string) {
 	}()
 }
 
-// ask gives the word that a client in the namespace is greeted with.
+// ask returns the greeting that a client in the namespace receives.
 func ask(t *testing.T, from *netns.Namespace, to netip.Addr) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -158,11 +159,11 @@ func (w *world) start(t *testing.T, word string) *agent {
 	return a
 }
 
-// tooLate is how long an agent may be silent, almost.
+// tooLate is almost as long as an agent may be silent.
 const tooLate = 800 * time.Millisecond
 
 func (a *agent) heartbeat(t *testing.T) {
-	// before the first connection, which may come sooner than the next goroutine
+	// before the first connection, which may arrive before the next goroutine runs
 	require.NoError(t, a.node.Beat())
 	a.lastBeat.Store(time.Now().UnixNano())
 	quit, done := make(chan struct{}), make(chan struct{})
@@ -259,7 +260,7 @@ func socketLookups(t *testing.T, inode uint64) (all []string) {
 		}
 		it.Close()
 		if errors.Is(it.Err(), unix.EAGAIN) {
-			continue // somebody is making a link at this moment
+			continue // someone is creating a link at this moment
 		}
 		require.NoError(t, it.Err())
 		return all

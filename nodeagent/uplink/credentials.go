@@ -20,9 +20,9 @@ import (
 	"sidestep.dev/sidestep/internal/tlsbatch"
 )
 
-// Files are dial options that trust the certificates in caFile and identify the caller by the token
-// in tokenFile. Both files are read again when they are needed, since both are replaced from time
-// to time.
+// Files returns dial options that trust the certificates in caFile and identify the caller by the
+// token in tokenFile. Both files are replaced from time to time, so they are read whenever they are
+// needed.
 func Files(caFile, tokenFile string) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(transport{credentials.NewTLS(&tls.Config{}), caFile}),
@@ -30,7 +30,7 @@ func Files(caFile, tokenFile string) []grpc.DialOption {
 	}
 }
 
-// transport is TLS with the roots that the file holds at the time of a handshake.
+// transport is TLS with the roots that the file has at the time of a handshake.
 type transport struct {
 	credentials.TransportCredentials
 	caFile string

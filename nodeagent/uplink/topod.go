@@ -15,14 +15,14 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// parkedToPod is how many streams wait for laptops' connections to pods. One that is taken is
-// replaced at once, within a node's round trip to the manager.
+// parkedToPod is how many streams are parked for laptops' connections to pods. A stream that is
+// taken is replaced within a round trip between node and manager.
 const parkedToPod = 4
 
 // ToPod serves one connection of a laptop to a port of a pod.
 type ToPod func(open *tunnelpb.Open, conn *tunnel.Conn)
 
-// leadsToPods says whether laptops may connect to ports of some pod.
+// leadsToPods reports whether laptops may connect to ports of any pod.
 func leadsToPods(a *agentpb.Assignment) bool {
 	return slices.ContainsFunc(a.GetPods(), func(p *agentpb.Pod) bool {
 		return slices.ContainsFunc(p.GetTargets(), func(t *agentpb.Target) bool {
@@ -32,8 +32,8 @@ func leadsToPods(a *agentpb.Assignment) bool {
 	})
 }
 
-// waitForLaptops keeps one stream parked until ctx ends. A manager that knows no such streams wants
-// none.
+// waitForLaptops keeps one stream parked until ctx ends. A manager that does not implement the call
+// gets none.
 func (u *Uplink) waitForLaptops(ctx context.Context) {
 	for retry := newRetry(); ctx.Err() == nil; {
 		open, conn, err := u.acceptLaptop(ctx)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package uplink is the node agent's connection to the manager: one gRPC connection, kept up with
-// short pauses, with the Attach stream for assignments and reports, and a stream for each tunnel.
+// Package uplink is the node agent's connection to the manager: one gRPC connection, which is
+// dialled again after short pauses, with the Attach stream for assignments and reports, and a
+// stream for each tunnel.
 package uplink
 
 import (
@@ -26,18 +27,20 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// Pauses between tries to reach the manager: people wait for it to be back.
+// Pauses between attempts to reach the manager. They are short because people wait for it.
 const (
 	retryFirst    = 100 * time.Millisecond
 	retryMax      = time.Second
-	maxAssignment = 64 << 20 // bytes; a thousand intercepts on one node are far below
+	maxAssignment = 64 << 20 // bytes; a thousand intercepts on one node need far less
 	dialTimeout   = 3 * time.Second
 )
 
-// Reports are sent every reportEvery if only counters have changed, and less often where making one
-// takes more than countShare of that. Others follow at once, for a person waits for each change that
-// they tell of, but after a pause of reportShare times what the last one took, within bounds: a node
-// with few pods tells of each, and one with a thousand rules of many at a time.
+// If only counters have changed, reports are sent every reportEvery, and less often if making one
+// takes more than countShare of that time.
+//
+// Any other change is reported at once, because a person waits for it. The pause before it is
+// reportShare times what the last report took, within bounds. So a node with few pods reports each
+// change, and one with a thousand rules many changes together.
 const (
 	reportEvery = time.Second
 	reportMost  = 5 * time.Second
@@ -47,30 +50,32 @@ const (
 	reportShare = 20
 )
 
-// Pods is what the assignments are about.
+// Pods is what the assignments are for.
 type Pods interface {
 	Apply(*agentpb.Assignment)
 	Report() *agentpb.Report
 	Changed() <-chan struct{}
-	// Probe is called when the manager is back, since tunnels that worked before may not.
+	// Probe is called when the manager is back, because tunnels that worked before may not work
+	// now.
 	Probe()
 }
 
-// Config says which manager this is, and who calls.
+// Config says where the manager is, and who calls.
 type Config struct {
 	Manager string // host:port
-	// Security are dial options with the transport's and the calls' credentials.
+	// Security is the dial options with the credentials of the transport and the calls.
 	Security []grpc.DialOption
-	// Hello says who calls, at the time of each call.
+	// Hello returns the hello, with what is true at the time of each call.
 	Hello func() *agentpb.Hello
-	// Environment answers the manager's requests; nil: they are not answered.
+	// Environment answers the manager's requests. If it is nil, they are not answered.
 	Environment Environment
-	// ToPod serves connections of laptops to pods, and returns at once; nil: there are none.
+	// ToPod serves connections of laptops to pods, and returns at once. If it is nil, there are
+	// none.
 	ToPod ToPod
 	Log   *slog.Logger
 }
 
-// ErrSuperseded says that a younger agent of this node is attached to the manager.
+// ErrSuperseded means that a younger agent of this node is attached to the manager.
 var ErrSuperseded = errors.New("the manager has a newer node agent of this node")
 
 // Uplink is a connection to the manager. It is also proxy.Tunnels.
@@ -81,7 +86,7 @@ type Uplink struct {
 	attached atomic.Bool
 }
 
-// New makes an Uplink. Nothing is dialled before Run.
+// New returns an Uplink. Run dials.
 func New(cfg Config) (*Uplink, error) {
 	options := append(tunnel.DialOptions(), cfg.Security...)
 	options = append(options, grpc.WithConnectParams(grpc.ConnectParams{
@@ -96,14 +101,14 @@ func New(cfg Config) (*Uplink, error) {
 	return &Uplink{cfg: cfg, conn: conn, client: agentpb.NewAgentsClient(conn)}, nil
 }
 
-// Attached says whether the manager has sent an assignment on the present connection.
+// Attached reports whether the manager has sent an assignment on the present connection.
 func (u *Uplink) Attached() bool { return u.attached.Load() }
 
 // Close closes the connection and all tunnels.
 func (u *Uplink) Close() error { return u.conn.Close() }
 
-// Run keeps pods as the manager wants them until ctx ends, or gives ErrSuperseded. Tunnels go on
-// after that, until Close.
+// Run keeps pods as the manager wants them until ctx ends, and then returns nil, or until it
+// returns ErrSuperseded. Tunnels stay open after that, until Close.
 func (u *Uplink) Run(ctx context.Context, pods Pods) error {
 	retry := newRetry()
 	said := ""
@@ -133,8 +138,8 @@ func newRetry() *backoff.Backoff { return &backoff.Backoff{First: retryFirst, Mo
 
 func superseded(err error) bool { return status.Code(err) == codes.AlreadyExists }
 
-// Vacant says whether the manager would take this agent, rather than a younger one. No answer is
-// none.
+// Vacant reports whether the manager would accept this agent, and does not have a younger one.
+// Without an answer it returns false.
 func (u *Uplink) Vacant(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -152,7 +157,7 @@ func (u *Uplink) hello() *agentpb.AgentMessage {
 	return &agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: u.cfg.Hello()}}
 }
 
-// attach is the life of one Attach stream.
+// attach runs one Attach stream until it ends.
 func (u *Uplink) attach(ctx context.Context, pods Pods) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -173,7 +178,7 @@ func (u *Uplink) attach(ctx context.Context, pods Pods) error {
 				cancel(err)
 				return
 			}
-			select { // only the newest counts
+			select { // only the newest assignment counts
 			case <-newest:
 			default:
 			}
@@ -186,7 +191,7 @@ func (u *Uplink) attach(ctx context.Context, pods Pods) error {
 	return err
 }
 
-// ending is why a stream has ended, which Send does not tell.
+// ending returns why a stream has ended, which Send does not tell.
 func ending(stream grpc.BidiStreamingClient[agentpb.AgentMessage, agentpb.Assignment]) error {
 	_, err := stream.Recv()
 	return err
@@ -204,7 +209,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 	defer answering.Wait()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	parking := u.cfg.ToPod == nil // or nothing to do with it
+	parking := u.cfg.ToPod == nil // or there is nothing to park
 	for {
 		select {
 		case <-ctx.Done():
@@ -235,7 +240,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 			}
 		}
 		if !u.attached.Load() {
-			continue // there is no assignment yet to report about
+			continue // there is no assignment yet to report on
 		}
 		began := time.Now()
 		report := pods.Report()
@@ -244,7 +249,7 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 			continue
 		}
 		if err := stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Report{Report: report}}); err != nil {
-			<-ctx.Done() // the reason comes from the receiver
+			<-ctx.Done() // the receiver returns the reason
 			return context.Cause(ctx)
 		}
 		sent = report
@@ -252,10 +257,10 @@ func (u *Uplink) converse(ctx context.Context, stream agentpb.Agents_AttachClien
 	}
 }
 
-// pace is how quickly reports follow one another.
+// pace decides how soon one report follows another.
 type pace struct {
-	last time.Time     // the end of the last one
-	took time.Duration // what it took to make and send it
+	last time.Time     // when the last report was sent
+	took time.Duration // how long it took to make and send
 }
 
 func (p *pace) made(began time.Time) {
@@ -263,15 +268,15 @@ func (p *pace) made(began time.Time) {
 	p.took = p.last.Sub(began)
 }
 
-// pause returns how long a change is to wait.
+// pause returns how long a change waits before it is reported.
 func (p *pace) pause() time.Duration {
 	return max(0, min(max(pauseLeast, reportShare*p.took), pauseMost)-time.Since(p.last))
 }
 
-// dear reports whether it is too early for a report of which only counters may have changed.
+// dear reports whether it is too early for a report in which only counters may have changed.
 func (p *pace) dear() bool { return time.Since(p.last) < min(countShare*p.took, reportMost) }
 
-// Open opens a tunnel. It fails at once when the manager is away.
+// Open opens a tunnel. It fails at once if the manager is away.
 func (u *Uplink) Open(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
 	if state := u.conn.GetState(); state != connectivity.Ready {
 		return nil, fmt.Errorf("the manager is away (connection is %s)", state)
