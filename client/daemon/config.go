@@ -15,7 +15,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// logLevel is what the daemon logs. It can be changed for a while.
+// logLevel is the level at which the daemon logs. It can be changed for a while.
 type logLevel struct {
 	slog.LevelVar
 	first slog.Level
@@ -31,7 +31,7 @@ func newLogLevel(first slog.Level) *logLevel {
 	return l
 }
 
-// change sets the level until the time has passed; zero: for good.
+// change sets the level for d, or for good if d is 0.
 func (l *logLevel) change(level slog.Level, d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,7 +48,7 @@ func (l *logLevel) change(level slog.Level, d time.Duration) {
 	timer = time.AfterFunc(d, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.revert == timer { // nobody has changed it again
+		if l.revert == timer { // no later change replaced this one
 			l.revert, l.reverts = nil, time.Time{}
 			l.Set(l.first)
 		}
@@ -56,7 +56,7 @@ func (l *logLevel) change(level slog.Level, d time.Duration) {
 	l.revert = timer
 }
 
-// left is how long the level stays; zero: for good.
+// left returns how long the level stays. 0 means for good.
 func (l *logLevel) left() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()

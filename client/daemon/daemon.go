@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package daemon is the user daemon: the process on the laptop that holds the session with a
-// cluster, so that intercepts live longer than the command that made them.
+// Package daemon is the user daemon: the process on the laptop that has the session with a cluster,
+// so that intercepts outlive the command that made them.
 package daemon
 
 import (
@@ -26,37 +26,37 @@ import (
 )
 
 const (
-	// stopTimeout bounds how long calls may go on when the daemon ends.
+	// stopTimeout bounds how long calls may take when the daemon ends.
 	stopTimeout = 2 * time.Second
 	// greetTimeout bounds how long a connection to the socket may stay silent. A daemon that ends
 	// waits for it.
 	greetTimeout = 2 * time.Second
-	// socketCheck is how often the daemon looks whether its socket is still there.
+	// socketCheck is how often the daemon checks that its socket is still there.
 	socketCheck = time.Second
 )
 
-// Options say where the daemon lives.
+// Options say where the daemon's files are.
 type Options struct {
-	// Socket is the path of the socket to serve; see home.Socket. Its directory is made, 0700, if
-	// it does not exist.
+	// Socket is the path of the socket to serve; see home.Socket. Its directory is created with
+	// mode 0700 if it does not exist.
 	Socket string
-	// CacheDir holds what outlives the daemon; see home.Cache.
+	// CacheDir has the files that outlive the daemon; see home.Cache.
 	CacheDir string
-	// LogFile is written to, and rotated; empty: stderr.
+	// LogFile is written to and rotated. Empty means stderr.
 	LogFile string
-	// LogLevel is debug, info, warn or error; empty: info.
+	// LogLevel is debug, info, warn or error. Empty means info.
 	LogLevel string
 
-	// Timing of the link to the manager, how its pods are reached and what the wall clock says; the
-	// zero values are right except in tests.
+	// Timing of the link to the manager, how its pods are reached and the wall clock. The zero
+	// values are right except in tests.
 	Timing  link.Timing
 	Forward link.Forward
 	Wall    func() time.Time
 }
 
-// Run serves the socket until Quit is called, ctx ends, a SIGTERM, SIGINT or SIGHUP comes, or the
-// socket is removed. It returns nil at once when another daemon serves the socket. Only Quit ends
-// the session: after everything else the next daemon resumes it.
+// Run serves the socket until Quit is called, ctx ends, a SIGTERM, SIGINT or SIGHUP arrives, or the
+// socket is removed. It returns nil at once if another daemon serves the socket. Only Quit ends the
+// session: in all other cases the next daemon resumes it.
 func Run(ctx context.Context, o Options) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer stop()
@@ -96,7 +96,7 @@ func Run(ctx context.Context, o Options) error {
 	return err
 }
 
-// wait returns when the daemon is to end, and why.
+// wait returns when the daemon has to end, and why.
 func wait(ctx context.Context, socket *endpoint, quit <-chan struct{}, served <-chan error) (string, error) {
 	ticker := time.NewTicker(socketCheck)
 	defer ticker.Stop()
@@ -116,14 +116,14 @@ func wait(ctx context.Context, socket *endpoint, quit <-chan struct{}, served <-
 	}
 }
 
-// shutdown lets calls end for a moment.
+// shutdown waits a moment for calls to end.
 func shutdown(server *grpc.Server) {
 	force := time.AfterFunc(stopTimeout, server.Stop)
 	defer force.Stop()
 	server.GracefulStop()
 }
 
-// newLog logs to the file, or, when that cannot be had (a home that is read-only), to stderr.
+// newLog logs to the file or, if it cannot be opened (the home is read-only), to stderr.
 func newLog(o Options) (*slog.Logger, *logLevel, func(), error) {
 	var first slog.Level
 	if o.LogLevel != "" {

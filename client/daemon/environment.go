@@ -17,12 +17,12 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// environmentTimeout bounds the wait for an environment; the manager tries several pods within ten
+// environmentTimeout bounds the wait for an environment. The manager tries several pods within ten
 // seconds.
 const environmentTimeout = 15 * time.Second
 
-// makeWith makes an intercept, together with the environment that is wanted. Where that is wanted
-// only if it is allowed, and it is not, the intercept does without.
+// makeWith makes an intercept and gets the environment that is wanted. If the environment is
+// optional and not allowed, it makes the intercept without.
 func makeWith(ctx context.Context, current *session.Session, ask *intercept.Ask,
 	wanted daemonpb.InterceptRequest_Environment,
 	report reports, finish func(*v1alpha1.Intercept, *daemonpb.Environment) error) error {
@@ -65,13 +65,13 @@ func environment(ctx context.Context, current *session.Session,
 		Container: reply.GetContainer(), Pod: reply.GetPod()}, nil
 }
 
-// forbidsEnvironment says whether an intercept was refused only for the environment that it asked
-// for.
+// forbidsEnvironment reports whether an intercept was refused only because it asks for an
+// environment.
 func forbidsEnvironment(err error) bool {
 	return reason.Of(err) == reason.Forbidden && reason.Metadata(err)["resource"] == kube.EnvironmentResource
 }
 
-// without warns that an intercept is made without the environment.
+// without is the warning that an intercept is made without the environment.
 const without = "the environment of the container is not there: %s"
 
 // asOneSentence returns what happened and what to do in one sentence, since nothing has failed.
@@ -83,7 +83,7 @@ func asOneSentence(err error) string {
 	return text
 }
 
-// lacking says that an error is about the environment, and what that means for the intercept.
+// lacking returns err as an error about the environment, with what it means for the intercept.
 func lacking(err error, consequence string) error {
 	var has *reason.Error
 	if !errors.As(err, &has) {

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// leaveTimeout bounds one attempt to leave what nobody holds any more.
+	// leaveTimeout bounds one attempt to end what no command holds any more.
 	leaveTimeout = 10 * time.Second
 	// leaveAgain is the pause after an attempt that failed.
 	leaveAgain = 2 * time.Second

@@ -19,7 +19,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// reports tells the command line how the making of an intercept goes.
+// reports sends the command line the progress of an intercept and its warnings.
 type reports struct {
 	events daemonpb.Daemon_InterceptServer
 }
@@ -80,7 +80,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 		})
 }
 
-// connected waits for a connection that is being made again.
+// connected waits until the link is connected again.
 func connected(ctx context.Context, current *session.Session, timeout time.Duration,
 	progress func(string)) error {
 	state, _ := current.Link.State()
@@ -116,7 +116,7 @@ func (s *service) Leave(ctx context.Context, req *daemonpb.LeaveRequest) (*daemo
 	if err != nil {
 		return nil, err
 	}
-	current.Outbound.Settle() // so that whoever comes next can have them
+	current.Outbound.Settle() // so that the next intercept can have the ports
 	return &daemonpb.LeaveReply{Left: intercept.Print(left, false)}, nil
 }
 

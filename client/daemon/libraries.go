@@ -13,17 +13,17 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// adoptLibraries sends what the libraries log to where the daemon logs. Without it,
-// controller-runtime writes a stack trace to stderr to complain that nobody has told it where to
-// log, and client-go writes there in a format of its own.
+// adoptLibraries sends the logs of libraries to the daemon's log. Without it, controller-runtime
+// writes a stack trace to stderr because it has no logger, and client-go writes there in its own
+// format.
 func adoptLibraries(log *slog.Logger) {
 	libraryLog.Store(log)
 	tellLibraries()
 }
 
-// What the libraries know is the process's, and may be set only while none of them runs. A process
-// that has had a daemon before, as tests have, cannot know that: calls that were given up may not
-// have ended.
+// The libraries' loggers belong to the process, and may be set only while no library runs. A
+// process that has had a daemon before, as in tests, cannot know that: calls that were given up may
+// not have returned.
 var (
 	libraryLog    atomic.Pointer[slog.Logger]
 	tellLibraries = sync.OnceFunc(func() {
@@ -32,7 +32,7 @@ var (
 	})
 )
 
-// library logs for one of them, to where the daemon that there is logs.
+// library logs for one library to the log of the running daemon.
 type library string
 
 func (l library) handler() slog.Handler { return libraryLog.Load().With("from", string(l)).Handler() }

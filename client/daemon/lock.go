@@ -17,14 +17,14 @@ import (
 	"sidestep.dev/sidestep/client/home"
 )
 
-// startTimeout bounds how long a daemon waits for another one that holds the lock to serve, or to
-// go away.
+// startTimeout bounds how long a daemon waits for another one that has the lock to serve, or to
+// end.
 const startTimeout = 10 * time.Second
 
-// errServed: another daemon serves the socket.
+// errServed means that another daemon serves the socket.
 var errServed = errors.New("another daemon serves the socket")
 
-// endpoint is the socket that is served, and the lock that makes sure that nobody else does.
+// endpoint is the socket that is served, and the lock that keeps other daemons from serving it.
 type endpoint struct {
 	net.Listener
 	path string
@@ -32,10 +32,10 @@ type endpoint struct {
 	file os.FileInfo // of the socket
 }
 
-// listen takes the lock and makes the socket. The error is errServed when another daemon is there
+// listen takes the lock and creates the socket. It returns errServed if another daemon is there
 // already.
 func listen(ctx context.Context, path string) (*endpoint, error) {
-	if len(path) > 100 { // of 108 on Linux and 104 elsewhere
+	if len(path) > 100 { // of 108 bytes on Linux and 104 elsewhere
 		return nil, fmt.Errorf("the path %s is too long for a socket: set SIDESTEP_DAEMON_SOCKET to a shorter one", path)
 	}
 	if err := makeDir(filepath.Dir(path)); err != nil {
@@ -53,8 +53,8 @@ func listen(ctx context.Context, path string) (*endpoint, error) {
 	return e, nil
 }
 
-// makeDir makes the socket's directory for the user alone. One that is there, and not sidestep's
-// own, is left as it is.
+// makeDir creates the socket's directory for the user alone. It leaves an existing directory that
+// is not sidestep's own as it is.
 func makeDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -90,7 +90,7 @@ func takeLock(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// tryLock returns nil and no error when somebody else has the lock.
+// tryLock returns nil and no error if another process has the lock.
 func tryLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -103,7 +103,8 @@ func tryLock(path string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// The one who had it may have removed the file meanwhile: then this is a lock on nothing.
+	// The process that had it may have removed the file meanwhile. Then the lock is on an unlinked
+	// file.
 	mine, err := f.Stat()
 	current, statErr := os.Stat(path)
 	if err != nil || statErr != nil || !os.SameFile(mine, current) {
@@ -116,7 +117,7 @@ func tryLock(path string) (*os.File, error) {
 	return f, nil
 }
 
-// serves says whether somebody accepts connections on the socket.
+// serves reports whether a process accepts connections on the socket.
 func serves(path string) bool {
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err != nil {
@@ -126,8 +127,8 @@ func serves(path string) bool {
 	return true
 }
 
-// bind makes the socket in place of one that a dead daemon has left. It gets its name when it has
-// its rights.
+// bind creates the socket in place of one that a dead daemon has left. The socket gets its name
+// after its permissions.
 func (e *endpoint) bind() error {
 	if info, err := os.Lstat(e.path); err == nil && info.Mode()&os.ModeSocket == 0 {
 		return fmt.Errorf("%s is in the way: it is not a socket", e.path)
@@ -140,7 +141,7 @@ func (e *endpoint) bind() error {
 	if err != nil {
 		return fmt.Errorf("serve the daemon's socket: %w", err)
 	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false) // by then the name may be another daemon's
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) // the name may be another daemon's by then
 	err = os.Chmod(unnamed, 0o600)
 	if err == nil {
 		e.file, err = os.Lstat(unnamed)
@@ -156,7 +157,7 @@ func (e *endpoint) bind() error {
 	return nil
 }
 
-// Accept takes connections of this user only, whatever the directory's rights.
+// Accept accepts only connections of this user, whatever the directory's permissions.
 func (e *endpoint) Accept() (net.Conn, error) {
 	for {
 		conn, err := e.Listener.Accept()
@@ -170,7 +171,7 @@ func (e *endpoint) Accept() (net.Conn, error) {
 	}
 }
 
-// removed says whether the socket is no longer in its place.
+// removed reports whether the socket has been removed or replaced.
 func (e *endpoint) removed() bool {
 	info, err := os.Lstat(e.path)
 	if err != nil {
@@ -179,7 +180,7 @@ func (e *endpoint) removed() bool {
 	return !os.SameFile(info, e.file)
 }
 
-// release gives the socket and the lock up.
+// release closes the socket and releases the lock.
 func (e *endpoint) release() {
 	if e.Listener != nil {
 		_ = e.Listener.Close()

@@ -12,10 +12,10 @@ import (
 // Sizes of the log.
 const (
 	logBytes   = 5 << 20 // of one file
-	logBackups = 2       // files kept besides
+	logBackups = 2       // old files kept
 )
 
-// logFile is a file that starts anew, keeping a few predecessors, when it has grown too large.
+// logFile is a file that is rotated when it has grown too large.
 type logFile struct {
 	path string
 	max  int64
@@ -61,7 +61,7 @@ func (l *logFile) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// rotate goes on with the old file when a new one cannot be had.
+// rotate keeps using the old file if a new one cannot be created.
 func (l *logFile) rotate() {
 	for i := logBackups; i > 0; i-- {
 		from := l.path

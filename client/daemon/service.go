@@ -35,23 +35,23 @@ const (
 	stateNone         = "Not connected"
 )
 
-// service answers the command line.
+// service implements the calls of the command line.
 type service struct {
 	daemonpb.UnimplementedDaemonServer
 	options  session.Options
 	log      *slog.Logger
 	quit     chan struct{} // closed by Quit
 	quitOnce sync.Once
-	stopping chan struct{} // closed when the daemon ends, before calls are broken off
+	stopping chan struct{} // closed when the daemon ends, before calls are aborted
 	place    Options
 	level    *logLevel
 
-	changing chan struct{} // holds a token while nobody connects or disconnects
+	changing chan struct{} // has a token while no call connects or disconnects
 
 	mu      sync.Mutex
 	current *session.Session
 	trouble error // why the session on disk could not be resumed, or was ended
-	// heldSession: a command has had the session held by this daemon.
+	// heldSession reports that a command holds the session by a call to this daemon.
 	heldSession bool
 }
 
@@ -64,7 +64,7 @@ func newService(o session.Options, place Options, level *logLevel) *service {
 	return s
 }
 
-// resume goes on with the session that an earlier daemon has left.
+// resume resumes the session that an earlier daemon has saved.
 func (s *service) resume() {
 	resumed, err := session.Resume(s.options)
 	if err != nil {
@@ -84,7 +84,7 @@ func (s *service) resume() {
 	}
 }
 
-// close ends the session in this process, for the next daemon to resume.
+// close closes the session in this process. The next daemon resumes it.
 func (s *service) close() {
 	if current := s.take(); current != nil {
 		current.Close()
@@ -99,7 +99,7 @@ func (s *service) take() *session.Session {
 	return current
 }
 
-// session is the current one, or the error that there is none.
+// session returns the current session, or the error that there is none.
 func (s *service) session() (*session.Session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +111,7 @@ func (s *service) session() (*session.Session, error) {
 	return s.current, nil
 }
 
-// change waits until nobody else connects or disconnects.
+// change waits until no other call connects or disconnects.
 func (s *service) change(ctx context.Context) (done func(), err error) {
 	select {
 	case <-s.changing:
@@ -166,7 +166,7 @@ func (s *service) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.Stat
 	return info, nil
 }
 
-// Ended tells what has ended without having been left, once.
+// Ended returns what has ended without having been left, once.
 func (s *service) Ended(context.Context, *daemonpb.Empty) (*daemonpb.EndedReply, error) {
 	s.mu.Lock()
 	current := s.current
@@ -188,7 +188,7 @@ func printEnded(ended []intercept.Ended) []*daemonpb.EndedInfo {
 	return infos
 }
 
-// nodesTimeout bounds the wait for the manager's word about node agents.
+// nodesTimeout bounds the wait for the manager's answer about node agents.
 const nodesTimeout = 3 * time.Second
 
 func (s *service) NodeAgents(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.NodeAgentsReply, error) {
@@ -276,7 +276,7 @@ func (s *service) Disconnect(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.
 	return &daemonpb.Empty{}, s.end(ctx)
 }
 
-// end ends the session, whether or not the caller waits for it.
+// end ends the session, even if the caller does not wait for it.
 func (s *service) end(ctx context.Context) error {
 	current := s.take()
 	if current == nil {
@@ -297,7 +297,7 @@ func (s *service) Quit(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.Empty,
 	return &daemonpb.Empty{}, s.end(ctx)
 }
 
-// unary and stream give errors a code, and survive a panic of one call.
+// unary and stream give errors a code, and survive a panic in a call.
 func (s *service) unary(ctx context.Context, req any, call *grpc.UnaryServerInfo,
 	next grpc.UnaryHandler) (reply any, err error) {
 	defer s.finish(call.FullMethod, &err)

@@ -10,8 +10,8 @@ import (
 	"sidestep.dev/sidestep/client/intercept"
 )
 
-// silent says whether nothing listens on a local address. It is a hint, and it does not connect:
-// the process may be one that serves a single connection.
+// silent reports whether nothing listens on a local address. It is a hint. It does not connect,
+// because the process may be one that serves a single connection.
 func silent(addr, protocol string) bool {
 	kind := unix.SOCK_STREAM
 	if protocol == "UDP" {
@@ -28,9 +28,9 @@ func silent(addr, protocol string) bool {
 	return true
 }
 
-// bind tries whether an address can be bound. A socket with SO_REUSEADDR that does not listen is in
-// nobody's way; one of UDP would be in its way who sends there at this moment, and with that option
-// would not see others that have it.
+// bind tries whether an address can be bound. A TCP socket with SO_REUSEADDR that does not listen
+// disturbs no other. A UDP socket would receive what arrives at this moment, and with SO_REUSEADDR
+// the bind would succeed beside others that have the option.
 func bind(a netip.AddrPort, kind int) error {
 	family, to := unix.AF_INET, unix.Sockaddr(nil)
 	if a.Addr().Is4() {

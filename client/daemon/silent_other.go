@@ -4,5 +4,5 @@
 
 package daemon
 
-// silent cannot be told here without connecting.
+// silent returns false: this system cannot tell without connecting.
 func silent(string, string) bool { return false }

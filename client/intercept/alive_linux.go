@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// Alive says whether a process may still be there. One that has ended and that its parent has not
-// asked about is not.
+// Alive reports whether a process may still run. A zombie, which has ended and whose parent has not
+// waited for it, does not.
 func Alive(process int) bool {
 	if syscall.Kill(process, 0) == syscall.ESRCH {
 		return false
@@ -19,7 +19,7 @@ func Alive(process int) bool {
 	if err != nil {
 		return true // /proc may hide other users' processes
 	}
-	// PID (COMM) STATE ..., where COMM may hold anything.
+	// The format is "PID (COMM) STATE ...", and COMM may contain anything.
 	_, after, _ := bytes.Cut(stat[max(0, bytes.LastIndexByte(stat, ')')):], []byte(") "))
 	return !bytes.HasPrefix(after, []byte("Z")) && !bytes.HasPrefix(after, []byte("X"))
 }

@@ -6,5 +6,5 @@ package intercept
 
 import "syscall"
 
-// Alive says whether a process may still be there.
+// Alive reports whether a process may still run.
 func Alive(process int) bool { return syscall.Kill(process, 0) != syscall.ESRCH }

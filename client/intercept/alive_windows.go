@@ -4,7 +4,7 @@ package intercept
 
 import "os"
 
-// Alive says whether a process may still be there.
+// Alive reports whether a process may still run.
 func Alive(process int) bool {
 	p, err := os.FindProcess(process)
 	if err != nil {

@@ -21,28 +21,29 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// defaultTimeout is how long every ready pod may take to be steering.
+// defaultTimeout is how long all ready pods together may take to be steering.
 const defaultTimeout = 30 * time.Second
 
-// defaultExisting is what the API defaults spec.existing to.
+// defaultExisting is the API's default of spec.existing.
 const defaultExisting = "auto"
 
-// Ask is what a developer wants, checked.
+// Ask is a checked request for an intercept.
 type Ask struct {
 	Namespace string
 	Spec      v1alpha1.InterceptSpec
 	Timeout   time.Duration
-	undecided bool // the workload's kind is to be found out
+	undecided bool // the workload's kind is not known yet
 }
 
-// NeedsKind says whether the workload's kind is still to be found out, and put into Spec.Workload.
+// NeedsKind reports whether the caller has yet to find the workload's kind and to set it in
+// Spec.Workload.
 func (a *Ask) NeedsKind() bool { return a.undecided }
 
 func invalid(format string, args ...any) *reason.Error {
 	return reason.New(codes.InvalidArgument, reason.Invalid, format, args...)
 }
 
-// NewAsk checks a request. The namespace is for requests that name none.
+// NewAsk checks a request. namespace is the default of the request's namespace.
 func NewAsk(req *daemonpb.InterceptRequest, client Client, namespace string) (*Ask, error) {
 	a := &Ask{
 		Namespace: cmp.Or(req.GetNamespace(), namespace),
@@ -123,7 +124,7 @@ func (a *Ask) check() error {
 	return nil
 }
 
-// addRule sets spec.http to the request's conditions.
+// addRule sets spec.http from the request's conditions.
 func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
 	rule := &v1alpha1.HTTPMatch{}
 	if text := req.GetHttp(); text != "" {
@@ -156,7 +157,7 @@ func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
 	return nil
 }
 
-// suffix tells apart the objects of different sessions.
+// suffix makes the objects of different sessions differ in name.
 func suffix(session string) string { return "-" + session[:min(8, len(session))] }
 
 func objectName(name, session string) string { return name + suffix(session) }
@@ -172,7 +173,7 @@ func (a *Ask) object() *v1alpha1.Intercept {
 	}
 }
 
-// canMove says whether an intercept can become what is asked for: only what is in movable may
+// canMove returns nil if an intercept can become what is asked for. Only what movable returns may
 // change.
 func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	h, w := have.Spec, a.Spec
@@ -202,7 +203,7 @@ func (a *Ask) canMove(have *v1alpha1.Intercept) error {
 	return nil
 }
 
-// what an intercept takes, in a few words.
+// what returns what an intercept takes, in a few words.
 func what(i *v1alpha1.Intercept) string {
 	if i.Spec.Wiretap {
 		taken := *i

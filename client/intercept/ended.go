@@ -15,16 +15,16 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// Presence says how the manager has seen this laptop.
+// Presence is how the manager has seen this laptop.
 type Presence struct {
 	Connected bool
 	Since     time.Time     // by the wall clock: since when it is connected
-	Away      time.Duration // how long it was away before, or, if it is not connected, is
-	// for how long the manager keeps the intercepts of a laptop that is away; 0: not known
+	Away      time.Duration // how long it was away before or, if it is not connected, has been away
+	// how long the manager keeps the intercepts of an absent laptop; 0: not known
 	Grace time.Duration
 }
 
-// Why intercepts end without this client's doing.
+// Reasons for the end of an intercept that this client did not end.
 const (
 	endedBySomebody = "somebody deleted it in the cluster"
 	endedUnseen     = "it ended while no daemon ran here: the traffic manager ends intercepts of a laptop that is away for too long, or somebody deleted it"
@@ -33,12 +33,12 @@ const (
 	endedOwnerless  = "the command that held it has ended, and so had the daemon that would have ended it"
 )
 
-// Ended is an intercept that has ended without this client's doing.
+// Ended is an intercept that has ended, and not because this client ended it.
 type Ended struct {
 	Namespace, WorkloadKind, Workload, Name string
 	Why                                     string
 	At                                      time.Time
-	// Again: it is to be made again, as soon as there is a connection.
+	// Again reports that it will be recreated once there is a connection.
 	Again bool
 }
 
@@ -47,8 +47,8 @@ func (r *Registry) awayTooLong(away time.Duration) string {
 		short(away), short(r.presence().Grace))
 }
 
-// expired says whether the manager has ended an intercept because the laptop was away, and for how
-// long it was. It is called with mu held.
+// expired reports whether the manager has ended an intercept because the laptop was away, and for
+// how long it was. It is called with mu held.
 func (r *Registry) expired(t *tracked) (time.Duration, bool) {
 	p := r.presence()
 	if p.Grace <= 0 || p.Away < p.Grace || p.Connected && t.seen.After(p.Since) {
@@ -57,8 +57,8 @@ func (r *Registry) expired(t *tracked) (time.Duration, bool) {
 	return p.Away, true
 }
 
-// Ended lists what has ended without this client's doing and was not made again since, by name;
-// with news only what nobody has been told of yet, who is now.
+// Ended lists, by name, the intercepts that have ended without this client's doing and were not
+// recreated. If news is true, it lists only those that no caller has asked for yet, and marks them.
 func (r *Registry) Ended(news bool) []Ended {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -74,8 +74,8 @@ func (r *Registry) Ended(news bool) []Ended {
 	return all
 }
 
-// dismiss forgets that an intercept has ended, unless it is just being made again. It is called
-// with mu held.
+// dismiss forgets that an intercept has ended, unless it is being recreated. It is called with mu
+// held.
 func (r *Registry) dismiss(name string) {
 	t := r.overNamed(name)
 	if t == nil || t.state == restoring {
@@ -85,8 +85,8 @@ func (r *Registry) dismiss(name string) {
 	r.forgetNamespace(t.namespace)
 }
 
-// Restore makes intercepts again that the manager has ended while the laptop was away, until ctx
-// ends with the connection.
+// Restore recreates the intercepts that the manager ended while the laptop was away, until ctx ends
+// with the connection.
 func (r *Registry) Restore(ctx context.Context) {
 	var making sync.WaitGroup
 	defer making.Wait()
@@ -119,7 +119,7 @@ func (r *Registry) restore(ctx context.Context, t *tracked) {
 		if next := r.tracked[made]; next != nil && t.process != 0 {
 			next.process, next.held = t.process, t.held
 		}
-	case ctx.Err() != nil: // the connection has gone; the next one tries again
+	case ctx.Err() != nil: // the connection has ended; the next one tries again
 		t.state = lost
 	default:
 		r.log.Warn("intercept could not be made again", "name", t.name, "namespace", t.namespace, "error", err)
@@ -130,7 +130,7 @@ func (r *Registry) restore(ctx context.Context, t *tracked) {
 	r.notify()
 }
 
-// short is a duration as people say it: 1h15m, 40s.
+// short formats a duration as people say it: 1h15m, 40s.
 func short(d time.Duration) string {
 	precision := time.Second
 	if d >= 10*time.Minute {
@@ -146,7 +146,8 @@ func short(d time.Duration) string {
 	return text
 }
 
-// Still says whether an intercept goes on, if under another UID since it had to be made again.
+// Still reports whether an intercept is still there, and under which UID, which changes when it is
+// recreated.
 func (r *Registry) Still(uid types.UID) (types.UID, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

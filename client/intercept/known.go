@@ -20,23 +20,23 @@ const (
 	commandPatience = time.Minute
 	// commandPoll is the interval between checks whether the command lives.
 	commandPoll = 200 * time.Millisecond
-	// leaveTimeout bounds one attempt to leave what nobody holds any more, and leaveAgain is the
+	// leaveTimeout bounds one attempt to end what no command holds any more. leaveAgain is the
 	// pause after it.
 	leaveTimeout = 10 * time.Second
 	leaveAgain   = 2 * time.Second
 )
 
-// Known is what a daemon leaves on disk about an intercept, so that the next one notices if it is
-// gone or nobody's.
+// Known is what a daemon keeps on disk about an intercept, so that the next daemon notices if it is
+// gone or if its command has ended.
 type Known struct {
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
 	Kind      string `json:"kind"`
 	Workload  string `json:"workload"`
-	// Process is the command whose end ends it, which holds it; 0: none, it stays until it is left.
+	// Process is the command that holds it. 0: none, so it stays until it is left.
 	Process int `json:"holder,omitempty"`
 
-	// What the laptop does for it, which is not read back from the object; see own. The first
+	// What the laptop does for it, which is never read back from the object; see own. The first
 	// release wrote none of these.
 	UID           types.UID `json:"uid,omitempty"`
 	Address       string    `json:"address,omitempty"`
@@ -46,8 +46,7 @@ type Known struct {
 	Wiretap       bool      `json:"wiretap,omitempty"`
 }
 
-// keyOf is the UID, or something that stands for one where a session.json of the first release has
-// none.
+// keyOf returns the UID, or a stand-in where a session.json of the first release has none.
 func keyOf(uid types.UID, namespace, name string) types.UID {
 	return cmp.Or(uid, types.UID("no UID: "+namespace+"/"+name))
 }
@@ -73,8 +72,8 @@ func (t *tracked) known() Known {
 	return k
 }
 
-// Keep has what a daemon that comes after this one has to know kept on disk, and returns the channel
-// that is closed when that may have changed.
+// Keep saves what the next daemon has to know, and returns the channel that is closed when that may
+// have changed.
 func (r *Registry) Keep() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +90,7 @@ func (r *Registry) known() []Known {
 	return all
 }
 
-// Hold notes that an intercept lasts as long as a process.
+// Hold notes that a process holds an intercept.
 func (r *Registry) Hold(uid types.UID, process int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,8 +100,8 @@ func (r *Registry) Hold(uid types.UID, process int) {
 	r.notify()
 }
 
-// compare takes the first list of a namespace as the answer to what has become of the intercepts
-// that an earlier daemon left there. It is called with mu held.
+// compare takes the first list of a namespace to find out what has become of the intercepts that an
+// earlier daemon made there. It is called with mu held.
 func (r *Registry) compare(namespace string) {
 	for _, t := range r.those(func(t *tracked) bool { return t.namespace == namespace }) {
 		switch {
@@ -112,7 +111,7 @@ func (r *Registry) compare(namespace string) {
 				why = fmt.Sprintf(endedElsewhere, t.refused)
 			}
 			if r.has(t.name) || r.reserved[t.name] != nil {
-				delete(r.tracked, t.uid) // it was made anew meanwhile
+				delete(r.tracked, t.uid) // it was recreated meanwhile
 				continue
 			}
 			t.state, t.why, t.at = ended, why, r.wall()

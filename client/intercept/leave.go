@@ -54,7 +54,8 @@ func (r *Registry) Leave(ctx context.Context, name string) (*v1alpha1.Intercept,
 	return found, nil
 }
 
-// leaveEnded is about one that has ended already; nil: there is none of that name.
+// leaveEnded answers a request to leave an intercept that has ended already. It returns nil if
+// there is none of that name.
 func (r *Registry) leaveEnded(name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -74,7 +75,7 @@ func (r *Registry) leaveEnded(name string) error {
 		Advise("nothing is left to do")
 }
 
-// delete deletes an object of this client, and no other that has its name by now.
+// delete deletes an object of this client, but not another object that has its name by now.
 func (r *Registry) delete(ctx context.Context, cluster *kube.Cluster, object *v1alpha1.Intercept) error {
 	api, err := cluster.Client()
 	if err != nil {
@@ -86,7 +87,7 @@ func (r *Registry) delete(ctx context.Context, cluster *kube.Cluster, object *v1
 	if object.UID != "" {
 		options = append(options, client.Preconditions{UID: &object.UID})
 	} else {
-		// It was sent and never confirmed: nothing but the name is known.
+		// The call that created it was never answered, so only the name is known.
 		have := &v1alpha1.Intercept{}
 		err := api.Get(ctx, client.ObjectKeyFromObject(object), have)
 		if apierrors.IsNotFound(err) || (err == nil && !have.Spec.HeldBy(r.client.KeyHash)) {
@@ -106,8 +107,8 @@ func (r *Registry) delete(ctx context.Context, cluster *kube.Cluster, object *v1
 	return err
 }
 
-// LeaveAll ends all intercepts of the client and says which could not be ended. It asks the API
-// which there are, in all namespaces where some may be.
+// LeaveAll ends all intercepts of the client and returns which could not be ended. It asks the API
+// for them in all namespaces where there may be some.
 func (r *Registry) LeaveAll(ctx context.Context) error {
 	cluster, err := r.source.Cluster()
 	if err != nil {
@@ -147,7 +148,7 @@ func (r *Registry) LeaveAll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// mine lists this client's objects in a namespace, and adds those that it knows of.
+// mine lists this client's objects in a namespace, including those that only the registry knows.
 func (r *Registry) mine(ctx context.Context, cluster *kube.Cluster, api client.Client,
 	namespace string) ([]*v1alpha1.Intercept, error) {
 	ctx, cancel := cluster.Call(ctx)
@@ -160,7 +161,8 @@ func (r *Registry) mine(ctx context.Context, cluster *kube.Cluster, api client.C
 		return nil, nil
 	}
 	for i := range list.Items {
-		// Also those that this daemon does not know: of a call whose answer was lost.
+		// This includes objects that this daemon does not know, because the answer to the call was
+		// lost.
 		if list.Items[i].Spec.HeldBy(r.client.KeyHash) {
 			objects[list.Items[i].UID] = &list.Items[i]
 		}

@@ -20,7 +20,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// movable is what may change in the spec of an existing intercept.
+// movable returns what may change in the spec of an existing intercept.
 func movable(s *v1alpha1.InterceptSpec) v1alpha1.InterceptSpec {
 	return v1alpha1.InterceptSpec{
 		Service: s.Service, Port: s.Port, Container: s.Container, Destination: s.Destination,
@@ -29,15 +29,15 @@ func movable(s *v1alpha1.InterceptSpec) v1alpha1.InterceptSpec {
 	}
 }
 
-// moveTo changes a spec to what another has of that.
+// moveTo copies the movable part of a spec to another.
 func moveTo(s, to *v1alpha1.InterceptSpec) {
 	s.Service, s.Port, s.Container, s.Destination = to.Service, to.Port, to.Container, to.Destination
 	s.Plaintext, s.Environment, s.ToPod = to.Plaintext, to.Environment, slices.Clone(to.ToPod)
 }
 
-// Make makes an intercept and returns it when every ready pod is steering, or there is none. An
-// intercept of that name that is there already moves to the service, port and destination that are
-// asked for. When it fails, or ctx ends, or confirm returns an error, everything is as it was.
+// Make creates an intercept and returns when every ready pod is steering, or there is none. If an
+// intercept of that name exists, it moves to the service, port and destination that are asked for.
+// If Make fails, ctx ends, or confirm returns an error, everything is as before.
 func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string),
 	confirm func(*v1alpha1.Intercept) error) error {
 	cluster, err := r.source.Cluster()
@@ -81,8 +81,8 @@ func (r *Registry) Make(ctx context.Context, a *Ask, progress func(string),
 	return nil
 }
 
-// reserve makes sure that the intercept can be made, and that nobody makes one in its way
-// meanwhile. before is the intercept that has the name.
+// reserve checks that the intercept can be created, and reserves its name and ports until release
+// is called. before is the intercept that has the name already.
 func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), err error) {
 	name := a.Spec.Name
 	r.mu.Lock()
@@ -142,7 +142,7 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	}, nil
 }
 
-// checkPort refuses a local port that another intercept delivers to.
+// checkPort returns an error if another intercept delivers to the local port.
 func (r *Registry) checkPort(name, addr string, protocol v1alpha1.Protocol) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -170,8 +170,8 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 	return nil
 }
 
-// deliversTo gives the intercept, other than the one of that name, whose requests or datagrams go
-// to a local address. It is called with mu held.
+// deliversTo returns the name of the intercept, other than name, whose requests or datagrams go to
+// a local address. It is called with mu held.
 func (r *Registry) deliversTo(name, addr string, protocol v1alpha1.Protocol) string {
 	for _, t := range r.presents() {
 		if t.name != name && localAddr(t.object) == addr && protocolOf(t.object) == protocol {
@@ -186,20 +186,20 @@ func (r *Registry) deliversTo(name, addr string, protocol v1alpha1.Protocol) str
 	return ""
 }
 
-// maker makes one intercept.
+// maker creates or moves one intercept.
 type maker struct {
 	registry *Registry
 	ask      *Ask
 	cluster  *kube.Cluster
 	api      client.Client
 	progress func(string)
-	before   *v1alpha1.Intercept // that is moved; nil: a new one is made
+	before   *v1alpha1.Intercept // the intercept to move; nil: a new one is created
 	object   *v1alpha1.Intercept // as it was written
-	replaced bool                // an object of that name that this laptop did not know
+	replaced bool                // an object of that name, unknown to this laptop, was deleted
 }
 
-// write creates or changes the object. A call once begun is seen through, even when the caller has
-// gone, so that what it did is known.
+// write creates or changes the object. A call that has begun is completed even if the caller has
+// gone, so that its outcome is known.
 func (m *maker) write(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -219,8 +219,8 @@ func (m *maker) create(ctx context.Context) error {
 	object := m.ask.object()
 	var options []client.CreateOption
 	if object.Spec.Wiretap || object.Spec.Protocol != "" {
-		// Else an older definition would make an intercept of a wiretap, or take one port for
-		// another.
+		// Without it, an older definition would turn a wiretap into an intercept, or take TCP for
+		// UDP.
 		options = append(options, client.FieldValidation(metav1.FieldValidationStrict))
 	}
 	err := unlessOverlap(func() error { return m.api.Create(ctx, object, options...) })
@@ -229,7 +229,7 @@ func (m *maker) create(ctx context.Context) error {
 		return tooOld()
 	case apierrors.IsBadRequest(err) && object.Spec.Client.User != "" &&
 		strings.Contains(err.Error(), "spec.client.user"):
-		m.ask.Spec.Client.User = "" // an older definition, with a manager that asks for no user
+		m.ask.Spec.Client.User = "" // an older definition, whose manager asks for no user
 		return m.create(ctx)
 	case err == nil:
 		m.object = object
@@ -239,7 +239,7 @@ func (m *maker) create(ctx context.Context) error {
 		return m.meet(ctx, object)
 	default:
 		if apierrors.ReasonForError(err) == "" || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) {
-			// No answer: it may have been created all the same.
+			// There was no answer, so it may have been created all the same.
 			m.object = object
 			return m.undo(ctx, m.explain(err))
 		}
@@ -247,14 +247,14 @@ func (m *maker) create(ctx context.Context) error {
 	}
 }
 
-// meet deals with an object that has the name already.
+// meet handles an object that has the name already.
 func (m *maker) meet(ctx context.Context, object *v1alpha1.Intercept) error {
 	have := &v1alpha1.Intercept{}
 	if err := m.api.Get(ctx, client.ObjectKeyFromObject(object), have); err != nil {
 		return m.explain(err)
 	}
 	m.registry.put(have.DeepCopy())
-	if own := m.registry.Own(have.UID); own != nil { // of an earlier daemon, and not listed yet
+	if own := m.registry.Own(have.UID); own != nil { // an earlier daemon created it, and it is not listed yet
 		if err := m.ask.canMove(own); err != nil {
 			return err
 		}
@@ -263,7 +263,8 @@ func (m *maker) meet(ctx context.Context, object *v1alpha1.Intercept) error {
 	}
 	if have.Spec.Client.Session == object.Spec.Client.Session && have.Spec.HeldBy(m.registry.client.KeyHash) &&
 		!m.replaced {
-		// It may be of a call whose answer was lost, or forged. A new one is this laptop's for certain.
+		// The answer to the call that created it may have been lost, or it may be forged. A new
+		// object is certainly this laptop's.
 		m.replaced = true
 		if err := m.registry.delete(ctx, m.cluster, have); err != nil {
 			return m.explain(err)
@@ -276,7 +277,7 @@ func (m *maker) meet(ctx context.Context, object *v1alpha1.Intercept) error {
 		Advise("choose another name with --workload")
 }
 
-// move changes the existing object, if it is to change.
+// move changes the existing object, if necessary.
 func (m *maker) move(ctx context.Context) error {
 	want := m.ask.Spec
 	changed, err := m.update(ctx, m.before, func(s *v1alpha1.InterceptSpec) { moveTo(s, &want) })
@@ -287,7 +288,7 @@ func (m *maker) move(ctx context.Context) error {
 	return nil
 }
 
-// update changes the spec of an object, whatever else is happening to it.
+// update changes the spec of an object, and retries on conflicts.
 func (m *maker) update(ctx context.Context, from *v1alpha1.Intercept,
 	change func(*v1alpha1.InterceptSpec)) (*v1alpha1.Intercept, error) {
 	object := cmp.Or(m.registry.raw(from.UID), from).DeepCopy()

@@ -13,15 +13,16 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// overlapPolicy is the ValidatingAdmissionPolicy by which the API server refuses an intercept that
-// overlaps with an accepted one.
+// overlapPolicy is the ValidatingAdmissionPolicy with which the API server refuses an intercept
+// that overlaps with an accepted one.
 const overlapPolicy = "'sidestep-overlap'"
 
-// overlapPauses are waits before a refusal is believed: an API server learns with a delay that the
-// holder has just left.
+// overlapPauses are the pauses before a refusal is believed. An API server learns with a delay that
+// the holder has just left.
 var overlapPauses = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond}
 
-// unlessOverlap makes a call that creates or moves an intercept.
+// unlessOverlap makes a call that creates or moves an intercept, and retries it after
+// overlapPauses.
 func unlessOverlap(call func() error) error {
 	err := call()
 	for _, pause := range overlapPauses {
@@ -34,7 +35,7 @@ func unlessOverlap(call func() error) error {
 	return err
 }
 
-// overlap gives what the policy says, if it is the policy that an error comes from.
+// overlap returns the policy's message if the error comes from the policy.
 func overlap(err error) (message string, overlaps bool) {
 	var answer apierrors.APIStatus
 	if !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) || !errors.As(err, &answer) {
@@ -44,7 +45,7 @@ func overlap(err error) (message string, overlaps bool) {
 	return message, found && strings.Contains(before, overlapPolicy)
 }
 
-// explainOverlap is nil for other errors.
+// explainOverlap returns the conflict that the policy reports, nil for other errors.
 func explainOverlap(err error) error {
 	if message, overlaps := overlap(err); overlaps {
 		return reason.New(codes.AlreadyExists, reason.Conflict, "%s", message)

@@ -13,11 +13,11 @@ import (
 )
 
 // own is what this laptop keeps about an intercept that it created. Everybody who may update
-// Intercepts in the namespace can write the object, so where the laptop delivers and which ports it
-// opens is never read back from there.
+// Intercepts in the namespace can write the object. So the laptop never reads from there to where
+// it delivers, or which ports it opens.
 type own struct {
 	destination v1alpha1.Destination
-	// containerPort stands for a destination port of 0. It is what the manager found first.
+	// containerPort is used for a destination port of 0. It is what the manager found first.
 	containerPort int32
 	toPod         []int32
 	wiretap       bool
@@ -37,7 +37,7 @@ func (r *Registry) owns(object *v1alpha1.Intercept) bool {
 		return true
 	}
 	if s := r.reservedAs(object); s != nil && genuine {
-		// Probably the one that is being created; the answer to the call tells.
+		// It is probably the one that is being created. The answer to the call will tell.
 		s.seen = object
 		return false
 	}
@@ -49,10 +49,10 @@ func (r *Registry) owns(object *v1alpha1.Intercept) bool {
 	return false
 }
 
-// ownsSinceRelease accepts an intercept of a session.json that knows names alone, as the first
-// release wrote it. The object must have this session's key, and deliver to this laptop: an address
-// elsewhere, which --address can have set, may just as well be forged. What is accepted is kept, so
-// this happens once, at first sight after the upgrade.
+// ownsSinceRelease accepts an intercept from a session.json that has only names, as the first
+// release wrote it. The object must have this session's key, and deliver to this laptop. An address
+// elsewhere may come from --address, but may just as well be forged. What is accepted is saved, so
+// this happens once, at the first sight after the upgrade.
 func (r *Registry) ownsSinceRelease(object *v1alpha1.Intercept) bool {
 	t := r.tracked[keyOf("", object.Namespace, object.Spec.Name)]
 	if t == nil || t.state != expected || t.kind != object.Spec.Workload.Kind ||
@@ -77,8 +77,8 @@ func (r *Registry) ownsSinceRelease(object *v1alpha1.Intercept) bool {
 	return true
 }
 
-// reservedAs returns the reservation of an object's name, nil if there is none. It is called with mu
-// held.
+// reservedAs returns the reservation of an object's name, nil if there is none. It is called with
+// mu held.
 func (r *Registry) reservedAs(object *v1alpha1.Intercept) *reservation {
 	if s, ok := r.reserved[object.Spec.Name]; ok && s.uid == "" && s.namespace == object.Namespace &&
 		s.object == object.Name {
@@ -87,7 +87,7 @@ func (r *Registry) reservedAs(object *v1alpha1.Intercept) *reservation {
 	return nil
 }
 
-// wroteOwn takes in the answer to a call that wrote an object of this laptop as spec says.
+// wroteOwn takes the answer to a call that wrote an object of this laptop with that spec.
 func (r *Registry) wroteOwn(object *v1alpha1.Intercept, spec *v1alpha1.InterceptSpec) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,8 +114,8 @@ func (r *Registry) wroteOwn(object *v1alpha1.Intercept, spec *v1alpha1.Intercept
 	r.keep()
 }
 
-// show makes the object of an intercept from what the API says and what this laptop has of its own. It
-// is called with mu held.
+// show combines what the API has of an intercept with what this laptop keeps about it. It is called
+// with mu held.
 func (r *Registry) show(t *tracked) {
 	o := &t.own
 	object := t.raw.DeepCopy()
@@ -146,7 +146,7 @@ func (r *Registry) show(t *tracked) {
 	}
 }
 
-// differences names what a spec in the API has otherwise than this laptop.
+// differences names the fields of a spec in the API that differ from what this laptop keeps.
 func differences(s *v1alpha1.InterceptSpec, o *own) string {
 	var changed []string
 	if s.Destination != o.destination {
@@ -159,7 +159,7 @@ func differences(s *v1alpha1.InterceptSpec, o *own) string {
 	return strings.Join(changed, " and ")
 }
 
-// raw returns an intercept as it is in the API.
+// raw returns an intercept as the API has it.
 func (r *Registry) raw(uid types.UID) *v1alpha1.Intercept {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -169,7 +169,7 @@ func (r *Registry) raw(uid types.UID) *v1alpha1.Intercept {
 	return nil
 }
 
-// Own returns the intercept of this laptop that an object is, nil if the laptop did not create it.
+// Own returns this laptop's intercept for an object's UID, nil if the laptop did not create it.
 func (r *Registry) Own(uid types.UID) *v1alpha1.Intercept {
 	object, _ := r.get(uid)
 	return object

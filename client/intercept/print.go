@@ -11,8 +11,8 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// Print is what is shown about an intercept. severalPorts: its service has more than one port, so
-// that the port is worth a line.
+// Print returns what is shown about an intercept. severalPorts is true if its service has more than
+// one port, so that the port matters.
 func Print(i *v1alpha1.Intercept, severalPorts bool) *daemonpb.InterceptInfo {
 	info := &daemonpb.InterceptInfo{
 		Name:         i.Spec.Name,

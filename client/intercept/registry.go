@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package intercept holds this laptop's intercepts: it makes, moves and deletes the objects, and
-// keeps a true picture of them by watching the API. The life of an intercept is one of the states in
-// state.go; what the laptop does for it is never read back from the API, see own.go.
+// Package intercept manages this laptop's intercepts: it creates, moves and deletes the objects,
+// and follows them by watching the API. An intercept is in one of the states in state.go. What the
+// laptop does for it is never read back from the API, see own.go.
 package intercept
 
 import (
@@ -23,18 +23,18 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// DefaultAddress is where intercepted traffic is delivered unless something else is asked for.
+// DefaultAddress is the address to which intercepted traffic is delivered by default.
 const DefaultAddress = "127.0.0.1"
 
-// Client is who holds the intercepts.
+// Client is the holder of the intercepts.
 type Client struct {
 	Session string // UUID
 	Holder  string // user@host
 	KeyHash string // hex SHA-256 of the session key
 }
 
-// Registry is what the client knows of its own intercepts. The API is the truth; the registry
-// follows it.
+// Registry is what the client knows of its own intercepts. The API is the source of truth, and the
+// registry follows it.
 type Registry struct {
 	client   Client
 	source   *kube.Source
@@ -48,17 +48,17 @@ type Registry struct {
 	watches sync.WaitGroup
 
 	mu        sync.Mutex
-	clock     uint64 // counts what happens, to tell what was before a list and what after
+	clock     uint64 // counts events, to tell what happened before a list began and what after
 	tracked   map[types.UID]*tracked
 	reserved  map[string]*reservation
-	strangers map[types.UID]struct{} // that were logged
+	strangers map[types.UID]struct{} // those that were logged
 	watching  map[string]*watch
 	changed   chan struct{}
 	troubles  map[string]error // why intercepts cannot be followed, by namespace
 }
 
-// reservation is an intercept that is being made: the manager may send traffic for it before the
-// call that creates it has returned, which tells the UID.
+// reservation is an intercept that is being created. The manager may send traffic for it before the
+// call that creates it has returned and its UID is known.
 type reservation struct {
 	namespace, object, name string
 	address                 string
@@ -73,18 +73,18 @@ type Config struct {
 	Client     Client
 	Source     *kube.Source
 	Namespaces []string // where there may be intercepts
-	Known      []Known  // what an earlier daemon has left there
-	// Presence says how the manager has seen this laptop. It is called with the registry locked.
+	Known      []Known  // what an earlier daemon has kept on disk
+	// Presence returns how the manager has seen this laptop. It is called with the registry locked.
 	Presence func() Presence
-	// Save keeps on disk where there are intercepts, before the first is made there, and which this
-	// laptop has created. It is called with the registry locked.
+	// Save keeps on disk which namespaces may have intercepts, before the first one is created
+	// there, and which intercepts this laptop has created. It is called with the registry locked.
 	Save func(namespaces []string, known []Known) error
-	// Wall reads the wall clock, which goes on while the laptop sleeps; nil: the real one.
+	// Wall reads the wall clock, which runs while the laptop sleeps. Nil means the real one.
 	Wall func() time.Time
 	Log  *slog.Logger
 }
 
-// NewRegistry makes a Registry that watches the given namespaces.
+// NewRegistry returns a Registry that watches the given namespaces.
 func NewRegistry(c Config) *Registry {
 	r := &Registry{
 		client: c.Client, source: c.Source, presence: c.Presence, log: c.Log, save: c.Save,
@@ -154,7 +154,7 @@ func (r *Registry) putLocked(object *v1alpha1.Intercept) {
 	r.notify()
 }
 
-// remove takes in that the API lacks an intercept.
+// remove takes in that the API no longer has an intercept.
 func (r *Registry) remove(uid types.UID, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -164,7 +164,7 @@ func (r *Registry) remove(uid types.UID, why string) {
 	}
 }
 
-// leaves: this laptop is about to delete the object.
+// leaves notes that this laptop is about to delete the object.
 func (r *Registry) leaves(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -173,7 +173,7 @@ func (r *Registry) leaves(uid types.UID) {
 	}
 }
 
-// deleted: this laptop has deleted the object, or could not.
+// deleted notes that this laptop has deleted the object, or failed to.
 func (r *Registry) deleted(uid types.UID, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,8 +188,8 @@ func (r *Registry) deleted(uid types.UID, err error) {
 	}
 }
 
-// forgetNamespace stops watching a namespace that has nothing of this client's any more. It is
-// called with mu held.
+// forgetNamespace stops watching a namespace in which this client has nothing left. It is called
+// with mu held.
 func (r *Registry) forgetNamespace(namespace string) {
 	for _, t := range r.tracked {
 		if t.namespace == namespace && (t.there() || t.again() || t.state == expected) {
@@ -225,7 +225,7 @@ func (r *Registry) namespaces() []string {
 	return names
 }
 
-// All lists the intercepts by name, and the channel that is closed when that changes.
+// All lists the intercepts by name. The channel is closed when the list changes.
 func (r *Registry) All() ([]*v1alpha1.Intercept, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -236,7 +236,7 @@ func (r *Registry) All() ([]*v1alpha1.Intercept, <-chan struct{}) {
 	return all, r.changed
 }
 
-// get is one intercept as it is known now, nil when it is gone, and the channel that is closed when
+// get returns one intercept as it is known now, nil if it is gone. The channel is closed when
 // anything changes.
 func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
 	r.mu.Lock()
@@ -247,24 +247,24 @@ func (r *Registry) get(uid types.UID) (*v1alpha1.Intercept, <-chan struct{}) {
 	return nil, r.changed
 }
 
-// Knows reports whether an intercept is this client's. It waits for one that is just being created.
+// Knows reports whether an intercept is this client's. It waits for one that is being created.
 func (r *Registry) Knows(ctx context.Context, open *tunnelpb.Open) bool {
 	ok := false
 	r.find(ctx, open, func(*tracked) bool { ok = true; return true })
 	return ok
 }
 
-// Target is where a connection goes: the local address of one of this client's intercepts, "" if it
-// is not one. It waits for an intercept that is just being created, and for a port that is still
-// being found out.
+// Target returns the local address to which a connection goes, "" if it is not for one of this
+// client's intercepts. It waits for an intercept that is being created, and for a port that is not
+// known yet.
 func (r *Registry) Target(ctx context.Context, open *tunnelpb.Open) string {
 	addr := ""
 	r.find(ctx, open, func(t *tracked) bool { addr = localAddr(t.object); return addr != "" })
 	return addr
 }
 
-// find waits until found says yes to the intercept that a connection is for, or there is none. found
-// is called with mu held.
+// find waits until found returns true for the intercept of a connection, or there is no such
+// intercept. found is called with mu held.
 func (r *Registry) find(ctx context.Context, open *tunnelpb.Open, found func(*tracked) bool) {
 	ctx, cancel := context.WithTimeout(ctx, portTimeout)
 	defer cancel()
@@ -297,12 +297,13 @@ func (r *Registry) creating(open *tunnelpb.Open) bool {
 	return false
 }
 
-// localAddr is where an intercept is delivered: what was asked for, else the container port.
+// localAddr returns where an intercept delivers: the port that was asked for, else the container
+// port.
 func localAddr(i *v1alpha1.Intercept) string {
 	return join(i.Spec.Destination.Address, localPort(i))
 }
 
-// protocolOf is that of the resolved port, else the one that was asked for.
+// protocolOf returns the protocol of the resolved port, else the one that was asked for.
 func protocolOf(i *v1alpha1.Intercept) v1alpha1.Protocol {
 	if i.Status.State == "" {
 		return cmp.Or(i.Spec.Protocol, v1alpha1.ProtocolTCP)

@@ -35,37 +35,37 @@ import (
 type state int
 
 const (
-	expected  state = iota // kept by an earlier daemon, and not looked for yet
+	expected  state = iota // saved by an earlier daemon, and not looked for yet
 	present                // in the API
 	leaving                // in the API, and being deleted by this laptop
-	lost                   // ended because the laptop was away; it is to be made again
-	restoring              // being made again
-	ended                  // without this laptop's doing, which the user is told
-	left                   // deleted by this laptop: news of it are old
-	replaced               // made again under another UID
+	lost                   // ended because the laptop was away; it will be recreated
+	restoring              // being recreated
+	ended                  // ended, and not by this laptop, which the user is told
+	left                   // deleted by this laptop: later news of it is ignored
+	replaced               // recreated under another UID
 )
 
 // tracked is one intercept that this laptop created.
 type tracked struct {
 	state state
 	own
-	ref                          // what it is called, also when its object was never seen
+	ref                          // what it is called, even if its object was never seen
 	raw      *v1alpha1.Intercept // as the API had it last; nil: not seen by this daemon
-	object   *v1alpha1.Intercept // raw with what the laptop has of its own
-	warned   string              // of which differences between the two
+	object   *v1alpha1.Intercept // raw, with what this laptop keeps about it
+	warned   string              // about these differences between the two
 	added    uint64
 	seen     time.Time // by the wall clock: when the API last had it
-	refused  string    // expected: the address for which an object was not accepted
-	process  int       // whose end ends the intercept; 0: none
-	held     bool      // that process holds it by a call to this daemon
-	awaiting bool      // it is being waited for that the process does
+	refused  string    // expected: the address for which its object was not accepted
+	process  int       // the command that holds the intercept; 0: none
+	held     bool      // by a call to this daemon
+	awaiting bool      // awaitCommand runs
 	why      string    // lost, restoring, ended
-	at       time.Time // of the end
+	at       time.Time // when it ended
 	told     bool      // the user knows of the end
 	next     types.UID // replaced
 }
 
-// ref is what an intercept is called.
+// ref is how an intercept is called.
 type ref struct {
 	uid                             types.UID
 	name, namespace, kind, workload string
@@ -78,7 +78,7 @@ func refOf(i *v1alpha1.Intercept) ref {
 // there reports whether the API has the intercept, as far as is known.
 func (t *tracked) there() bool { return t.state == present || t.state == leaving }
 
-// again reports whether the intercept has ended and is to be made again.
+// again reports whether the intercept has ended and will be recreated.
 func (t *tracked) again() bool { return t.state == lost || t.state == restoring }
 
 // over reports whether the intercept has ended without the laptop's doing.
@@ -140,7 +140,7 @@ func (r *Registry) vanish(t *tracked, why string) {
 	case t.state == leaving:
 		t.state, why = left, "left"
 		t.raw, t.object = nil, nil
-	case r.reserved[t.name] != nil: // whoever makes it is told
+	case r.reserved[t.name] != nil: // the command that creates it is told
 		delete(r.tracked, t.uid)
 	default:
 		r.end(t, why)
@@ -150,8 +150,8 @@ func (r *Registry) vanish(t *tracked, why string) {
 	r.notify()
 }
 
-// end is the transition to ended, or to lost if the manager has ended it because the laptop was away.
-// Nothing else of that name is kept to be told. It is called with mu held.
+// end is the transition to ended, or to lost if the manager ended it because the laptop was away.
+// It forgets an earlier intercept of that name. It is called with mu held.
 func (r *Registry) end(t *tracked, why string) {
 	if before := r.overNamed(t.name); before != nil && before != t {
 		delete(r.tracked, before.uid)

@@ -13,10 +13,10 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// mostPodPorts is how many the API takes.
+// mostPodPorts is the API's limit.
 const mostPodPorts = 16
 
-// checkPodPorts checks spec.toPod by itself.
+// checkPodPorts checks spec.toPod on its own.
 func (a *Ask) checkPodPorts() error {
 	s := &a.Spec
 	slices.Sort(s.ToPod)
@@ -47,7 +47,8 @@ func meetsItself(port int32) error {
 		Advise("choose another port with --port")
 }
 
-// checkToPod checks spec.toPod of an intercept that has been made. raw is as the API has it.
+// checkToPod checks spec.toPod of an intercept that has been created. raw is the object as the API
+// has it.
 func (a *Ask) checkToPod(made, raw *v1alpha1.Intercept) error {
 	if len(a.Spec.ToPod) == 0 {
 		return nil
@@ -63,7 +64,7 @@ func (a *Ask) checkToPod(made, raw *v1alpha1.Intercept) error {
 	return nil
 }
 
-// leadsToPod says whether a local address is one that leads to the intercept's pods.
+// leadsToPod reports whether the intercept opens a local address that leads to its pods.
 func leadsToPod(i *v1alpha1.Intercept, addr string) bool {
 	return slices.ContainsFunc(i.Spec.ToPod, func(port int32) bool {
 		return net.JoinHostPort(DefaultAddress, strconv.Itoa(int(port))) == addr

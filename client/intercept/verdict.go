@@ -19,10 +19,10 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// undoTimeout bounds taking back what was made, after the caller has gone.
+// undoTimeout bounds the undoing of a failed request after the caller has gone.
 const undoTimeout = 10 * time.Second
 
-// wait follows the object's status until it says how it went.
+// wait follows the object's status until it is final, or the time is up.
 func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 	timer := time.NewTimer(m.ask.Timeout)
 	defer timer.Stop()
@@ -58,8 +58,8 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 	}
 }
 
-// verdict reads a status: whether it is final for the generation that was written, and what to tell
-// meanwhile.
+// verdict reads a status: whether it is final for the generation that was written, and else a line
+// about the progress.
 func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, err error) {
 	s := i.Status
 	if s.ObservedGeneration < generation {
@@ -118,7 +118,7 @@ func missing(i *v1alpha1.Intercept) string {
 	return strings.Join(pods, "; ")
 }
 
-// undo takes back what was written and returns the error that made it necessary.
+// undo reverts what was written and returns the error that made it necessary.
 func (m *maker) undo(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -142,7 +142,7 @@ func (m *maker) undo(ctx context.Context, cause error) error {
 	return cause
 }
 
-// explain is for errors of calls that concern the Intercept itself.
+// explain explains errors of calls that concern the Intercept itself.
 func (m *maker) explain(err error) error {
 	var answer apierrors.APIStatus
 	namespace := m.ask.Namespace
@@ -183,7 +183,7 @@ func (m *maker) explain(err error) error {
 	}
 }
 
-// tooOld is said of a cluster that knows nothing of UDP.
+// tooOld is the error for a manager without UDP.
 func tooOld() error {
 	return reason.New(codes.FailedPrecondition, reason.NotSteering,
 		"the traffic manager is older than this program and tells no UDP ports from those of TCP").

@@ -22,7 +22,7 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// portTimeout bounds how long a connection waits for its local port to be found out; the node agent
+// portTimeout bounds how long a connection waits for its local port to be known. The node agent
 // waits for two seconds.
 const portTimeout = 1500 * time.Millisecond
 
@@ -34,7 +34,7 @@ type watch struct {
 	registry  *Registry
 	namespace string
 	stop      context.CancelFunc
-	again     chan struct{} // list anew, now
+	again     chan struct{} // list again, now
 	synced    chan struct{} // closed after the first list
 }
 
@@ -51,7 +51,7 @@ func (r *Registry) watch(namespace string) *watch {
 	return w
 }
 
-// Refresh lists everything anew: after a sleep or an outage the watches may be dead without having
+// Refresh lists everything again. After a sleep or an outage the watches may be dead without having
 // noticed.
 func (r *Registry) Refresh() {
 	r.mu.Lock()
@@ -64,7 +64,7 @@ func (r *Registry) Refresh() {
 	}
 }
 
-// Sync waits until what there is has been listed once, and not longer than ctx.
+// Sync waits until everything has been listed once, or ctx ends.
 func (r *Registry) Sync(ctx context.Context) error {
 	r.mu.Lock()
 	waits := make(map[string]chan struct{}, len(r.watching))
@@ -104,8 +104,8 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// follow lists and then watches until the watch ends, as it does every few minutes, or Refresh
-// wants a new list.
+// follow lists and then watches until the watch ends, as it does every few minutes, or Refresh asks
+// for a new list.
 func (w *watch) follow(ctx context.Context) error {
 	cluster, err := w.registry.source.Cluster()
 	if err != nil {
@@ -174,8 +174,8 @@ func (w *watch) list(ctx context.Context,
 	err := api.List(ctx, &list, client.InNamespace(w.namespace),
 		client.MatchingLabels{names.LabelSession: w.registry.client.Session})
 	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
-		// The kind itself is gone: sidestep was removed from the cluster, and all intercepts with
-		// it.
+		// The CustomResourceDefinition is gone: sidestep was removed from the cluster, and all
+		// intercepts with it.
 		w.registry.replace(w.namespace, nil, begun, endedWithKind)
 		w.markSynced()
 	}
@@ -188,8 +188,8 @@ func (w *watch) list(ctx context.Context,
 	return list.ResourceVersion, nil
 }
 
-// listOrRefresh lists, unless Refresh wants a new list meanwhile: this one may be waiting for an
-// answer over a connection that is dead.
+// listOrRefresh lists, unless Refresh asks for a new list meanwhile. This one may wait for an
+// answer over a dead connection.
 func (w *watch) listOrRefresh(ctx context.Context,
 	call func(context.Context) (context.Context, context.CancelFunc),
 	api client.Client) (version string, refresh bool, err error) {
@@ -218,8 +218,9 @@ func (w *watch) markSynced() {
 	}
 }
 
-// replace makes the picture of a namespace what a list says that was begun when the clock stood at
-// begun. What was added since may be missing in it. What has gone has for the reason why.
+// replace replaces what is known about a namespace with a list. begun is the clock's value when the
+// list was begun: the list may lack what was added since. What is gone has ended for the reason
+// why.
 func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun uint64, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -237,7 +238,7 @@ func (r *Registry) replace(namespace string, items []v1alpha1.Intercept, begun u
 	r.forgetNamespace(namespace)
 }
 
-// trouble notes why the intercepts of a namespace cannot be followed; nil: they can.
+// trouble notes why the intercepts of a namespace cannot be followed. Nil means that they can.
 func (r *Registry) trouble(namespace string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -249,7 +250,7 @@ func (r *Registry) trouble(namespace string, err error) {
 	}
 }
 
-// Trouble is why what is known about intercepts may be old; nil if it is not.
+// Trouble returns why what is known about intercepts may be stale, nil if it is not.
 func (r *Registry) Trouble() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

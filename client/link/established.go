@@ -18,7 +18,7 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// errSilent is the end of a connection on which nothing comes any more. Others that go the same way
+// errSilent ends a connection on which nothing arrives any more. Other connections on the same path
 // may be dead too.
 var errSilent = errors.New("the traffic manager does not answer any more")
 
@@ -87,8 +87,8 @@ func skew(theirs *clientpb.ManagerHello) error {
 		Advise("%s", mend)
 }
 
-// maintain serves the connection until it dies, which is always with an error, and then ends everything
-// that goes on over it.
+// maintain serves the connection until it dies, which is always with an error, and then ends
+// everything that uses it.
 func (l *Link) maintain(ctx context.Context, end context.CancelFunc, h *established, flow *metered, way *Way) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -124,7 +124,7 @@ func (l *Link) maintain(ctx context.Context, end context.CancelFunc, h *establis
 			id++
 			offer(out, pingMessage(id))
 		case <-l.wake:
-			// A connection that outlived the sleep answers soon.
+			// A connection that survived the sleep answers soon.
 			id++
 			offer(out, pingMessage(id))
 			deadline.Reset(min(l.Timing.Ping, l.Timing.GiveUp))
@@ -143,11 +143,11 @@ func (l *Link) maintain(ctx context.Context, end context.CancelFunc, h *establis
 	}
 }
 
-// bulk is how many bytes, received while an answer is waited for, say that the answer is merely
-// behind others in the buffers of a slow connection. Pings of transports are far less.
+// bulk is how many bytes, received while a pong is due, show that the pong only waits behind other
+// data in the buffers of a slow connection. Pings of transports are far less.
 const bulk = 64 << 10
 
-// metered is a connection that counts what is received.
+// metered is a connection that counts the bytes received.
 type metered struct {
 	net.Conn
 	received atomic.Int64
@@ -159,15 +159,15 @@ func (m *metered) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// taken gives the bytes received since it was called before.
+// taken returns the bytes received since the last call.
 func (m *metered) taken() int64 { return m.received.Swap(0) }
 
 func pingMessage(id uint64) *clientpb.ClientMessage {
 	return &clientpb.ClientMessage{Message: &clientpb.ClientMessage_Ping{Ping: &clientpb.Ping{Id: id}}}
 }
 
-// offer gives a message to whoever sends it, unless too many wait already: then the connection is
-// as good as dead.
+// offer queues a message to be sent, unless too many wait already: then the connection is as good
+// as dead.
 func offer[T any](to chan<- T, m T) {
 	select {
 	case to <- m:
@@ -190,7 +190,7 @@ func receive(ctx context.Context, stream clientpb.Clients_SessionClient,
 	}
 }
 
-// send ends silently when the stream breaks: receive learns why.
+// send ends silently when the stream breaks: receive returns the reason.
 func send(ctx context.Context, stream clientpb.Clients_SessionClient, out <-chan *clientpb.ClientMessage) {
 	for {
 		select {

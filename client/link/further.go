@@ -17,31 +17,32 @@ import (
 	"sidestep.dev/sidestep/internal/backoff"
 )
 
-// Further is how many connections a link has besides the first. Over a long way the window of one
-// TCP connection bounds all that goes over it, and what is lost on it holds up everybody.
+// Further is how many connections a link has besides the first. On a long path the window of one
+// TCP connection bounds the throughput of everything on it, and a lost packet delays everything on
+// it.
 const Further = 3
 
-// Line is a further connection to the manager, which knows it for the same session by the session's
-// key.
+// Line is a further connection to the manager, which recognizes the session by its key.
 type Line struct {
 	Context context.Context // ends with it
 	Clients clientpb.ClientsClient
 }
 
-// steady is how long a connection must have lasted for the next one to be given company at once.
-// Something on the way may allow a client only so many, and end the first for the last.
+// steady is how long a connection must have lasted for the next one to get further connections at
+// once. Something on the path may limit the connections of a client, and close the first one for
+// the last.
 const steady = time.Minute
 
-// A connection on which nothing has come for silentTicks is dead: the manager's keepalive pings
-// every five seconds at least. Ticks are counted rather than time, for there are none while the
+// A connection on which nothing has arrived for silentTicks is dead: the manager's keepalive pings
+// at least every five seconds. Ticks are counted instead of time, because there are none while the
 // laptop sleeps.
 const (
 	tick        = time.Second
 	silentTicks = 8
 )
 
-// widen keeps further connections, until ctx ends. What cannot be had is missed by nobody: all goes
-// over what there is.
+// widen keeps further connections until ctx ends. If some cannot be had, the others carry
+// everything.
 func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
 	if way == nil || way.Again == nil {
 		return
@@ -57,7 +58,7 @@ func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
 	}
 }
 
-// keepLine connects again and again, with pauses that grow.
+// keepLine connects again and again, with growing pauses.
 func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *sync.Once) {
 	for pace := (backoff.Backoff{First: l.Timing.Again, Most: l.Timing.Rare}); ; {
 		began := time.Now()
@@ -77,7 +78,7 @@ func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *
 	}
 }
 
-// line makes one further connection and holds it until it ends, which is always with an error.
+// line makes one further connection and keeps it until it ends, which is always with an error.
 func (l *Link) line(ctx context.Context, way *Way, lines chan<- Line) error {
 	dialing, cancel := context.WithTimeoutCause(ctx, l.Timing.Connect, errors.New("no answer in time"))
 	defer cancel()
@@ -115,7 +116,7 @@ func (l *Link) line(ctx context.Context, way *Way, lines chan<- Line) error {
 	return context.Cause(ctx)
 }
 
-// greeted waits until the other side has shown that it is the manager and speaks HTTP/2.
+// greeted waits until the other side has proved that it is the manager and speaks HTTP/2.
 func greeted(ctx context.Context, conn *grpc.ClientConn) error {
 	conn.Connect()
 	for {
@@ -134,7 +135,7 @@ func greeted(ctx context.Context, conn *grpc.ClientConn) error {
 
 var errEnded = errors.New("the connection has ended")
 
-// silent waits until nothing comes any more.
+// silent waits until nothing arrives any more.
 func (m *metered) silent(ctx context.Context) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()

@@ -26,10 +26,10 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// Timing of a link; the zero value of each means its default.
+// Timing of a link. The zero value of each field means its default.
 type Timing struct {
 	Ping    time.Duration // between pings; 2 s
-	GiveUp  time.Duration // without a word from the manager; 8 s
+	GiveUp  time.Duration // without a message from the manager; 8 s
 	First   time.Duration // delay of the first new attempt; 100 ms
 	Early   time.Duration // greatest delay in the first minute of an outage, when a restart is likely; 1 s
 	Late    time.Duration // greatest delay afterwards; 5 s
@@ -62,26 +62,26 @@ type Config struct {
 	Holder  string // user@host
 	// Dial connects to the manager, below TLS.
 	Dial func(context.Context) (*Way, error)
-	// Serve takes the manager's connections from when the manager has said hello until ctx ends,
-	// with the connection. further gives the connections that there are besides, as they come.
-	// wants says how many more Accept streams the manager wants.
+	// Serve serves the manager's connections from the manager's hello until ctx ends with the
+	// connection. It receives the further connections on further, and on wants how many more Accept
+	// streams the manager wants.
 	Serve  func(ctx context.Context, clients clientpb.ClientsClient, further <-chan Line, wants <-chan uint32)
 	Log    *slog.Logger
 	Timing Timing
-	// Wall reads the wall clock, by which the laptop's sleep is noticed; nil: the real one.
+	// Wall reads the wall clock, which shows that the laptop slept. Nil means the real one.
 	Wall func() time.Time
-	// Dead is called when connections that there are can no longer be trusted, since the laptop
-	// slept or nothing was heard for too long: what asks over one of them would wait for an answer
-	// that never comes. It may be nil.
+	// Dead is called when existing connections can no longer be trusted, because the laptop slept
+	// or nothing was received for too long. A request over one of them would wait forever. It may
+	// be nil.
 	Dead func()
 }
 
-// Link is a connection to the manager that comes back.
+// Link is a connection to the manager that reconnects.
 type Link struct {
 	Config
-	wake  chan struct{} // the laptop woke up, or somebody wants a new attempt now
-	wary  bool          // the last connection did not last; it is Run's
-	heard atomic.Int64  // when the manager was last heard, by the wall clock in Unix nanoseconds
+	wake  chan struct{} // the laptop woke up, or a caller wants a new attempt now
+	wary  bool          // the last connection did not last; used by Run alone
+	heard atomic.Int64  // when the manager was last heard, by the wall clock, in Unix nanoseconds
 
 	mu      sync.Mutex
 	state   State
@@ -89,7 +89,7 @@ type Link struct {
 	abort   context.CancelFunc // of the last attempt to connect
 }
 
-// New makes a Link; Run makes it live.
+// New returns a Link. Run connects.
 func New(c Config) *Link {
 	c.Timing = c.Timing.withDefaults()
 	if c.Wall == nil {
@@ -98,14 +98,14 @@ func New(c Config) *Link {
 	return &Link{Config: c, wake: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
-// State gives the state, and a channel that is closed when it has changed.
+// State returns the state, and a channel that is closed when it changes.
 func (l *Link) State() (State, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state, l.changed
 }
 
-// Wait returns the state once it is as wanted, or as it is when ctx ends.
+// Wait returns the state once wanted is true for it, or as it is when ctx ends.
 func (l *Link) Wait(ctx context.Context, wanted func(State) bool) State {
 	for {
 		state, changed := l.State()
@@ -120,8 +120,7 @@ func (l *Link) Wait(ctx context.Context, wanted func(State) bool) State {
 	}
 }
 
-// Hurry makes a waiting Link try again at once, and one that is connected make sure that it still
-// is.
+// Hurry makes a waiting Link try again at once, and a connected one check its connection.
 func (l *Link) Hurry() {
 	select {
 	case l.wake <- struct{}{}:
@@ -129,7 +128,7 @@ func (l *Link) Hurry() {
 	}
 }
 
-// hear notes that the manager has been heard.
+// hear notes that something was received from the manager.
 func (l *Link) hear() { l.heard.Store(l.Wall().UnixNano()) }
 
 func (l *Link) lastHeard() time.Time {
@@ -195,7 +194,7 @@ func (l *Link) Run(ctx context.Context) {
 			said = err.Error()
 			l.Log.Warn("not connected to the traffic manager", "error", err)
 		}
-		if backoff.Sleep(ctx, pace.Next(), l.wake) { // somebody hurries
+		if backoff.Sleep(ctx, pace.Next(), l.wake) { // Hurry was called
 			pace.Reset()
 			down = time.Now()
 		}
@@ -206,8 +205,8 @@ func (l *Link) Run(ctx context.Context) {
 	}
 }
 
-// watchSleep hurries when the wall clock has run ahead of the ticks: the laptop was asleep, and its
-// connections are most likely dead.
+// watchSleep calls Hurry when the wall clock has run ahead of the ticks: the laptop was asleep, and
+// its connections are most likely dead.
 func (l *Link) watchSleep(ctx context.Context) {
 	const slack = 4 * time.Second
 	ticker := time.NewTicker(tick)
@@ -222,7 +221,7 @@ func (l *Link) watchSleep(ctx context.Context) {
 		now := l.Wall()
 		if asleep := now.Sub(last) - tick; asleep > slack {
 			l.Log.Info("the laptop was asleep", "for", asleep.Round(time.Second))
-			if state, _ := l.State(); !state.Connected { // else a ping finds out
+			if state, _ := l.State(); !state.Connected { // otherwise a ping finds out
 				l.dead()
 				l.abortConnect()
 			}
@@ -232,8 +231,8 @@ func (l *Link) watchSleep(ctx context.Context) {
 	}
 }
 
-// connect makes one connection and holds it until it ends, which is always with an error. It says
-// for how long it was connected.
+// connect makes one connection and keeps it until it ends, which is always with an error. It
+// returns how long it was connected.
 func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	dialing, cancel := context.WithTimeout(ctx, l.Timing.Connect)
 	defer cancel()
@@ -276,7 +275,7 @@ func (l *Link) connect(ctx context.Context) (time.Duration, error) {
 	return time.Since(since), explain(err)
 }
 
-// client is gRPC over the one connection that there is: when that has ended, so has the client.
+// client returns a gRPC client over one connection. When the connection ends, so does the client.
 func (l *Link) client(raw net.Conn, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 	only := make(chan net.Conn, 1)
 	only <- raw
@@ -301,7 +300,7 @@ func (l *Link) client(raw net.Conn, tlsConfig *tls.Config) (*grpc.ClientConn, er
 	return conn, nil
 }
 
-// sessionKey shows the session key with every call.
+// sessionKey sends the session key with every call.
 type sessionKey string
 
 func (k sessionKey) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
@@ -310,7 +309,7 @@ func (k sessionKey) GetRequestMetadata(context.Context, ...string) (map[string]s
 
 func (sessionKey) RequireTransportSecurity() bool { return true }
 
-// errRefused marks what the manager itself said against this client.
+// errRefused means that the manager itself refused this client.
 var errRefused = errors.New("the traffic manager refused")
 
 func explain(err error) error {

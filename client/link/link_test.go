@@ -96,7 +96,7 @@ func TestWait(t *testing.T) {
 	})
 }
 
-// quiet is a session on which the manager says nothing.
+// quiet is a session on which the manager sends nothing.
 type quiet struct {
 	clientpb.Clients_SessionClient
 	ctx context.Context

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package link keeps the laptop connected to the manager: it finds the manager, connects through
-// the API server, says hello, pings, and does it all again when the connection dies.
+// the API server, says hello, pings, and reconnects when the connection dies.
 package link
 
 import (
@@ -33,7 +33,8 @@ type Route struct {
 	Source    *kube.Source
 	Namespace string // of the installation
 
-	// Forward connects to a port of a pod; nil: through the API server, in whichever way works.
+	// Forward connects to a port of a pod. Nil means through the API server, in whichever way
+	// works.
 	Forward Forward
 
 	detour detour
@@ -42,23 +43,24 @@ type Route struct {
 // Way is a connection to a pod of the manager, below TLS.
 type Way struct {
 	Conn net.Conn
-	TLS  *tls.Config // says who is the manager
-	// Again connects once more to the same pod, in the same manner.
+	TLS  *tls.Config // verifies that the pod is the manager's
+	// Again connects once more to the same pod, in the same way.
 	Again func(context.Context) (net.Conn, error)
-	By    string // for logs: which manner that is
-	// Failed is to be called when the manager cannot be talked to on the connection.
+	By    string // for logs: which way it is
+	// Failed must be called when TLS or the manager fails on the connection.
 	Failed func()
 }
 
-// Dial connects to a pod of the manager that is ready.
+// Dial connects to a ready pod of the manager.
 func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	cluster, err := r.Source.Cluster()
 	if err != nil {
 		return nil, err
 	}
 	var pod managerPod
-	// Neither needs the other; over a long way each round trip counts. What the ConfigMap's absence
-	// says is said first, whichever answer comes first: where it is missing the pods are too.
+	// The two requests are independent, and on a long path each round trip counts. An error about
+	// the ConfigMap comes first, whichever answer arrives first: where the ConfigMap is missing,
+	// the pods are too.
 	var podErr error
 	var both sync.WaitGroup
 	both.Go(func() { pod, podErr = r.pod(ctx, cluster) })
@@ -89,8 +91,8 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	return way, nil
 }
 
-// by makes a dialer that finds the cluster anew: when it is called again the credentials may be
-// others.
+// by returns a dialer that gets the cluster for each call, because the credentials may have
+// changed.
 func (r *Route) by(connect func(context.Context, *kube.Cluster) (net.Conn, error)) dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		cluster, err := r.Source.Cluster()
@@ -101,8 +103,8 @@ func (r *Route) by(connect func(context.Context, *kube.Cluster) (net.Conn, error
 	}
 }
 
-// authority reads the certificate that the manager's own is signed with. Its ConfigMap is there as
-// long as sidestep is installed.
+// authority reads the certificate of the authority that has signed the manager's. Its ConfigMap
+// exists as long as sidestep is installed.
 func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.CertPool, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -119,7 +121,7 @@ func (r *Route) authority(ctx context.Context, cluster *kube.Cluster) (*x509.Cer
 			With("namespace", r.Namespace)
 	}
 	if err = cluster.Explain(err); reason.Of(err) == reason.Forbidden {
-		// The API server refuses before it looks whether there is anything.
+		// The API server refuses before it looks whether the ConfigMap exists.
 		return nil, reason.New(codes.PermissionDenied, reason.Forbidden,
 			"you may not connect to a traffic manager in namespace %s: either it is not installed there, or you lack the rights",
 			r.Namespace).
@@ -158,7 +160,7 @@ func connectPort(pod *corev1.Pod) int {
 	return names.HTTPPort
 }
 
-// pod chooses one of the manager's pods that are ready.
+// pod chooses one of the manager's ready pods.
 func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (managerPod, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -183,8 +185,7 @@ func (r *Route) pod(ctx context.Context, cluster *kube.Cluster) (managerPod, err
 		}
 	}
 	if len(usable) == 0 {
-		// The kubelet says only after a while that a manager which has restarted is ready. Trying
-		// is quicker.
+		// The kubelet reports with a delay that a restarted manager is ready. Trying is quicker.
 		usable = running
 	}
 	if len(usable) == 0 {
@@ -214,7 +215,7 @@ func ready(pod *corev1.Pod) (bool, string) {
 	return false, string(pod.Status.Phase)
 }
 
-// started says whether all the pod's containers run.
+// started reports whether all containers of the pod run.
 func started(pod *corev1.Pod) bool {
 	for _, c := range pod.Status.ContainerStatuses {
 		if c.State.Running == nil {
@@ -224,7 +225,7 @@ func started(pod *corev1.Pod) bool {
 	return pod.DeletionTimestamp == nil && len(pod.Status.ContainerStatuses) > 0
 }
 
-// IsLasting says whether an error of connecting will stay until somebody does something about it.
+// IsLasting reports whether an error of connecting will stay until someone acts.
 func IsLasting(err error) bool {
 	switch reason.Of(err) {
 	case reason.ManagerNotInstalled, reason.Unauthorized, reason.Forbidden, reason.VersionSkew,

@@ -18,24 +18,24 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// State of a link.
+// State is the state of a link.
 type State struct {
 	Connected      bool
-	Err            error // why not; nil before the first attempt has ended
-	Attempts       int   // that failed since it was connected
+	Err            error // why it is not connected; nil before the first attempt has ended
+	Attempts       int   // failed ones since it was last connected
 	ManagerVersion string
 	Grace          time.Duration // how long intercepts outlive the laptop's absence
 	Since          time.Time     // by the wall clock: when it was connected
-	// by the wall clock: when the manager was last heard before that, or, without a connection, at
+	// by the wall clock: when the manager was last heard before Since or, without a connection, at
 	// all; zero: never
 	Heard    time.Time
-	Wiretaps bool // the manager knows them
+	Wiretaps bool // the manager supports them
 
 	clients clientpb.ClientsClient // nil when not connected
 }
 
-// Nodes asks the manager about the node agents and what they have counted; nil if there is no
-// connection, or the manager is too old to tell.
+// Nodes asks the manager about the node agents and their counters. It returns nil if there is no
+// connection, or the manager is too old.
 func (s State) Nodes(ctx context.Context) (*clientpb.NodesReply, error) {
 	if s.clients == nil {
 		return nil, nil
@@ -53,7 +53,7 @@ func (s State) Nodes(ctx context.Context) (*clientpb.NodesReply, error) {
 // maxEnvironment bounds the answer to Environment, in bytes.
 const maxEnvironment = 8 << 20
 
-// Environment asks the manager for the environment of the container that is intercepted.
+// Environment asks the manager for the environment of the intercepted container.
 func (s State) Environment(ctx context.Context,
 	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	if s.clients == nil {
@@ -72,7 +72,7 @@ func (s State) Environment(ctx context.Context,
 	return nil, reason.New(status.Code(err), reason.NoEnvironment, "%s", status.Convert(err).Message())
 }
 
-// ToPod begins a connection to a port of an intercepted pod.
+// ToPod opens a connection to a port of an intercepted pod.
 func (s State) ToPod(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error) {
 	if s.clients == nil {
 		return nil, errors.New("not connected to the traffic manager")
@@ -84,7 +84,7 @@ func (s State) ToPod(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, er
 		return nil, explain(err)
 	}
 	conn, err := tunnel.Open(stream, open, tunnel.OnClose(cancel))
-	if errors.Is(err, io.EOF) { // the manager has refused already: the reason is what is to be received
+	if errors.Is(err, io.EOF) { // the manager has refused already, and RecvOpen returns the reason
 		if _, refusal := tunnel.RecvOpen(stream); refusal != nil {
 			err = explain(refusal)
 		}

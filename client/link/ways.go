@@ -21,8 +21,8 @@ import (
 // Forward connects to a port of a pod.
 type Forward func(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error)
 
-// byForward connects by a port-forward, as Kubernetes' tools do: it works wherever the kubelet can
-// be reached.
+// byForward connects with a port-forward, as Kubernetes' tools do. It works wherever the API server
+// reaches the kubelet.
 func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
 	conn, err := podconn.Dial(ctx, c.Config, namespace, pod, port)
 	if err != nil {
@@ -31,8 +31,8 @@ func byForward(ctx context.Context, c *kube.Cluster, namespace, pod string, port
 	return conn, nil
 }
 
-// byUpgrade connects by an upgraded request, which is quicker, and needs an API server that reaches
-// pods, the right to pods/proxy, and a manager that knows it.
+// byUpgrade connects with an upgraded request. It is quicker, but needs an API server that reaches
+// pods, the right to pods/proxy, and a manager that supports it.
 func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string, port int) (net.Conn, error) {
 	conn, err := podconn.DialUpgrade(ctx, c.Config, namespace, pod, port, tunnel.UpgradePath,
 		tunnel.UpgradeProtocol)
@@ -43,11 +43,11 @@ func byUpgrade(ctx context.Context, c *kube.Cluster, namespace, pod string, port
 }
 
 const (
-	// headStart is what the quicker way gets before the other one is tried as well: a firewall
-	// between API server and pods may answer nothing.
+	// headStart is how long the quicker way is tried alone. A firewall between API server and pods
+	// may drop packets silently.
 	headStart = 500 * time.Millisecond
 	// avoidFor is how long the quicker way is not tried after it has failed where the other one has
-	// not.
+	// worked.
 	avoidFor = 10 * time.Minute
 )
 
@@ -70,7 +70,7 @@ func (d *detour) end() {
 	d.until, d.why = time.Time{}, nil
 }
 
-// reason is why to avoid the quicker way; nil: do not.
+// reason returns why to avoid the quicker way, nil if it may be tried.
 func (d *detour) reason() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -83,8 +83,7 @@ func (d *detour) reason() error {
 // dialer connects to a pod of the manager in one way.
 type dialer func(context.Context) (net.Conn, error)
 
-// either connects in the quicker way, or else in the sure one, and remembers in d what it has
-// learnt.
+// either connects in the quicker way, else in the sure one, and remembers in d which of them works.
 func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 	var conn net.Conn
 	var err error
@@ -113,16 +112,16 @@ func (d *detour) either(ctx context.Context, quick, sure dialer) (*Way, error) {
 	return &Way{Conn: conn, Again: quick, By: "upgraded request", Failed: silent}, nil
 }
 
-// passing says whether the quicker way may work in a moment: a manager that has just been started
-// anew did not listen yet. Tunnels then go by it on the further connections, whatever the first one
-// has.
+// passing reports whether the quicker way may work in a moment: a manager that has just been
+// restarted did not listen yet. Tunnels then use it on the further connections, whichever way the
+// first one is.
 func passing(why error) bool {
 	var answer apierrors.APIStatus
 	return errors.As(why, &answer) && answer.Status().Code >= http.StatusInternalServerError
 }
 
-// race gives the connection that is there first, the quicker way having a head start. why is nil if
-// it is by the quicker way; the error is that of the sure one.
+// race returns the first connection. The quicker way has a head start. why is nil if the connection
+// is by the quicker way. err is the error of the sure way.
 func race(ctx context.Context, quick, sure dialer) (conn net.Conn, why, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

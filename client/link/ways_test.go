@@ -36,8 +36,7 @@ type fake struct {
 	last  atomic.Pointer[named]
 }
 
-// dial does not listen to its context while it takes its time: a connection may be there just when
-// nobody wants it any more.
+// dial ignores its context: a connection may be established just when nothing needs it any more.
 func (f *fake) dial(context.Context) (net.Conn, error) {
 	f.calls.Add(1)
 	time.Sleep(f.takes)

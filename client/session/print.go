@@ -16,11 +16,11 @@ import (
 	"sidestep.dev/sidestep/client/workload"
 )
 
-// servicesTimeout bounds asking for services whose ports matter to what is printed.
+// servicesTimeout bounds the requests for services whose ports matter for what is printed.
 const servicesTimeout = 2 * time.Second
 
-// Print is what is shown about intercepts. services may be nil; those that are needed and not in it
-// are asked for.
+// Print returns what is shown about intercepts. services may be nil. Services that are needed and
+// missing in it are requested.
 func (s *Session) Print(ctx context.Context, all []*v1alpha1.Intercept,
 	services map[client.ObjectKey]*corev1.Service) []*daemonpb.InterceptInfo {
 	state, _ := s.Link.State()
@@ -31,7 +31,7 @@ func (s *Session) Print(ctx context.Context, all []*v1alpha1.Intercept,
 			object.Status.ServicePort == 0 && object.Spec.Port != "")
 		mine := object.Spec.Client.Session == s.Client.Session
 		if mine && !state.Connected && infos[i].State == string(v1alpha1.StateActive) {
-			// The API has not heard of it yet, or its manager cannot tell it.
+			// The API has not been told yet, or the manager cannot tell it.
 			infos[i].State = string(v1alpha1.StateDisconnected)
 			infos[i].Message = "not connected to the traffic manager; the pods answer meanwhile"
 			if object.Spec.Wiretap {
@@ -46,8 +46,8 @@ func serviceKey(i *v1alpha1.Intercept) client.ObjectKey {
 	return client.ObjectKey{Namespace: i.Namespace, Name: i.Status.Service}
 }
 
-// severalPorts says which services have more than one port: as of now, or as last known if the API
-// does not answer or is not to be asked because most likely it will not.
+// severalPorts returns which services have more than one port. If the API does not answer, or most
+// likely will not, it returns what was last known.
 func (s *Session) severalPorts(ctx context.Context, all []*v1alpha1.Intercept,
 	known map[client.ObjectKey]*corev1.Service, now bool) map[client.ObjectKey]bool {
 	several := map[client.ObjectKey]bool{}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package session binds what one session with a cluster consists of: its record on disk, its link
-// to the manager and its intercepts.
+// Package session combines what makes a session with a cluster: its record on disk, its link to the
+// manager and its intercepts.
 package session
 
 import (
@@ -22,11 +22,11 @@ import (
 	"sidestep.dev/sidestep/client/kube"
 )
 
-// recordVersion grows when an older daemon could not make sense of a record.
+// recordVersion is increased when older daemons cannot read a record.
 const recordVersion = 1
 
-// Record is what is on disk about a session, so that a new daemon can go on with it. It holds the
-// session key, and a token if one was given as a flag.
+// Record is what is on disk about a session, so that a new daemon can resume it. It has the session
+// key, and a token if one was given as a flag.
 type Record struct {
 	Version   int         `json:"version"`
 	ID        string      `json:"session"`
@@ -36,19 +36,19 @@ type Record struct {
 	Server    string      `json:"server"`
 	Context   string      `json:"context,omitempty"`
 	Namespace string      `json:"namespace"`
-	// by a flag; else it follows the kubeconfig
+	// by a flag; otherwise it follows the kubeconfig
 	NamespaceChosen  bool     `json:"namespaceChosen,omitempty"`
 	ManagerNamespace string   `json:"managerNamespace"`
 	Namespaces       []string `json:"interceptNamespaces,omitempty"` // where there may be intercepts
 
 	Intercepts []intercept.Known `json:"intercepts,omitempty"`
-	// Login proves to the manager who the user is; nil: there is none.
+	// Login proves to the manager who the user is. Nil means that there is none.
 	Login *Login `json:"login,omitempty"`
-	// Process is the one that the session was made for the length of; 0: none.
+	// Process is the command that holds the session. 0: none.
 	Process int `json:"process,omitempty"`
 }
 
-// NewRecord begins a session.
+// NewRecord returns the record of a new session.
 func NewRecord() (*Record, error) {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
@@ -58,10 +58,10 @@ func NewRecord() (*Record, error) {
 		Holder: holder()}, nil
 }
 
-// holder is user@host.
+// holder returns user@host.
 func holder() string {
 	name, host := "unknown", "unknown"
-	// What people call themselves comes before what the account is called: accounts are shared.
+	// $USER comes before the account's name, because accounts are shared.
 	if n := os.Getenv("USER"); n != "" {
 		name = n
 	} else if u, err := user.Current(); err == nil && u.Username != "" {
@@ -74,7 +74,7 @@ func holder() string {
 	return who[:min(len(who), 320)]
 }
 
-// client is the identity that the record gives.
+// client returns the identity in the record.
 func (r *Record) client() (intercept.Client, []byte, error) {
 	key, err := hex.DecodeString(r.Key)
 	if err != nil || len(key) != 32 || r.ID == "" {
@@ -84,13 +84,13 @@ func (r *Record) client() (intercept.Client, []byte, error) {
 	return intercept.Client{Session: r.ID, Holder: r.Holder, KeyHash: hex.EncodeToString(hash[:])}, key, nil
 }
 
-// Store keeps the one Record.
+// Store stores the one Record.
 type Store struct {
 	Path string
 }
 
-// Load reads the record. Without one it returns nil; one that cannot be read is put aside, so that
-// it is in nobody's way, and reported.
+// Load reads the record. It returns nil if there is none. A record that cannot be read is moved
+// aside, so that it does not block the next session, and reported.
 func (s Store) Load() (*Record, error) {
 	data, err := os.ReadFile(s.Path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,7 +115,7 @@ func (s Store) Load() (*Record, error) {
 	return r, nil
 }
 
-// Save writes the record so that at any moment the old or the new one is there whole.
+// Save writes the record atomically: at any moment the old one or the new one is there as a whole.
 func (s Store) Save(r *Record) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -140,7 +140,7 @@ func (s Store) Save(r *Record) error {
 	return syncDir(dir)
 }
 
-// syncDir makes the rename last.
+// syncDir makes the rename durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -150,7 +150,7 @@ func syncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// Remove forgets the session.
+// Remove deletes the record.
 func (s Store) Remove() error {
 	if err := os.Remove(s.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the session: %w", err)

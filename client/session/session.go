@@ -28,15 +28,14 @@ import (
 )
 
 const (
-	// syncTimeout bounds how long a connection to the manager waits for the list of intercepts,
-	// which it delivers to.
+	// syncTimeout bounds how long a connection to the manager waits for the list of intercepts to
+	// which it delivers.
 	syncTimeout = 3 * time.Second
-	// readyTimeout bounds how long Open waits for a manager that is just starting.
+	// readyTimeout bounds how long Open waits for a manager that is starting.
 	readyTimeout = 30 * time.Second
-	// resumeTimeout bounds how long Reuse waits for a connection that is being made anew.
+	// resumeTimeout bounds how long Reuse waits for a connection that is being remade.
 	resumeTimeout = 10 * time.Second
-	// endTimeout bounds how long End tries to delete the intercepts when the cluster does not
-	// answer.
+	// endTimeout bounds how long End tries to delete the intercepts if the cluster does not answer.
 	endTimeout = 10 * time.Second
 )
 
@@ -47,7 +46,7 @@ type Target struct {
 	ManagerNamespace string
 }
 
-// Session is a session that goes on until End or Close.
+// Session is a session that lasts until End or Close.
 type Session struct {
 	Link     *link.Link
 	Registry *intercept.Registry
@@ -64,7 +63,7 @@ type Session struct {
 
 	mu       sync.Mutex
 	record   Record
-	stored   bool  // the record belongs on disk
+	stored   bool  // the record has to be on disk
 	unstored error // why it is not there
 	ports    map[string]bool
 }
@@ -74,14 +73,14 @@ type Options struct {
 	Store  Store
 	Log    *slog.Logger
 	Timing link.Timing
-	// Forward connects to a port of a pod; nil: through the API server.
+	// Forward connects to a port of a pod. Nil means through the API server.
 	Forward link.Forward
-	// Wall reads the wall clock; nil: the real one.
+	// Wall reads the wall clock. Nil means the real one.
 	Wall func() time.Time
 }
 
-// Open begins a session with a cluster. It returns when the manager has been reached, and an error
-// when it cannot be.
+// Open begins a session with a cluster. It returns when the manager has been reached, or with an
+// error.
 func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	record, err := NewRecord()
 	if err != nil {
@@ -117,16 +116,16 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	return nil, state.Err
 }
 
-// abort closes a session that never was, and leaves no Login of it.
+// abort closes a session that was never established, and deletes its Login.
 func (s *Session) abort() {
 	s.cancel()
 	ctx, cancel := context.WithTimeout(context.Background(), syncTimeout)
 	defer cancel()
-	_ = s.login.end(ctx) // else it expires
+	_ = s.login.end(ctx) // otherwise it expires
 	s.Close()
 }
 
-// Resume goes on with the session on disk, if there is one. It does not wait for the cluster.
+// Resume resumes the session on disk, if there is one. It does not wait for the cluster.
 func Resume(o Options) (*Session, error) {
 	record, err := o.Store.Load()
 	if err != nil || record == nil {
@@ -184,7 +183,7 @@ func start(record *Record, stored bool, o Options) (*Session, error) {
 	return s, nil
 }
 
-// presence is how the manager has seen this laptop.
+// presence returns how the manager has seen this laptop.
 func (s *Session) presence() intercept.Presence {
 	state, _ := s.Link.State()
 	p := intercept.Presence{Connected: state.Connected, Since: state.Since, Grace: state.Grace}
@@ -198,7 +197,7 @@ func (s *Session) presence() intercept.Presence {
 	return p
 }
 
-// keepKnown keeps on disk what the next daemon has to know about intercepts.
+// keepKnown saves what the next daemon has to know about intercepts.
 func (s *Session) keepKnown(ctx context.Context) {
 	for {
 		select {
@@ -209,8 +208,8 @@ func (s *Session) keepKnown(ctx context.Context) {
 	}
 }
 
-// dial connects to the manager. Meanwhile it logs in and learns which intercepts there are: the
-// manager delivers as soon as it has said hello.
+// dial connects to the manager. Meanwhile it logs in and lists the intercepts, because the manager
+// delivers as soon as it has said hello.
 func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error) {
 	before, _ := s.Link.State()
 	logged := make(chan struct{})
@@ -235,8 +234,8 @@ func (s *Session) dial(ctx context.Context, route *link.Route) (*link.Way, error
 	return way, err
 }
 
-// adopt makes the record that of a target. The context is pinned: when the kubeconfig's current
-// context changes, the session does not follow.
+// adopt sets the record's target. The context is pinned: if the kubeconfig's current context
+// changes, the session does not follow.
 func (r *Record) adopt(t Target, cluster *kube.Cluster) {
 	r.Access = t.Access
 	if cluster.Context != "" {
