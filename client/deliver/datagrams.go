@@ -17,20 +17,20 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// refusalTime is how long a local port has to say that nothing listens there: the same machine's
-// does so at once.
+// refusalTime is how long a local port has to answer with ICMP that nothing listens there. On the
+// same machine that is immediate.
 const refusalTime = 50 * time.Millisecond
 
-// datagramBuffers hold any datagram. One is taken when there is something to read, so that idle
+// datagramBuffers hold any datagram. A flow takes one only when there is something to read, so idle
 // flows cost none.
 var datagramBuffers = sync.Pool{New: func() any {
 	b := make([]byte, tunnel.MaxDatagram)
 	return &b
 }}
 
-// deliverDatagrams carries a flow of datagrams to a local port, and the answers back. Where nothing
-// listens, the flow is refused, or reset if that comes to light later: the app then gets what its
-// client sends.
+// deliverDatagrams carries a flow of datagrams to a local port, and the answers back. If nothing
+// listens, the flow is refused, or reset if that shows later. The app then gets what its client
+// sends.
 func (p *Pool) deliverDatagrams(ctx context.Context, addr string, conn *tunnel.Conn, log *slog.Logger) {
 	_ = conn.SetReadDeadline(time.Now().Add(dialTimeout))
 	first, err := tunnel.ReadDatagram(conn, nil)
@@ -66,7 +66,7 @@ func (p *Pool) deliverDatagrams(ctx context.Context, addr string, conn *tunnel.C
 		if _, err := local.Write(datagram); errors.Is(err, syscall.ECONNREFUSED) {
 			conn.Reset("nothing listens on " + addr)
 		} else if err != nil {
-			log.Debug("a datagram is lost", "error", err) // too long for the way there, or there is no room
+			log.Debug("a datagram is lost", "error", err) // EMSGSIZE, or no room
 		}
 	}
 	_ = local.Close()
@@ -75,8 +75,8 @@ func (p *Pool) deliverDatagrams(ctx context.Context, addr string, conn *tunnel.C
 	log.Debug("flow ended", "reason", err)
 }
 
-// reach sends the first datagram to whom it may concern: a process that listens on localhost may do
-// so on ::1 alone. answer is what it has answered so quickly, nil if it has not.
+// reach sends the first datagram: a process that listens on localhost may do so on ::1 alone.
+// answer is the answer if one arrived within refusalTime, else nil.
 func reach(ctx context.Context, addr string, first []byte) (local *net.UDPConn, answer []byte, err error) {
 	addresses := []string{addr}
 	if host, port, err := net.SplitHostPort(addr); err == nil && host == "127.0.0.1" {
@@ -120,7 +120,7 @@ func try(local *net.UDPConn, first []byte) (answer []byte, err error) {
 	return append([]byte{}, (*buffer)[:n]...), nil
 }
 
-// returnDatagrams sends the answers until the socket is closed. The first may be there already.
+// returnDatagrams sends answers until the socket is closed. The first one may have arrived already.
 func returnDatagrams(local *net.UDPConn, conn *tunnel.Conn, answer []byte, addr string) {
 	var scratch []byte
 	var err error

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package deliver brings what the manager has for this laptop, connections and flows of datagrams, to
-// local ports.
+// Package deliver delivers the manager's connections and flows of datagrams to local ports.
 package deliver
 
 import (
@@ -17,14 +16,14 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// dialTimeout bounds a connection to a local port: after two seconds the node agent has given the
-// request to the app.
+// dialTimeout bounds connecting to a local port. After two seconds the node agent gives the request
+// to the app.
 const dialTimeout = 2 * time.Second
 
-// Targets says where connections go.
+// Targets tells where connections go.
 type Targets interface {
-	// Target is the local address of an intercept of this client, and "" for an intercept that is
-	// not this client's. It may wait a moment for one that is just being created.
+	// Target returns the local address of an intercept of this client, "" if the intercept is not
+	// this client's. It may wait a moment for one that is being created.
 	Target(ctx context.Context, open *tunnelpb.Open) (addr string)
 	// Knows reports whether the intercept is this client's. It may wait as Target does.
 	Knows(ctx context.Context, open *tunnelpb.Open) bool
@@ -66,7 +65,7 @@ func (p *Pool) deliver(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Co
 		conn.Reset("could not answer")
 		return
 	}
-	// Whatever the local process is doing, the connection does not outlive the one to the manager.
+	// Whatever the local process does, the connection ends with the one to the manager.
 	stop := context.AfterFunc(ctx, func() {
 		_ = local.SetLinger(0)
 		_ = local.Close()
@@ -85,8 +84,8 @@ func (p *Pool) answer(conn *tunnel.Conn, log *slog.Logger, result tunnelpb.Opene
 	return true
 }
 
-// dial connects to a local port. A process that listens on localhost may do so on ::1 alone, so the
-// usual address stands for both.
+// dial connects to a local port. A process that listens on localhost may do so on ::1 alone, so
+// DefaultAddress stands for both.
 func dial(ctx context.Context, addr string) (*net.TCPConn, tunnelpb.Opened_Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -101,7 +100,7 @@ func dial(ctx context.Context, addr string) (*net.TCPConn, tunnelpb.Opened_Resul
 	}
 	switch {
 	case err == nil:
-		return conn.(*net.TCPConn), tunnelpb.Opened_OK, nil // NODELAY is Go's default
+		return conn.(*net.TCPConn), tunnelpb.Opened_OK, nil // Go sets TCP_NODELAY by default
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return nil, tunnelpb.Opened_REFUSED, fmt.Errorf("nothing listens on %s", addr)
 	case errors.Is(err, context.DeadlineExceeded):

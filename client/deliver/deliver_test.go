@@ -38,7 +38,7 @@ type manager struct {
 	waiting atomic.Int32
 	refuse  atomic.Bool
 	refused atomic.Int32
-	first   []byte // the first datagram of tunnels that carry such
+	first   []byte // the first datagram of tunnels that carry datagrams
 }
 
 func (m *manager) Accept(stream clientpb.Clients_AcceptServer) error {

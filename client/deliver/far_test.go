@@ -30,7 +30,7 @@ const (
 	window    = 1600 << 10 // bytes, which make 20 MB/s
 )
 
-// far is a listener behind which connections to addr take a long way.
+// far returns a listener whose connections to addr have a long round-trip time.
 func far(t testing.TB, addr string) net.Addr {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -133,8 +133,8 @@ func farPool(b *testing.B, connections int, target to) *manager {
 	return m
 }
 
-// BenchmarkFarAway has eight tunnels send as much as they can to a manager that is 80 ms away, and
-// then one, behind which others make short requests.
+// BenchmarkFarAway measures eight tunnels that send as much as they can to a manager 80 ms away,
+// and then one, behind which others make short requests.
 func BenchmarkFarAway(b *testing.B) {
 	source := process(b, "tcp", "127.0.0.1:0", func(c *net.TCPConn) {
 		defer c.Close()

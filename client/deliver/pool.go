@@ -27,18 +27,18 @@ const (
 	shrinkAfter = 30 * time.Second // since it last grew
 )
 
-// pace is how long a connection is not used after a stream could not be parked on it.
+// pace returns how long a connection is not used after a stream could not be parked on it.
 func pace() backoff.Backoff {
 	return backoff.Backoff{First: 100 * time.Millisecond, Most: 5 * time.Second}
 }
 
-// gatherTime is how long further connections are waited for. Until they have come no more streams
-// are parked on those that there are than in the end, because the manager takes the streams in the
-// order in which they were parked.
+// gatherTime is how long further connections are awaited. Until they are there, each existing
+// connection parks no more streams than in the end, because the manager takes streams in the order
+// in which they were parked.
 const gatherTime = 3 * time.Second
 
-// Pool keeps streams parked at the manager, so that a connection costs no extra round trip, and
-// spreads them over the connections to it.
+// Pool keeps streams parked at the manager, so that a connection costs no extra round trip. It
+// spreads them over the connections to the manager.
 type Pool struct {
 	targets Targets
 	log     *slog.Logger
@@ -47,8 +47,8 @@ type Pool struct {
 
 	mu        sync.Mutex
 	lines     []*line // the first one is first
-	gathering bool    // others are about to come
-	parked    int     // on all of them, including those that are just being opened
+	gathering bool    // others are expected soon
+	parked    int     // on all of them, including streams that are being opened
 	wanted    int
 	grown     time.Time
 }
@@ -58,20 +58,20 @@ type line struct {
 	link.Line
 	first bool
 
-	// under Pool.mu
+	// guarded by Pool.mu
 	parked, used int
 	retry        backoff.Backoff
-	resting      bool // until a new attempt to park a stream
+	resting      bool // until the next attempt to park a stream
 }
 
-// NewPool makes a Pool that begins with one connection to the manager.
+// NewPool returns a Pool that begins with one connection to the manager.
 func NewPool(clients clientpb.ClientsClient, targets Targets, log *slog.Logger) *Pool {
 	first := &line{Line: link.Line{Clients: clients}, first: true, retry: pace()}
 	return &Pool{targets: targets, log: log, gather: gatherTime, wanted: leastParked, lines: []*line{first}}
 }
 
-// Run keeps streams parked until ctx ends, and returns when all their connections have ended.
-// further, which may be nil, gives connections to the manager besides the first.
+// Run keeps streams parked until ctx ends, and returns when all their connections have ended. It
+// receives further connections to the manager on further, which may be nil.
 func (p *Pool) Run(ctx context.Context, further <-chan link.Line, wants <-chan uint32) {
 	defer p.work.Wait()
 	p.lines[0].Context = ctx
@@ -85,7 +85,7 @@ func (p *Pool) Run(ctx context.Context, further <-chan link.Line, wants <-chan u
 			p.add(l)
 		case n := <-wants:
 			p.mu.Lock()
-			p.gathering = false // somebody waits
+			p.gathering = false // the manager waits
 			p.grow(p.parked + int(min(n, mostParked)))
 			p.mu.Unlock()
 		case <-gather.C:
@@ -122,7 +122,7 @@ func (p *Pool) grow(wanted int) {
 	}
 }
 
-// due is how many streams are to be parked now. It is called with mu held.
+// due returns how many streams have to be parked now. It is called with mu held.
 func (p *Pool) due() int {
 	if !p.gathering {
 		return p.wanted
@@ -131,7 +131,7 @@ func (p *Pool) due() int {
 	return (p.wanted + all - 1) / all * len(p.lines)
 }
 
-// fill parks streams until as many are there as are due.
+// fill parks as many streams as are due.
 func (p *Pool) fill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,9 +146,9 @@ func (p *Pool) fill() {
 	}
 }
 
-// idlest chooses where to park a stream: where the fewest are parked and in use, and of equals
-// where fewer are in use, so that requests do not often wait behind a transfer. The first
-// connection, which has other things to do as well, is the last choice. It is called with mu held.
+// idlest chooses the connection on which to park a stream: the one with the fewest parked and in
+// use, and of equals the one with fewer in use, so that requests seldom wait behind a transfer. The
+// first connection also carries other calls and is the last choice. It is called with mu held.
 func (p *Pool) idlest() (idlest *line) {
 	for _, l := range p.lines {
 		if l.resting || l.Context.Err() != nil {
@@ -162,7 +162,7 @@ func (p *Pool) idlest() (idlest *line) {
 	return idlest
 }
 
-// park waits on one stream for one connection and sees to it.
+// park waits on one stream for one connection, and delivers it.
 func (p *Pool) park(l *line) {
 	open, conn, err := l.accept()
 	if err != nil {
@@ -191,9 +191,9 @@ func (l *line) accept() (*tunnelpb.Open, *tunnel.Conn, error) {
 	return open, conn, nil
 }
 
-// taken: a parked stream has become a connection. When more than half of them are gone before they
-// could be replaced there is a burst, and the pool doubles. It shrinks by not replacing one, so
-// that no stream is ever withdrawn while the manager is using it.
+// taken notes that a parked stream has become a connection. If more than half of them are gone
+// before they could be replaced, there is a burst, and the pool doubles. It shrinks by not
+// replacing one, so no stream is ever withdrawn while the manager is using it.
 func (p *Pool) taken(l *line) {
 	p.mu.Lock()
 	p.parked--
@@ -210,8 +210,8 @@ func (p *Pool) taken(l *line) {
 	p.fill()
 }
 
-// failed: a stream could not be parked, or the manager ended it. The others do its work, and are
-// not tried for it again at once.
+// failed notes that a stream could not be parked, or that the manager ended it. The other
+// connections take over, and are not tried again for it at once.
 func (p *Pool) failed(l *line, err error) {
 	defer p.fill()
 	p.mu.Lock()

@@ -56,7 +56,7 @@ func (r *registry) Accept(stream clientpb.Clients_AcceptServer) error {
 	return nil
 }
 
-// from is the connection over which a stream came.
+// from returns the connection over which a stream came.
 func from(stream clientpb.Clients_AcceptServer) string {
 	p, _ := peer.FromContext(stream.Context())
 	return p.Addr.String()
@@ -117,7 +117,7 @@ func (r *registry) open(t *testing.T) flow {
 	return flow{c, from(stream)}
 }
 
-// echoes says whether the local process answers.
+// echoes reports whether the local process answers.
 func (f flow) echoes() bool {
 	_ = f.SetDeadline(time.Now().Add(patience))
 	if _, err := f.Write([]byte("x")); err != nil {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package home says where the client keeps its files: the daemon's socket, the record of its
-// session and its log.
+// Package home names the client's files: the daemon's socket, the record of its session and its
+// log.
 package home
 
 import (
@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 )
 
-// Socket is the path of the daemon's socket: $SIDESTEP_DAEMON_SOCKET, else sidestep/daemon.sock in
-// $XDG_RUNTIME_DIR, else daemon.sock in the cache directory.
+// Socket returns the path of the daemon's socket: $SIDESTEP_DAEMON_SOCKET, else
+// sidestep/daemon.sock in $XDG_RUNTIME_DIR, else daemon.sock in the cache directory.
 func Socket(getenv func(string) string) (string, error) {
 	if path := getenv("SIDESTEP_DAEMON_SOCKET"); path != "" {
 		return filepath.Abs(path)
@@ -26,7 +26,7 @@ func Socket(getenv func(string) string) (string, error) {
 	return filepath.Join(dir, "daemon.sock"), nil
 }
 
-// Cache is the directory of what outlives the daemon: $XDG_CACHE_HOME/sidestep, else
+// Cache returns the directory of what outlives the daemon: $XDG_CACHE_HOME/sidestep, else
 // ~/.cache/sidestep. It need not exist.
 func Cache(getenv func(string) string) (string, error) {
 	if dir := getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
@@ -42,11 +42,12 @@ func Cache(getenv func(string) string) (string, error) {
 	return filepath.Join(home, ".cache", "sidestep"), nil
 }
 
-// Session is the record of the daemon's session, in the cache directory.
+// Session returns the path of the record of the daemon's session, in the cache directory.
 func Session(cache string) string { return filepath.Join(cache, "session.json") }
 
-// Log is the daemon's log file, in the cache directory.
+// Log returns the path of the daemon's log file, in the cache directory.
 func Log(cache string) string { return filepath.Join(cache, "logs", "daemon.log") }
 
-// Lock is the file beside the socket that the one daemon which may serve it holds locked.
+// Lock returns the path of the file beside the socket that the daemon which serves the socket holds
+// locked.
 func Lock(socket string) string { return socket + ".lock" }

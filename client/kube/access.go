@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kube is the laptop's way to a Kubernetes API server: which one, as whom, and what to tell
-// people when it does not work.
+// Package kube connects the laptop to a Kubernetes API server: which one, as whom, and what to tell
+// users when it does not work.
 package kube
 
 import (
@@ -15,19 +15,19 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Access says which cluster and which account, as kubectl's flags and environment do. It is what a
-// session keeps on disk to find its cluster again; the kubeconfig itself is read anew each time.
+// Access says which cluster and which account, as kubectl's flags and environment do. A session
+// keeps it on disk to find its cluster again. The kubeconfig itself is read each time.
 type Access struct {
-	// Flags are kubectl's, without dashes; only those that were given.
+	// Flags are kubectl's, without dashes, and only those that were given.
 	Flags map[string]string `json:"flags,omitempty"`
 	// KubeconfigEnv is $KUBECONFIG of the caller.
 	KubeconfigEnv string `json:"kubeconfigEnv,omitempty"`
-	// Dir is where the caller was, for relative paths.
+	// Dir is the caller's working directory, for relative paths.
 	Dir string `json:"dir,omitempty"`
 }
 
-// flagSetters says what each flag overrides. The flags of kubectl that are about printing and
-// caching are accepted and have no effect.
+// flagSetters says what each flag overrides. kubectl's flags about printing and caching are
+// accepted and have no effect.
 var flagSetters = map[string]func(o *clientcmd.ConfigOverrides, value string) error{
 	"kubeconfig":           func(*clientcmd.ConfigOverrides, string) error { return nil },
 	"cache-dir":            func(*clientcmd.ConfigOverrides, string) error { return nil },
@@ -133,7 +133,7 @@ func (a Access) abs(path string) string {
 	return filepath.Join(a.Dir, path)
 }
 
-// overrides are what the flags change of the kubeconfig.
+// overrides returns what the flags change in the kubeconfig.
 func (a Access) overrides() (*clientcmd.ConfigOverrides, error) {
 	o := &clientcmd.ConfigOverrides{ClusterDefaults: clientcmdapi.Cluster{Server: ""}}
 	for name, value := range a.Flags {
@@ -151,7 +151,7 @@ func (a Access) overrides() (*clientcmd.ConfigOverrides, error) {
 	return o, nil
 }
 
-// rules say which kubeconfig files are read, with the precedence that kubectl has.
+// rules returns which kubeconfig files are read, with kubectl's precedence.
 func (a Access) rules() *clientcmd.ClientConfigLoadingRules {
 	if explicit := a.Flags["kubeconfig"]; explicit != "" {
 		return &clientcmd.ClientConfigLoadingRules{ExplicitPath: a.abs(explicit)}

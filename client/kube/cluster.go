@@ -31,7 +31,7 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// callTimeout bounds a call to the API server when the user gave no --request-timeout.
+// callTimeout bounds a call to the API server without --request-timeout.
 const callTimeout = 15 * time.Second
 
 // dialTimeout bounds connecting to an address of the API server.
@@ -39,12 +39,11 @@ const dialTimeout = 10 * time.Second
 
 // Cluster is an API server, an account, and clients for them.
 type Cluster struct {
-	// Config has no timeout, so that it is good for watches and port-forwards; Call gives calls
-	// theirs.
+	// Config has no timeout, so that it suits watches and port-forwards. Call bounds calls.
 	Config *rest.Config
 	// Server is the API server's URL, as in the kubeconfig.
 	Server string
-	// Context is the kubeconfig's context; empty when there is none.
+	// Context is the kubeconfig's context. It is empty if there is none.
 	Context string
 	// Namespace is the context's, or "default".
 	Namespace string
@@ -128,11 +127,11 @@ func (a Access) explainConfig(err error) error {
 	return reason.New(codes.FailedPrecondition, reason.NoCluster, "the kubeconfig does not work: %v", err)
 }
 
-// fingerprint tells whether another reading of the kubeconfig gives the same access.
+// fingerprint is equal for two readings of the kubeconfig that give the same access.
 func fingerprint(c *rest.Config) [sha256.Size]byte {
 	exec, proxy := "", ""
 	if c.ExecProvider != nil {
-		// Its String leaves out what is secret, and GoString too; the fields that matter are these.
+		// String and GoString leave out secrets, so the fields that matter are listed here.
 		exec = fmt.Sprint(c.ExecProvider.Command, c.ExecProvider.Args, c.ExecProvider.Env,
 			c.ExecProvider.APIVersion)
 	}
@@ -152,16 +151,16 @@ func fingerprint(c *rest.Config) [sha256.Size]byte {
 	}))
 }
 
-// Drop closes the connections over which calls and watches go, so that the next ones make new ones.
-// Requests that are under way fail.
+// Drop closes the connections of calls and watches, so that the next ones open new connections.
+// Requests in flight fail.
 func (c *Cluster) Drop() { c.dialer.CloseAll() }
 
-// Call bounds ctx by the time that a call may take.
+// Call bounds ctx by the timeout of a call.
 func (c *Cluster) Call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, c.timeout)
 }
 
-// Client reads and writes what the laptop deals with; it has no cache. Kinds are known without
+// Client returns a client for what the laptop deals with. It has no cache, and knows kinds without
 // asking the API server.
 func (c *Cluster) Client() (client.WithWatch, error) {
 	c.once.Do(func() {
@@ -174,7 +173,7 @@ func (c *Cluster) Client() (client.WithWatch, error) {
 	return c.client, c.clientErr
 }
 
-// Scheme has the kinds that the laptop deals with.
+// Scheme returns the kinds that the laptop deals with.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,

@@ -21,11 +21,11 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// EnvironmentResource is what those may get who may read environments.
+// EnvironmentResource is the resource that may be read by those who may read environments.
 const EnvironmentResource = "intercepts/environment.sidestep.dev"
 
-// subresources says what to do where one of the rights is missing that an Intercept may need besides
-// the right to create it.
+// subresources says what to do about a missing right that an Intercept may need besides the right
+// to create it.
 var subresources = map[string]string{
 	EnvironmentResource: "environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole " +
 		names.Environment + " there",
@@ -37,13 +37,13 @@ var subresources = map[string]string{
 		"ClusterRole " + names.WholePort + " there",
 }
 
-// denied is what the API server's RBAC says.
+// denied matches the API server's RBAC message.
 var denied = regexp.MustCompile(
 	`User "([^"]*)" cannot (\S+) resource "([^"]*)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?`)
 
-// Explain turns an error of a call to the API server into one for people: what is wrong and what to
-// do about it. Errors that are about the object of the call (not found, invalid, conflict) are for
-// the caller to explain, and are returned as they are.
+// Explain turns an error of a call to the API server into one for users: what is wrong and what to
+// do about it. It returns errors about the object of the call (not found, invalid, conflict) as
+// they are, for the caller to explain.
 func (c *Cluster) Explain(err error) error {
 	var has *reason.Error
 	switch {
@@ -79,7 +79,7 @@ func (c *Cluster) unauthorized() error {
 func forbidden(err error) error {
 	m := denied.FindStringSubmatch(err.Error())
 	if m == nil {
-		// Not RBAC: an admission policy, a quota. Its own words are the best there are.
+		// It is not RBAC but an admission policy or a quota, whose own message is the best.
 		var answer apierrors.APIStatus
 		message := err.Error()
 		if errors.As(err, &answer) {
@@ -118,7 +118,7 @@ func (c *Cluster) unreachable(err error) error {
 		Advise("check your kubeconfig or VPN")
 }
 
-// Cause is the innermost part of a network error that says something to people.
+// Cause returns the innermost part of a network error that means something to users.
 func Cause(err error) string {
 	var errno syscall.Errno
 	var dns *net.DNSError

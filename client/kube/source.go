@@ -4,7 +4,7 @@ package kube
 
 import "sync"
 
-// Source gives a session its cluster, with the credentials that the kubeconfig has now.
+// Source gives a session its cluster, with the kubeconfig's current credentials.
 type Source struct {
 	mu     sync.Mutex
 	access Access
@@ -13,21 +13,21 @@ type Source struct {
 	trouble error
 }
 
-// NewSource makes a Source that reads the kubeconfig each time.
+// NewSource returns a Source that reads the kubeconfig each time.
 func NewSource(a Access) *Source {
 	return &Source{access: a}
 }
 
-// Use changes the access, for the next call of Cluster.
+// Use changes the access for the next call of Cluster.
 func (s *Source) Use(a Access) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.access = a
 }
 
-// Cluster reads the kubeconfig. As long as it says the same, the same Cluster and its open
-// connections are returned; and also when it cannot be read any more, for who has a session wants
-// to keep it, or to leave it.
+// Cluster reads the kubeconfig. While it says the same, Cluster returns the same Cluster with its
+// open connections. It also does so if the kubeconfig can no longer be read: the user of a session
+// wants to keep it, or to leave it.
 func (s *Source) Cluster() (*Cluster, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,8 +45,8 @@ func (s *Source) Cluster() (*Cluster, error) {
 	return c, nil
 }
 
-// Trouble is why the kubeconfig could not be read when it was needed last, so that what it said
-// before is used; nil if it could.
+// Trouble returns why the kubeconfig could not be read the last time, so that the earlier one is
+// used. It is nil if it could.
 func (s *Source) Trouble() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,17 +11,17 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// userFor is how long an answer of the API server about the user is believed.
+// userFor is how long an answer of the API server about the user is cached.
 const userFor = time.Minute
 
-// User is who the API server takes this laptop for. An API server that does not tell, as one of
-// before Kubernetes 1.28, leaves Name empty.
+// User is the account that the API server takes this laptop for. Name is empty if the API server
+// does not tell, as before Kubernetes 1.28.
 type User struct {
 	Name   string
 	Groups []string
 }
 
-// User asks the API server, by a SelfSubjectReview, who the account of this kubeconfig is.
+// User asks the API server, with a SelfSubjectReview, for the account of this kubeconfig.
 func (c *Cluster) User(ctx context.Context) (User, error) {
 	c.userMu.Lock()
 	defer c.userMu.Unlock()

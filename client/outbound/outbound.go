@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package outbound carries connections from the laptop into the cluster: it listens on ports of the
+// Package outbound carries connections from the laptop into the cluster. It listens on ports of the
 // laptop that lead to the same ports of intercepted pods.
 package outbound
 
@@ -25,21 +25,21 @@ import (
 )
 
 const (
-	// Address is where the ports are, which only this laptop reaches.
+	// Address is the address of the ports, which only this laptop reaches.
 	Address = "127.0.0.1"
 	// answerTimeout bounds the wait until a pod has taken a connection.
 	answerTimeout = 10 * time.Second
-	// bindAgain is the pause before a port that could not be had is tried again.
+	// bindAgain is the pause before it tries again to bind a port.
 	bindAgain = 2 * time.Second
 )
 
-// Intercepts lists this client's, and gives the channel that is closed when that changes.
+// Intercepts lists this client's intercepts. The channel is closed when they change.
 type Intercepts func() ([]*v1alpha1.Intercept, <-chan struct{})
 
-// Open begins a connection to a port of a pod. The answer to OPEN is still to be waited for.
+// Open opens a connection to a port of a pod. The caller waits for the answer to OPEN.
 type Open func(ctx context.Context, open *tunnelpb.Open) (*tunnel.Conn, error)
 
-// Ports follows the intercepts: a port is there as long as an intercept has it in spec.toPod.
+// Ports follows the intercepts: a port is open as long as an intercept has it in spec.toPod.
 type Ports struct {
 	intercepts Intercepts
 	open       Open
@@ -49,16 +49,16 @@ type Ports struct {
 	closed    bool
 	reserved  map[*reservation]struct{}
 	listeners map[int32]*listener
-	failed    map[int32]string // what was said about ports that could not be had
+	failed    map[int32]string // what was logged about ports that could not be bound
 }
 
-// reservation keeps ports for an intercept that is being made.
+// reservation keeps ports for an intercept that is being created.
 type reservation struct {
 	name  string
 	ports []int32
 }
 
-// listener is one port that is listened on.
+// listener is one open port.
 type listener struct {
 	port    int32
 	owner   string // name of the intercept
@@ -68,7 +68,7 @@ type listener struct {
 	serving sync.WaitGroup
 }
 
-// New makes Ports; Run keeps them.
+// New returns Ports. Run opens and closes them.
 func New(intercepts Intercepts, open Open, log *slog.Logger) *Ports {
 	return &Ports{
 		intercepts: intercepts, open: open, log: log,
@@ -76,10 +76,11 @@ func New(intercepts Intercepts, open Open, log *slog.Logger) *Ports {
 	}
 }
 
-// Reserve listens on ports for an intercept that is about to be made. The error names the first port
-// that cannot be had. The ports are kept until release is called, and from then on for as long as the intercept has them.
+// Reserve listens on ports for an intercept that is about to be created. The error names the first
+// port that cannot be bound. The ports stay open until release is called, and then for as long as
+// the intercept has them.
 func (p *Ports) Reserve(name string, ports []int32) (release func(), err error) {
-	p.Settle() // an intercept that was left a moment ago has none any more
+	p.Settle() // the ports of an intercept that was just left are closed first
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var taken []*listener
@@ -137,7 +138,7 @@ func (p *Ports) bind(owner string, port int32) (*listener, error) {
 	return d, nil
 }
 
-// close ends a port and its connections. p.mu must be held.
+// close closes a port and aborts its connections. p.mu must be held.
 func (p *Ports) close(d *listener) {
 	_ = d.accepts.Close()
 	d.cancel()
@@ -146,7 +147,8 @@ func (p *Ports) close(d *listener) {
 	}
 }
 
-// Settle opens and closes ports as the intercepts say now. It is false if some could not be had.
+// Settle opens and closes ports as the intercepts say now. It returns false if some could not be
+// bound.
 func (p *Ports) Settle() bool {
 	all, _ := p.intercepts()
 	p.mu.Lock()
@@ -233,14 +235,14 @@ func (p *Ports) serve(d *listener) {
 		}
 		p.log.Warn("cannot take a connection to a pod", "port", d.port, "error", err)
 		select {
-		case <-time.After(50 * time.Millisecond): // for file descriptors to come free
+		case <-time.After(50 * time.Millisecond): // until file descriptors are free again
 		case <-d.ctx.Done():
 			return
 		}
 	}
 }
 
-// carry sees one connection through.
+// carry serves one connection.
 func (p *Ports) carry(d *listener, local *net.TCPConn) {
 	log := p.log.With("port", d.port, "intercept", d.owner)
 	conn, err := p.begin(d, local)
@@ -260,7 +262,7 @@ func (p *Ports) carry(d *listener, local *net.TCPConn) {
 	log.Debug("connection to a pod ended", "sent", sent, "received", received, "error", err)
 }
 
-// begin opens a connection to whichever pod there is now, and waits until the pod has taken it.
+// begin opens a connection to whichever pod there is now, and waits until the pod has accepted it.
 func (p *Ports) begin(d *listener, local net.Conn) (*tunnel.Conn, error) {
 	all, _ := p.intercepts()
 	i := slices.IndexFunc(all, func(i *v1alpha1.Intercept) bool {

@@ -11,8 +11,8 @@ import (
 	"sidestep.dev/sidestep/client/podconn"
 )
 
-// BenchmarkPingPong is a kilobyte there and back, with the API server and what is behind it in this
-// process.
+// BenchmarkPingPong sends a kilobyte there and back, with the API server and what is behind it in
+// this process.
 func BenchmarkPingPong(b *testing.B) {
 	s := newAPIServer(b, true, echo(b, false))
 	conn, err := podconn.Dial(b.Context(), s.config(), "sidestep", "manager-0", 8443)

@@ -20,25 +20,24 @@ import (
 // maxMessage bounds how many bytes of another party's message are kept.
 const maxMessage = 4096
 
-// ErrLost is what Write returns when the connection to the API server, or to the pod, broke off. Read
+// ErrLost is returned by Write when the connection to the API server or to the pod has broken. Read
 // cannot always tell that from the end of the data.
 var ErrLost = errors.New("lost the port-forward connection")
 
 const (
-	// closeTimeout bounds a polite goodbye.
+	// closeTimeout bounds a graceful close.
 	closeTimeout = time.Second
-	// lastWordsTimeout bounds the wait for what the other side has to say about the end of the
-	// data.
+	// lastWordsTimeout bounds the wait for the other side's error after the end of the data.
 	lastWordsTimeout = closeTimeout / 4
 )
 
-// Conn is a connection to a pod. It has the API server's connection for itself. A deadline that
-// passes ends the connection for good: what lies below cannot be read again after a timeout.
+// Conn is a connection to a pod, with its own connection to the API server. A deadline that expires
+// ends the connection for good: the layers below cannot be read again after a timeout.
 type Conn struct {
 	session io.Closer
 	raw     io.Closer          // below the session; nil if it is not known
 	data    io.ReadWriteCloser // Close ends the direction to the pod
-	reason  func() error       // what the other side said was wrong, asked when Read has failed
+	reason  func() error       // returns the other side's error once Read has failed
 	remote  addr
 
 	closeOnce sync.Once
@@ -48,8 +47,8 @@ type Conn struct {
 	abort     error          // why it was closed, if not by Close
 }
 
-// overSPDY returns a Conn of two new streams of an SPDY session. raw is the connection below, nil if it
-// is not known.
+// overSPDY returns a Conn of two new streams of an SPDY session. raw is the connection below, nil
+// if it is not known.
 func overSPDY(session httpstream.Connection, raw io.Closer, remote string, port int) (*Conn, error) {
 	said := &lastWords{over: make(chan struct{})}
 	c := &Conn{session: session, raw: raw, remote: addr(remote), reason: said.wait, closed: make(chan struct{})}
@@ -68,13 +67,13 @@ func overSPDY(session httpstream.Connection, raw io.Closer, remote string, port 
 	return c, nil
 }
 
-// lastWords are what comes on an error stream.
+// lastWords is what arrives on an error stream.
 type lastWords struct {
 	over chan struct{} // closed when the stream has ended
 	err  error         // read after over
 }
 
-// listen reads the error stream, on which the kubelet says why it cannot connect.
+// listen reads the error stream, on which the kubelet reports why it cannot connect.
 func (l *lastWords) listen(errs io.Reader) {
 	defer close(l.over)
 	message, err := io.ReadAll(io.LimitReader(errs, maxMessage))
@@ -94,7 +93,8 @@ func (l *lastWords) wait() error {
 	}
 }
 
-// Read implements net.Conn. At the end it returns the error that the API server gave, if it gave one.
+// Read implements net.Conn. At the end of the data it returns the API server's error, if there is
+// one.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.data.Read(p)
 	if n > 0 || err == nil {
@@ -103,7 +103,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return 0, c.explain(err)
 }
 
-// explain finds out why there is nothing more to read.
+// explain finds out why the data has ended.
 func (c *Conn) explain(err error) error {
 	c.mu.Lock()
 	abort := c.abort
@@ -133,12 +133,11 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, fmt.Errorf("%w: %w", ErrLost, err)
 }
 
-// CloseWrite says that nothing more is going to be written. What DialUpgrade made it ends
-// altogether.
+// CloseWrite ends the direction to the pod. It ends a connection of DialUpgrade altogether.
 func (c *Conn) CloseWrite() error { return c.data.Close() }
 
-// Close ends both directions and the connection to the API server. It does not wait: a dead network
-// would keep it.
+// Close ends both directions and the connection to the API server. It does not wait, because a dead
+// network would block it.
 func (c *Conn) Close() error {
 	c.closeOnce.Do(func() {
 		close(c.closed)
@@ -199,10 +198,10 @@ func (c *Conn) setDeadline(which int, t time.Time) error {
 	return nil
 }
 
-// LocalAddr is not known: the API server's connection has one, this one has not.
+// LocalAddr returns a placeholder: only the API server's connection has an address.
 func (c *Conn) LocalAddr() net.Addr { return addr("laptop") }
 
-// RemoteAddr is namespace/pod:port.
+// RemoteAddr returns namespace/pod:port.
 func (c *Conn) RemoteAddr() net.Addr { return c.remote }
 
 type addr string

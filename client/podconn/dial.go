@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package podconn connects to a pod through the Kubernetes API server, without a local
-// listener: by a port-forward to any of its ports, or by an upgraded request to an HTTP server of
-// it, which is much the quicker way where there is one.
+// Package podconn connects to a pod through the Kubernetes API server, without a local listener:
+// with a port-forward to any of its ports, or with an upgraded request to one of its HTTP servers,
+// which is much quicker.
 package podconn
 
 import (
@@ -24,15 +24,15 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// connectTimeout bounds the whole of Dial: a laptop that has just woken up dials into routes that
-// are gone.
+// connectTimeout bounds Dial as a whole: a laptop that has just woken up dials over routes that are
+// gone.
 const connectTimeout = 15 * time.Second
 
-// Dial connects to a port of a pod: SPDY in a WebSocket, or bare SPDY where the API server, or a
-// proxy on the way to it, cannot upgrade to WebSockets. An error of the API server is found by
-// errors.As as an apierrors.APIStatus.
+// Dial connects to a port of a pod. It uses SPDY in a WebSocket, or bare SPDY if the API server, or
+// a proxy before it, cannot upgrade to WebSockets. errors.As finds an error of the API server as an
+// apierrors.APIStatus.
 //
-// Success does not mean that anything listens on the port; if not, the first Read says so.
+// Success does not mean that anything listens on the port: if not, the first Read returns an error.
 func Dial(ctx context.Context, config *rest.Config, namespace, pod string, port int) (*Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("no answer in time"))
 	defer cancel()
@@ -49,7 +49,7 @@ func Dial(ctx context.Context, config *rest.Config, namespace, pod string, port 
 	case r := <-done:
 		return r.conn, r.err
 	case <-ctx.Done():
-		// What hangs below takes no context everywhere.
+		// Not everything below takes a context.
 		go func() {
 			if r := <-done; r.conn != nil {
 				_ = r.conn.Close()
@@ -129,7 +129,7 @@ func dialSPDY(ctx context.Context, config *rest.Config, address *url.URL, remote
 	return overSPDY(session, nil, remote, port)
 }
 
-// headers of the two streams of one connection.
+// headers returns those of one of the two streams of a connection.
 func headers(kind string, port int) http.Header {
 	h := http.Header{}
 	h.Set(corev1.StreamType, kind)

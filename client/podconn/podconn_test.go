@@ -123,7 +123,7 @@ func (s *apiServer) forward(streams chan httpstream.Stream, session httpstream.C
 			data.Headers().Get(corev1.PortHeader), err)
 		_ = errs.Close()
 		_ = data.Close()
-		time.Sleep(50 * time.Millisecond) // as the kubelet, which tears down a moment later
+		time.Sleep(50 * time.Millisecond) // the kubelet also closes only a moment later
 		return
 	}
 	defer backend.Close()

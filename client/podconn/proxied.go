@@ -20,13 +20,13 @@ import (
 	"sidestep.dev/sidestep/internal/tlsbatch"
 )
 
-// ErrNotUpgraded says that the API server, the pod, or what stands before either, answered a
-// request without an upgrade.
+// ErrNotUpgraded means that the API server, the pod, or a proxy before either answered a request
+// without an upgrade.
 var ErrNotUpgraded = errors.New("the request was not upgraded")
 
-// DialUpgrade connects to an HTTP server of a pod, through the API server's proxy to pods, by a GET
-// that is upgraded to a protocol. Where a port-forward has framing, and the kubelet and the
-// container runtime on its way, these bytes pass through the API server alone.
+// DialUpgrade connects to an HTTP server of a pod, through the API server's pod proxy, with a GET
+// that is upgraded to a protocol. A port-forward adds framing, and passes through kubelet and
+// container runtime. These bytes pass through the API server alone.
 func DialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string, port int, path,
 	protocol string) (*Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, errors.New("no answer in time"))
@@ -79,7 +79,7 @@ func dialUpgrade(ctx context.Context, config *rest.Config, namespace, pod string
 	}, nil
 }
 
-// upgradeTransport is for a single request.
+// upgradeTransport returns a transport for a single request.
 func upgradeTransport(config *rest.Config) (*http.Transport, error) {
 	tlsConfig, err := rest.TLSConfigFor(config)
 	if err != nil {
@@ -89,7 +89,7 @@ func upgradeTransport(config *rest.Config) (*http.Transport, error) {
 		tlsConfig = &tls.Config{}
 	}
 	tlsConfig = tlsConfig.Clone()
-	tlsConfig.NextProtos = []string{"http/1.1"} // HTTP/2 knows no upgrades
+	tlsConfig.NextProtos = []string{"http/1.1"} // HTTP/2 has no upgrades
 	dial := config.Dial
 	if dial == nil {
 		dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
@@ -97,7 +97,7 @@ func upgradeTransport(config *rest.Config) (*http.Transport, error) {
 	transport := &http.Transport{
 		Proxy: config.Proxy, DialContext: dial, TLSClientConfig: tlsConfig, DisableCompression: true,
 		Protocols: new(http.Protocols),
-		// not called where there is a proxy
+		// not called if there is a proxy
 		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			raw, err := dial(ctx, network, address)
 			if err != nil {
@@ -117,7 +117,7 @@ func upgradeTransport(config *rest.Config) (*http.Transport, error) {
 	return transport, nil
 }
 
-// refusal is what the API server, or whoever answered, has said instead of upgrading.
+// refusal returns the answer that came instead of an upgrade as an error.
 func refusal(res *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxMessage))
 	if err != nil {

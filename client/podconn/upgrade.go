@@ -8,8 +8,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// upgradeFailure is why a WebSocket could not be had, if err says so: the error itself does not
-// unwrap.
+// upgradeFailure returns why the upgrade to a WebSocket failed. ok is false if err is another
+// error. The error itself does not unwrap.
 func upgradeFailure(err error) (cause error, ok bool) {
 	var failure *httpstream.UpgradeFailureError
 	if errors.As(err, &failure) {

@@ -257,8 +257,8 @@ func (r *Record) adopt(t Target, cluster *kube.Cluster) {
 }
 
 // Reuse lets the session serve a caller who means target, if that is the session's cluster. It
-// waits a little for a connection that is just being made again, and returns an error if that fails
-// for a reason that somebody has to see to.
+// waits a little for a connection that is being remade, and returns an error if that fails for a
+// lasting reason.
 func (s *Session) Reuse(ctx context.Context, t Target) error {
 	cluster, err := t.Access.Load()
 	if err != nil {
@@ -318,7 +318,7 @@ func (r *Record) same(t Target, cluster *kube.Cluster) error {
 	return nil
 }
 
-// Record is a copy of the record as it is now.
+// Record returns a copy of the current record.
 func (s *Session) Record() Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -327,7 +327,7 @@ func (s *Session) Record() Record {
 	return r
 }
 
-// Hold notes that the session lasts as long as a process; 0: longer.
+// Hold notes that a process holds the session. 0 means that none does.
 func (s *Session) Hold(process int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -337,10 +337,11 @@ func (s *Session) Hold(process int) {
 	}
 }
 
-// Done is closed when the session ends in this process.
+// Done returns a channel that is closed when the session ends in this process.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
-// LoginTrouble is why the laptop could not prove to the manager who its user is; nil if it could.
+// LoginTrouble returns why the laptop could not prove to the manager who its user is, nil if it
+// could.
 func (s *Session) LoginTrouble() error { return s.login.problem() }
 
 func (s *Session) saveLogin(l Login) {
@@ -352,7 +353,7 @@ func (s *Session) saveLogin(l Login) {
 	}
 }
 
-// Unstored is why the session is not on disk; nil if it is.
+// Unstored returns why the session is not on disk, nil if it is.
 func (s *Session) Unstored() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -372,8 +373,8 @@ func (s *Session) saveIntercepts(namespaces []string, known []intercept.Known) e
 	return s.save()
 }
 
-// save is called with mu held. A disk that cannot be written does not hinder the session, only its
-// resumption.
+// save is called with mu held. If the disk cannot be written, the session goes on, but cannot be
+// resumed.
 func (s *Session) save() error {
 	err := s.store.Save(&s.record)
 	if err != nil && s.unstored == nil {
@@ -391,8 +392,8 @@ func (s *Session) Close() {
 	s.Source.Drop()
 }
 
-// End ends the session for good: its intercepts are deleted. When some cannot be, the error says
-// so, and the session is over all the same.
+// End ends the session for good and deletes its intercepts. If some cannot be deleted, it returns
+// an error, and the session is over all the same.
 func (s *Session) End(ctx context.Context) error {
 	leaving, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()

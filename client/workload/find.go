@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package workload knows the workloads of a cluster: which one is meant by a name, and which can be
-// intercepted.
+// Package workload finds the workload that a name means, and lists those that can be intercepted.
 package workload
 
 import (
@@ -27,8 +26,8 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// Find says which kind of workload has a name. With a kind given it only makes sure that there is
-// one.
+// Find returns the kind of the workload with that name. If kind is not empty, it only checks that
+// there is one.
 func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name string) (string, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -59,13 +58,13 @@ func Find(ctx context.Context, cluster *kube.Cluster, namespace, kind, name stri
 	return "", ambiguous(namespace, name, found)
 }
 
-// lookUp gives the workloads that have a name, of one kind or of all.
+// lookUp returns the workloads with that name, of one kind or of all.
 func lookUp(ctx context.Context, api client.Client, namespace, kind, name string) ([]client.Object, error) {
 	kinds := v1alpha1.WorkloadKinds
 	if kind != "" {
 		kinds = []string{kind}
 	}
-	// All at once: over a long way six questions cost what one does.
+	// All requests run at once: on a long path six of them take as long as one.
 	errs := make([]error, len(kinds))
 	objects := make([]client.Object, len(kinds))
 	var asking sync.WaitGroup
@@ -124,9 +123,8 @@ func kindOf(object client.Object) string {
 	}
 }
 
-// isMissing says whether an error means that there is nothing of a kind for this account: the
-// cluster does not have the kind, or a role that is older than what can be intercepted does not
-// tell of it.
+// isMissing reports whether an error means that this account sees no objects of a kind: the cluster
+// lacks the kind, or the account's role is older than the support for it.
 func isMissing(kind string, err error) bool {
 	switch kind {
 	case "DaemonSet", "Pod", rollout.Kind:
@@ -135,8 +133,8 @@ func isMissing(kind string, err error) bool {
 	return false
 }
 
-// likely leaves out what is hardly meant by a name that others have too: a pod, and the Deployment
-// that a Rollout of the same name has replaced.
+// likely drops what is hardly meant by a name that others have too: a pod, and the Deployment that
+// a Rollout of the same name has replaced.
 func likely(found []client.Object) []client.Object {
 	if len(found) < 2 {
 		return found
@@ -154,7 +152,7 @@ func likely(found []client.Object) []client.Object {
 		func(object client.Object) bool { return kindOf(object) == "Pod" || kindOf(object) == replaced })
 }
 
-// ambiguous says how to choose among several workloads of a name.
+// ambiguous returns the error for several workloads of a name, with how to choose.
 func ambiguous(namespace, name string, found []client.Object) error {
 	var kinds, words []string
 	for _, object := range found {
@@ -167,7 +165,7 @@ func ambiguous(namespace, name string, found []client.Object) error {
 }
 
 // ownedPod refuses a pod that belongs to a workload which can be intercepted itself: the next
-// revision or eviction would end it.
+// revision or eviction would end the pod.
 func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
 	owner := owningWorkload(pod)
 	if owner == nil {
@@ -184,7 +182,7 @@ func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
 		Advise("run `sidestep intercept %s`", owner.Name)
 }
 
-// owningWorkload is the controller of an object if it can be intercepted itself.
+// owningWorkload returns the controller of an object if it can be intercepted itself.
 func owningWorkload(object metav1.Object) *metav1.OwnerReference {
 	owner := metav1.GetControllerOfNoCopy(object)
 	if owner == nil || owner.Kind == "Pod" || !slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
@@ -193,7 +191,7 @@ func owningWorkload(object metav1.Object) *metav1.OwnerReference {
 	return owner
 }
 
-// notFound says so, and which names are like it.
+// notFound returns the error for a name that no workload has, with similar names.
 func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, namespace, kind,
 	name string) error {
 	what := "workload"
@@ -205,7 +203,7 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	known, err := listNames(ctx, api, namespace, kind)
 	switch {
 	case err != nil:
-		// Whoever may get but not list still learns that the name is wrong.
+		// Users who may get but not list still learn that the name is wrong.
 	case len(known) == 0 && apierrors.IsNotFound(api.Get(ctx, client.ObjectKey{Name: namespace},
 		&corev1.Namespace{})):
 		return reason.New(codes.NotFound, reason.WorkloadNotFound, "namespace %s does not exist",
@@ -227,8 +225,8 @@ func notFound(ctx context.Context, cluster *kube.Cluster, api client.Client, nam
 	return missing
 }
 
-// listNames lists the workloads of a namespace, without those that belong to another, unless they are
-// of the kind that is looked for.
+// listNames lists the workloads of a namespace. It leaves out those that belong to another, unless
+// they are of the wanted kind.
 func listNames(ctx context.Context, api client.Client, namespace, kind string) ([]string, error) {
 	var found []string
 	for _, k := range v1alpha1.WorkloadKinds {
@@ -252,7 +250,7 @@ func listNames(ctx context.Context, api client.Client, namespace, kind string) (
 	return slices.Compact(found), nil
 }
 
-// hasOwner says whether an object is somebody else's, and so not listed by itself.
+// hasOwner reports whether an object belongs to another workload, and so is not listed by itself.
 func hasOwner(kind string, object metav1.Object) bool {
 	return kind == "ReplicaSet" && ownerKind(object) == "Deployment" || kind == "Pod" && ownerKind(object) != ""
 }

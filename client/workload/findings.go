@@ -21,12 +21,12 @@ import (
 const (
 	// pageSize bounds one answer of the API server.
 	pageSize = 500
-	// fewPods are asked for one by one. Of pods, most belong to workloads and are not listed, so
-	// that only their metadata is asked for.
+	// fewPods are requested one by one. Most pods belong to workloads and are not listed, so only
+	// the metadata of all pods is requested.
 	fewPods = 20
 )
 
-// findings are what the API server says.
+// findings are the answers of the API server.
 type findings struct {
 	deployments  []appsv1.Deployment
 	statefulSets []appsv1.StatefulSet
@@ -38,14 +38,14 @@ type findings struct {
 	intercepts   []v1alpha1.Intercept
 }
 
-// asker asks for what is in one namespace, or in all.
+// asker requests objects of one namespace, or of all.
 type asker struct {
 	ctx       context.Context
 	api       client.Client
 	namespace string
 }
 
-// ask asks for everything at once.
+// ask requests everything at once.
 func (f *findings) ask(g *errgroup.Group, a *asker) {
 	g.Go(func() (err error) {
 		f.deployments, err = all(a, &appsv1.DeploymentList{},
@@ -91,7 +91,7 @@ func (f *findings) ask(g *errgroup.Group, a *asker) {
 	})
 }
 
-// present makes no error of a kind that is not there.
+// present returns nil for the error that a kind does not exist.
 func present(kind string, err error) error {
 	if isMissing(kind, err) {
 		return nil
@@ -116,7 +116,7 @@ func all[T any, L client.ObjectList](a *asker, page L, items func(L) []T) ([]T, 
 	}
 }
 
-// listedPods gives the pods that are workloads by themselves: those that nobody owns, and those
+// listedPods returns the pods that are workloads by themselves: those without an owner, and those
 // that are intercepted.
 func (f *findings) listedPods(ctx context.Context, api client.Client, namespace string) ([]corev1.Pod, error) {
 	wanted := map[client.ObjectKey]bool{}

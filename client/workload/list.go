@@ -24,15 +24,15 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// Workload is one of a kind that can be intercepted, with what intercepts it.
+// Workload is one of a kind that can be intercepted, with its intercepts.
 type Workload struct {
 	Kind, Name, Namespace string
-	// NotInterceptable is the reason why this one cannot be; empty if it can.
+	// NotInterceptable is why this one cannot be intercepted. It is empty if it can.
 	NotInterceptable string
 	Intercepts       []*v1alpha1.Intercept
 }
 
-// Listing is what the API server says about one namespace, or all, at one time.
+// Listing is what the API server has in one namespace, or in all, at one time.
 type Listing struct {
 	Workloads []Workload
 	// Services by namespace and name.
@@ -42,9 +42,9 @@ type Listing struct {
 // key of a workload.
 type key struct{ kind, namespace, name string }
 
-// List asks for the workloads of a namespace, or of all of them if it is "", in the order of their
-// names. installation is the namespace of the manager, where it is looked up what is allowed. That
-// aside it needs no right outside of what it lists.
+// List returns the workloads of a namespace, or of all if it is "", ordered by name. installation
+// is the namespace of the manager, whose ConfigMap tells what is allowed. Apart from that it needs
+// no right outside of what it lists.
 func List(ctx context.Context, cluster *kube.Cluster, namespace, installation string) (*Listing, error) {
 	api, err := cluster.Client()
 	if err != nil {
@@ -76,7 +76,7 @@ func List(ctx context.Context, cluster *kube.Cluster, namespace, installation st
 	return b.listing, nil
 }
 
-// builder makes a Listing.
+// builder builds a Listing.
 type builder struct {
 	listing    *Listing
 	services   map[string][]*corev1.Service // by namespace
@@ -85,7 +85,7 @@ type builder struct {
 	hostNetworkAllowed func() bool
 }
 
-// hostNetworkAllowed says whether the installation lets pods on their node's network be
+// hostNetworkAllowed reports whether the installation lets pods with host networking be
 // intercepted. Without an answer it does not.
 func hostNetworkAllowed(ctx context.Context, api client.Client, installation string) bool {
 	var allows corev1.ConfigMap
@@ -121,7 +121,7 @@ func (b *builder) add(kind string, object metav1.Object, template *corev1.PodTem
 }
 
 func (b *builder) addAll(f *findings, pods []corev1.Pod) {
-	templates := map[key]*corev1.PodTemplateSpec{} // that Rollouts may refer to
+	templates := map[key]*corev1.PodTemplateSpec{} // to which Rollouts may refer
 	for i := range f.deployments {
 		d := &f.deployments[i]
 		templates[key{"Deployment", d.Namespace, d.Name}] = &d.Spec.Template
@@ -151,8 +151,8 @@ func (b *builder) addAll(f *findings, pods []corev1.Pod) {
 	}
 }
 
-// addReplicaSet leaves out those that are another workload's business: a Deployment's, and
-// revisions of something else that have been scaled down.
+// addReplicaSet leaves out those that belong to another workload: a Deployment's, and revisions of
+// something else that are scaled down.
 func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 	owner := ownerKind(r)
 	superseded := owner != "" && r.Spec.Replicas != nil && *r.Spec.Replicas == 0
@@ -163,7 +163,7 @@ func (b *builder) addReplicaSet(r *appsv1.ReplicaSet) {
 	b.add("ReplicaSet", r, &r.Spec.Template)
 }
 
-// obstacle is why pods of a template cannot be intercepted, and "" if they can.
+// obstacle returns why pods of a template cannot be intercepted, "" if they can.
 func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service,
 	hostNetworkAllowed func() bool) string {
 	if template == nil {
@@ -210,8 +210,8 @@ func obstacle(template *corev1.PodTemplateSpec, services []*corev1.Service,
 	return "no service and no container port"
 }
 
-// ours is why sidestep's own workloads cannot be intercepted: it would have to pass its own
-// connections on to itself.
+// ours is why sidestep's own workloads cannot be intercepted: it would have to relay its own
+// connections to itself.
 const ours = "it is a part of sidestep itself"
 
 func isOurs(labels map[string]string) bool {
@@ -224,8 +224,8 @@ func isInterceptable(p corev1.Protocol) bool {
 	return p == "" || p == corev1.ProtocolTCP || p == corev1.ProtocolUDP
 }
 
-// SeveralPorts says whether a service has more than one port that can be intercepted, so that it
-// matters which one is.
+// SeveralPorts reports whether a service has more than one port that can be intercepted, so that it
+// matters which one is meant.
 func SeveralPorts(s *corev1.Service) bool {
 	n := 0
 	for _, port := range s.Spec.Ports {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Similar are the names that somebody may have meant, best first, three at most.
+// Similar returns at most three names that the user may have meant, the best first.
 func Similar(name string, known []string) []string {
 	type candidate struct {
 		name     string
@@ -30,8 +30,8 @@ func Similar(name string, known []string) []string {
 	return similar
 }
 
-// distance is the number of characters to insert, delete, replace, or exchange with their
-// neighbour, to make b of a.
+// distance returns the number of insertions, deletions, replacements and swaps of neighbours that
+// turn a into b.
 func distance(a, b string) int {
 	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {

@@ -16,8 +16,8 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// owned refuses a socket, or a directory of one, that is another user's: its daemon would learn
-// which cluster is meant, and as whom. Root may do everything anyhow.
+// owned refuses a socket, or a directory of one, that belongs to another user: the daemon there
+// would learn which cluster is meant, and as whom. Root may do everything anyway.
 func owned(path string) error { return ownedBy(path, os.Getuid()) }
 
 func ownedBy(path string, me int) error {
@@ -27,7 +27,7 @@ func ownedBy(path string, me int) error {
 			"%s", ownPath)
 	}
 	if err != nil {
-		return nil // the dialer says it better
+		return nil // the dialer's error is better
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || int(stat.Uid) == me || me == 0 {
