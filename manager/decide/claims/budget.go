@@ -11,8 +11,8 @@ import (
 )
 
 // Budget shares out what the intercepts of one namespace may cost the manager and the node agents.
-// Whoever has a share keeps it; shares that are given back go to the oldest that wait. It is not
-// safe for concurrent use.
+// An intercept that has a share keeps it. Shares that are returned go to the oldest intercepts that
+// wait. It is not safe for concurrent use.
 type Budget struct {
 	limit  int
 	spaces map[string]*space
@@ -31,12 +31,12 @@ type share struct {
 	granted bool
 }
 
-// NewBudget makes a budget of limit for each namespace.
+// NewBudget returns a budget of limit for each namespace.
 func NewBudget(limit int) *Budget { return &Budget{limit: limit, spaces: map[string]*space{}} }
 
 // Ask reports whether an intercept may have a share of this size, and returns the others whose
-// answer has changed by that. had tells of a share on record from before the budget knew the
-// intercept: such a share is taken from younger ones if it must be.
+// answer has changed by that. had means that the intercept had a share before the budget knew it:
+// if necessary, that share is taken from younger ones.
 func (b *Budget) Ask(namespace string, uid types.UID, created time.Time, size int, had bool) (
 	granted bool, changed []types.UID) {
 	if size == 0 {
@@ -62,8 +62,8 @@ func (b *Budget) Ask(namespace string, uid types.UID, created time.Time, size in
 	return asked.granted, changed
 }
 
-// displace takes shares from those that are younger than asked, youngest first, if that makes room
-// for it.
+// displace takes shares from intercepts younger than asked, youngest first, if that makes enough
+// room.
 func (b *Budget) displace(s *space, asked *share) (changed []types.UID) {
 	var younger []*share
 	free := b.limit - s.used
@@ -88,7 +88,8 @@ func (b *Budget) displace(s *space, asked *share) (changed []types.UID) {
 	return changed
 }
 
-// Return gives back the share of an intercept that has ended, and returns those that now have one.
+// Return returns the share of an intercept that has ended. It returns the intercepts that have a
+// share now and had none.
 func (b *Budget) Return(namespace string, uid types.UID) (changed []types.UID) {
 	s := b.spaces[namespace]
 	if s == nil || s.shares[uid] == nil {

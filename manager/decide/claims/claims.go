@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package claims decides which intercepts may have what they ask for. An intercept claims a port of
-// some pods; where two claims could want the same connection or request, the one that already had
-// it keeps it, and otherwise the older one gets it.
+// some pods. If two claims could match the same connection or request, the one that was accepted
+// earlier keeps it, otherwise the older one gets it.
 package claims
 
 import (
@@ -27,16 +27,16 @@ type Target struct {
 type Claim struct {
 	UID     types.UID
 	Created time.Time
-	// Asked names the port that was asked for, in whatever words. When it changes, the claim has
-	// moved and has to wait its turn again.
+	// Asked identifies the port as it was asked for. If it changes, the claim has moved and has to
+	// wait its turn again.
 	Asked   string
 	Targets []Target
-	TCP     bool // every connection; else what Rule matches
+	TCP     bool // every connection; otherwise what Rule matches
 	Rule    match.Rule
-	// Wiretap takes nothing from anybody.
+	// Wiretap is set for a claim that takes nothing from any other.
 	Wiretap bool
-	// Accepted tells of an acceptance on record from before the table knew the claim; it is ignored
-	// afterwards.
+	// Accepted is set if the claim was accepted before the table knew it. Set ignores it for a
+	// claim that the table has.
 	Accepted bool
 }
 
@@ -51,7 +51,7 @@ func older(a, b *entry) int {
 // Verdict is the decision about one claim.
 type Verdict struct {
 	Accepted bool
-	// Holder is the accepted claim in the way.
+	// Holder is the accepted claim that overlaps.
 	Holder types.UID
 }
 
@@ -60,18 +60,19 @@ type entry struct {
 	verdict Verdict
 }
 
-// Table holds all claims. It is not safe for concurrent use.
+// Table has all claims. It is not safe for concurrent use.
 type Table struct {
 	entries map[types.UID]*entry
 	targets map[Target]map[*entry]struct{}
 }
 
-// NewTable makes an empty table.
+// NewTable returns an empty table.
 func NewTable() *Table {
 	return &Table{entries: map[types.UID]*entry{}, targets: map[Target]map[*entry]struct{}{}}
 }
 
-// Verdict gives the decision about a claim; a claim that is not in the table has not been accepted.
+// Verdict returns the decision about a claim. A claim that is not in the table has not been
+// accepted.
 func (t *Table) Verdict(uid types.UID) Verdict {
 	if e := t.entries[uid]; e != nil {
 		return e.verdict
@@ -79,13 +80,12 @@ func (t *Table) Verdict(uid types.UID) Verdict {
 	return Verdict{}
 }
 
-// Would gives the decision that a claim would get if it replaced the one that the table has of its
-// intercept.
+// Would returns the verdict that c would get in place of its intercept's present claim.
 func (t *Table) Would(c Claim) Verdict {
 	return t.decide(&entry{Claim: c})
 }
 
-// Set puts in or replaces a claim and decides about it. It returns the other claims whose verdicts
+// Set adds or replaces a claim and decides about it. It returns the other claims whose verdicts
 // have changed by that.
 func (t *Table) Set(c Claim) []types.UID {
 	e := t.entries[c.UID]
@@ -119,7 +119,7 @@ func (t *Table) Set(c Claim) []types.UID {
 	return t.release(lost, e, changed)
 }
 
-// Remove takes a claim out, and returns the other claims whose verdicts have changed by that.
+// Remove removes a claim. It returns the other claims whose verdicts have changed by that.
 func (t *Table) Remove(uid types.UID) []types.UID {
 	e := t.entries[uid]
 	if e == nil {
@@ -135,8 +135,8 @@ func (t *Table) Remove(uid types.UID) []types.UID {
 	return t.release(e.Targets, nil, nil)
 }
 
-// defend settles an accepted claim's meeting with other accepted claims at targets that are new to
-// it, as when a pod appears that two claims turn out to share. The older one keeps its place.
+// defend decides between an accepted claim and other accepted claims at targets that are new to it,
+// as when a pod appears that two claims share. The older claim stays accepted.
 func (t *Table) defend(e *entry, added []Target) (freed []Target, revoked []types.UID) {
 	rivals := t.rivals(e, added)
 	if len(rivals) == 0 {
@@ -154,7 +154,7 @@ func (t *Table) defend(e *entry, added []Target) (freed []Target, revoked []type
 	return freed, revoked
 }
 
-// decide looks for an accepted claim in the way.
+// decide accepts a claim unless an accepted claim overlaps with it.
 func (t *Table) decide(e *entry) Verdict {
 	if rivals := t.rivals(e, e.Targets); len(rivals) > 0 {
 		return Verdict{Holder: rivals[0].UID}
@@ -162,7 +162,7 @@ func (t *Table) decide(e *entry) Verdict {
 	return Verdict{Accepted: true}
 }
 
-// rivals gives the accepted claims at the targets that overlap with e, oldest first.
+// rivals returns the accepted claims at the targets that overlap with e, oldest first.
 func (t *Table) rivals(e *entry, at []Target) []*entry {
 	seen := map[*entry]struct{}{e: {}}
 	var found []*entry
@@ -181,7 +181,7 @@ func (t *Table) rivals(e *entry, at []Target) []*entry {
 	return found
 }
 
-// release decides again about the claims that wait at targets which have been given up, oldest first.
+// release decides again about the claims that wait at targets that were given up, oldest first.
 func (t *Table) release(targets []Target, except *entry, changed []types.UID) []types.UID {
 	waiting := map[*entry]struct{}{}
 	for _, s := range targets {
@@ -219,7 +219,7 @@ func (t *Table) leave(s Target, e *entry) {
 	}
 }
 
-// difference gives what is in a and not in b.
+// difference returns what is in a and not in b.
 func difference(a, b []Target) []Target {
 	if slices.Equal(a, b) {
 		return nil

@@ -16,7 +16,8 @@ import (
 	"sidestep.dev/sidestep/manager/decide/claims"
 )
 
-// claim is by uid, which orders claims of the same age, at targets "pod:port" of one digit each.
+// claim returns a claim at targets "pod:port" of one digit each. Its uid orders claims of the same
+// age.
 func claim(t *testing.T, uid types.UID, age int, header string, targets ...string) claims.Claim {
 	t.Helper()
 	c := claims.Claim{UID: uid, Created: time.Unix(int64(age), 0), Asked: "orders/http", TCP: header == "tcp"}

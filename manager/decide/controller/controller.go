@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package controller keeps every Intercept resolved, decided and placed, and its status true. It is
-// driven by events alone: from the cluster, from node agents and from laptops.
+// Package controller resolves every Intercept, decides about it, passes its placements to the plan,
+// and keeps its status true. Only events drive it: from the cluster, from node agents and from
+// laptops.
 package controller
 
 import (
@@ -30,23 +31,24 @@ import (
 )
 
 const (
-	// restShare is how many times as long as a decision about an intercept took nothing more is
-	// decided about it, and restMost the longest such rest.
+	// An intercept rests after a decision, for restShare times as long as the decision took, and at
+	// most restMost.
 	restShare = 4
 	restMost  = 30 * time.Millisecond
 
-	// namespaceProgram bounds the instructions of the regular expressions of all accepted intercepts
-	// of a namespace, as node agents keep them compiled. An ordinary expression has 10 to 60.
+	// namespaceProgram bounds the size of the regular expressions of all accepted intercepts of a
+	// namespace, in instructions of the compiled form that node agents keep. An ordinary expression
+	// has 10 to 60.
 	namespaceProgram = 20_000
 )
 
 // Sessions tells which laptops are connected.
 type Sessions interface {
-	// Changes returns the key hashes of laptops that have come or gone.
+	// Changes returns the key hashes of laptops that have connected or disconnected.
 	Changes() *changes.Set[string]
 	Connected(keyHash string) bool
-	// Wiretapper gives the key hash of the connected session that has wiretaps with this hash, or
-	// nothing.
+	// Wiretapper returns the key hash of the connected session whose wiretaps have this hash, "" if
+	// there is none.
 	Wiretapper(hash string) (keyHash string)
 }
 
@@ -56,13 +58,13 @@ type Config struct {
 	Plan     *plan.Plan
 	Sessions Sessions
 	Log      *slog.Logger
-	// Grace is how long an intercept outlives a laptop that is away.
+	// Grace is how long an intercept outlives the absence of its laptop.
 	Grace   time.Duration
 	Metrics prometheus.Registerer
 }
 
-// Controller reconciles Intercepts. One goroutine decides; writing to the API is done by others, so
-// that no request to it delays a decision.
+// Controller reconciles Intercepts. One goroutine decides. Others write to the API, so that no
+// request delays a decision.
 type Controller struct {
 	cfg       Config
 	informers *informers
@@ -72,15 +74,15 @@ type Controller struct {
 	duration  prometheus.Histogram
 	panics    prometheus.Counter
 
-	// Of the deciding goroutine alone.
+	// These belong to the deciding goroutine alone.
 	claims  *claims.Table
 	budget  *claims.Budget
 	entries map[types.NamespacedName]*entry
 	uids    map[types.UID]types.NamespacedName
-	rests   map[types.NamespacedName]time.Time // until when nothing is decided
+	rests   map[types.NamespacedName]time.Time // until when nothing is decided about an intercept
 }
 
-// New makes a controller; Run starts it.
+// New returns a controller. Run starts it.
 func New(cfg Config) (*Controller, error) {
 	inf, err := newInformers(cfg.Client, cfg.Log)
 	if err != nil {
@@ -113,17 +115,17 @@ func New(cfg Config) (*Controller, error) {
 	return c, c.listen()
 }
 
-// Resolved says whether every intercept that was there at the start has been decided, so that
+// Resolved reports whether every intercept that existed at the start has been decided, so that
 // assignments are complete.
 func (c *Controller) Resolved() bool { return c.resolved.Load() }
 
-// Pod gives a pod as the informers have it, without what the manager does not read, or nil. It is
-// not to be changed.
+// Pod returns a pod from the informers, without the fields that the manager does not read, or nil.
+// The caller must not change it.
 func (c *Controller) Pod(namespace, name string) *corev1.Pod {
 	return get[corev1.Pod](c.informers.pods, namespace, name)
 }
 
-// Run works until ctx is done. From then on nothing is written any more.
+// Run works until ctx is done. It writes nothing after that.
 func (c *Controller) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -165,9 +167,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// rest lets an intercept rest after a decision, for longer the longer that took: when hundreds of
-// pods come at once, each of hundreds of events would otherwise have a decision about hundreds of
-// pods.
+// rest makes an intercept rest after a decision, for longer if the decision took longer. Otherwise,
+// when hundreds of pods appear at once, each of hundreds of events would cause a decision about
+// hundreds of pods.
 func (c *Controller) rest(k types.NamespacedName, began, ended time.Time) {
 	if _, there := c.entries[k]; !there {
 		delete(c.rests, k)
@@ -176,8 +178,7 @@ func (c *Controller) rest(k types.NamespacedName, began, ended time.Time) {
 	c.rests[k] = ended.Add(min(restShare*ended.Sub(began), restMost))
 }
 
-// resolveAll decides about everything that there is, in the order in which it has a right to be
-// decided.
+// resolveAll decides about all intercepts, in the order in which they have a right to it.
 func (c *Controller) resolveAll() {
 	var all []*v1alpha1.Intercept
 	for _, obj := range c.informers.intercepts.GetStore().List() {
@@ -198,7 +199,7 @@ func (c *Controller) resolveAll() {
 	}
 }
 
-// again brings in intercepts that a decision about another has changed.
+// again queues intercepts that a decision about another has changed.
 func (c *Controller) again(uids []types.UID) {
 	for _, uid := range uids {
 		if k, ok := c.uids[uid]; ok {
@@ -207,7 +208,7 @@ func (c *Controller) again(uids []types.UID) {
 	}
 }
 
-// stateCollector counts intercepts by state when it is asked.
+// stateCollector counts intercepts by state when it is collected.
 type stateCollector Controller
 
 var statesDesc = prometheus.NewDesc("sidestep_manager_intercepts", "Intercepts by state.",

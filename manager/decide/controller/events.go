@@ -18,8 +18,8 @@ import (
 	"sidestep.dev/sidestep/manager/endpoint"
 )
 
-// listen makes every change that could matter to an intercept bring that intercept into the queue.
-// Each event costs lookups by index and never a walk through all intercepts.
+// listen queues an intercept on every change that could matter to it. Each event costs index
+// lookups, and never a walk through all intercepts.
 func (c *Controller) listen() error {
 	for inf, handler := range map[cache.SharedIndexInformer]cache.ResourceEventHandler{
 		c.informers.intercepts:   handlers(c.interceptChanged),
@@ -37,7 +37,7 @@ func (c *Controller) listen() error {
 	return c.informers.rollouts.listen(handlers(c.workloadChanged("Rollout")))
 }
 
-// handlers calls changed with nil for before on an addition, and nil for after on a deletion.
+// handlers calls changed with nil for before on an addition, and with nil for after on a deletion.
 func handlers[T metav1.Object](changed func(before, after T)) cache.ResourceEventHandler {
 	var none T
 	return cache.ResourceEventHandlerFuncs{
@@ -80,7 +80,7 @@ func (c *Controller) interceptChanged(before, after *v1alpha1.Intercept) {
 	}
 }
 
-// podFacts is what a change of a pod is about.
+// podFacts are the fields of a pod that matter.
 type podFacts struct {
 	phase       corev1.PodPhase
 	node        string
@@ -114,7 +114,7 @@ func (c *Controller) podChanged(before, after *corev1.Pod) {
 	}
 }
 
-// ownerChanged brings in the intercepts of the object's controller and of that one's controller.
+// ownerChanged queues the intercepts of the object's controller and of the controller's controller.
 func (c *Controller) ownerChanged(obj metav1.Object) {
 	ref := metav1.GetControllerOfNoCopy(obj)
 	if ref == nil {
@@ -141,7 +141,7 @@ func (c *Controller) workloadChanged(kind string) func(before, after metav1.Obje
 		case before != nil && before.GetUID() == after.GetUID() &&
 			before.GetGeneration() == after.GetGeneration() &&
 			apiequality.Semantic.DeepEqual(before.GetOwnerReferences(), after.GetOwnerReferences()):
-			return // only its status, or how many replicas are wanted
+			return // only its status or its number of replicas
 		}
 		c.enqueueWorkload(obj.GetNamespace(), kind, obj.GetName())
 		if kind == "ReplicaSet" {
@@ -161,7 +161,7 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 		}
 	}
 	s := versions[0]
-	concerned := map[string]bool{} // by workload: whether a version selects it
+	concerned := map[string]bool{} // by workload: whether before or after selects it
 	for _, ic := range by[v1alpha1.Intercept](c.informers.intercepts, cache.NamespaceIndex, s.Namespace) {
 		k := workloadKey(ic.Namespace, ic.Spec.Workload.Kind, ic.Spec.Workload.Name)
 		if _, known := concerned[k]; !known {
@@ -174,8 +174,8 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 	}
 }
 
-// follow brings in the intercepts about which node agents have something new to say, and those of
-// laptops that have come or gone.
+// follow queues the intercepts about which node agents report something new, and those of laptops
+// that have connected or disconnected.
 func (c *Controller) follow(ctx context.Context) {
 	agents, sessions := c.cfg.Plan.Changes(), c.cfg.Sessions.Changes()
 	for {

@@ -23,7 +23,7 @@ import (
 // Indexes of the informers.
 const (
 	byController = "controller" // UID of the controlling owner
-	byWorkload   = "workload"   // what an intercept names: namespace/kind/name
+	byWorkload   = "workload"   // the workload of an intercept: namespace/kind/name
 	byKeyHash    = "keyHash"    // of an intercept's session
 	byUID        = "uid"
 )
@@ -82,7 +82,7 @@ func (inf *informers) synced() []cache.InformerSynced {
 	return all
 }
 
-// newInformer follows the objects of a kind: all of them, or the one of a name.
+// newInformer follows the objects of a kind: all of them, or the one with a name.
 func newInformer(c client.WithWatch, list client.ObjectList, object client.Object,
 	indexers cache.Indexers, name string) cache.SharedIndexInformer {
 	fields := ""

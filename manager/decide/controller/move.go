@@ -14,24 +14,25 @@ import (
 )
 
 const (
-	// moveLimit is how long an intercept that moves keeps the port that it had, if the new one does
-	// not get on.
+	// moveLimit is how long an intercept that moves keeps its old port if the new one does not
+	// become active.
 	moveLimit = 10 * time.Second
 	// moveRetry is the pause before a move that met a conflict is tried again.
 	moveRetry = 5 * time.Second
 )
 
-// grant is the port that an intercept holds. When its spec comes to ask for another, it keeps this
-// one until it has the other: a move leaves no gap, and one that fails changes nothing.
+// grant is the port that an intercept has been granted. If its spec asks for another port, the
+// intercept keeps this one until it has the other: a move leaves no gap, and a move that fails
+// changes nothing.
 type grant struct {
 	held          bool
 	service, port string
 	protocol      v1alpha1.Protocol
 	generation    int64     // of the spec that asked for it
-	leaving       time.Time // since when it moves; zero if it does not
+	leaving       time.Time // when the move began; zero: it does not move
 }
 
-// decideClaim decides about what the intercept claims, and gives what is to be steered for it.
+// decideClaim decides about the intercept's claim and returns its placements.
 func (c *Controller) decideClaim(e *entry, f *findings) []plan.Placement {
 	old := c.left(e, f)
 	switch {
@@ -56,7 +57,7 @@ func grantOf(e *entry, res *resolve.Resolution) grant {
 		generation: e.intercept.Generation}
 }
 
-// left is what the intercept holds, if its spec asks for something else now.
+// left returns the resolution of the granted port if the spec now asks for another one.
 func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
 	s := e.granted
 	if !s.held || s.generation == e.intercept.Generation {
@@ -70,12 +71,12 @@ func (c *Controller) left(e *entry, f *findings) *resolve.Resolution {
 	before.Spec.Service, before.Spec.Port, before.Spec.Protocol = s.service, s.port, s.protocol
 	old, err := resolve.Intercept(c.informers, &before)
 	if err != nil {
-		return nil // it is gone anyway
+		return nil // the port no longer exists
 	}
 	return old
 }
 
-// move gives the placements of an intercept on its way.
+// move returns the placements of an intercept that moves.
 func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan.Placement {
 	f.stays = portOf(old)
 	if f.invalid == nil {
@@ -105,7 +106,7 @@ func (c *Controller) move(e *entry, f *findings, old *resolve.Resolution) []plan
 	return append(e.placements(old, f.connected), e.placements(f.resolution, f.connected)...)
 }
 
-// arrive ends a move when every pod steers at the new port, or there is nobody to steer to, or it
+// arrive ends a move when every pod steers at the new port, there is no pod or laptop, or the move
 // has taken too long.
 func (c *Controller) arrive(e *entry, f *findings, state v1alpha1.State) {
 	if f.stays == "" || !f.verdict.Accepted {

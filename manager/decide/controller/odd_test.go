@@ -19,8 +19,8 @@ import (
 	"sidestep.dev/sidestep/internal/match"
 )
 
-// FuzzAnyIntercept has the manager decide about whatever decodes as an Intercept, which is more than
-// the CRD admits, beside an ordinary one.
+// FuzzAnyIntercept makes the manager decide about anything that decodes as an Intercept, which is
+// more than the CRD admits, beside an ordinary one.
 func FuzzAnyIntercept(f *testing.F) {
 	for _, seed := range []string{
 		`{}`,
@@ -65,7 +65,7 @@ func FuzzAnyIntercept(f *testing.F) {
 	})
 }
 
-// panicking is what an error of the program about one object comes to.
+// panicking stands for a bug that concerns one object.
 type panicking struct{ everybody }
 
 func (panicking) Connected(keyHash string) bool {

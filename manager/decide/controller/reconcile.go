@@ -28,23 +28,23 @@ type entry struct {
 	intercept  *v1alpha1.Intercept
 	rule       match.Rule
 	ruleErr    error
-	resolution *resolve.Resolution // the last that succeeded
-	generation int64               // of the intercept for which it did
-	away       time.Time           // since when the laptop is not connected; zero if it is
-	granted    grant               // where it is, when it is to be elsewhere
+	resolution *resolve.Resolution // the last successful one
+	generation int64               // of the intercept at that resolution
+	away       time.Time           // since when the laptop is disconnected; zero: it is connected
+	granted    grant               // the port that it has, also while it moves
 	unanswered tally
 }
 
 func newEntry(ic *v1alpha1.Intercept) *entry {
 	e := &entry{uid: ic.UID}
 	if ic.Spec.Mechanism == v1alpha1.MechanismHTTP {
-		e.rule, e.ruleErr = match.FromSpec(ic.Spec.HTTP) // cannot change, so it is compiled once
+		e.rule, e.ruleErr = match.FromSpec(ic.Spec.HTTP) // it cannot change, so it is compiled once
 	}
 	return e
 }
 
-// reconcile makes everything that follows from one intercept so. A panic ends the decision about
-// this intercept alone: no object that a developer may create is to stop those of everybody.
+// reconcile decides about one intercept and applies what follows. A panic ends the decision about
+// this intercept alone: no object that a developer may create must stop those of others.
 func (c *Controller) reconcile(k types.NamespacedName) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -68,7 +68,7 @@ func (c *Controller) decide(k types.NamespacedName) {
 	}
 	if e == nil {
 		e = newEntry(ic)
-		e.unanswered.list = ic.Status.Unanswered // of the manager before this one
+		e.unanswered.list = ic.Status.Unanswered // the count of the manager before this one
 		c.entries[k], c.uids[e.uid] = e, k
 	}
 	e.intercept = ic
@@ -98,9 +98,9 @@ func (c *Controller) forget(k types.NamespacedName, e *entry) {
 	delete(c.uids, e.uid)
 }
 
-// resolve resolves the intercept. Where there was one service and one port to choose, and another
-// has come up since, the choice made then stands: nobody who adds a port to a service is to end an
-// intercept by that.
+// resolve resolves the intercept. If there was only one service and one port to choose, and another
+// has been added since, the earlier choice stands: adding a port to a service must not end an
+// intercept.
 func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 	if e.ruleErr != nil {
 		return nil, &resolve.Invalid{Reason: resolve.RuleInvalid, Message: e.ruleErr.Error()}
@@ -136,7 +136,7 @@ func (c *Controller) resolve(e *entry) (*resolve.Resolution, *resolve.Invalid) {
 	return res, nil
 }
 
-// afford says why the namespace has no room for the rule's expressions, if it has none.
+// afford returns why the namespace has no room for the rule's expressions, nil if it has.
 func (c *Controller) afford(e *entry) *resolve.Invalid {
 	ic, size := e.intercept, e.rule.Program()
 	granted, changed := c.budget.Ask(ic.Namespace, e.uid, ic.CreationTimestamp.Time, size,
@@ -151,7 +151,7 @@ func (c *Controller) afford(e *entry) *resolve.Invalid {
 		namespaceProgram)}
 }
 
-// chosen gives the service and port that the intercept as it is now was resolved to before.
+// chosen returns the service and port to which the intercept, as it is now, was resolved before.
 func (e *entry) chosen() (service, port string, protocol v1alpha1.Protocol, ok bool) {
 	st := &e.intercept.Status
 	switch {
@@ -212,7 +212,7 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 			Node: p.Spec.NodeName, Pod: podMessage(p.Pod), Port: uint32(p.Port),
 			UDP: res.Protocol == v1alpha1.ProtocolUDP, Rule: rule, Wiretap: ic.Spec.Wiretap,
 		}
-		if !one.UDP { // of which the kubelet has no probes
+		if !one.UDP { // the kubelet has no probes for it
 			one.Probes = resolve.KubeletProbes(&p.Spec, p.Port)
 		}
 		all = append(all, one)
@@ -237,8 +237,8 @@ func podMessage(p *corev1.Pod) *agentpb.Pod {
 	return m
 }
 
-// grace ends an intercept whose laptop has been away for too long. It is true when the end has been
-// ordered.
+// grace deletes an intercept whose laptop has been away for too long. It returns true if it has
+// ordered the deletion.
 func (c *Controller) grace(e *entry, connected bool) bool {
 	if connected {
 		e.away = time.Time{}
@@ -246,7 +246,7 @@ func (c *Controller) grace(e *entry, connected bool) bool {
 	}
 	now := time.Now()
 	if e.away.IsZero() {
-		// after a start of the manager too: laptops get the whole grace period to find the new one
+		// also after a start of the manager: laptops get the whole grace period to find the new one
 		e.away = now
 	}
 	left := c.cfg.Grace - now.Sub(e.away)

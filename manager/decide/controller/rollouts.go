@@ -16,25 +16,26 @@ import (
 	"sidestep.dev/sidestep/internal/rollout"
 )
 
-// rolloutPatience is how long the manager's start waits for Rollouts to be read. They are somebody
-// else's kind, and no reason not to start.
+// rolloutPatience is how long the manager's start waits for Rollouts to be read. They are a foreign
+// kind, and no reason not to start.
 const rolloutPatience = 10 * time.Second
 
 // rollouts are the Rollouts of clusters that have them. Argo Rollouts may be installed and removed
-// while the manager runs: the definition of the kind is watched, and the kind while it is served.
+// while the manager runs. So the manager watches the definition of the kind, and the kind while it
+// is served.
 type rollouts struct {
 	client     client.WithWatch
 	log        *slog.Logger
 	definition cache.SharedIndexInformer
 	handler    cache.ResourceEventHandler
 	told       cache.ResourceEventHandlerRegistration
-	changed    chan struct{} // something has become of the definition
+	changed    chan struct{} // the definition has changed
 
 	mu     sync.Mutex
 	served *servedRollouts // nil: the cluster has no such kind
 }
 
-// servedRollouts is the kind for as long as it is served without a break.
+// servedRollouts is the informer of the kind, from when it is served until it no longer is.
 type servedRollouts struct {
 	informer cache.SharedIndexInformer
 	cancel   context.CancelFunc
@@ -54,7 +55,7 @@ func newRollouts(c client.WithWatch, log *slog.Logger) (*rollouts, error) {
 	return r, r.definition.SetTransform(stripDefinition)
 }
 
-// stripDefinition leaves out the schemas, which are large.
+// stripDefinition removes the schemas, which are large.
 func stripDefinition(obj any) (any, error) {
 	if u, ok := obj.(*unstructured.Unstructured); ok {
 		u.SetManagedFields(nil)
@@ -65,13 +66,13 @@ func stripDefinition(obj any) (any, error) {
 				delete(version, "schema")
 			}
 		}
-		// fails only where spec is no object, and then there are no versions
+		// it fails only if spec is not an object, and then there are no versions
 		_ = unstructured.SetNestedSlice(u.Object, versions, "spec", "versions")
 	}
 	return obj, nil
 }
 
-// listen says who is to be told of changes of Rollouts. It is called once, before run.
+// listen sets the handler of changes of Rollouts. It is called once, before run.
 func (r *rollouts) listen(handler cache.ResourceEventHandler) (err error) {
 	r.handler = handler
 	r.told, err = r.definition.AddEventHandler(handlers(func(_, _ *unstructured.Unstructured) {
@@ -97,8 +98,8 @@ func (r *rollouts) run(ctx context.Context) {
 				r.stop()
 			}
 		case <-ctx.Done():
-			// What is known stays: nobody is to be told that Rollouts are gone because the manager
-			// is.
+			// What is known stays: the end of the manager must not look like the end of the
+			// Rollouts.
 			if s := r.current(); s != nil {
 				<-s.done
 			}
@@ -107,7 +108,7 @@ func (r *rollouts) run(ctx context.Context) {
 	}
 }
 
-// isServed says whether the cluster has the kind, in the version that is known here.
+// isServed reports whether the cluster serves the kind in the version that is known here.
 func (r *rollouts) isServed() bool {
 	for _, obj := range r.definition.GetStore().List() {
 		u, ok := obj.(*unstructured.Unstructured)
@@ -122,7 +123,7 @@ func (r *rollouts) isServed() bool {
 	return false
 }
 
-// holds says whether a list in the object has an item with all of these values.
+// holds reports whether a list in the object has an item with all of these values.
 func holds(u *unstructured.Unstructured, path []string, values map[string]any) bool {
 	items, _, _ := unstructured.NestedSlice(u.Object, path...)
 	for _, item := range items {
@@ -173,7 +174,7 @@ func (r *rollouts) stop() {
 	r.log.Info("Rollouts cannot be intercepted any more: their definition is gone")
 }
 
-// wait returns when all Rollouts have been read, or after a while.
+// wait returns when all Rollouts have been read, or after rolloutPatience.
 func (r *rollouts) wait(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, rolloutPatience)
 	defer cancel()

@@ -22,18 +22,18 @@ type findings struct {
 	invalid    *resolve.Invalid
 	verdict    claims.Verdict
 	connected  bool
-	// stays is the port that the intercept still has while it is to move to another.
+	// stays is the port that the intercept still has while it moves to another.
 	stays string
 }
 
-// coverage sums up the pods.
+// coverage summarizes the pods.
 type coverage struct {
 	pods              []v1alpha1.PodStatus
 	counted, steering int
 	gates             string // why the first pod that waits for its readiness gates is not ready
-	failed            string // why the first pod that failed did
-	idle              string // why steering leads to nothing in the first pod where it does
-	waiting           string // what the first pod that has not been heard of waits for
+	failed            string // why the first pod that failed has failed
+	idle              string // why steering has no effect in the first pod where it has none
+	waiting           string // what the first pod without a report waits for
 	waitingPods       int
 }
 
@@ -168,7 +168,7 @@ func (c *Controller) conflict(f findings, workload string) string {
 	return fmt.Sprintf("port %s of %s is intercepted by %s", portOf(f.resolution), workload, by)
 }
 
-// portOf is a port as people write it, with its protocol if that is not TCP.
+// portOf formats a port as people write it, with its protocol if it is not TCP.
 func portOf(res *resolve.Resolution) string {
 	if res.Protocol == v1alpha1.ProtocolUDP {
 		return res.Port + "/" + string(res.Protocol)
@@ -176,7 +176,7 @@ func portOf(res *resolve.Resolution) string {
 	return res.Port
 }
 
-// conditions say the same for programs.
+// conditions returns the findings as conditions, for programs.
 func conditions(f findings, st *v1alpha1.InterceptStatus) []metav1.Condition {
 	condition := func(kind string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
 		return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message,

@@ -12,9 +12,9 @@ import (
 	"sidestep.dev/sidestep/manager/endpoint"
 )
 
-// strip leaves of an object what the manager reads, so that a large cluster's pods fit into a small
-// manager, and their environment is not in its memory at all. It is the transform of the informers,
-// and changes the object.
+// strip removes all fields of an object that the manager does not read. So a large cluster's pods
+// fit into a small manager, and their environments are not in its memory at all. It is the
+// transform of the informers, and changes the object.
 func strip(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:

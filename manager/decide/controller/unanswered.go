@@ -23,12 +23,12 @@ const unansweredLately = time.Minute
 type tally struct {
 	list []v1alpha1.Unanswered // the newest first
 	seen map[unanswered.Reason]uint64
-	// told is the reason that the condition has. It stays as long as it is true, so that two reasons
-	// that take turns do not have the status written each time.
+	// told is the reason in the condition. It stays as long as it is true, so that two reasons that
+	// alternate do not cause a write each time.
 	told unanswered.Reason
 }
 
-// count takes in what node agents have counted, and has the condition looked at again in time.
+// count takes the node agents' counts, and queues the intercept for when the condition may change.
 func (c *Controller) count(e *entry) {
 	now := time.Now()
 	e.unanswered.take(c.cfg.Plan.Unanswered(e.uid), now)
@@ -40,8 +40,8 @@ func (c *Controller) count(e *entry) {
 	}
 }
 
-// take compares the sums of all node agents with those before. A sum that is smaller is that of node
-// agents which have started anew; the count in the status stays then.
+// take compares the sums of all node agents with the earlier ones. A sum is smaller if node agents
+// have restarted. The count in the status then stays.
 func (t *tally) take(counted map[agentpb.Unanswered_Reason]uint64, now time.Time) {
 	sums := map[unanswered.Reason]uint64{}
 	for number, n := range counted {
@@ -73,7 +73,7 @@ func (t *tally) take(counted map[agentpb.Unanswered_Reason]uint64, now time.Time
 	t.list = list
 }
 
-// condition says whether the laptop answers what matches.
+// condition reports whether the laptop answers what matches.
 func (t *tally) condition(generation int64, now time.Time) metav1.Condition {
 	lately := func(u v1alpha1.Unanswered) bool { return now.Sub(u.Last.Time) < unansweredLately }
 	i := slices.IndexFunc(t.list, func(u v1alpha1.Unanswered) bool {

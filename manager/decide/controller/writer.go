@@ -25,17 +25,16 @@ import (
 
 const (
 	writers = 8
-	// gather is how long a status waits for more to be said, unless somebody may be waiting for it.
+	// gather is how long a status waits for further changes, unless a person may be waiting for it.
 	gather = 50 * time.Millisecond
-	// settle is how long after a start an intercept that was active before is not called anything
-	// else for want of node agents and laptops: they are on their way back.
+	// settle is how long after a start an active intercept keeps its state while node agents and
+	// laptops are missing: they are reconnecting.
 	settle = 3 * time.Second
-	// recheck is the delay before a status that another has written is put right. A second manager,
-	// during a rollout, has a view of its own; answering it at once would make the two write
-	// without end.
+	// recheck is the delay before a status that another has written is corrected. During a rollout
+	// a second manager has its own view. Answering it at once would make the two write without end.
 	recheck = 5 * time.Second
 	// counting is how long a status waits in which only counts have changed, so that an intercept
-	// whose laptop answers nothing does not have it written each second.
+	// whose laptop answers nothing is not written each second.
 	counting   = 10 * time.Second
 	retryFirst = 200 * time.Millisecond
 	retryLast  = 10 * time.Second
@@ -48,7 +47,7 @@ const (
 	failed     = "failed"
 )
 
-// writer brings statuses to the API, and deletes intercepts.
+// writer writes statuses to the API, and deletes intercepts.
 type writer struct {
 	client  client.Client
 	log     *slog.Logger
@@ -61,13 +60,13 @@ type writer struct {
 	wants map[types.UID]*want
 }
 
-// want is what an intercept is to be.
+// want is what has to be written about an intercept.
 type want struct {
-	base    *v1alpha1.Intercept // the newest that is known of the object
+	base    *v1alpha1.Intercept // the newest version of the object that is known
 	status  v1alpha1.InterceptStatus
-	seen    bool            // this manager has found it active itself
+	seen    bool            // this manager itself has found it active
 	recheck bool            // another has written the status
-	remove  string          // why it is to be deleted
+	remove  string          // why it has to be deleted
 	pause   backoff.Backoff // after failures
 }
 
@@ -90,7 +89,7 @@ func newWriter(c client.Client, log *slog.Logger,
 	return w
 }
 
-// set says what the status is to be.
+// set sets what the status has to be.
 func (w *writer) set(ic *v1alpha1.Intercept, st v1alpha1.InterceptStatus) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -115,7 +114,7 @@ func (w *writer) set(ic *v1alpha1.Intercept, st v1alpha1.InterceptStatus) {
 	w.queue.AddAfter(ic.UID, max(wait, w.delay(d)))
 }
 
-// delay is short for what people wait for.
+// delay returns how long a status waits. It is short for what people wait for.
 func (w *writer) delay(d *want) time.Duration {
 	was, is := d.base.Status.State, d.status.State
 	switch is {
@@ -131,7 +130,7 @@ func (w *writer) delay(d *want) time.Duration {
 	return 0
 }
 
-// observe looks at a status that has appeared in the API.
+// observe compares a status that has appeared in the API.
 func (w *writer) observe(ic *v1alpha1.Intercept) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -139,14 +138,14 @@ func (w *writer) observe(ic *v1alpha1.Intercept) {
 	if d == nil || d.recheck {
 		return
 	}
-	if want := merged(ic, &d.status); sameButCounts(&want, &ic.Status) { // counts are written when it is time
+	if want := merged(ic, &d.status); sameButCounts(&want, &ic.Status) { // counts are written when they are due
 		return
 	}
 	d.recheck = true
 	w.queue.AddAfter(ic.UID, recheck)
 }
 
-// remove says that the intercept is to be deleted.
+// remove orders the deletion of the intercept.
 func (w *writer) remove(ic *v1alpha1.Intercept, why string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -238,7 +237,7 @@ func (w *writer) work(ctx context.Context, uid types.UID) {
 	w.queue.AddAfter(uid, d.pause.Next())
 }
 
-// write writes the status if it differs, and returns the object as it then is.
+// write writes the status if it differs, and returns the object as it is then.
 func (w *writer) write(ctx context.Context, base *v1alpha1.Intercept,
 	st *v1alpha1.InterceptStatus) (*v1alpha1.Intercept, error) {
 	for attempt := 0; ; attempt++ {
@@ -272,7 +271,7 @@ func (w *writer) write(ctx context.Context, base *v1alpha1.Intercept,
 	}
 }
 
-// merged is the status with the times of base's conditions, where they have not changed.
+// merged returns the status with the transition times of base's conditions that have not changed.
 func merged(base *v1alpha1.Intercept, st *v1alpha1.InterceptStatus) v1alpha1.InterceptStatus {
 	next := *st.DeepCopy()
 	next.Conditions = base.DeepCopy().Status.Conditions
@@ -282,12 +281,12 @@ func merged(base *v1alpha1.Intercept, st *v1alpha1.InterceptStatus) v1alpha1.Int
 	return next
 }
 
-// delete ends an intercept that has been given up, and leaves an Event that says why.
+// delete deletes an intercept whose laptop is gone, and creates an Event with the reason.
 func (w *writer) delete(ctx context.Context, ic *v1alpha1.Intercept, why string) error {
 	uid := ic.UID
 	err := w.client.Delete(ctx, ic.DeepCopy(), client.Preconditions{UID: &uid})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil // it is gone already, or another has its name
+		return nil // it is gone already, or another object has its name
 	}
 	if err != nil {
 		return err

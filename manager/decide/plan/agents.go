@@ -10,22 +10,22 @@ import (
 // Agent is what is known of a node's agent.
 type Agent struct {
 	Node     string
-	Attached bool // without it, nothing else is known but why, perhaps
+	Attached bool // if false, only Reason may be known
 	Version  string
 	Kernel   string
-	Datapath string // how it steers; empty if it cannot, or has not said yet
-	Reason   string // it is this datapath, or none; or why it may not attach
+	Datapath string // how it steers; empty if it cannot, or has not reported yet
+	Reason   string // why this datapath or none was chosen; or why it may not attach
 }
 
-// Introduce notes what the agent has said of itself.
+// Introduce notes the agent's versions from its hello.
 func (s *Stream) Introduce(version, kernel string) {
 	s.plan.mu.Lock()
 	defer s.plan.mu.Unlock()
 	s.agent.Version, s.agent.Kernel = version, kernel
 }
 
-// Agents lists the agents that are attached, and the nodes with placements that have none, by the
-// names of the nodes.
+// Agents lists the attached agents, and the nodes with placements that have none, by the names of
+// the nodes.
 func (p *Plan) Agents() []Agent {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

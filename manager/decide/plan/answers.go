@@ -11,8 +11,8 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 )
 
-// Answers is how many of the requests that match an intercept the laptop answered, and how many not.
-// Each node agent counts from its own start, or that of the rule.
+// Answers is how many of the requests that match an intercept the laptop answered, and how many it
+// did not. Each node agent counts from its own start, or from that of the rule.
 type Answers struct {
 	Answered   *uint64 // nil: not counted
 	Unanswered map[agentpb.Unanswered_Reason]uint64
@@ -43,8 +43,8 @@ func (a *Answers) Messages() []*agentpb.Unanswered {
 	return all
 }
 
-// Answers sums up what node agents have counted, by the UIDs of the intercepts of a session. Those
-// of which nothing is known are not in it.
+// Answers sums up the counts of node agents, by the UIDs of the intercepts of a session. It leaves
+// out those without counts.
 func (p *Plan) Answers(keyHash string) map[string]*Answers {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

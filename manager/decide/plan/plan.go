@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package plan holds what each node is to steer, and what the node agents have said about it. The
-// controller writes it intercept by intercept; each node agent's stream takes its node's share
+// Package plan has what each node has to steer, and what the node agents have reported about it.
+// The controller writes it, intercept by intercept. Each node agent's stream reads its node's share
 // whenever that changes.
 package plan
 
@@ -16,15 +16,15 @@ import (
 	"sidestep.dev/sidestep/manager/changes"
 )
 
-// Placement is an intercept's claim on one port of one pod.
+// Placement is an intercept's rule at one port of one pod.
 type Placement struct {
 	Node   string
 	Pod    *agentpb.Pod // without targets
 	Port   uint32
-	UDP    bool // the port is one of UDP; an intercept has those of one protocol
+	UDP    bool // the port is a UDP port; all ports of an intercept have one protocol
 	Probes []*agentpb.Probe
 	Rule   *agentpb.Rule
-	// Wiretap: the app keeps what the rule says, and a copy goes to the laptop.
+	// Wiretap is set if the app keeps what the rule matches, and the laptop gets a copy.
 	Wiretap bool
 }
 
@@ -46,10 +46,10 @@ func (p *Placement) target() target { return target{p.Node, p.Pod.GetUid(), p.Po
 // placed is a placement in force on a node.
 type placed struct {
 	*Placement
-	// since is the first revision of the present stream that tells of it; 0: none yet.
+	// since is the first revision of the present stream that contains it. 0: none yet.
 	since uint64
-	// unanswered is what its node agent said last, each reason once. It outlives the stream, so that
-	// a node agent that comes back with the same counts says nothing new.
+	// unanswered is what its node agent reported last, each reason once. It outlives the stream, so
+	// that a node agent that reconnects with the same counts reports nothing new.
 	unanswered []*agentpb.Unanswered
 }
 
@@ -72,7 +72,7 @@ type share struct {
 	keyHash string
 }
 
-// Plan is safe for concurrent use.
+// Plan is what all nodes have to steer. It is safe for concurrent use.
 type Plan struct {
 	changes *changes.Set[types.UID]
 	open    chan struct{}
@@ -98,18 +98,19 @@ func New() *Plan {
 	}
 }
 
-// Holds reports whether an intercept of the session with this key is in force anywhere.
+// Holds reports whether any intercept of the session with this key is in force.
 func (p *Plan) Holds(keyHash string) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.holders[keyHash] > 0
 }
 
-// OnHeld has a function called with the key hash of a session of which an intercept comes into force.
-// It is to be called before Set is.
+// OnHeld sets a function that is called with the key hash of a session when its first intercept
+// comes into force. It must be called before Set.
 func (p *Plan) OnHeld(held func(keyHash string)) { p.held = held }
 
-// hold notes whose an intercept in force is; nobody's if keyHash is empty.
+// hold notes the session of an intercept in force. If keyHash is empty, the intercept is no longer
+// in force.
 func (p *Plan) hold(uid types.UID, keyHash string) {
 	old := p.holderOf[uid]
 	if old == keyHash {
@@ -127,21 +128,21 @@ func (p *Plan) hold(uid types.UID, keyHash string) {
 	}
 }
 
-// Changes returns the intercepts about which a node agent's word may have changed.
+// Changes returns the intercepts for which the reports of node agents may have changed.
 func (p *Plan) Changes() *changes.Set[types.UID] { return p.changes }
 
-// Open lets node agents have their assignments. Before, the plan may be incomplete, and an
-// assignment that lacks a pod makes its node agent let go of it.
+// Open lets node agents have their assignments. Before that the plan may be incomplete, and an
+// assignment without a pod makes its node agent drain that pod.
 func (p *Plan) Open() { p.once.Do(func() { close(p.open) }) }
 
-// Opened is closed once the plan is open.
+// Opened returns a channel that is closed once the plan is open.
 func (p *Plan) Opened() <-chan struct{} { return p.open }
 
-// Set replaces the placements of an intercept; none takes it out. keyHash is of the session that
-// may have its traffic.
+// Set replaces the placements of an intercept. Without placements it removes the intercept. keyHash
+// is of the session that may have its traffic.
 func (p *Plan) Set(uid types.UID, keyHash string, placements []Placement) {
 	if len(placements) > 0 {
-		defer p.held(keyHash) // with mu free
+		defer p.held(keyHash) // with mu unlocked
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -212,22 +213,22 @@ func (p *Plan) nodeOf(name string) *node {
 	return n
 }
 
-// tidy forgets a node with neither work nor agent.
+// tidy forgets a node that has neither placements nor an agent.
 func (p *Plan) tidy(name string, n *node) {
 	if n.stream == nil && len(n.rules) == 0 {
 		delete(p.nodes, name)
 	}
 }
 
-// Owner is to whom an intercept's traffic from a node goes, and what the intercept is called.
+// Owner is the session that gets an intercept's traffic from a node, and the intercept's name.
 type Owner struct {
 	KeyHash         string // of the session key
 	Namespace, Name string // of the Intercept
-	Pod             string // the pod that was asked about, if the intercept has it on the node
+	Pod             string // the pod that was asked for, if the intercept has it on the node
 }
 
-// Owner returns the owner of an intercept's traffic from a pod on a node; false if the intercept has
-// no business on the node. What a node agent says beyond that is not believed.
+// Owner returns the owner of an intercept's traffic from a pod on a node, and false if the
+// intercept has no placement on the node. Nothing else that a node agent claims is trusted.
 func (p *Plan) Owner(nodeName, interceptUID, pod string) (Owner, bool) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -250,8 +251,8 @@ func (p *Plan) Owner(nodeName, interceptUID, pod string) (Owner, bool) {
 	return o, true
 }
 
-// Placements gives where an intercept is in force, a pod once, and the hash of the session key that it
-// belongs to.
+// Placements returns the placements of an intercept, each pod once, and the hash of the session key
+// to which it belongs.
 func (p *Plan) Placements(interceptUID string) (keyHash string, all []Placement) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -268,7 +269,7 @@ func (p *Plan) Placements(interceptUID string) (keyHash string, all []Placement)
 	return keyHash, all
 }
 
-// Attached is the number of node agents.
+// Attached returns the number of attached node agents.
 func (p *Plan) Attached() int {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -21,8 +21,8 @@ type Stream struct {
 	wake  chan struct{}
 	gone  chan struct{}
 
-	// under plan.mu
-	superseded bool // gone, because a younger agent has come
+	// guarded by plan.mu
+	superseded bool // gone, because a younger agent has attached
 	revision   uint64
 	reported   bool
 	report     uint64 // revision of the last report
@@ -30,7 +30,7 @@ type Stream struct {
 	agent      Agent
 }
 
-// verdict is what a node agent says of one placement.
+// verdict is what a node agent reports of one placement.
 type verdict struct {
 	steering bool
 	failed   bool
@@ -44,18 +44,18 @@ type verdict struct {
 type Birth struct {
 	Boot  string // of the node
 	Epoch uint64 // nanoseconds from the boot to the agent's start
-	// Wiretaps: it knows them.
+	// Wiretaps reports that it supports them.
 	Wiretaps bool
-	// UDP: it can steer ports of UDP, or say why not.
+	// UDP reports that it can steer UDP ports, or report why not.
 	UDP bool
 }
 
-// before says that the other agent of the same node is certainly younger.
+// before reports whether other is certainly a younger agent of the same node.
 func (b Birth) before(other Birth) bool { return b.Boot == other.Boot && b.Epoch < other.Epoch }
 
-// Attach makes the agent on a node the one that the node's assignments go to. An earlier stream of
-// the same node is replaced: it is that of an older agent, or a dead connection that nobody has
-// noticed yet. If it is that of a younger agent, Attach gives nil.
+// Attach makes the agent on a node the one that gets the node's assignments. It replaces an earlier
+// stream of the node, which is that of an older agent, or a dead connection that was not noticed
+// yet. If the earlier stream is a younger agent's, Attach returns nil.
 func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
 	s := &Stream{plan: p, node: nodeName, birth: birth, wake: make(chan struct{}, 1), gone: make(chan struct{})}
 	s.poke()
@@ -82,7 +82,7 @@ func (p *Plan) Attach(nodeName string, birth Birth) *Stream {
 	return s
 }
 
-// Refuse remembers why the agent of a node may not attach, and says whether that is news.
+// Refuse remembers why the agent of a node may not attach, and reports whether that is new.
 func (p *Plan) Refuse(nodeName, why string) bool {
 	p.mu.Lock()
 	if p.refused[nodeName] == why {
@@ -99,7 +99,7 @@ func (p *Plan) Refuse(nodeName, why string) bool {
 	return true
 }
 
-// Refused is why the agent of a node, if there is one, may not attach.
+// Refused returns why the agent of a node, if there is one, may not attach.
 func (p *Plan) Refused(nodeName string) string {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -137,20 +137,21 @@ func (s *Stream) poke() {
 	}
 }
 
-// Wake gets a value when there is something new to send.
+// Wake returns a channel that receives a value when there is something new to send.
 func (s *Stream) Wake() <-chan struct{} { return s.wake }
 
-// Replaced is closed when another stream of the node has taken over.
+// Replaced returns a channel that is closed when another stream of the node has taken over.
 func (s *Stream) Replaced() <-chan struct{} { return s.gone }
 
-// Superseded says of a stream that was replaced whether it was by a younger agent.
+// Superseded reports whether a younger agent has replaced the stream.
 func (s *Stream) Superseded() bool {
 	s.plan.mu.RLock()
 	defer s.plan.mu.RUnlock()
 	return s.superseded
 }
 
-// Next makes the assignment to be sent now. What it holds is shared and not to be changed.
+// Next returns the assignment that has to be sent now. Its parts are shared and must not be
+// changed.
 func (s *Stream) Next() *agentpb.Assignment {
 	p := s.plan
 	p.mu.Lock()
@@ -201,7 +202,7 @@ func (s *Stream) Next() *agentpb.Assignment {
 	return a
 }
 
-// withoutTargets is a shallow copy, so that the original stays as it is.
+// withoutTargets returns a shallow copy, so that the original is not changed.
 func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 	return &agentpb.Pod{
 		Uid: p.Uid, Namespace: p.Namespace, Name: p.Name, Ips: p.Ips, HostIps: p.HostIps,
@@ -209,7 +210,7 @@ func withoutTargets(p *agentpb.Pod) *agentpb.Pod {
 	}
 }
 
-// Report takes in what the agent says, and passes on for which intercepts that makes a difference.
+// Report takes an agent's report, and passes on for which intercepts it makes a difference.
 func (s *Stream) Report(r *agentpb.Report) {
 	targets := make(map[ruleKey]verdict, len(r.Targets))
 	for _, t := range r.Targets {
@@ -248,17 +249,17 @@ func (s *Stream) Report(r *agentpb.Report) {
 
 // Steering is what is known about one placement.
 type Steering struct {
-	// Attached: there is a node agent on the node.
+	// Attached is set if the node has an agent.
 	Attached bool
-	// Reported: it has spoken about the placement as it is now.
+	// Reported is set if the agent has reported on the placement as it is now.
 	Reported bool
 	Steering bool
-	// Failed: it has given up for now; Message says why.
+	// Failed is set if the agent has given up for now. Message says why.
 	Failed  bool
 	Message string
 }
 
-// tooOld is said of node agents that know no wiretaps, and noUDP of those that know nothing of UDP.
+// tooOld is the message for node agents without wiretaps, noUDP for those without UDP.
 const (
 	tooOld = "the node agent is older than the traffic manager and knows no wiretaps: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
 	noUDP  = "the node agent is older than the traffic manager and cannot intercept UDP: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
@@ -283,7 +284,7 @@ func (s *Stream) steering(k ruleKey, r *placed) Steering {
 	return st
 }
 
-// Steering says whether an intercept's placement works.
+// Steering returns the state of an intercept's placement.
 func (p *Plan) Steering(uid types.UID, nodeName, podUID string, port uint32) Steering {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -5,7 +5,7 @@ package plan
 import "sidestep.dev/sidestep/api/agentpb"
 
 // Traffic sums up, by the UIDs of the intercepts of a session, what the node agents have counted on
-// the ports of their pods. Those of which nothing is known are not in it.
+// the ports of their pods. It leaves out intercepts without counts.
 func (p *Plan) Traffic(keyHash string) map[string]*agentpb.Traffic {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -29,7 +29,7 @@ func (p *Plan) Traffic(keyHash string) map[string]*agentpb.Traffic {
 }
 
 // Copies sums up, by the UIDs of the wiretaps of a session, what node agents have copied and what
-// not. Each counts from its own start, or that of the wiretap.
+// they have not. Each counts from its own start, or from that of the wiretap.
 func (p *Plan) Copies(keyHash string) map[string]*agentpb.Copies {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -25,7 +25,7 @@ func protocolOf(p corev1.Protocol) corev1.Protocol { return cmp.Or(p, corev1.Pro
 
 func (c candidate) is(id string) bool { return id == c.name || id == strconv.Itoa(int(c.number)) }
 
-// display is how people write the port: its name, else its number.
+// display returns the port as people write it: its name, else its number.
 func (c candidate) display() string {
 	if c.name != "" {
 		return c.name
@@ -33,7 +33,7 @@ func (c candidate) display() string {
 	return strconv.Itoa(int(c.number))
 }
 
-// choice is the port in a list of several.
+// choice returns the port as it is listed among several.
 func (c candidate) choice() string {
 	words := []string{strconv.Itoa(int(c.number))}
 	if c.name != "" {
@@ -53,7 +53,7 @@ func choices(of []candidate) string {
 	return strings.Join(all, ", ")
 }
 
-// wanted are the protocols that an intercept can have, and how they are called.
+// wanted returns the protocols that an intercept can have, and how messages call them.
 func wanted(ic *v1alpha1.Intercept) (protocols []corev1.Protocol, called string) {
 	switch {
 	case ic.Spec.Protocol == v1alpha1.ProtocolUDP && !ic.Spec.Wiretap:
@@ -65,8 +65,8 @@ func wanted(ic *v1alpha1.Intercept) (protocols []corev1.Protocol, called string)
 	return []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP}, "TCP or UDP"
 }
 
-// choose finds the one port that an intercept asks for, or the only one if it asks for none; where
-// is "service orders" or "Deployment orders".
+// choose returns the one port that an intercept asks for, or the only one if it asks for none.
+// where is "service orders" or "Deployment orders".
 func choose(all []candidate, ic *v1alpha1.Intercept, where string) (candidate, error) {
 	protocols, called := wanted(ic)
 	var usable, others []candidate
@@ -83,8 +83,8 @@ func choose(all []candidate, ic *v1alpha1.Intercept, where string) (candidate, e
 	return chooseNamed(usable, others, ic, where, called)
 }
 
-// chooseOnly finds the port that is meant when none is named. Ports of UDP are in nobody's way who
-// has one of TCP.
+// chooseOnly returns the port that is meant if none is named. If there are TCP ports, UDP ports are
+// ignored.
 func chooseOnly(usable, others []candidate, ic *v1alpha1.Intercept, where, called string) (candidate, error) {
 	if isTCP := func(c candidate) bool { return c.protocol == corev1.ProtocolTCP }; slices.ContainsFunc(
 		usable, isTCP) {
@@ -104,7 +104,7 @@ func chooseOnly(usable, others []candidate, ic *v1alpha1.Intercept, where, calle
 	return candidate{}, invalid(PortNotFound, "%s has no ports", where)
 }
 
-// because says why other ports than those of the wanted protocols will not do.
+// because returns why ports of other protocols than the wanted ones cannot be used.
 func because(ic *v1alpha1.Intercept) string {
 	switch {
 	case ic.Spec.Wiretap:

@@ -21,14 +21,14 @@ type port struct {
 	protocol  corev1.Protocol
 	number    int32 // the service port's number
 	target    intstr.IntOrString
-	only      string // the container whose ports a name means; empty: any
+	only      string // the container whose port names count; empty: any
 	template  int32
 	container string
-	tls       string // what says that the port speaks TLS; empty: nothing does
+	tls       string // what shows that the port speaks TLS; empty: nothing
 }
 
-// in gives the container port in a pod: names are looked up in each, since pods of an old and a new
-// template may differ.
+// in returns the container port in a pod. A name is looked up in each pod, since pods of an old and
+// a new template may differ.
 func (p *port) in(spec *corev1.PodSpec) int32 {
 	if p.target.Type == intstr.String {
 		return namedPort(spec, p.protocol, p.target.StrVal, p.only)
@@ -57,8 +57,8 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	return p, err
 }
 
-// findService gives the service that leads to the workload, or nil if there is none. One that leads
-// to some of the pods only is found if it is asked for, or none leads to all.
+// findService returns the service that leads to the workload, nil if there is none. A service that
+// leads to only some of the pods is found if it is asked for, or if none leads to all.
 func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Service, error) {
 	var all, some []*corev1.Service
 	var asked *corev1.Service
@@ -90,8 +90,8 @@ func findService(c Cluster, ic *v1alpha1.Intercept, w *workload) (*corev1.Servic
 		advise("use --service to choose one")
 }
 
-// findAsked gives the service that is asked for by name if it is among those that select pods of
-// the workload.
+// findAsked returns the service with the name that is asked for, if it selects pods of the
+// workload.
 func findAsked(ic *v1alpha1.Intercept, w *workload, asked *corev1.Service,
 	selecting []*corev1.Service) (*corev1.Service, error) {
 	name := ic.Spec.Service
@@ -126,7 +126,7 @@ func nameList(services []*corev1.Service) string {
 	return strings.Join(names, ", ")
 }
 
-// Selects says whether the service leads to pods with these labels.
+// Selects reports whether the service leads to pods with these labels.
 func Selects(s *corev1.Service, podLabels map[string]string) bool {
 	if s.Spec.Type == corev1.ServiceTypeExternalName || len(s.Spec.Selector) == 0 {
 		return false
@@ -166,7 +166,7 @@ func servicePort(svc *corev1.Service, ic *v1alpha1.Intercept, w *workload) (*por
 	return p, nil
 }
 
-// containerPort is for workloads without a service: the port is one that a container declares.
+// containerPort resolves the port of a workload without a service: one that a container declares.
 func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	var all []candidate
 	for _, c := range containersOf(&w.template.Spec) {
@@ -180,8 +180,8 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	}
 	where := w.String() + ", which has no service,"
 	if len(all) == 0 {
-		// Containers may listen on ports that they do not declare; a number is then taken at its
-		// word.
+		// Containers may listen on ports that they do not declare, so a number is accepted as it
+		// is.
 		number, err := strconv.ParseUint(ic.Spec.Port, 10, 16)
 		if err != nil || number == 0 {
 			return nil, invalid(PortNotFound, "%s declares no container ports", where).

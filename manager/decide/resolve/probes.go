@@ -11,8 +11,8 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 )
 
-// KubeletProbes lists how the kubelet talks to a port of the pod, so that the node agent can tell
-// its connections from others.
+// KubeletProbes lists how the kubelet connects to a port of the pod, so that the node agent can
+// tell its connections from others.
 func KubeletProbes(spec *corev1.PodSpec, port int32) []*agentpb.Probe {
 	var probes []*agentpb.Probe
 	seen := map[string]bool{}
@@ -60,8 +60,8 @@ func KubeletProbes(spec *corev1.PodSpec, port int32) []*agentpb.Probe {
 	return probes
 }
 
-// numberIn gives the number of the container's own port of that name: the kubelet looks in no other
-// container.
+// numberIn returns the number of the container's own port of that name. The kubelet looks in no
+// other container.
 func numberIn(c *corev1.Container, name string) int32 {
 	for _, p := range c.Ports {
 		if p.Name == name {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package resolve finds what an Intercept means in the cluster at this moment: from the workload
-// that it names to the service, the service port, the container port and the pods. It reads, and
-// decides nothing else.
+// Package resolve finds what an Intercept means in the cluster now: from the workload that it names
+// to the service, the service port, the container port and the pods. It reads, and decides nothing
+// else.
 package resolve
 
 import (
@@ -18,8 +18,8 @@ import (
 	"sidestep.dev/sidestep/manager/endpoint"
 )
 
-// Cluster is what resolving reads. Objects that are not there are nil; what is returned is not to
-// be changed.
+// Cluster is what resolving reads. Objects that do not exist are nil. Callers must not change what
+// is returned.
 type Cluster interface {
 	Deployment(namespace, name string) *appsv1.Deployment
 	ReplicaSet(namespace, name string) *appsv1.ReplicaSet
@@ -27,7 +27,7 @@ type Cluster interface {
 	DaemonSet(namespace, name string) *appsv1.DaemonSet
 	Pod(namespace, name string) *corev1.Pod
 	Rollout(namespace, name string) *rollout.Rollout
-	// ReplicaSetsOf and PodsOf give the objects whose controller is the object with this UID.
+	// ReplicaSetsOf and PodsOf return the objects whose controller has this UID.
 	ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet
 	PodsOf(owner types.UID) []*corev1.Pod
 	Services(namespace string) []*corev1.Service
@@ -77,10 +77,10 @@ func invalid(why, format string, args ...any) *Invalid {
 type Resolution struct {
 	// Owners are the UIDs of the workload and, for a Deployment or a Rollout, of its ReplicaSets.
 	Owners []types.UID
-	// TemplatePort is the container port by the workload's pod template.
+	// TemplatePort is the container port in the workload's pod template.
 	TemplatePort int32
 	Service      string // empty: the workload has none
-	// service port by name, else by number; the container port's where there is no service
+	// service port by name, else by number; the container port's if there is no service
 	Port        string
 	Protocol    v1alpha1.Protocol
 	ServicePort int32
@@ -91,11 +91,11 @@ type Resolution struct {
 // Pod is one pod of the workload that is on a node and has an address.
 type Pod struct {
 	*corev1.Pod
-	// Port is the container port in this pod; 0 if it has no such port, and then the service does
-	// not lead to it either.
+	// Port is the container port in this pod. It is 0 if the pod has no such port. The service then
+	// does not lead to the pod either.
 	Port int32
-	// Counts: new connections may be sent to the pod, so it must steer before the intercept counts
-	// as active. Other pods are steered too, so that they are when they come to count.
+	// Counts is set if new connections may be sent to the pod, so that it must steer before the
+	// intercept is active. Other pods are steered too, so that they already are when they count.
 	Counts bool
 	// Problem is why the pod has no port.
 	Problem string
@@ -129,7 +129,7 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 		terminating[pod.UID] = st.Serving && st.Terminating
 	}
 	if !served {
-		// New connections go to pods that terminate where there are no others.
+		// If there are no other pods, new connections go to terminating ones.
 		for i := range res.Pods {
 			res.Pods[i].Counts = terminating[res.Pods[i].UID]
 		}
@@ -137,8 +137,8 @@ func Intercept(c Cluster, ic *v1alpha1.Intercept) (*Resolution, error) {
 	return res, nil
 }
 
-// steerable reports whether the pod is to be steered at all. Pods that do not serve yet are: so they are
-// steered at the moment they do.
+// steerable reports whether the pod has to be steered at all. Pods that do not serve yet have to
+// be, so that they are steered from the moment they serve.
 func steerable(pod *corev1.Pod, p *port, st endpoint.State) (Pod, bool) {
 	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 	if ended || pod.Spec.NodeName == "" || len(Addresses(pod)) == 0 || st.Terminating && !st.Serving {
@@ -176,7 +176,7 @@ func selecting(services []*corev1.Service, pod *corev1.Pod) []*corev1.Service {
 	return all
 }
 
-// Addresses are the pod's IP addresses, of both families where it has them.
+// Addresses returns the pod's IP addresses, one of each family that it has.
 func Addresses(pod *corev1.Pod) []string {
 	var ips []string
 	for _, ip := range pod.Status.PodIPs {

@@ -31,8 +31,8 @@ func (w *workload) findRollout(c Cluster, namespace string) error {
 	return invalid(WorkloadNotFound, "%s has no pod template", w)
 }
 
-// templateOf is the Rollout's own, or that of the workload that it refers to, or what the newest
-// ReplicaSet was made from.
+// templateOf returns the template of the Rollout, or of the workload to which it refers, or that of
+// the newest ReplicaSet.
 func templateOf(r *rollout.Rollout, c Cluster, replicaSets []*appsv1.ReplicaSet) *corev1.PodTemplateSpec {
 	if r.Template != nil {
 		return r.Template

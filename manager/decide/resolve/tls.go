@@ -10,8 +10,8 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// speaksTLS gives what says that a port speaks TLS, or nothing. An appProtocol is believed before a
-// name.
+// speaksTLS returns what shows that a port speaks TLS, or "". An appProtocol takes precedence over
+// a name.
 func speaksTLS(name string, appProtocol *string) string {
 	if appProtocol != nil && *appProtocol != "" {
 		if slices.Contains([]string{"https", "tls", "wss", "kubernetes.io/wss"},

@@ -80,8 +80,8 @@ func findWorkload(c Cluster, namespace string, ref v1alpha1.WorkloadReference) (
 	return w, nil
 }
 
-// findPod is for pods that nobody owns, or an owner that cannot be intercepted itself. A pod of a
-// workload goes with its next revision, and what is meant is the workload.
+// findPod finds a pod without an owner, or with an owner that cannot be intercepted itself. A pod
+// of a workload disappears with the workload's next revision, so the workload is meant.
 func (w *workload) findPod(c Cluster, namespace string) error {
 	p := c.Pod(namespace, w.ref.Name)
 	if p == nil {
@@ -97,27 +97,27 @@ func (w *workload) findPod(c Cluster, namespace string) error {
 	return nil
 }
 
-// selectedBy says whether a service leads to pods of the workload by what all of them have in
-// common.
+// selectedBy reports whether a service leads to the pods of the workload, by the labels that all of
+// them have.
 func (w *workload) selectedBy(s *corev1.Service) bool { return Selects(s, w.template.Labels) }
 
-// partlySelectedBy says whether a service leads to some of the pods: those of a revision, as the
-// stable and the canary service of a Rollout do, or one, as a service for each pod of a
-// StatefulSet.
+// partlySelectedBy reports whether a service leads to some of the pods: those of a revision, as a
+// Rollout's stable and canary services do, or a single one, as a service for each pod of a
+// StatefulSet does.
 func (w *workload) partlySelectedBy(s *corev1.Service) bool {
 	return slices.ContainsFunc(w.pods, func(p *corev1.Pod) bool { return Selects(s, p.Labels) }) ||
 		slices.ContainsFunc(w.replicaSets,
 			func(rs *appsv1.ReplicaSet) bool { return Selects(s, rs.Spec.Template.Labels) })
 }
 
-// Concerns says whether a service matters to the intercepts of a workload.
+// Concerns reports whether a service matters to the intercepts of a workload.
 func Concerns(c Cluster, s *corev1.Service, ref v1alpha1.WorkloadReference) bool {
 	w, err := findWorkload(c, s.Namespace, ref)
 	return err == nil && (w.selectedBy(s) || w.partlySelectedBy(s))
 }
 
-// containersOf are the containers that run as long as the pod: the main ones first, then init
-// containers that restart always.
+// containersOf returns the containers that run as long as the pod: the main ones first, then init
+// containers with restartPolicy Always.
 func containersOf(spec *corev1.PodSpec) []*corev1.Container {
 	var all []*corev1.Container
 	for i := range spec.Containers {
@@ -132,8 +132,8 @@ func containersOf(spec *corev1.PodSpec) []*corev1.Container {
 	return all
 }
 
-// namedPort gives the number of the pod's container port of that protocol and name, or 0. It may be
-// limited to one container.
+// namedPort returns the number of the pod's container port of that protocol and name, or 0. If only
+// is not empty, it looks in that container alone.
 func namedPort(spec *corev1.PodSpec, protocol corev1.Protocol, name, container string) int32 {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
@@ -146,7 +146,7 @@ func namedPort(spec *corev1.PodSpec, protocol corev1.Protocol, name, container s
 	return 0
 }
 
-// declarer names the container that declares the port, or is empty.
+// declarer returns the name of the container that declares the port, or "".
 func declarer(spec *corev1.PodSpec, protocol corev1.Protocol, port int32) string {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
@@ -158,8 +158,8 @@ func declarer(spec *corev1.PodSpec, protocol corev1.Protocol, port int32) string
 	return ""
 }
 
-// containerFor is the container that is meant: the one asked for, else the one that declares the
-// port, else the first.
+// containerFor returns the container that is meant: the one asked for, else the one that declares
+// the port, else the first.
 func containerFor(w *workload, asked string, port *port) (string, error) {
 	spec := &w.template.Spec
 	if asked != "" {
