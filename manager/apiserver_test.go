@@ -32,9 +32,9 @@ import (
 	"sidestep.dev/sidestep/manager/certificate"
 )
 
-// apiServer starts an API server of its own, with the chart's CRDs and rights, and gives the
-// configuration of an administrator and that of the manager's service account. It needs the
-// programs that `make cluster-programs` builds, or KUBEBUILDER_ASSETS.
+// apiServer starts an API server with the chart's CRDs and rights. It returns the configuration of
+// an administrator and that of the manager's service account. It needs the programs that `make
+// cluster-programs` builds, or KUBEBUILDER_ASSETS.
 func apiServer(t *testing.T) (admin, manager *rest.Config) {
 	t.Helper()
 	env := &envtest.Environment{
@@ -116,7 +116,7 @@ func managerRights(t *testing.T) []client.Object {
 	return all
 }
 
-// assets gives a directory with etcd and kube-apiserver.
+// assets returns a directory with etcd and kube-apiserver.
 func assets(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("KUBEBUILDER_ASSETS") != "" {
@@ -362,7 +362,7 @@ func published(t *testing.T, k *kube) {
 	require.NoError(t, k.Delete(t.Context(), ic))
 }
 
-// rotates checks a rotation of the authority, with the rights that the chart gives.
+// rotates checks a rotation of the authority with the rights that the chart grants.
 func rotates(t *testing.T, k *kube, c client.Client) {
 	config := certificate.KeeperConfig{
 		Client: c, Namespace: "sidestep", Secret: "sidestep-manager-tls", ConfigMap: names.CA,

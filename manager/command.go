@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package manager is the program that runs in the cluster and knows all: it resolves intercepts,
-// tells node agents what to steer and passes connections on to laptops.
+// Package manager is the program that runs in the cluster. It resolves intercepts, tells node
+// agents what to steer, and relays connections to laptops.
 package manager
 
 import (
@@ -25,17 +25,17 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// Env is what the program has of the world around it.
+// Env is what the program gets from its surroundings.
 type Env struct {
 	Args   []string
 	Stderr io.Writer
 	Getenv func(string) string
 }
 
-// OSEnv is the process's own environment.
+// OSEnv returns the process's own environment.
 func OSEnv() Env { return Env{Args: os.Args[1:], Stderr: os.Stderr, Getenv: os.Getenv} }
 
-// Main runs the program until it is told to stop by a signal, and gives its exit code.
+// Main runs the program until a signal ends it, and returns its exit code.
 func Main(env Env) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
@@ -63,7 +63,7 @@ type Options struct {
 	Kubeconfig          string
 }
 
-// NewCommand makes the command line.
+// NewCommand returns the command line.
 func NewCommand(env Env) *cobra.Command {
 	o := Options{Namespace: ownNamespace(env)}
 	cmd := &cobra.Command{
@@ -75,7 +75,7 @@ func NewCommand(env Env) *cobra.Command {
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: o.LogLevel}))
-			klog.SetSlogLogger(log) // what client-go has to say, such as missing rights
+			klog.SetSlogLogger(log) // for messages of client-go, such as missing rights
 			m, err := o.manager(log)
 			if err != nil {
 				return err

@@ -64,7 +64,7 @@ func (f *field) attach(node string) {
 	f.agents[node] = f.m.agentWith(f.t, node, f.token(f.t, "sidestep-nodeagent", node), f.steer)
 }
 
-// steer is how the node agents answer for a pod.
+// steer sets how the node agents report on a pod.
 func (f *field) steer(r *agentpb.TargetReport) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -182,8 +182,8 @@ func (f *field) end(t *testing.T, names ...string) {
 	require.NoError(t, g.Wait())
 }
 
-// says waits until the last status is of a state and covers exactly these pods, all of them ready,
-// and gives it.
+// says waits until the last status has a state and covers exactly these pods, all of them ready,
+// and returns it.
 func (f *field) says(t *testing.T, state v1alpha1.State, coverage string,
 	pods ...string) v1alpha1.InterceptStatus {
 	t.Helper()
@@ -304,8 +304,7 @@ func TestCoverageFollowsPods(t *testing.T) {
 	})
 }
 
-// slowAgent is about a pod that is ready before it is steered, as pods without a readiness probe
-// are.
+// slowAgent tests a pod that is ready before it is steered, as pods without a readiness probe are.
 func slowAgent(t *testing.T, f *field, rs *appsv1.ReplicaSet) {
 	f.mu.Lock()
 	f.slow = true
@@ -334,7 +333,7 @@ func slowAgent(t *testing.T, f *field, rs *appsv1.ReplicaSet) {
 	f.truth(t, v1alpha1.StatePending, v1alpha1.StateActive)
 }
 
-// lostNode is about node-2 with its pods and its node agent.
+// lostNode tests the loss of node-2 with its pods and its node agent.
 func lostNode(t *testing.T, f *field) {
 	var lost []string
 	for _, p := range f.says(t, v1alpha1.StateActive, "4/4", "moved", "new-e", "new-f", "slow").Pods {

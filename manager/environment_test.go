@@ -29,10 +29,10 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// guard gives the chart's objects by which the API server checks who may read environments.
+// guard returns the chart's objects with which the API server checks who may read environments.
 func guard(t *testing.T) []client.Object { return policy(t, plain(t, "environment.yaml")) }
 
-// policy gives the policy, and its binding, of the first two documents.
+// policy returns the policy and its binding from the first two documents.
 func policy(t *testing.T, documents []string) []client.Object {
 	t.Helper()
 	policy, binding := &admissionv1.ValidatingAdmissionPolicy{}, &admissionv1.ValidatingAdmissionPolicyBinding{}
@@ -66,7 +66,7 @@ func (a *nodeAgent) environments(t *testing.T,
 	return cancel
 }
 
-// shows answers with a variable that tells which container was asked for.
+// shows answers with a variable that names the container that was asked for.
 func shows(q *agentpb.EnvironmentQuestion) *agentpb.EnvironmentAnswer {
 	return &agentpb.EnvironmentAnswer{Variables: [][]byte{[]byte("OF=" + q.GetPodUid() + "/" +
 		q.GetContainerId()), []byte("BYTES=\xff\n")}}

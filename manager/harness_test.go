@@ -114,7 +114,7 @@ func (k *kube) review(r *authv1.TokenReview) {
 	}
 }
 
-// uid gives every object one of its own, as the API server does.
+// create gives each object a UID, as the API server does.
 func (k *kube) create(t *testing.T, objects ...client.Object) {
 	t.Helper()
 	for _, o := range objects {
@@ -132,7 +132,7 @@ func (k *kube) intercept(t *testing.T, name string) *v1alpha1.Intercept {
 	return ic
 }
 
-// until waits for an intercept to be in a state, and gives it.
+// until waits until an intercept is in a state, and returns it.
 func (k *kube) until(t *testing.T, name string, state v1alpha1.State) *v1alpha1.Intercept {
 	t.Helper()
 	var last *v1alpha1.Intercept
@@ -297,7 +297,7 @@ func template() corev1.PodTemplateSpec {
 	}}
 }
 
-// shop creates the Deployment, its ReplicaSet and its service, and gives the ReplicaSet.
+// shop creates the Deployment, its ReplicaSet and its service, and returns the ReplicaSet.
 func (k *kube) shop(t *testing.T) *appsv1.ReplicaSet {
 	t.Helper()
 	selector := &metav1.LabelSelector{MatchLabels: map[string]string{"app": "orders"}}

@@ -22,21 +22,21 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// Scheme knows the kinds that the manager works with.
+// Scheme returns the kinds with which the manager works.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
 		authv1.AddToScheme, authzv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
-		utilruntime.Must(add(s)) // fails only if two packages claim one kind
+		utilruntime.Must(add(s)) // it fails only if two packages register one kind
 	}
 	return s
 }
 
-// NewClient makes a client of the API server. It knows where the kinds are, so that it needs no
-// discovery, and works as soon as they exist.
+// NewClient returns a client of the API server. It knows the resources of all kinds. So it needs no
+// discovery, and works as soon as the kinds exist.
 func NewClient(config *rest.Config) (client.WithWatch, error) {
 	config = rest.CopyConfig(config)
-	config.QPS = -1 // the API server shares itself out; a queue here would only delay people
+	config.QPS = -1 // the API server has its own priority and fairness; a limit here would only add delay
 	config.UserAgent = "sidestep-manager/" + version.Version
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for gv, kinds := range map[schema.GroupVersion][]string{

@@ -43,10 +43,10 @@ import (
 )
 
 const (
-	// drain is how long tunnels may go on after the manager has been told to stop.
+	// drain is how long tunnels may last after the manager has been told to stop.
 	drain = 5 * time.Second
-	// maxReport is the size in bytes of the largest message that is taken in: the report of a node
-	// with very many intercepts.
+	// maxReport bounds a received message, in bytes. The largest is the report of a node with very
+	// many intercepts.
 	maxReport = 8 << 20
 	// handshakeTimeout bounds the handshakes of TLS and HTTP/2 on a connection.
 	handshakeTimeout = 20 * time.Second
@@ -61,18 +61,18 @@ type Manager struct {
 	grpc       *grpc.Server
 	laptops    *grpc.Server // over upgraded requests
 	connects   *web.Connects
-	keeper     *certificate.Keeper // nil: certificates are somebody else's
+	keeper     *certificate.Keeper // nil: another party manages the certificates
 	tracker    *certificate.Tracker
 	metrics    *prometheus.Registry
-	// gate is before the calls of both services.
+	// gate stands before the calls of both services.
 	gate *gate.Gate
-	// gates makes one for a port.
+	// gates returns the gate of a port.
 	gates     func(gate.Limits) *gate.Gate
 	closing   chan struct{}
 	listening atomic.Bool
 }
 
-// New puts the parts together. Nothing runs yet.
+// New puts the parts together. Run starts them.
 func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	m := &Manager{options: o, log: log, metrics: newMetrics(), closing: make(chan struct{})}
 	config, err := m.certificates(c)
@@ -125,8 +125,8 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		ToPod: toPod.Serve,
 	}
 	clientpb.RegisterClientsServer(m.grpc, laptops.NewService(clients))
-	// The ports for HTTP are open to more peers than that for gRPC: nobody gets to the node agents'
-	// service there, nor uses up all sessions.
+	// More peers reach the HTTP ports than the gRPC port. Through them nobody reaches the node
+	// agents' service, or uses up all sessions.
 	clients.Limit = laptops.MaxSessions / 2
 	m.laptops = grpc.NewServer(secure...)
 	m.connects = web.NewConnects(log, m.metrics)
@@ -134,15 +134,15 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	return m, nil
 }
 
-// openGates makes what stands before the ports.
+// openGates creates the gates of the ports.
 func (m *Manager) openGates() {
 	known, refused := gate.NewKnown(), gate.NewMetrics(m.metrics)
 	m.gates = func(limits gate.Limits) *gate.Gate { return gate.New(limits, known, refused) }
 	m.gate = m.gates(gate.Laptops())
 }
 
-// certificates returns TLS with certificates that the manager keeps itself or, where no Secret is
-// named, with those that somebody else renews in a directory.
+// certificates returns TLS with certificates that the manager keeps itself or, if no Secret is
+// named, with those that another party renews in a directory.
 func (m *Manager) certificates(c client.Client) (*tls.Config, error) {
 	m.tracker = certificate.NewTracker(time.Now)
 	if m.options.TLSSecret == "" {
@@ -165,7 +165,7 @@ func (m *Manager) certificates(c client.Client) (*tls.Config, error) {
 // listeners are the manager's ports.
 type listeners struct{ grpc, http, connect net.Listener }
 
-// Run works until ctx is done, then gives tunnels a moment to end.
+// Run works until ctx is done, and then gives tunnels a moment to end.
 func (m *Manager) Run(ctx context.Context) error {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
@@ -187,7 +187,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	return m.serve(ctx, on)
 }
 
-// close closes those that are open.
+// close closes the open listeners.
 func (l listeners) close() {
 	for _, one := range []net.Listener{l.grpc, l.http, l.connect} {
 		if one != nil {
@@ -255,8 +255,8 @@ func (m *Manager) serve(ctx context.Context, on listeners) error {
 		<-ctx.Done()
 		m.log.Info("stopping")
 		m.listening.Store(false)
-		// The controller goes first: that this manager lets go of laptops and node agents is no
-		// news about them.
+		// The controller ends first: that this manager disconnects laptops and node agents must
+		// change no status.
 		<-decided
 		m.stop()
 		var err error
@@ -268,8 +268,8 @@ func (m *Manager) serve(ctx context.Context, on listeners) error {
 	return group.Wait()
 }
 
-// stop ends every call: sessions, assignments and parked streams at once, tunnels when they are
-// done or their time is up.
+// stop ends every call: sessions, assignments and parked streams at once, and tunnels when they are
+// done or drain has passed.
 func (m *Manager) stop() {
 	close(m.closing)
 	var both sync.WaitGroup
@@ -283,7 +283,7 @@ func (m *Manager) stop() {
 	both.Wait()
 }
 
-// targets gives the plan the methods that connections to pods need.
+// targets adapts the plan to carry/outbound.
 type targets struct{ *plan.Plan }
 
 func (p targets) Targets(interceptUID string) (keyHash string, all []outbound.Target) {

@@ -14,7 +14,7 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// ask changes the port that an intercept asks for, and gives the generation by which it does.
+// ask changes the port that an intercept asks for, and returns the generation of that change.
 func (k *kube) ask(t *testing.T, name, port string) int64 {
 	t.Helper()
 	ic := k.intercept(t, name)
@@ -105,8 +105,8 @@ func TestMoveThatFailsChangesNothing(t *testing.T) {
 	assert.Equal(t, v1alpha1.StateConflict, k.intercept(t, "carol").Status.State,
 		"nobody else got the port meanwhile")
 
-	// A move that waits for somebody takes place when they have gone, and then the next has what
-	// was left.
+	// A move that waits for another intercept takes place when that one has gone, and then the next
+	// one gets the port that became free.
 	generation := k.ask(t, "alice", "grpc")
 	k.answers(t, "alice", generation, v1alpha1.StateConflict, "grpc")
 	require.NoError(t, k.Delete(t.Context(), k.intercept(t, "bob")))

@@ -26,7 +26,7 @@ func (n nodes) list() []*clientpb.NodeAgent {
 	return all
 }
 
-// traffic tells a session of the connections to its intercepts, of what its wiretaps got, and of the
+// traffic returns, for a session, the connections to its intercepts, what its wiretaps got, and the
 // requests that its laptop answered and did not answer.
 func (n nodes) traffic(keyHash string) []*clientpb.InterceptTraffic {
 	counted := map[string]*clientpb.InterceptTraffic{}

@@ -54,8 +54,8 @@ func (k *kube) held(t *testing.T, ic *v1alpha1.Intercept, service, port string, 
 	require.NoError(t, k.Status().Update(t.Context(), ic))
 }
 
-// rule makes conditions of words such as "x-dev=alice", "x-dev~al.*" and "/api" (equal), "/api*"
-// (prefix), "~/a.*" (path by expression).
+// rule parses conditions such as "x-dev=alice", "x-dev~al.*" and "/api" (equal), "/api*" (prefix),
+// "~/a.*" (path by expression).
 func rule(words string) *v1alpha1.HTTPMatch {
 	m := &v1alpha1.HTTPMatch{}
 	for word := range strings.FieldsSeq(words) {
@@ -195,8 +195,8 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 	t.Run("by rules, as the manager compares them", func(t *testing.T) { compareRules(t, k, like, refused) })
 }
 
-// compareRules has each rule meet each. What is refused must overlap by the manager's word too, and
-// what overlaps is refused but where expressions for paths are not the same.
+// compareRules compares each rule with each. What the policy refuses must overlap in the manager's
+// opinion too. What overlaps must be refused, unless expressions for paths differ.
 func compareRules(t *testing.T, k *kube, like func(func(*v1alpha1.InterceptSpec)) *v1alpha1.Intercept,
 	refused func(*v1alpha1.Intercept) error) {
 	rules := []string{

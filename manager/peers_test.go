@@ -63,7 +63,7 @@ func (r *running) agentSaying(t *testing.T, hello *agentpb.Hello, token string,
 	var err error
 	a.stream, err = agentpb.NewAgentsClient(a.conn).Attach(ctx)
 	require.NoError(t, err)
-	// which is to say: refused already
+	// it has been refused already
 	if err := a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: hello}}); err != io.EOF {
 		require.NoError(t, err)
 	}
@@ -150,7 +150,7 @@ func (a *nodeAgent) has(t *testing.T, want ...string) {
 	want = append([]string{}, want...)
 	slices.Sort(want)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		have := a.targets() // by UIDs, which an API server gives at random
+		have := a.targets() // by UIDs, which an API server chooses at random
 		slices.Sort(have)
 		assert.Equal(c, want, have)
 	}, patient, often)
@@ -168,7 +168,7 @@ func (a *nodeAgent) open(t *testing.T, interceptUID string) (*tunnel.Conn, conte
 	return c, cancel
 }
 
-// opened gives the answer to a tunnel.
+// opened returns the answer to a tunnel.
 func opened(t *testing.T, c *tunnel.Conn) *tunnelpb.Opened {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patient)
@@ -178,7 +178,7 @@ func opened(t *testing.T, c *tunnel.Conn) *tunnelpb.Opened {
 	return answer
 }
 
-// laptop plays a client. It parks as many streams as it is told to, and hands out those that are
+// laptop plays a client. It parks as many streams as it is asked for, and passes on those that are
 // taken.
 type laptop struct {
 	conn    *grpc.ClientConn

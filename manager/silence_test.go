@@ -47,7 +47,7 @@ func newWire(t *testing.T, to string) *wire {
 	return w
 }
 
-// pump passes bytes on until the wire is cut; then it reads on, and tells nobody.
+// pump passes bytes on until the wire is cut. Then it reads on and drops them.
 func (w *wire) pump(to, from net.Conn) {
 	defer to.Close()
 	buffer := make([]byte, 32<<10)

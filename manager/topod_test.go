@@ -24,7 +24,7 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// parks lets the node agent take connections to pods, which send back what they get.
+// parks makes the node agent accept connections to pods, which echo what they receive.
 func (a *nodeAgent) parks(t *testing.T) (opens <-chan *tunnelpb.Open, stop context.CancelFunc) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -15,8 +15,7 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// dns gives service orders a port 53 of TCP and one of UDP, both of which lead to port 5353 of the
-// pods.
+// dns adds a TCP port 53 and a UDP port 53 to service orders. Both lead to port 5353 of the pods.
 func (k *kube) dns(t *testing.T) {
 	t.Helper()
 	svc := &corev1.Service{}
@@ -94,7 +93,7 @@ func TestPortThatIsAddedChangesNoProtocol(t *testing.T) {
 	k.until(t, "alice", v1alpha1.StateActive)
 	svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: "http", Port: 80})
 	require.NoError(t, k.Update(t.Context(), svc))
-	k.pod(t, rs, "p2", "node-1") // after which the change has been seen
+	k.pod(t, rs, "p2", "node-1") // once it is steered, the change has been seen
 	require.Eventually(t, func() bool { return k.intercept(t, "alice").Status.Coverage == "2/2" },
 		patient, often)
 	tcp, udp := a.ports()

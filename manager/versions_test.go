@@ -16,7 +16,7 @@ import (
 	"sidestep.dev/sidestep/api/v1alpha1"
 )
 
-// fromTheFuture gives a message a field that nobody here knows.
+// fromTheFuture adds a field to a message that this version does not know.
 func fromTheFuture[M proto.Message](m M) M {
 	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000,
 		protowire.BytesType), "of the future"))
@@ -43,7 +43,7 @@ func TestNodeAgentsOfOtherVersions(t *testing.T) {
 	older.has(t, "p1:8080=alice")
 	newer.has(t, "p2:8080=alice")
 
-	// One that speaks another protocol is refused, and whoever looks at the intercept is told.
+	// A client that speaks another protocol is refused, and the intercept's status says so.
 	older.cancel()
 	k.until(t, "alice", v1alpha1.StatePending)
 	refused := m.agentSaying(t, &agentpb.Hello{Node: "node-1", Protocol: 2, Version: "v99.0.0"}, "node/node-1")

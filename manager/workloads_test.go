@@ -50,14 +50,14 @@ func startReal(t *testing.T, rights *rest.Config) *running {
 	return m
 }
 
-// realAgent is a node agent with a token such as the kubelet gives it.
+// realAgent returns a node agent with a token such as the kubelet mounts.
 func (r *running) realAgent(t *testing.T, k *kube, node string) *nodeAgent {
 	t.Helper()
 	return r.agentWith(t, node, k.token(t, "sidestep-nodeagent", node))
 }
 
-// podOf makes a pod as the controller of its owner does, which runs nowhere yet; owner "" is
-// nobody.
+// podOf creates a pod as the controller of its owner does. It runs nowhere yet. An owner of ""
+// means none.
 func (k *kube) podOf(t *testing.T, kind string, owner client.Object, name, node string,
 	labels map[string]string) *corev1.Pod {
 	t.Helper()

@@ -16,25 +16,25 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// The ValidatingAdmissionPolicies, and their bindings, that the manager relies on.
+// ValidatingAdmissionPolicies, and their bindings, on which the manager relies.
 const (
 	// EnvironmentPolicy admits spec.environment only from those who may read environments.
 	EnvironmentPolicy = names.Environment
-	// HolderPolicy vouches for spec.client.user of Intercepts.
+	// HolderPolicy ensures that spec.client.user of an Intercept is its creator.
 	HolderPolicy = "sidestep-holder"
-	// LoginPolicy vouches for the user and the groups of Logins.
+	// LoginPolicy ensures that a Login names the user and the groups of its creator.
 	LoginPolicy = "sidestep-login"
 	// RightsPolicy admits ports of pods, wiretaps and whole ports only from those who may have them.
 	RightsPolicy = "sidestep-rights"
 )
 
 const (
-	// guardFor is how long a policy that was in force is taken to be so.
+	// guardFor is how long a policy that was in force counts as in force.
 	guardFor = 30 * time.Second
-	// guardAgain is how long one that was not is taken not to be.
+	// guardAgain is how long a policy that was not in force counts as such.
 	guardAgain = 2 * time.Second
-	// settle is the time that API servers take until they enforce a policy that has been created:
-	// they look for new ones every second.
+	// settle is how long API servers take to enforce a policy that has been created: they look for
+	// new ones every second.
 	settle = 2 * time.Second
 )
 
@@ -47,20 +47,20 @@ type Guard struct {
 	known map[string]guarded
 }
 
-// guarded is what was found out about one policy.
+// guarded is what is known about one policy.
 type guarded struct {
 	asked   time.Time
 	inForce bool
-	since   time.Time // what was created later, it has admitted
+	since   time.Time // it has admitted what was created after this
 }
 
-// NewGuard makes a Guard that reads what is in the cluster now.
+// NewGuard returns a Guard that reads from c, which must not be a cache.
 func NewGuard(c client.Reader, now func() time.Time) *Guard {
 	return &Guard{client: c, now: now, known: map[string]guarded{}}
 }
 
-// InForce reports whether a policy has been in force lately. What was created after since, the
-// policy has admitted. While the API server does not answer, what it said last holds.
+// InForce reports whether a policy is in force, from a recent look. The policy has admitted what
+// was created after since. While the API server does not answer, its last answer holds.
 func (g *Guard) InForce(ctx context.Context, policy string) (since time.Time, inForce bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -80,7 +80,8 @@ func (g *Guard) InForce(ctx context.Context, policy string) (since time.Time, in
 	case err != nil:
 		return time.Time{}, false, err
 	case asked && !last.inForce && now.inForce && now.since.Before(now.asked):
-		// It was there, and something else about it was wrong: what was made meanwhile proves nothing.
+		// The policy was there, and something else was wrong with it. What was created meanwhile
+		// proves nothing.
 		now.since = now.asked
 	case asked && last.inForce && now.inForce && now.since.Before(last.since):
 		now.since = last.since

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package access decides, at the moment of use, who may have what lies in a pod: today the
+// Package access decides, at the moment of use, who may have what is in a pod: today the
 // environment of a container.
 package access
 
@@ -36,16 +36,16 @@ const (
 
 // Keeper decides who may have which environment.
 type Keeper struct {
-	// Client reads what is in the cluster now: no copy that may be old.
+	// Client reads from the API server, and not from a cache that may be stale.
 	Client client.Reader
 	Guard  *Guard
-	// Pod gives a pod as it was lately, or nil.
+	// Pod returns a recent version of a pod, or nil.
 	Pod func(namespace, name string) *corev1.Pod
 	Ask func(ctx context.Context, node, podUID, containerID string) ([][]byte, error)
 	Log *slog.Logger
 }
 
-// Release gives the session with this key the environment of the container that it intercepts, or a
+// Release returns the environment of the container that the session with this key intercepts, or a
 // gRPC status.
 func (k *Keeper) Release(ctx context.Context, keyHash string,
 	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
@@ -70,8 +70,8 @@ func (k *Keeper) Release(ctx context.Context, keyHash string,
 	return reply, nil
 }
 
-// intercept gives the Intercept if the session may have the environment of its container. Of
-// others' it does not even say that they exist.
+// intercept returns the Intercept if the session may have the environment of its container. It does
+// not disclose whether others' Intercepts exist.
 func (k *Keeper) intercept(ctx context.Context, keyHash string,
 	req *clientpb.EnvironmentRequest) (*v1alpha1.Intercept, error) {
 	ic := &v1alpha1.Intercept{}
@@ -99,7 +99,7 @@ var errUnguarded = status.Errorf(codes.FailedPrecondition,
 	"environments are given to nobody: the ValidatingAdmissionPolicy %s, "+
 		"by which the API server checks who may read them, is missing or not in force", EnvironmentPolicy)
 
-// guarded makes sure that the API server checks who may set spec.environment.
+// guarded checks that the API server enforces who may set spec.environment.
 func (k *Keeper) guarded(ctx context.Context) error {
 	switch inForce, err := k.Guard.Now(ctx, EnvironmentPolicy); {
 	case err != nil:
@@ -111,7 +111,7 @@ func (k *Keeper) guarded(ctx context.Context) error {
 	return nil
 }
 
-// read reads the environment in the oldest ready pod where that can be done.
+// read reads the environment in the oldest ready pod where that is possible.
 func (k *Keeper) read(ctx context.Context, ic *v1alpha1.Intercept) (*clientpb.EnvironmentReply, error) {
 	pods := k.candidates(ic)
 	if len(pods) == 0 {
@@ -133,7 +133,7 @@ func (k *Keeper) read(ctx context.Context, ic *v1alpha1.Intercept) (*clientpb.En
 	return nil, status.Error(codes.Unavailable, strings.Join(problems, "; "))
 }
 
-// candidates returns the pods that the intercept counts, the oldest ready one first.
+// candidates returns the pods in the intercept's status, the oldest ready one first.
 func (k *Keeper) candidates(ic *v1alpha1.Intercept) []*corev1.Pod {
 	var pods []*corev1.Pod
 	for _, st := range ic.Status.Pods {
@@ -169,7 +169,7 @@ func (k *Keeper) readPod(ctx context.Context, ic *v1alpha1.Intercept,
 		Container: name, Pod: pod.Name}, nil
 }
 
-// containerID is the runtime's ID of a container that runs now.
+// containerID returns the runtime's ID of a running container.
 func containerID(pod *corev1.Pod, name string) (string, error) {
 	for _, c := range slices.Concat(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses) {
 		if c.Name != name {
@@ -187,8 +187,8 @@ func containerID(pod *corev1.Pod, name string) (string, error) {
 	return "", fmt.Errorf("it has no container %q", name)
 }
 
-// declared are the names of the variables that the pod's specification sets one by one. Those by
-// envFrom are in objects that the manager may not read.
+// declared returns the names of the variables that the pod's specification sets one by one. Those
+// by envFrom are in objects that the manager may not read.
 func declared(spec *corev1.PodSpec, name string) []string {
 	var names []string
 	for _, c := range slices.Concat(spec.Containers, spec.InitContainers) {

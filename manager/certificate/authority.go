@@ -20,7 +20,7 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// backdated is how far back certificates are valid, for peers whose clock is behind.
+// backdated is how far back certificates are valid, for peers whose clock is slow.
 const backdated = 5 * time.Minute
 
 // authority is a certificate authority with its key.
@@ -29,7 +29,7 @@ type authority struct {
 	key  crypto.Signer
 }
 
-// newAuthority makes an authority that is valid for so long.
+// newAuthority returns an authority that is valid for lifetime.
 func newAuthority(now time.Time, lifetime time.Duration) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -40,7 +40,7 @@ func newAuthority(now time.Time, lifetime time.Duration) (*authority, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		// The serial number in the name tells authorities apart that follow one another.
+		// The serial number in the name tells successive authorities apart.
 		SerialNumber: serial, Subject: pkix.Name{CommonName: names.CA, SerialNumber: serial.Text(16)},
 		NotBefore: now.Add(-backdated), NotAfter: now.Add(lifetime),
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
@@ -57,7 +57,7 @@ func newAuthority(now time.Time, lifetime time.Duration) (*authority, error) {
 	return &authority{cert, key}, nil
 }
 
-// issue makes a server's certificate for these names. It ends with the authority at the latest.
+// issue returns a server's certificate for these names. It expires no later than the authority.
 func (a *authority) issue(now time.Time, lifetime time.Duration, names []string) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -109,7 +109,7 @@ func encodeCerts(certs []*x509.Certificate) []byte {
 	return out.Bytes()
 }
 
-// parseCerts returns the certificates in PEM, without what cannot be read.
+// parseCerts returns the certificates in PEM, and skips what it cannot parse.
 func parseCerts(text []byte) []*x509.Certificate {
 	var all []*x509.Certificate
 	for {
@@ -134,7 +134,7 @@ func encodeKey(key crypto.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// parseAuthority returns the authority in PEM; nil if there is none.
+// parseAuthority parses the authority in PEM. It returns nil if there is none.
 func parseAuthority(cert, key []byte) (*authority, error) {
 	if len(cert) == 0 || len(key) == 0 {
 		return nil, nil

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package certificate has the certificate that the manager shows. The manager keeps it itself,
-// with the authority behind it, in a Secret (Keeper), or somebody else renews it in a directory
+// Package certificate provides the manager's server certificate. Either the manager keeps it in a
+// Secret, with the authority that issues it (Keeper), or another party renews it in a directory
 // (Files), as Kubernetes does with a mounted Secret. Neither needs a restart.
 package certificate
 
@@ -17,7 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// checkEvery is how often, at most, handshakes look whether the files have changed.
+// checkEvery is the shortest pause between two checks, by handshakes, whether the files have
+// changed.
 const checkEvery = time.Second
 
 // Files is a certificate and its key in files. It is safe for concurrent use.
@@ -26,11 +27,11 @@ type Files struct {
 
 	mu      sync.Mutex
 	checked time.Time
-	seen    [2]time.Time // modification times of what is loaded
+	seen    [2]time.Time // modification times of the loaded files
 	loaded  *tls.Certificate
 }
 
-// FromDir reads tls.crt and tls.key of a directory.
+// FromDir reads tls.crt and tls.key in a directory.
 func FromDir(dir string) (*Files, error) {
 	f := &Files{cert: filepath.Join(dir, "tls.crt"), key: filepath.Join(dir, "tls.key")}
 	seen, err := f.times()
@@ -61,7 +62,7 @@ func (f *Files) load(seen [2]time.Time) error {
 	return nil
 }
 
-// Get gives the present certificate. While the files are being changed, or are broken, the last
+// Get returns the present certificate. While the files are being changed, or are broken, the last
 // good one stays.
 func (f *Files) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
@@ -69,13 +70,13 @@ func (f *Files) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if time.Since(f.checked) >= checkEvery {
 		f.checked = time.Now()
 		if seen, err := f.times(); err == nil && seen != f.seen {
-			_ = f.load(seen) // tried again at a later handshake
+			_ = f.load(seen) // a later handshake tries again
 		}
 	}
 	return f.loaded, nil
 }
 
-// ServerConfig is TLS for a server that shows this certificate.
+// ServerConfig returns TLS for a server with this certificate.
 func (f *Files) ServerConfig() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: f.Get}
 }

@@ -37,8 +37,8 @@ type KeeperConfig struct {
 	Now         func() time.Time
 }
 
-// Keeper keeps the manager's authority and its certificate, and replaces both in time. The record
-// is a Secret; what others are to trust is a ConfigMap. It is safe for concurrent use.
+// Keeper keeps the manager's authority and its certificate, and replaces both in time. It stores
+// them in a Secret, and what others have to trust in a ConfigMap. It is safe for concurrent use.
 type Keeper struct {
 	cfg KeeperConfig
 
@@ -47,7 +47,7 @@ type Keeper struct {
 	ca     *x509.Certificate
 }
 
-// NewKeeper returns a Keeper; Run makes it work.
+// NewKeeper returns a Keeper. Run makes it work.
 func NewKeeper(cfg KeeperConfig) *Keeper {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -67,7 +67,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			return
 		case err == nil:
 			said = ""
-		case err.Error() != said: // once, and not every ten seconds
+		case err.Error() != said: // log it once, and not every ten seconds
 			said = err.Error()
 			k.cfg.Log.Error("certificates not kept", "error", err)
 		}
@@ -79,7 +79,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// Check does once what is due.
+// Check does what is due.
 func (k *Keeper) Check(ctx context.Context) error {
 	var secret corev1.Secret
 	if err := k.cfg.Client.Get(ctx, k.key(k.cfg.Secret), &secret); err != nil {
@@ -106,7 +106,7 @@ func (k *Keeper) Check(ctx context.Context) error {
 	if !same(before, &secret) {
 		err := k.cfg.Client.Update(ctx, &secret)
 		if apierrors.IsConflict(err) {
-			return nil // somebody else has changed it: the next look sees how
+			return nil // another party has changed it; the next check reads it
 		}
 		if err != nil {
 			return fmt.Errorf("update Secret %s: %w", k.cfg.Secret, err)
@@ -149,7 +149,8 @@ func same(a, b *corev1.Secret) bool {
 	return true
 }
 
-// publish puts the certificates to trust into the ConfigMap. What else is in it stays.
+// publish writes the certificates to trust into the ConfigMap, and leaves its other keys as they
+// are.
 func (k *Keeper) publish(ctx context.Context, trusted *corev1.ConfigMap, bundle []*x509.Certificate) error {
 	text := string(encodeCerts(bundle))
 	if strings.TrimSpace(trusted.Data[names.CACert]) == strings.TrimSpace(text) {
@@ -170,7 +171,7 @@ func (k *Keeper) key(name string) client.ObjectKey {
 	return client.ObjectKey{Namespace: k.cfg.Namespace, Name: name}
 }
 
-// Certificate returns the certificate to show at present.
+// Certificate returns the present server certificate.
 func (k *Keeper) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -187,7 +188,7 @@ func (k *Keeper) Ready() bool {
 	return k.server != nil
 }
 
-// ServerConfig is TLS for a server that shows the certificate.
+// ServerConfig returns TLS for a server with the certificate.
 func (k *Keeper) ServerConfig() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: k.Certificate}
 }

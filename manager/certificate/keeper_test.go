@@ -24,7 +24,7 @@ type house struct {
 	*Keeper
 	client    client.WithWatch
 	now       time.Time
-	connected bool // somebody is still connected from before a switch
+	connected bool // a peer is still connected from before a switch
 }
 
 // newHouse has what the chart leaves in the Secret and the ConfigMap.
@@ -104,7 +104,8 @@ func (h *house) annotate(t *testing.T, value string) {
 	require.NoError(t, h.client.Update(t.Context(), &s))
 }
 
-// released is what releases without rotation have left: an authority whose key nobody has.
+// released returns what releases without rotation have left: an authority whose key was thrown
+// away.
 func released(t *testing.T) (secret map[string][]byte, trusted string) {
 	t.Helper()
 	now := time.Date(2025, 6, 1, 0, 0, 0, 0, time.UTC)

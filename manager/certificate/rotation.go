@@ -14,8 +14,8 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// Keys of the Secret, besides tls.crt and tls.key. The chart, and releases that knew no rotation,
-// put the authority's certificate under ca.crt; only since then is its key kept.
+// Keys of the Secret, besides tls.crt and tls.key. The chart, and releases without rotation, put
+// the authority's certificate under ca.crt. Only since then is its key kept.
 const (
 	authorityCert = names.CACert
 	authorityKey  = "ca.key"
@@ -26,49 +26,49 @@ const (
 
 // Annotations of the Secret.
 const (
-	// RotateAnnotation asks for a new authority: whenever its value changes there will be one.
+	// RotateAnnotation asks for a new authority. Each change of its value starts a rotation.
 	RotateAnnotation = "sidestep.dev/rotate"
 
-	rotatedAnnotation   = "sidestep.dev/rotated" // the value of RotateAnnotation that was obeyed
+	rotatedAnnotation   = "sidestep.dev/rotated" // the value of RotateAnnotation that was last acted on
 	announcedAnnotation = "sidestep.dev/announced"
 	switchedAnnotation  = "sidestep.dev/switched"
 )
 
 // Timing of certificates.
 type Timing struct {
-	Authority time.Duration // an authority's lifetime; its successor comes when a third is left
+	Authority time.Duration // an authority's lifetime; its successor is created when a third is left
 	Server    time.Duration // the server's certificate's lifetime; renewed when a third is left
-	// Announce is how long a new authority is trusted before its certificates are used: the kubelet
-	// takes a minute or two to bring a ConfigMap to node agents.
+	// Announce is how long a new authority is trusted before its certificates are used. The kubelet
+	// takes a minute or two to update a ConfigMap that node agents mount.
 	Announce time.Duration
-	// Overlap is how long, at least, the previous authority stays trusted.
+	// Overlap is how long the previous authority stays trusted at least.
 	Overlap time.Duration
-	// Forget is when the previous authority is given up although connections from its time remain.
+	// Forget is when the previous authority is dropped even if connections from its time remain.
 	Forget time.Duration
-	Check  time.Duration // between looks at the Secret and the ConfigMap
+	Check  time.Duration // between checks of the Secret and the ConfigMap
 }
 
-// DefaultTiming is what installations use.
+// DefaultTiming returns the timing of installations.
 func DefaultTiming() Timing {
 	const day = 24 * time.Hour
 	return Timing{Authority: 730 * day, Server: 90 * day, Announce: 5 * time.Minute, Overlap: time.Hour,
 		Forget: 7 * day, Check: 10 * time.Second}
 }
 
-// state is what is known of the authorities. A rotation goes through these stages: an authority is
-// made (next), published, announced for a while, used (signing), and the one before it (previous)
-// stays trusted until everybody has reconnected.
+// state is what is known of the authorities. In a rotation an authority is created (next),
+// published, announced for a while, and used (signing). The one before it (previous) stays trusted
+// until all peers have reconnected.
 type state struct {
 	signing, next *authority
 	previous      []*x509.Certificate
-	announced     time.Time // since when next is published; zero: not yet
-	switched      time.Time // when signing came into use
+	announced     time.Time // since when next is published; zero: it is not yet
+	switched      time.Time // when signing began to sign
 	requested     string
 	rotated       string
 	server        *tls.Certificate
 }
 
-// readState reads the Secret. adopted is what an authority without a key has left to be trusted.
+// readState reads the Secret. adopted is what must stay trusted of an authority without a key.
 func readState(secret *corev1.Secret) (s state, adopted []*x509.Certificate, err error) {
 	data, notes := secret.Data, secret.Annotations
 	if s.signing, err = parseAuthority(data[authorityCert], data[authorityKey]); err != nil {
@@ -138,7 +138,7 @@ func (s *state) write(secret *corev1.Secret) error {
 	return nil
 }
 
-// bundle returns the certificates that are to be trusted.
+// bundle returns the certificates that have to be trusted.
 func (s *state) bundle(adopted []*x509.Certificate) []*x509.Certificate {
 	var all []*x509.Certificate
 	add := func(c *x509.Certificate) {
@@ -167,7 +167,7 @@ type circumstances struct {
 	names       []string // of the server's certificate
 }
 
-// step takes the next steps that are due, and returns what it did, for the log.
+// step takes the steps that are due, and returns what it did, for the log.
 func (s *state) step(c circumstances, t Timing) (did []string, err error) {
 	say := func(format string, args ...any) { did = append(did, fmt.Sprintf(format, args...)) }
 	usable := s.server != nil && c.now.Before(s.server.Leaf.NotAfter)
@@ -214,12 +214,13 @@ func (s *state) step(c circumstances, t Timing) (did []string, err error) {
 	return did, nil
 }
 
-// announce brings the next authority into use, once it has been published for long enough.
+// announce starts using the next authority once it has been published for long enough.
 func (s *state) announce(c circumstances, t Timing, usable bool, say func(string, ...any)) {
 	published := slices.ContainsFunc(c.published, s.next.cert.Equal)
 	switch {
 	case !published:
-		// It is published after this step. If somebody has taken it away, the time begins anew.
+		// It is published after this step. If another party has removed it from the ConfigMap, the
+		// time starts again.
 		s.announced = time.Time{}
 	case s.announced.IsZero():
 		s.announced = c.now

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Tracker knows when the open connections were made. It is safe for concurrent use.
+// Tracker knows when open connections were made. It is safe for concurrent use.
 type Tracker struct {
 	now func() time.Time
 
@@ -35,7 +35,7 @@ func (t *Tracker) Since(when time.Time) bool {
 	return true
 }
 
-// Credentials returns a server's credentials whose connections are tracked.
+// Credentials wraps a server's credentials, so that their connections are tracked.
 func (t *Tracker) Credentials(c credentials.TransportCredentials) credentials.TransportCredentials {
 	return trackedCredentials{c, t}
 }
@@ -67,8 +67,8 @@ type tracked struct {
 	tracker *Tracker
 }
 
-// forget is called for a connection that is closed or broken. grpc-go closes some of the latter below
-// TLS, and so without a word to this package.
+// forget is called for a connection that is closed or broken. grpc-go closes some broken
+// connections below TLS, without calling Close here.
 func (c *tracked) forget() {
 	c.tracker.mu.Lock()
 	defer c.tracker.mu.Unlock()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package endpoint decides which pods can receive traffic. It follows the rules by which Kubernetes
-// fills EndpointSlices from pods, so that it needs to watch none.
+// fills EndpointSlices from pods, and so needs to watch none.
 package endpoint
 
 import (
@@ -14,7 +14,8 @@ import (
 
 // State is what an EndpointSlice would say of a pod.
 type State struct {
-	// Serving: traffic may be sent to the pod. It is ready, or a service publishes it regardless.
+	// Serving is set if traffic may be sent to the pod: it is ready, or a service publishes it
+	// regardless.
 	Serving bool
 	// Terminating pods get new connections only where no other pod serves.
 	Terminating bool
@@ -38,8 +39,8 @@ func Ready(pod *corev1.Pod) bool {
 // gates are not. `kubectl get pods` shows such a pod as 1/1.
 const gatesNotReady = "ReadinessGatesNotReady"
 
-// Gates returns what the kubelet says of the readiness gates that keep the pod from being ready, or
-// nothing.
+// Gates returns the kubelet's message about the readiness gates that keep the pod from being ready,
+// or "".
 func Gates(pod *corev1.Pod) string {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue && c.Reason == gatesNotReady {
@@ -49,7 +50,7 @@ func Gates(pod *corev1.Pod) string {
 	return ""
 }
 
-// KeepReady returns of a pod's conditions what this package reads.
+// KeepReady returns those of a pod's conditions that this package reads.
 func KeepReady(all []corev1.PodCondition) []corev1.PodCondition {
 	for _, c := range all {
 		if c.Type != corev1.PodReady {
@@ -64,8 +65,8 @@ func KeepReady(all []corev1.PodCondition) []corev1.PodCondition {
 	return nil
 }
 
-// Compare orders pods for being asked or connected to: those that are ready first, and of these the
-// oldest, so that the same pod is chosen for as long as it is there. A pod that is nil is last.
+// Compare orders pods that are asked or connected to: ready ones first, and of these the oldest, so
+// that the same pod is chosen as long as it is there. A nil pod is last.
 func Compare(a, b *corev1.Pod) int {
 	if a == nil || b == nil {
 		return cmp.Compare(missing(a), missing(b))

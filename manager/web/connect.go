@@ -17,22 +17,22 @@ import (
 	"sidestep.dev/sidestep/internal/tunnel"
 )
 
-// Ports by which laptops connect, as the metric names them.
+// Ports on which laptops connect, as the metric names them.
 const (
 	PortConnect = "connect"
 	PortHTTP    = "http"
 )
 
 // Connects is a listener for the connections of HTTP requests that are upgraded to
-// tunnel.UpgradeProtocol. They come through the API server's proxy to pods, which dials the manager
-// itself; a port-forward would also pass the kubelet and the container runtime.
+// tunnel.UpgradeProtocol. They arrive through the API server's pod proxy, which dials the manager
+// itself. A port-forward would also pass through kubelet and container runtime.
 type Connects struct {
 	conns   chan net.Conn
 	over    chan struct{}
 	close   sync.Once
 	log     *slog.Logger
 	counter *prometheus.CounterVec
-	warned  atomic.Int64 // when the last warning about the old port was logged, Unix seconds
+	warned  atomic.Int64 // when the last warning about the old port was logged, in Unix seconds
 }
 
 // NewConnects returns a listener without connections, and registers its metric.
@@ -49,7 +49,7 @@ func NewConnects(log *slog.Logger, metrics prometheus.Registerer) *Connects {
 	return u
 }
 
-// Handler returns the handler of the port that is there for laptops alone.
+// Handler returns the handler of the port for laptops alone.
 func (u *Connects) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+tunnel.UpgradePath, func(w http.ResponseWriter, r *http.Request) {
@@ -58,7 +58,7 @@ func (u *Connects) Handler() http.Handler {
 	return mux
 }
 
-// warnEvery bounds the warnings about laptops that connect by the old port.
+// warnEvery is the shortest pause between warnings about laptops on the old port.
 const warnEvery = 10 * time.Minute
 
 // Old returns the handler for the port of health and metrics, where laptops of the minor version
@@ -84,13 +84,13 @@ func (u *Connects) Accept() (net.Conn, error) {
 	}
 }
 
-// Close makes Accept fail, and ends connections that nobody has accepted.
+// Close makes Accept fail, and closes connections that were not accepted.
 func (u *Connects) Close() error {
 	u.close.Do(func() { close(u.over) })
 	return nil
 }
 
-// Addr is for logs.
+// Addr returns an address for logs.
 func (u *Connects) Addr() net.Addr { return connectsAddr{} }
 
 type connectsAddr struct{}
@@ -112,9 +112,9 @@ func (u *Connects) serve(w http.ResponseWriter, r *http.Request, port string) {
 		return
 	}
 	if limited, ok := conn.(interface{ Pass() }); ok {
-		limited.Pass() // what bounds requests no longer bounds it; the limits of laptops do
+		limited.Pass() // the limits of laptops apply from here on, instead of those of requests
 	}
-	if buffered.Reader.Buffered() > 0 { // nobody may speak before the answer
+	if buffered.Reader.Buffered() > 0 { // the client must not send before the answer
 		_ = conn.Close()
 		return
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Health returns the handler of what Kubernetes and Prometheus ask: /healthz, /readyz and /metrics.
-// ready returns why the manager is not ready, or nil.
+// Health returns the handler of what Kubernetes and Prometheus request: /healthz, /readyz and
+// /metrics. ready returns why the manager is not ready, or nil.
 func Health(ready func() error, metrics prometheus.Gatherer) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })

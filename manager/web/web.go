@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package web serves the manager's HTTP: health and metrics for the cluster on one listener, and the
-// way in for laptops on another, each with limits of its own.
+// Package web serves the manager's HTTP: health and metrics for the cluster on one listener, and
+// upgraded requests of laptops on another, each with its own limits.
 package web
 
 import (
@@ -11,15 +11,15 @@ import (
 	"time"
 )
 
-// Limits of a server. Requests are small; what an upgraded connection carries is bounded elsewhere.
+// Limits of a server. Requests are small. What an upgraded connection carries is bounded elsewhere.
 const (
 	headTimeout   = 5 * time.Second
-	answerTimeout = 30 * time.Second // /metrics of a large cluster, to a slow reader
+	answerTimeout = 30 * time.Second // for /metrics of a large cluster to a slow reader
 	idleTimeout   = time.Minute
 	maxHead       = 16 << 10
 )
 
-// NewServer returns a server of HTTP/1 with the limits of this package.
+// NewServer returns an HTTP/1 server with the limits of this package.
 func NewServer(handler http.Handler, log *slog.Logger) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -31,7 +31,7 @@ func NewServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// recovering answers 500 where a handler panics, and logs what happened.
+// recovering answers 500 when a handler panics, and logs the panic.
 func recovering(next http.Handler, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {

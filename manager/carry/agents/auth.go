@@ -20,13 +20,13 @@ import (
 	"sidestep.dev/sidestep/manager/carry/gate"
 )
 
-// nodeNameExtra is where the API server puts the node of the pod that a token is bound to.
+// nodeNameExtra is where the API server puts the node of the pod to which a token is bound.
 const nodeNameExtra = "authentication.kubernetes.io/node-name"
 
 const (
-	// trust is how long a reviewed token is not reviewed again.
+	// trust is how long a reviewed token is accepted without another review.
 	trust = time.Minute
-	// trustStale is how long it may stand in when the API server cannot be asked: traffic is not to
+	// trustStale is how long a review counts while the API server does not answer: traffic must not
 	// stop because of that.
 	trustStale = 10 * time.Minute
 	// reviewTimeout bounds one review.
@@ -34,11 +34,11 @@ const (
 	maxCached     = 20_000
 )
 
-// Review asks the API server about a token and fills in the status.
+// Review sends a TokenReview to the API server and fills in its status.
 type Review func(ctx context.Context, review *authv1.TokenReview) error
 
-// Authenticator tells which node a call comes from, by the service-account token that it carries.
-// It is safe for concurrent use.
+// Authenticator determines the node of a call from its service-account token. It is safe for
+// concurrent use.
 type Authenticator struct {
 	review   Review
 	audience string
@@ -56,7 +56,8 @@ type identity struct {
 	at   time.Time
 }
 
-// NewAuthenticator accepts tokens of one service account for one audience.
+// NewAuthenticator returns an Authenticator that accepts tokens of one service account for one
+// audience.
 func NewAuthenticator(review Review, audience, namespace, serviceAccount string) *Authenticator {
 	return &Authenticator{
 		review: review, audience: audience,
@@ -65,7 +66,7 @@ func NewAuthenticator(review Review, audience, namespace, serviceAccount string)
 	}
 }
 
-// Node gives the node that the caller's token is bound to, or a gRPC status.
+// Node returns the node to which the caller's token is bound, or a gRPC status.
 func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	values := md.Get("authorization")
@@ -87,7 +88,7 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 		conn.Prove()
 		return cached.node, nil
 	}
-	// The review outlives a caller who gives up: others may wait for the same.
+	// The review continues if the caller gives up: others may wait for the same one.
 	found, err, _ := a.flights.Do(string(key[:]),
 		func() (any, error) { return a.ask(context.WithoutCancel(ctx), conn.Host(), token) })
 	switch {
@@ -104,7 +105,7 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// ask returns the node of a token that has come from an address.
+// ask returns the node of a token that came from an address.
 func (a *Authenticator) ask(ctx context.Context, address, token string) (node string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package agents is the gRPC service that node agents talk to: it checks who they are, sends each
-// its node's assignment, takes in their reports and hands their tunnels to the relay.
+// Package agents is the gRPC service for node agents: it authenticates them, sends each its node's
+// assignment, receives their reports and passes their tunnels to the relay.
 package agents
 
 import (
@@ -24,8 +24,8 @@ import (
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
-// pause is the least time between two assignments to one agent: what happens meanwhile travels in
-// one message.
+// pause is the shortest time between two assignments to one agent. Changes meanwhile go into one
+// message.
 const pause = 5 * time.Millisecond
 
 // Relay carries tunnels to laptops.
@@ -44,7 +44,7 @@ type Config struct {
 	Plan          *plan.Plan
 	Relay         Relay
 	Environments  Environments
-	Lot           *parking.Lot // of streams on which laptops' connections reach pods, by node
+	Lot           *parking.Lot // of the streams on which laptops' connections reach pods, by node
 	Log           *slog.Logger
 	Closing       <-chan struct{} // closed when the manager shuts down
 }
@@ -55,7 +55,7 @@ type Service struct {
 	cfg Config
 }
 
-// NewService makes the service.
+// NewService returns the service.
 func NewService(cfg Config) *Service { return &Service{cfg: cfg} }
 
 var (
@@ -87,7 +87,7 @@ func (s *Service) Attach(stream attachStream) error {
 	case hello.Protocol != version.Protocol:
 		why := fmt.Sprintf("the traffic manager (%s) speaks protocol %d and the node agent (%s) protocol %d: install the same version of both",
 			version.Version, version.Protocol, hello.Version, hello.Protocol)
-		if s.cfg.Plan.Refuse(node, why) { // it comes again every second
+		if s.cfg.Plan.Refuse(node, why) { // it tries again every second
 			s.cfg.Log.Warn("node agent refused", "node", node, "reason", why)
 		}
 		return status.Error(codes.FailedPrecondition, why)
@@ -97,8 +97,8 @@ func (s *Service) Attach(stream attachStream) error {
 		return errClosing
 	default:
 	}
-	// Until everything has been resolved the assignment would lack pods, and the node agent would
-	// let go of them.
+	// Until everything has been resolved, the assignment would lack pods, and the node agent would
+	// drain them.
 	select {
 	case <-s.cfg.Plan.Opened():
 	case <-stream.Context().Done():
@@ -138,7 +138,8 @@ func takeReports(stream attachStream, share *plan.Stream) error {
 	}
 }
 
-// send passes assignments on. Those that nobody has taken yet are never sent: only the newest is.
+// send sends assignments. One that is not received in time is replaced: only the newest one is
+// sent.
 func (s *Service) send(stream attachStream, share *plan.Stream, received <-chan error) error {
 	wake := share.Wake()
 	var rested <-chan time.Time
@@ -164,7 +165,7 @@ func (s *Service) send(stream attachStream, share *plan.Stream, received <-chan 
 	}
 }
 
-// Environments carries questions for environments, and the node agent's answers.
+// Environments carries requests for environments, and the node agent's answers.
 func (s *Service) Environments(stream environments.Stream) error {
 	node, err := s.cfg.Authenticator.Node(stream.Context())
 	if err != nil {
@@ -173,7 +174,7 @@ func (s *Service) Environments(stream environments.Stream) error {
 	return s.cfg.Environments.Serve(node, stream)
 }
 
-// AcceptToPod keeps a stream for a laptop's connection to a port of a pod.
+// AcceptToPod parks a stream for a laptop's connection to a port of a pod.
 func (s *Service) AcceptToPod(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
 	node, err := s.cfg.Authenticator.Node(stream.Context())
 	if err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package environments asks node agents for the environment of containers, over streams that the
+// Package environments asks node agents for the environments of containers, over streams that the
 // node agents keep open. manager/access decides who may have an answer.
 package environments
 
@@ -18,32 +18,32 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 )
 
-// concurrent bounds how many questions are open at all node agents together, and so the memory that
-// answers can take.
+// concurrent bounds the open questions at all node agents together, and so the memory that answers
+// can take.
 const concurrent = 16
 
-// perNode bounds the streams of one node. An upgrade has two for a while, and a broken one may still
-// be there.
+// perNode bounds the streams of one node. During an upgrade there are two, and a broken one may
+// still be there.
 const perNode = 4
 
-// arrival is how long a question waits for a node agent: one that has just attached opens its
+// arrival is how long a question waits for a node agent. One that has just attached opens its
 // stream a moment later.
 const arrival = 2 * time.Second
 
 var errGone = errors.New("the node agent has gone")
 
-// Stream is one on which a node agent answers questions.
+// Stream is the stream on which a node agent answers questions.
 type Stream = grpc.BidiStreamingServer[agentpb.EnvironmentAnswer, agentpb.EnvironmentQuestion]
 
-// Agents holds the streams of the node agents. It is safe for concurrent use.
+// Agents has the streams of the node agents. It is safe for concurrent use.
 type Agents struct {
 	closing <-chan struct{}
 	slots   chan struct{}
 
 	mu    sync.Mutex
 	last  uint64
-	lines map[string][]*line // by node, the newest last: for a while an upgrade has two
-	came  chan struct{}      // closed and renewed when one has come
+	lines map[string][]*line // by node, the newest last: during an upgrade there are two
+	came  chan struct{}      // closed and replaced when a stream is opened
 }
 
 // line is one node agent's stream.
@@ -55,13 +55,13 @@ type line struct {
 	waiting map[uint64]chan *agentpb.EnvironmentAnswer
 }
 
-// NewAgents makes one that ends its streams when closing is closed.
+// NewAgents returns Agents that end their streams when closing is closed.
 func NewAgents(closing <-chan struct{}) *Agents {
 	return &Agents{closing: closing, slots: make(chan struct{}, concurrent),
 		lines: map[string][]*line{}, came: make(chan struct{})}
 }
 
-// Serve asks the agent on a node questions for as long as it is connected.
+// Serve sends questions to the agent on a node as long as it is connected.
 func (a *Agents) Serve(node string, stream Stream) error {
 	l := &line{
 		questions: make(chan *agentpb.EnvironmentQuestion), gone: make(chan struct{}),
@@ -124,7 +124,7 @@ func (l *line) receive(stream Stream) error {
 	}
 }
 
-// Ask gives the variables of a container's first process, as NAME=VALUE.
+// Ask returns the variables of a container's first process, as NAME=VALUE.
 func (a *Agents) Ask(ctx context.Context, node, podUID, containerID string) ([][]byte, error) {
 	select {
 	case a.slots <- struct{}{}:
@@ -151,7 +151,7 @@ func (a *Agents) Ask(ctx context.Context, node, podUID, containerID string) ([][
 	}
 }
 
-// newest gives a node's newest line, and an ID for a question.
+// newest returns a node's newest line, and an ID for a question.
 func (a *Agents) newest(ctx context.Context, node string) (*line, uint64, error) {
 	timer := time.NewTimer(arrival)
 	defer timer.Stop()

@@ -21,31 +21,31 @@ import (
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
 
-// patience is how long a connection waits for a laptop that is connected and has no stream parked.
-// The node agent gives up after two seconds; answering before that tells it why.
+// patience is how long a connection waits for a connected laptop that has no stream parked. The
+// node agent gives up after two seconds. An earlier answer tells it why.
 const patience = 1500 * time.Millisecond
 
 const (
-	// opening is how long a node agent may take to say what a tunnel is for, which it says with the
-	// tunnel itself. maxOpening bounds the tunnels of one node of which it has not said so.
+	// opening is how long a node agent may take to send OPEN, which it sends together with the
+	// tunnel. maxOpening bounds the tunnels of one node without OPEN.
 	opening    = 10 * time.Second
 	maxOpening = 256
-	// maxTunnels bounds all those of one node. Beyond it connections go to the app.
+	// maxTunnels bounds all tunnels of one node. Beyond it connections go to the app.
 	maxTunnels = 8000
 )
 
-// Plan says whose an intercept's traffic is.
+// Plan returns whose an intercept's traffic is.
 type Plan interface {
-	// Owner is false for intercepts that have no business on the node, or are not accepted.
+	// Owner returns false for intercepts that have no placement on the node, or are not accepted.
 	Owner(node, interceptUID, pod string) (plan.Owner, bool)
 }
 
-// Sessions gives streams to laptops.
+// Sessions provides streams to laptops.
 type Sessions interface {
 	Take(ctx context.Context, keyHash string, patience time.Duration) (*parking.Stream, error)
 }
 
-// Relay is safe for concurrent use.
+// Relay joins tunnels with streams. It is safe for concurrent use.
 type Relay struct {
 	plan     Plan
 	sessions Sessions
@@ -60,7 +60,7 @@ type Relay struct {
 	toPod  prometheus.Counter
 }
 
-// New makes a relay and registers its metrics.
+// New returns a relay and registers its metrics.
 func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Registerer) *Relay {
 	r := &Relay{
 		plan: plan, sessions: sessions, log: log,
@@ -82,7 +82,7 @@ func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Regi
 	return r
 }
 
-// Serve handles one tunnel of the agent on a node, and returns what its call is to return.
+// Serve handles one tunnel of the agent on a node, and returns the result of its call.
 func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	if !r.tunnels.Enter(node) {
 		return r.full(node, maxTunnels)
@@ -119,7 +119,7 @@ func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	return err
 }
 
-// full refuses a tunnel of a node that has as many as it may have.
+// full refuses a tunnel of a node that has reached its limit.
 func (r *Relay) full(node string, most int) error {
 	r.opened.WithLabelValues("FULL").Inc()
 	return status.Errorf(codes.ResourceExhausted, "node %s has %d tunnels", node, most)
@@ -132,7 +132,7 @@ func outcome(r tunnelpb.Opened_Result) string {
 	return r.String()
 }
 
-// find gives the laptop's stream for a connection, or what to tell the node agent.
+// find returns the laptop's stream for a connection, or the message for the node agent.
 func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*parking.Stream,
 	tunnelpb.Opened_Result, string) {
 	owner, ok := r.plan.Owner(node, open.InterceptUid, open.Pod)
@@ -141,7 +141,7 @@ func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*pa
 			fmt.Sprintf("the manager knows of no intercept %s/%s on node %s", open.InterceptNamespace,
 				open.InterceptName, node)
 	}
-	// The laptop is told what the plan says, not what a node agent writes.
+	// The laptop gets these names from the plan, because a node agent is not trusted with them.
 	open.InterceptNamespace, open.InterceptName, open.Pod = owner.Namespace, owner.Name, owner.Pod
 	open.PodUid, open.ToPort = "", 0
 	parked, err := r.sessions.Take(ctx, owner.KeyHash, patience)

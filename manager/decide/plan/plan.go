@@ -105,8 +105,8 @@ func (p *Plan) Holds(keyHash string) bool {
 	return p.holders[keyHash] > 0
 }
 
-// OnHeld sets a function that is called with the key hash of a session when its first intercept
-// comes into force. It must be called before Set.
+// OnHeld sets a function that is called with the key hash of a session whenever an intercept of it has
+// placements. It must be called before Set.
 func (p *Plan) OnHeld(held func(keyHash string)) { p.held = held }
 
 // hold notes the session of an intercept in force. If keyHash is empty, the intercept is no longer

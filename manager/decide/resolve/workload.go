@@ -132,8 +132,8 @@ func containersOf(spec *corev1.PodSpec) []*corev1.Container {
 	return all
 }
 
-// namedPort returns the number of the pod's container port of that protocol and name, or 0. If only
-// is not empty, it looks in that container alone.
+// namedPort returns the number of the pod's container port of that protocol and name, or 0. If
+// container is not empty, it looks in that container alone.
 func namedPort(spec *corev1.PodSpec, protocol corev1.Protocol, name, container string) int32 {
 	for _, c := range containersOf(spec) {
 		for _, p := range c.Ports {
