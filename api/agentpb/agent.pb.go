@@ -30,30 +30,32 @@ type Unanswered_Reason int32
 
 const (
 	Unanswered_OTHER          Unanswered_Reason = 0
-	Unanswered_UNREACHABLE    Unanswered_Reason = 1 // there is no tunnel to the laptop
-	Unanswered_LOCAL_REFUSED  Unanswered_Reason = 2 // nothing listens on the local port
-	Unanswered_SILENT         Unanswered_Reason = 3 // the local process did not answer in time
-	Unanswered_LOCAL_TLS      Unanswered_Reason = 4 // the local process speaks only TLS
-	Unanswered_LOCAL_NO_HTTP2 Unanswered_Reason = 5 // the local process does not speak HTTP/2
-	Unanswered_LOCAL_CLOSED   Unanswered_Reason = 6 // the local process closed the connection without an answer
-	Unanswered_HEAD_TOO_LARGE Unanswered_Reason = 7 // the head is too large to be looked at
-	Unanswered_FRAMING        Unanswered_Reason = 8 // the request can be read in more than one way, so the connection passes to the app unread
-	Unanswered_BUSY           Unanswered_Reason = 9 // the node agent holds too many bytes for other requests
+	Unanswered_UNREACHABLE    Unanswered_Reason = 1  // there is no tunnel to the laptop
+	Unanswered_LOCAL_REFUSED  Unanswered_Reason = 2  // nothing listens on the local port
+	Unanswered_SILENT         Unanswered_Reason = 3  // the local process did not answer in time
+	Unanswered_LOCAL_TLS      Unanswered_Reason = 4  // the local process speaks only TLS
+	Unanswered_LOCAL_NO_HTTP2 Unanswered_Reason = 5  // the local process does not speak HTTP/2
+	Unanswered_LOCAL_CLOSED   Unanswered_Reason = 6  // the local process closed the connection without an answer
+	Unanswered_HEAD_TOO_LARGE Unanswered_Reason = 7  // the head is too large to be looked at
+	Unanswered_FRAMING        Unanswered_Reason = 8  // the request can be read in more than one way, so the connection passes to the app unread
+	Unanswered_BUSY           Unanswered_Reason = 9  // the node agent holds too many bytes for other requests
+	Unanswered_APP_NOT_HTTP   Unanswered_Reason = 10 // what the app says on the connection cannot be read as HTTP, so it gets all of it unread
 )
 
 // Enum value maps for Unanswered_Reason.
 var (
 	Unanswered_Reason_name = map[int32]string{
-		0: "OTHER",
-		1: "UNREACHABLE",
-		2: "LOCAL_REFUSED",
-		3: "SILENT",
-		4: "LOCAL_TLS",
-		5: "LOCAL_NO_HTTP2",
-		6: "LOCAL_CLOSED",
-		7: "HEAD_TOO_LARGE",
-		8: "FRAMING",
-		9: "BUSY",
+		0:  "OTHER",
+		1:  "UNREACHABLE",
+		2:  "LOCAL_REFUSED",
+		3:  "SILENT",
+		4:  "LOCAL_TLS",
+		5:  "LOCAL_NO_HTTP2",
+		6:  "LOCAL_CLOSED",
+		7:  "HEAD_TOO_LARGE",
+		8:  "FRAMING",
+		9:  "BUSY",
+		10: "APP_NOT_HTTP",
 	}
 	Unanswered_Reason_value = map[string]int32{
 		"OTHER":          0,
@@ -66,6 +68,7 @@ var (
 		"HEAD_TOO_LARGE": 7,
 		"FRAMING":        8,
 		"BUSY":           9,
+		"APP_NOT_HTTP":   10,
 	}
 )
 
@@ -1627,11 +1630,11 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"unanswered\x18\f \x03(\v2\x1d.sidestep.agent.v1.UnansweredR\n" +
 	"unanswered\x12\x1f\n" +
 	"\banswered\x18\r \x01(\x04H\x00R\banswered\x88\x01\x01B\v\n" +
-	"\t_answered\"\x86\x02\n" +
+	"\t_answered\"\x98\x02\n" +
 	"\n" +
 	"Unanswered\x12<\n" +
 	"\x06reason\x18\x01 \x01(\x0e2$.sidestep.agent.v1.Unanswered.ReasonR\x06reason\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xa3\x01\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xb5\x01\n" +
 	"\x06Reason\x12\t\n" +
 	"\x05OTHER\x10\x00\x12\x0f\n" +
 	"\vUNREACHABLE\x10\x01\x12\x11\n" +
@@ -1643,7 +1646,9 @@ const file_api_agentpb_agent_proto_rawDesc = "" +
 	"\fLOCAL_CLOSED\x10\x06\x12\x12\n" +
 	"\x0eHEAD_TOO_LARGE\x10\a\x12\v\n" +
 	"\aFRAMING\x10\b\x12\b\n" +
-	"\x04BUSY\x10\t\"L\n" +
+	"\x04BUSY\x10\t\x12\x10\n" +
+	"\fAPP_NOT_HTTP\x10\n" +
+	"\"L\n" +
 	"\x06Copies\x12\x16\n" +
 	"\x06copied\x18\x01 \x01(\x04R\x06copied\x12\x10\n" +
 	"\x03cut\x18\x02 \x01(\x04R\x03cut\x12\x18\n" +

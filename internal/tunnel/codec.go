@@ -21,6 +21,7 @@ import (
 type Frame struct {
 	Kind tunnelpb.Frame_Kind
 	Data mem.BufferSlice
+	Gone bool // of RESET: what carried the tunnel is gone
 }
 
 // Free gives the data back.
@@ -53,10 +54,14 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 		head = append(head, tagData)
 		head = binary.AppendUvarint(head, uint64(n))
 	}
-	out := make(mem.BufferSlice, 0, 1+len(f.Data))
+	out := make(mem.BufferSlice, 0, 2+len(f.Data))
 	out = append(out, mem.SliceBuffer(head))
 	f.Data.Ref()
-	return append(out, f.Data...), nil
+	out = append(out, f.Data...)
+	if f.Gone {
+		out = append(out, mem.SliceBuffer{tagGone, 1})
+	}
+	return out, nil
 }
 
 // Unmarshal fills a message; a Frame keeps references to the bytes instead of copies.
@@ -65,7 +70,7 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
 	}
-	f.Kind, f.Data = 0, nil
+	f.Kind, f.Data, f.Gone = 0, nil, false
 	c := cursor{rest: data}
 	if err := f.decode(&c); err != nil {
 		f.Free()
@@ -78,6 +83,7 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 const (
 	tagKind = 1 << 3 // a varint: type 0
 	tagData = 2<<3 | 2
+	tagGone = 3 << 3
 )
 
 var errMalformed = errors.New("malformed message")
@@ -98,6 +104,12 @@ func (f *Frame) decode(c *cursor) error {
 				return err
 			}
 			f.Kind = tunnelpb.Frame_Kind(int32(kind))
+		case tag == tagGone:
+			gone, err := c.uvarint()
+			if err != nil {
+				return err
+			}
+			f.Gone = gone != 0
 		case tag == tagData:
 			n, err := c.uvarint()
 			if err != nil {

@@ -36,6 +36,7 @@ func TestFramesAreProtobufOnTheWire(t *testing.T) {
 		"a frame without data":    {Kind: tunnelpb.Frame_FIN},
 		"a frame with data":       {Data: []byte("hello")},
 		"a frame with both":       {Kind: tunnelpb.Frame_RESET, Data: []byte("why")},
+		"a frame with all":        {Kind: tunnelpb.Frame_RESET, Data: []byte("why"), Gone: true},
 		"a large frame":           {Data: bytes.Repeat([]byte("0123456789abcdef"), 8<<10)},
 		"a kind of the future":    {Kind: 99, Data: []byte("x")},
 		"a kind that is negative": {Kind: -1, Data: []byte("x")},
@@ -44,7 +45,7 @@ func TestFramesAreProtobufOnTheWire(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			pool := newCountingPool(t)
 			data := scattered(pool, frame.Data, 5000)
-			sent := &tunnel.Frame{Kind: frame.Kind, Data: data}
+			sent := &tunnel.Frame{Kind: frame.Kind, Data: data, Gone: frame.Gone}
 			wire, err := tunnel.Codec{}.Marshal(sent)
 			require.NoError(t, err)
 			sent.Free()
@@ -56,6 +57,7 @@ func TestFramesAreProtobufOnTheWire(t *testing.T) {
 			require.NoError(t, tunnel.Codec{}.Unmarshal(wire, &received))
 			wire.Free()
 			assert.Equal(t, frame.Kind, received.Kind)
+			assert.Equal(t, frame.Gone, received.Gone)
 			assert.True(t, bytes.Equal(frame.Data, received.Data.Materialize()))
 			received.Free()
 			assert.True(t, pool.isEmpty(), "a reference was lost")
@@ -120,12 +122,13 @@ func FuzzFrame(f *testing.F) {
 		}
 		require.NoError(t, err)
 		assert.Equal(t, want.Kind, got.Kind)
+		assert.Equal(t, want.Gone, got.Gone)
 		assert.True(t, bytes.Equal(want.Data, got.Data.Materialize()))
 
 		again, err := tunnel.Codec{}.Marshal(&got)
 		require.NoError(t, err)
 		got.Free()
-		canonical, err := proto.Marshal(&tunnelpb.Frame{Kind: want.Kind, Data: want.Data})
+		canonical, err := proto.Marshal(&tunnelpb.Frame{Kind: want.Kind, Data: want.Data, Gone: want.Gone})
 		require.NoError(t, err)
 		assert.True(t, bytes.Equal(canonical, again.Materialize()))
 		again.Free()
@@ -146,6 +149,7 @@ func frameSeeds() [][]byte {
 		valid(&tunnelpb.Frame{Data: []byte("hello")}),
 		valid(&tunnelpb.Frame{Kind: tunnelpb.Frame_RESET, Data: bytes.Repeat([]byte("r"), 300)}),
 		valid(&tunnelpb.Frame{Kind: -1}),
+		valid(&tunnelpb.Frame{Kind: tunnelpb.Frame_RESET, Data: []byte("r"), Gone: true}),
 		{0x12, 0x02, 'a', 'b', 0x12, 0x01, 'c', 0x08, 0x03, 0x08, 0x04}, // the last of several values counts
 		{0x12, 0x05, 'a'}, // cut off
 		// a length of 2^64-1

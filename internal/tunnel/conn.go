@@ -40,6 +40,9 @@ type Stream interface {
 // syscall.ECONNRESET to errors.Is.
 type ResetError struct {
 	Reason string
+	// Gone: no end of the connection did it. What carried the tunnel is gone, as when the laptop lost
+	// its network.
+	Gone bool
 }
 
 // Error implements error.
@@ -172,7 +175,7 @@ func (c *Conn) pump() {
 		case tunnelpb.Frame_RESET:
 			reason := string(f.Data.Materialize())
 			f.Free()
-			c.fail(reason)
+			c.failWith(&ResetError{Reason: reason, Gone: f.Gone})
 			return
 		default:
 			f.Free()
@@ -188,7 +191,7 @@ func (c *Conn) streamEnded(err error) {
 	case err == io.EOF:
 		c.fail("the other side ended it early")
 	default:
-		c.fail(status.Convert(err).Message())
+		c.failWith(&ResetError{Reason: status.Convert(err).Message(), Gone: true})
 	}
 }
 
@@ -228,11 +231,13 @@ func (c *Conn) dropFrame() (data bool) {
 }
 
 // fail marks the tunnel as broken; the first reason stays.
-func (c *Conn) fail(reason string) {
+func (c *Conn) fail(reason string) { c.failWith(&ResetError{Reason: reason}) }
+
+func (c *Conn) failWith(err *ResetError) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil {
-		c.err = &ResetError{Reason: reason}
+		c.err = err
 		close(c.broken)
 	}
 }

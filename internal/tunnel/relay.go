@@ -150,7 +150,8 @@ func (r *relay) forward(from, to Stream, fin, otherFin *atomic.Bool) {
 			if err != io.EOF {
 				reason = "the other end is gone: " + status.Convert(err).Message()
 			}
-			_ = to.SendMsg(&Frame{Kind: tunnelpb.Frame_RESET, Data: mem.BufferSlice{mem.SliceBuffer(reason)}})
+			_ = to.SendMsg(&Frame{Kind: tunnelpb.Frame_RESET, Data: mem.BufferSlice{mem.SliceBuffer(reason)},
+				Gone: err != io.EOF})
 			r.ends <- fmt.Errorf("read from one end of the tunnel: %w", err)
 			return
 		}
@@ -161,7 +162,7 @@ func (r *relay) forward(from, to Stream, fin, otherFin *atomic.Bool) {
 			return
 		}
 		if kind == tunnelpb.Frame_RESET {
-			r.ends <- &ResetError{Reason: string(f.Data.Materialize())}
+			r.ends <- &ResetError{Reason: string(f.Data.Materialize()), Gone: f.Gone}
 			f.Free()
 			return
 		}

@@ -24,6 +24,7 @@ const (
 	HeadTooLarge Reason = "HeadTooLarge"
 	Framing      Reason = "Framing"
 	Busy         Reason = "Busy"
+	AppNotHTTP   Reason = "AppNotHTTP"
 )
 
 var reasons = map[agentpb.Unanswered_Reason]Reason{
@@ -37,6 +38,7 @@ var reasons = map[agentpb.Unanswered_Reason]Reason{
 	agentpb.Unanswered_HEAD_TOO_LARGE: HeadTooLarge,
 	agentpb.Unanswered_FRAMING:        Framing,
 	agentpb.Unanswered_BUSY:           Busy,
+	agentpb.Unanswered_APP_NOT_HTTP:   AppNotHTTP,
 }
 
 // Of returns the reason that a node agent reports. One that this version does not know is Other.
@@ -64,13 +66,15 @@ var texts = map[Reason]text{
 	LocalNoHTTP2: {"the local process does not speak HTTP/2",
 		"turn on HTTP/2 without TLS (h2c, prior knowledge) in it, as the app in the pod has it"},
 	LocalClosed: {"the local process closed the connection without an answer",
-		"its log may say why: a crash, a limit, or a request that it does not understand"},
+		"its log may say why: it may have crashed, speak only TLS, or not know HTTP/2"},
 	HeadTooLarge: {"the request's head is larger than 64 KiB",
 		"send fewer or shorter headers, or use --mechanism tcp to take every connection"},
 	Framing: {"the request can be read in more than one way, so it passed to the app unread",
 		"have the client send one Content-Length or Transfer-Encoding, CRLF after each line and no folded lines"},
 	Busy: {"the node agent holds too many bytes for other requests",
 		"try again with fewer or smaller requests at a time"},
+	AppNotHTTP: {"the app in the pod says something on the connection that is not HTTP, so it gets all of it",
+		"use --mechanism tcp to take every connection"},
 }
 
 // What returns what happened, as the end of "3 requests were not answered by the laptop: …".

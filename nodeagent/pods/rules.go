@@ -21,7 +21,7 @@ func rulesOf(t *agentpb.Target, rejected map[check]string) []proxy.Rule {
 		rule := proxy.Rule{
 			Wiretap:      i >= len(t.GetRules()),
 			InterceptUID: r.GetInterceptUid(), Namespace: r.GetInterceptNamespace(), Name: r.GetInterceptName(),
-			TCP: r.GetTcp(), Connected: r.GetConnected(),
+			Called: r.GetCalled(), TCP: r.GetTcp(), Connected: r.GetConnected(),
 		}
 		if m := r.GetHttp(); m != nil && !r.GetTcp() {
 			var err error

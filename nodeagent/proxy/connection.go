@@ -53,6 +53,9 @@ func (p *Proxy) Serve(ctx context.Context, conn *net.TCPConn, t *Target) {
 	c := &connection{proxy: p, target: t, client: client, conn: conn,
 		remote: addrPort(conn.RemoteAddr()), local: addrPort(conn.LocalAddr())}
 	now := t.rules.Load()
+	if rule := now.awayTCP(); rule != nil && !now.kubelet.mayProbe(c.remote.Addr()) {
+		rule.unanswered[divert.Unreachable].Add(1)
+	}
 	switch tcp := now.tcp(); {
 	case tcp != nil:
 		c.serveWhole(ctx, tcp)
@@ -87,10 +90,21 @@ func (c *connection) serveRequests(ctx context.Context) {
 
 // Match implements http1.Target.
 func (c *connection) Match(head match.Head) divert.Intercept {
-	if rule := c.target.rules.Load().http(head); rule != nil {
-		return &matched{connection: c, rule: rule}
+	rule, away := c.target.rules.Load().http(head)
+	switch {
+	case rule == nil:
+		return nil
+	case away:
+		c.missed(rule, divert.Unreachable)
+		return nil
 	}
-	return nil
+	return &matched{connection: c, rule: rule}
+}
+
+// missed counts a request that the laptop does not answer.
+func (c *connection) missed(rule *activeRule, why divert.Reason) {
+	rule.unanswered[why].Add(1)
+	c.proxy.metrics.unanswered.Inc()
 }
 
 // Matchable implements http1.Target.
@@ -124,11 +138,10 @@ type streams struct{ *connection }
 
 // Match implements http2.Target. The kubelet's gRPC probes are the app's.
 func (c streams) Match(head match.Head) divert.Intercept {
-	intercept := c.connection.Match(head)
-	if k := &c.target.rules.Load().kubelet; intercept != nil && k.probesHealth(head, c.remote.Addr()) {
+	if k := &c.target.rules.Load().kubelet; k.probesHealth(head, c.remote.Addr()) {
 		return nil
 	}
-	return intercept
+	return c.connection.Match(head)
 }
 
 // dial begins to connect to the app. If wait is given there is a connection when that has returned;
@@ -164,7 +177,7 @@ type matched struct {
 }
 
 func (m *matched) Key() string    { return m.rule.InterceptUID }
-func (m *matched) String() string { return m.rule.Namespace + "/" + m.rule.Name }
+func (m *matched) String() string { return m.rule.called() }
 
 func (m *matched) Open(ctx context.Context) (divert.Tunnel, error) {
 	t, err := m.proxy.cfg.Tunnels.Open(ctx, m.openMessage(m.rule))
@@ -193,7 +206,7 @@ func (m *matched) Answered() { m.rule.answered.Add(1) }
 
 // Unread implements http1.Target.
 func (c *connection) Unread(p []byte, doubt error) {
-	rule := c.target.rules.Load().http(laxHead(p))
+	rule, away := c.target.rules.Load().http(laxHead(p))
 	if rule == nil {
 		return
 	}
@@ -203,18 +216,16 @@ func (c *connection) Unread(p []byte, doubt error) {
 	} else if r := divert.ReasonOf(doubt); r != divert.Other {
 		reason = r
 	}
-	rule.unanswered[reason].Add(1)
-	c.proxy.metrics.unanswered.Inc()
+	if away {
+		reason = divert.Unreachable
+	}
+	c.missed(rule, reason)
 }
 
-func (m *matched) Lost(why error) {
-	m.rule.unanswered[divert.ReasonOf(why)].Add(1)
-	m.proxy.metrics.unanswered.Inc()
-}
+func (m *matched) Lost(why error) { m.missed(m.rule, divert.ReasonOf(why)) }
 
 func (m *matched) FellBack(why error) {
-	m.rule.unanswered[divert.ReasonOf(why)].Add(1)
-	m.proxy.metrics.unanswered.Inc()
+	m.missed(m.rule, divert.ReasonOf(why))
 	m.rule.fallbacks.Add(1)
 	m.proxy.metrics.fallbacks.Inc()
 	m.fellBack(m.rule, why)
@@ -224,6 +235,6 @@ func (m *matched) FellBack(why error) {
 func (c *connection) fellBack(rule *activeRule, why error) {
 	if rule.worthLogging(time.Now()) {
 		c.proxy.cfg.Log.Info("the app gets what an intercept matches, since the laptop cannot take it",
-			"intercept", rule.Namespace+"/"+rule.Name, "pod", c.target.pod, "error", why)
+			"intercept", rule.called(), "pod", c.target.pod, "error", why)
 	}
 }

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"sync"
@@ -17,6 +18,7 @@ import (
 // Rule is what one intercept asks of a target.
 type Rule struct {
 	InterceptUID, Namespace, Name string
+	Called                        string // by its holder; empty: not known
 	// TCP matches whole connections, when they are opened; a connected tcp rule has them before any
 	// other rule. Else HTTP says which requests are matched.
 	TCP  bool
@@ -26,6 +28,9 @@ type Rule struct {
 	// Wiretap leaves with the app what the rule says, and gives the laptop a copy.
 	Wiretap bool
 }
+
+// called names the intercept as people know it.
+func (r *Rule) called() string { return r.Namespace + "/" + cmp.Or(r.Called, r.Name) }
 
 // Kubelet tells how the kubelet probes a target, and from which addresses. Probes are never given
 // to a laptop.
@@ -137,7 +142,7 @@ func (t *Target) SetRules(list []Rule, kubelet Kubelet) {
 
 // Match returns the UID of the intercept that a request matches now, or nothing if it is the app's.
 func (t *Target) Match(head match.Head) (interceptUID string) {
-	if c := t.rules.Load().http(head); c != nil {
+	if c, away := t.rules.Load().http(head); c != nil && !away {
 		return c.InterceptUID
 	}
 	return ""
@@ -181,18 +186,31 @@ func (r *rules) tcp() *activeRule {
 	return nil
 }
 
-// http returns the rule that has a request, if there is one.
-func (r *rules) http(head match.Head) *activeRule {
+// awayTCP returns the rule that would have new connections if its laptop were there.
+func (r *rules) awayTCP() *activeRule {
+	i := slices.IndexFunc(r.intercepts, func(c activeRule) bool { return c.TCP && !c.Connected })
+	if i < 0 {
+		return nil
+	}
+	return &r.intercepts[i]
+}
+
+// http returns the rule that has a request, if there is one. away says that the rule's laptop is not
+// there, so that the app has the request.
+func (r *rules) http(head match.Head) (rule *activeRule, away bool) {
 	for i := range r.intercepts {
 		c := &r.intercepts[i]
-		if !c.TCP && c.Connected && c.HTTP.Match(head) {
-			if isKubelet(head) {
-				return nil
-			}
-			return c
+		if c.TCP || !c.Connected && rule != nil || !c.HTTP.Match(head) {
+			continue
+		}
+		if rule == nil && isKubelet(head) {
+			return nil, false
+		}
+		if rule = c; c.Connected {
+			return rule, false
 		}
 	}
-	return nil
+	return rule, rule != nil
 }
 
 // matchable reports whether a request can be matched at present.

@@ -69,7 +69,9 @@ func TestATCPRuleThatIsNotConnectedLeavesTheAppItsConnections(t *testing.T) {
 	got, err := c.rest()
 	assert.NoError(t, err)
 	assert.Equal(t, "app got 2:hi", got)
-	assert.Equal(t, InterceptStats{}, w.target.Stats().Intercepts["tcp-1"])
+	var want InterceptStats
+	want.Unanswered[divert.Unreachable] = 1
+	assert.Equal(t, want, w.target.Stats().Intercepts["tcp-1"])
 }
 
 func TestTheAppGetsAConnectionWithAllItsBytes(t *testing.T) {

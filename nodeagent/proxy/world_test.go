@@ -57,6 +57,7 @@ type laptop struct {
 	gone   bool                                        // there is no manager
 	opens  int
 	conns  []*tunnel.Conn
+	cuts   []func() // end the streams of conns
 	agents agentpb.AgentsClient
 }
 
@@ -74,6 +75,17 @@ func (l *laptop) kill() {
 	l.mu.Unlock()
 	for _, c := range conns {
 		c.Reset("laptop died")
+	}
+}
+
+// cut takes the network away from all tunnels.
+func (l *laptop) cut() {
+	l.mu.Lock()
+	cuts := l.cuts
+	l.cuts = nil
+	l.mu.Unlock()
+	for _, cut := range cuts {
+		cut()
 	}
 }
 
@@ -132,6 +144,7 @@ func (l *laptop) accept(ctx context.Context, clients clientpb.ClientsClient) {
 		if err != nil {
 			return
 		}
+		l.set(func(l *laptop) { l.cuts = append(l.cuts, cancel) })
 		go l.deliver(ctx, open, c)
 	}
 }

@@ -193,7 +193,7 @@ func (e *entry) claim(res *resolve.Resolution) claims.Claim {
 func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Placement {
 	ic := e.intercept
 	rule := &agentpb.Rule{
-		InterceptUid: string(e.uid), InterceptNamespace: ic.Namespace, InterceptName: ic.Name,
+		InterceptUid: string(e.uid), InterceptNamespace: ic.Namespace, InterceptName: ic.Name, Called: ic.Spec.Name,
 		Tcp: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Existing: ic.Spec.Existing, Connected: connected,
 		Environment: ic.Spec.Environment,
 	}

@@ -2,7 +2,13 @@
 
 package divert
 
-import "errors"
+import (
+	"errors"
+	"io"
+	"syscall"
+
+	"sidestep.dev/sidestep/internal/tunnel"
+)
 
 // Reason is why the laptop did not answer a request that matches its intercept.
 type Reason int
@@ -19,6 +25,7 @@ const (
 	HeadTooLarge        // the head is too large to be looked at
 	Framing             // the request can be read in more than one way
 	Busy                // the node agent holds too many bytes
+	AppNotHTTP          // what the app says on the connection cannot be read as HTTP
 	Reasons
 )
 
@@ -43,6 +50,21 @@ func ReasonOf(err error) Reason {
 		return e.Reason
 	}
 	return Other
+}
+
+// Ended returns why a tunnel ended before the laptop answered; err is nil or io.EOF if it ended in
+// order.
+func Ended(err error) error {
+	var reset *tunnel.ResetError
+	switch known := (*Error)(nil); {
+	case errors.As(err, &known):
+		return err
+	case errors.As(err, &reset) && reset.Gone:
+		return &Error{Unreachable, errors.New("the connection to the laptop broke before the laptop answered")}
+	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET):
+		return err // of its protocol
+	}
+	return New(LocalClosed, "the local process closed the connection before it answered")
 }
 
 // Opening makes err the error of a tunnel that could not be opened.

@@ -189,6 +189,7 @@ func (p *peer) unsolicited() bool {
 		return false
 	}
 	c.http = false
+	c.appDoubt = errAppNotHTTP
 	c.raw.Store(true) // the app speaks first
 	c.changed.Broadcast()
 	return true

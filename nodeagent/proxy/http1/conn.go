@@ -94,8 +94,12 @@ var (
 // errBusy is why a connection turns raw, or a request is not offered to a laptop.
 var errBusy = divert.New(divert.Busy, "the node agent holds too many bytes for other requests")
 
-// errUnanswered is why a request that a laptop had taken goes to the app.
-var errUnanswered = divert.New(divert.LocalClosed, "the local process closed the connection before it answered")
+// Why requests are not the laptop's.
+var (
+	errAppNotHTTP = divert.New(divert.AppNotHTTP, "the app says something that cannot be read as HTTP")
+	errFraming    = divert.New(divert.Framing, "the request's body can be read in more than one way")
+	errTLS        = divert.New(divert.LocalTLS, "the local process speaks only TLS")
+)
 
 // Conn is one client connection.
 type Conn struct {
@@ -110,6 +114,7 @@ type Conn struct {
 	batch batch
 	hold  bool      // the last request may end HTTP: nothing can be read before its response
 	first bool      // no head has been read yet
+	doubt error     // why what the client sent passes to the app unread
 	ex    *exchange // the last one that went to a laptop, if it may still be unanswered
 
 	raw atomic.Bool // all that follows is the app's; set with mu held
@@ -121,6 +126,7 @@ type Conn struct {
 	turn     *peer       // whose responses the client gets
 	matched  bool        // the last request was diverted
 	switched *peer       // the tunnel that the client's connection was switched to
+	appDoubt error       // why what the app sends, and so all that the client sends, passes unread
 	http     bool        // the app has been sent requests, and nothing but
 	gone     bool        // the client sends no more
 	linger   bool        // the client's read deadline means the end

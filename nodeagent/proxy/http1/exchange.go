@@ -49,6 +49,7 @@ func (c *Conn) offer(intercept divert.Intercept, n int) (taken bool, err error) 
 	if !done {
 		var doubt error
 		if k, done, doubt = rest.Scan(c.in.Bytes()[n:]); doubt != nil {
+			intercept.FellBack(errFraming)
 			return false, nil // whoever passes it on will find that out
 		}
 	}
@@ -56,9 +57,14 @@ func (c *Conn) offer(intercept divert.Intercept, n int) (taken bool, err error) 
 	raw := c.raw.Load()
 	room := !raw && c.keep(n+k)
 	c.matched = room
+	appDoubt := c.appDoubt
 	c.mu.Unlock()
 	switch {
-	case raw:
+	case raw && appDoubt != nil:
+		intercept.FellBack(appDoubt)
+		c.doubt = appDoubt
+		return false, nil
+	case raw: // the app's last answer ends the connection
 		return false, nil
 	case !room:
 		intercept.FellBack(errBusy)
@@ -177,6 +183,7 @@ func (c *Conn) sendBody(ex *exchange, rest *http1.Rest) error {
 		n, done, doubt := rest.Scan(c.in.Bytes())
 		if doubt != nil {
 			c.Log.Debug("connection is reset", "intercept", ex.intercept.String(), "reason", doubt)
+			ex.intercept.Lost(errFraming)
 			return errAborted // the laptop has the start of it, so the app cannot have it
 		}
 		if err := c.sendSome(ex, c.in.Bytes()[:n], done); err != nil {
@@ -235,6 +242,7 @@ func (c *Conn) mend() error {
 	ex := c.ex
 	c.mu.Lock()
 	ex.peer.failed = false
+	why := divert.Ended(ex.peer.failure)
 	if c.turn == ex.peer {
 		c.turn = nil
 	}
@@ -244,16 +252,15 @@ func (c *Conn) mend() error {
 	}
 	c.mu.Unlock()
 	if !ex.whole {
-		return c.badGateway(ex, "it was too long to be kept")
+		return c.badGateway(ex, why, "it was too long to be kept")
 	}
-	why := errUnanswered
 	if ex.reused {
 		if why = c.open(ex); why == nil {
 			return nil
 		}
 	}
-	if !ex.idempotent {
-		return c.badGateway(ex, ex.method+" may not be done twice")
+	if !ex.idempotent && divert.ReasonOf(why) != divert.LocalTLS { // which has not read the request
+		return c.badGateway(ex, why, ex.method+" may not be done twice")
 	}
 	ex.intercept.FellBack(why)
 	app, err := c.appTurn(func(app *peer) {
@@ -295,16 +302,16 @@ func (c *Conn) copyAgain(ex *exchange) {
 }
 
 // badGateway answers a request that nobody can answer.
-func (c *Conn) badGateway(ex *exchange, why string) error {
-	text := fmt.Sprintf("sidestep: intercept %s: the local process, or the laptop, closed the connection "+
-		"before it answered.\nThe request was not given to the app instead: %s.\n", ex.intercept, why)
+func (c *Conn) badGateway(ex *exchange, why error, notApp string) error {
+	text := fmt.Sprintf("sidestep: intercept %s: %s.\nThe request was not given to the app instead: %s.\n",
+		ex.intercept, why, notApp)
 	answer := fmt.Sprintf("HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain; charset=utf-8\r\n"+
 		"Content-Length: %d\r\nConnection: close\r\n\r\n", len(text))
 	if ex.kind != http1.Head {
 		answer += text
 	}
-	ex.intercept.Lost(errUnanswered)
-	c.Log.Warn("request was answered with 502", "intercept", ex.intercept.String(), "reason", why)
+	ex.intercept.Lost(why)
+	c.Log.Warn("request was answered with 502", "intercept", ex.intercept.String(), "reason", why, "app", notApp)
 	if _, err := io.WriteString(c.Client, answer); err != nil {
 		return errAborted
 	}
@@ -339,6 +346,7 @@ func (p *peer) tunnelEnded(err error) {
 	failed := busy && !p.started && !c.aborted
 	p.failed = failed
 	if failed {
+		p.failure = err
 		c.Client.SetReadDeadline(time.Unix(1, 0)) // wake whoever reads it
 	}
 	c.changed.Broadcast()

@@ -213,6 +213,7 @@ func (c *Conn) flush() error {
 // turnRaw makes all that follows the app's.
 func (c *Conn) turnRaw(doubt error) error {
 	if doubt != nil {
+		c.doubt = doubt
 		c.Log.Debug("connection is passed to the app unread", "reason", doubt)
 	}
 	if c.batch.size > 0 {
@@ -236,12 +237,38 @@ func (c *Conn) idleOrApp() bool { return c.idle() || c.turn == c.app }
 
 // passRaw passes all that the client sends to the app.
 func (c *Conn) passRaw() error {
+	if err := c.unread(); err == io.EOF {
+		return c.halfClose()
+	} else if err != nil {
+		return err
+	}
 	c.batch = batch{}
 	app, err := c.appTurn(func(*peer) {})
 	if err != nil {
 		return err
 	}
 	return c.copyClient(app)
+}
+
+// unread tells the target of the next request if all passes unread because of the app. Why the client's
+// own requests do was told before.
+func (c *Conn) unread() error {
+	c.mu.Lock()
+	doubt := c.appDoubt
+	c.mu.Unlock()
+	if doubt == nil || c.doubt != nil {
+		return nil
+	}
+	c.doubt = doubt
+	if c.in.Len() == c.batch.size {
+		if err := c.fill(); err != nil {
+			return err
+		}
+	}
+	if p := c.in.Bytes()[c.batch.size:]; http1.MayBeRequest(p) {
+		c.Target.Unread(p, doubt)
+	}
+	return nil
 }
 
 // passSwitched passes all that the client sends to the laptop that switched protocols.

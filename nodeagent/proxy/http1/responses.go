@@ -38,6 +38,7 @@ type peer struct {
 	wanted     bool // somebody waits for the dial
 	ended      bool
 	failed     bool // ended without an answer
+	failure    error
 	opaque     bool // the answer cannot be framed
 	retired    bool // to be closed when it is answered
 }
@@ -269,16 +270,30 @@ func (p *peer) doubtful(doubt error) (ok bool) {
 			c.abort()
 			return false
 		}
+		if p.saysTLS() {
+			p.Reset()
+			p.peerEnded(errTLS)
+			return false
+		}
 		c.mu.Lock()
 		p.opaque = true
 		c.mu.Unlock()
 		return p.untilClose()
 	}
 	c.mu.Lock()
+	if c.appDoubt = errAppNotHTTP; divert.ReasonOf(doubt) != divert.Other {
+		c.appDoubt = doubt
+	}
 	c.raw.Store(true)
 	c.changed.Broadcast()
 	c.mu.Unlock()
 	return true
+}
+
+// saysTLS reports whether what is there instead of an answer is an alert of TLS (RFC 8446 §6).
+func (p *peer) saysTLS() bool {
+	b := p.buf.Bytes()[p.out:]
+	return b[0] == 0x15 && (len(b) < 2 || b[1] == 3)
 }
 
 // untilClose passes on a response that ends with the connection.

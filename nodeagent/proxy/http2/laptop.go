@@ -5,7 +5,6 @@ package http2
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -33,8 +32,9 @@ var (
 	errSilent   = divert.New(divert.Silent, "the local process did not speak HTTP/2 in time")
 	errTLS      = divert.New(divert.LocalTLS, "the local process speaks only TLS")
 	errNotHTTP2 = divert.New(divert.LocalNoHTTP2, "the local process does not speak HTTP/2")
-	errGoAway   = errors.New("the local process takes no more streams")
-	errRefused  = errors.New("the local process refused the stream")
+	errGoAway   = divert.New(divert.LocalClosed, "the local process takes no more streams")
+	errRefused  = divert.New(divert.LocalClosed, "the local process refused the stream")
+	errReset    = divert.New(divert.LocalClosed, "the local process reset the stream")
 	errEnded    = divert.New(divert.LocalClosed, "the local process closed its connection")
 )
 

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"sidestep.dev/sidestep/nodeagent/proxy/budget"
+	"sidestep.dev/sidestep/nodeagent/proxy/divert"
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
@@ -28,10 +28,7 @@ func (l *laptop) read() {
 			err = l.receive(&b)
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = errEnded
-			}
-			l.fail(err)
+			l.fail(divert.Ended(err))
 			return
 		}
 	}
@@ -232,6 +229,9 @@ func (l *laptop) resets(st *divertedStream, code http2.ErrCode) {
 		st.upDone = true
 		st.over()
 	default:
+		if !st.answered {
+			st.intercept.Lost(errReset)
+		}
 		st.c.toCli.pending = appendReset(st.c.toCli.pending, st.id, code)
 		st.remove()
 		st.c.past.add(st.id)
