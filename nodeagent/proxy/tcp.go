@@ -51,8 +51,6 @@ func (c *connection) serveWhole(ctx context.Context, rule *activeRule) {
 	tunnel.Copy(c.conn, t)
 }
 
-var errSilent = divert.New(divert.Silent, "the laptop did not answer in time")
-
 var errClientGone = errors.New("client reset the connection")
 
 // openWhole opens the tunnel. Until the laptop has answered, what the client sends is sent on and
@@ -84,10 +82,10 @@ func (c *connection) openWhole(ctx context.Context, rule *activeRule, b *stream.
 	switch {
 	case gone:
 		return nil, errClientGone
-	case !stop():
-		err = errSilent
+	case !stop() && err == nil:
+		err = ctx.Err()
 	}
-	if err != nil {
+	if err = divert.NoAnswer(ctx, err); err != nil {
 		t.Reset("the connection went to the app")
 		return nil, err
 	}

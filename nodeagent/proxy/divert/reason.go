@@ -3,6 +3,7 @@
 package divert
 
 import (
+	"context"
 	"errors"
 	"io"
 	"syscall"
@@ -56,15 +57,30 @@ func ReasonOf(err error) Reason {
 // order.
 func Ended(err error) error {
 	var reset *tunnel.ResetError
-	switch known := (*Error)(nil); {
-	case errors.As(err, &known):
-		return err
+	known, ok := errors.AsType[*Error](err)
+	switch {
+	case ok:
+		return known
 	case errors.As(err, &reset) && reset.Gone:
 		return &Error{Unreachable, errors.New("the connection to the laptop broke before the laptop answered")}
 	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET):
 		return err // of its protocol
 	}
 	return New(LocalClosed, "the local process closed the connection before it answered")
+}
+
+// NoAnswer returns why OPEN was not answered with success: err, with its reason. ctx bounds the wait.
+func NoAnswer(ctx context.Context, err error) error {
+	known, ok := errors.AsType[*Error](err)
+	switch {
+	case err == nil:
+		return nil
+	case ok:
+		return known
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return New(Silent, "the laptop did not answer in time")
+	}
+	return Opening(err)
 }
 
 // Opening makes err the error of a tunnel that could not be opened.

@@ -146,10 +146,10 @@ func (c *Conn) openTunnel(ctx context.Context, ex *exchange) (divert.Tunnel, err
 			err = divert.NotOpened(opened)
 		}
 	}
-	if !stop() {
-		err = divert.New(divert.Silent, "the laptop did not answer in time")
+	if !stop() && err == nil {
+		err = ctx.Err()
 	}
-	if err != nil {
+	if err = divert.NoAnswer(ctx, err); err != nil {
 		t.Reset("the request went to the app")
 		return nil, err
 	}

@@ -114,7 +114,7 @@ func (l *laptop) run() {
 	if err == nil {
 		err = divert.NotOpened(opened)
 	}
-	if err != nil {
+	if err = divert.NoAnswer(ctx, err); err != nil {
 		l.fail(err)
 		return
 	}
