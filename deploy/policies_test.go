@@ -13,11 +13,13 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -312,4 +314,24 @@ func TestEveryPolicyDenies(t *testing.T) {
 	slices.Sort(names)
 	assert.Equal(t, []string{"sidestep-environment", "sidestep-holder", "sidestep-login", "sidestep-overlap",
 		"sidestep-rights"}, names)
+}
+
+// TestTheManagerKnowsWhatTheValuesAdmit compares the manager's flags and the notes with the values.
+func TestTheManagerKnowsWhatTheValuesAdmit(t *testing.T) {
+	args := func(set values) []string {
+		return get[*appsv1.Deployment](t, mustRender(t, set),
+			"Deployment/sidestep-manager").Spec.Template.Spec.Containers[0].Args
+	}
+	assert.NotContains(t, args(values{}), "--older-laptops")
+	assert.NotContains(t, args(values{}), "--review-rights=false")
+	older := values{"compatibility": values{"olderLaptops": true}, "rbac": values{"reviewWhileUsed": false}}
+	assert.Contains(t, args(older), "--older-laptops")
+	assert.Contains(t, args(older), "--review-rights=false")
+
+	notes := func(set values) string {
+		files, _ := renderTLS(t, cluster{dynamicfake.NewSimpleDynamicClient(scheme.Scheme)}, set)
+		return files["sidestep/templates/NOTES.txt"]
+	}
+	assert.Contains(t, notes(older), "WARNING: laptops of the version before are admitted")
+	assert.NotContains(t, notes(values{}), "WARNING")
 }

@@ -59,6 +59,8 @@ type Options struct {
 	AgentServiceAccount string
 	TokenAudience       string
 	OlderLaptops        bool
+	ReviewRights        bool
+	ReviewEvery         time.Duration // 0: access.ReviewEvery
 	LogLevel            slog.Level
 	Kubeconfig          string
 }
@@ -102,6 +104,8 @@ func NewCommand(env Env) *cobra.Command {
 	f.StringVar(&o.TokenAudience, "token-audience", names.Manager, "audience of the node agents' tokens")
 	f.BoolVar(&o.OlderLaptops, "older-laptops", false,
 		"admit laptops of the version before, which do not prove who their user is")
+	f.BoolVar(&o.ReviewRights, "review-rights", true,
+		"ask the API server again, while an intercept lasts, whether its user still has the rights that it needs")
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside of a cluster")
 	return cmd

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,6 +34,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authentication/v1"
+	authzv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -57,6 +59,7 @@ type kube struct {
 	client.WithWatch
 	watches atomic.Int32
 	reviews atomic.Int32
+	lacking sync.Map // what users may not, as "ann get intercepts/topod"; the rest they may
 	// blocked is set while lists of pods wait for release.
 	blocked atomic.Bool
 	release chan struct{}
@@ -76,6 +79,13 @@ func newKube(objects ...client.Object) *kube {
 				if review, ok := obj.(*authv1.TokenReview); ok {
 					k.reviews.Add(1)
 					k.review(review)
+					return nil
+				}
+				if review, ok := obj.(*authzv1.SubjectAccessReview); ok {
+					asks := review.Spec.ResourceAttributes
+					_, lacks := k.lacking.Load(strings.TrimSuffix(review.Spec.User+" "+asks.Verb+" "+
+						asks.Resource+"/"+asks.Subresource, "/"))
+					review.Status.Allowed = !lacks
 					return nil
 				}
 				return c.Create(ctx, obj, opts...)
@@ -174,6 +184,7 @@ func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *runn
 	dir := t.TempDir()
 	pool := writeCertificate(t, dir)
 	o := Options{TLSDir: dir, Namespace: "sidestep", SessionGrace: time.Hour, OlderLaptops: true,
+		ReviewRights: true, ReviewEvery: 50 * time.Millisecond,
 		AgentServiceAccount: "sidestep-nodeagent", TokenAudience: "sidestep-manager"}
 	for _, f := range change {
 		f(&o)

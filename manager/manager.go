@@ -3,6 +3,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -19,7 +20,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	authv1 "k8s.io/api/authentication/v1"
+	authzv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/agentpb"
@@ -30,6 +35,7 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 	"sidestep.dev/sidestep/manager/access"
 	"sidestep.dev/sidestep/manager/carry/agents"
+	"sidestep.dev/sidestep/manager/carry/connections"
 	"sidestep.dev/sidestep/manager/carry/environments"
 	"sidestep.dev/sidestep/manager/carry/gate"
 	"sidestep.dev/sidestep/manager/carry/laptops"
@@ -58,6 +64,7 @@ type Manager struct {
 	log        *slog.Logger
 	controller *controller.Controller
 	logins     *identity.Logins
+	holders    *identity.Holders
 	grpc       *grpc.Server
 	laptops    *grpc.Server // over upgraded requests
 	connects   *web.Connects
@@ -84,15 +91,15 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	hasBusiness := func(keyHash string) bool { return shares.Holds(keyHash) || m.logins.Proven(keyHash) }
 	registry := laptops.NewRegistry(hasBusiness)
 	shares.OnHeld(registry.Prove)
-	m.controller, err = controller.New(controller.Config{
-		Client: c, Plan: shares, Sessions: registry, Log: log, Grace: o.SessionGrace, Metrics: m.metrics,
-	})
-	if err != nil {
+	guard := access.NewGuard(c, time.Now)
+	if err := m.identities(c, guard, registry); err != nil {
 		return nil, err
 	}
-	guard := access.NewGuard(c, time.Now)
-	m.logins, err = identity.New(identity.Config{Client: c, Namespace: o.Namespace, Guard: guard, Log: log,
-		Now: time.Now, Changed: func(keyHash string) { registry.Changes().Add(keyHash) }})
+	under := &underWay{}
+	m.controller, err = controller.New(controller.Config{
+		Client: c, Plan: shares, Sessions: registry, Holders: m.holders, Log: log, Grace: o.SessionGrace,
+		Metrics: m.metrics, Withdrawn: under.withdrawn,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -105,10 +112,11 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 		gauge("sidestep_manager_sessions", "Laptops that are connected.", registry.Len),
 	)
 	questions := environments.NewAgents(m.closing)
-	keeper := &access.Keeper{Client: c, Guard: guard, Pod: m.controller.Pod, Ask: questions.Ask, Log: log}
+	keeper := &access.Keeper{Client: c, Guard: guard, May: m.holders.Environment, Pod: m.controller.Pod,
+		Ask: questions.Ask, Log: log}
 	podStreams := outbound.NewLot()
 	toPod := outbound.New(outbound.Config{Plan: targets{shares}, Lot: podStreams, Pod: m.controller.Pod,
-		Log: log, Metrics: m.metrics})
+		Holder: m.holder, Table: &under.toPod, Log: log, Metrics: m.metrics})
 	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.InTapHandle(m.gate.Tap),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -116,13 +124,13 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
-		Plan:          shares, Relay: relay.New(shares, registry, log, m.metrics),
+		Plan:          shares, Relay: relay.New(shares, registry, &under.tunnels, log, m.metrics),
 		Environments: questions, Lot: podStreams, Log: log, Closing: m.closing,
 	}))
 	clients := laptops.Config{
 		Registry: registry, Proofs: proofs, Log: log, Grace: o.SessionGrace, Closing: m.closing,
 		Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
-		ToPod: toPod.Serve,
+		ToPod: toPod.Serve, Unproven: under.unproven,
 	}
 	clientpb.RegisterClientsServer(m.grpc, laptops.NewService(clients))
 	// More peers reach the HTTP ports than the gRPC port. Through them nobody reaches the node
@@ -139,6 +147,51 @@ func (m *Manager) openGates() {
 	known, refused := gate.NewKnown(), gate.NewMetrics(m.metrics)
 	m.gates = func(limits gate.Limits) *gate.Gate { return gate.New(limits, known, refused) }
 	m.gate = m.gates(gate.Laptops())
+}
+
+// underWay has the connections that are being carried.
+type underWay struct{ tunnels, toPod connections.Table }
+
+var errWithdrawn = status.Error(codes.PermissionDenied, "the right to this connection has been withdrawn")
+
+// withdrawn ends those of an intercept.
+func (u *underWay) withdrawn(uid types.UID, toPodAlone bool) {
+	u.toPod.EndIntercept(string(uid), errWithdrawn)
+	if !toPodAlone {
+		u.tunnels.EndIntercept(string(uid), errWithdrawn)
+	}
+}
+
+// unproven ends those of a session.
+func (u *underWay) unproven(keyHash string) {
+	u.tunnels.EndSession(keyHash, errWithdrawn)
+	u.toPod.EndSession(keyHash, errWithdrawn)
+}
+
+// identities makes what knows the users of sessions, and their rights.
+func (m *Manager) identities(c client.WithWatch, guard *access.Guard, registry *laptops.Registry) (err error) {
+	o := m.options
+	m.logins, err = identity.New(identity.Config{Client: c, Namespace: o.Namespace, Guard: guard, Log: m.log,
+		Now: time.Now, Changed: func(keyHash string) { registry.Changes().Add(keyHash) }})
+	if err != nil {
+		return err
+	}
+	var reviews *access.Reviews
+	if o.ReviewRights {
+		ask := func(ctx context.Context, r *authzv1.SubjectAccessReview) error { return c.Create(ctx, r) }
+		reviews = access.NewReviews(ask, cmp.Or(o.ReviewEvery, access.ReviewEvery), time.Now, m.log, m.metrics)
+	}
+	m.holders = identity.NewHolders(identity.HoldersConfig{Logins: m.logins, Guard: guard, Reviews: reviews,
+		Older: o.OlderLaptops, Grace: o.SessionGrace, Log: m.log, Now: time.Now})
+	return nil
+}
+
+// holder tells the audit log whose an intercept is.
+func (m *Manager) holder(interceptUID, keyHash string) (user, holder string) {
+	if ic := m.controller.Intercept(interceptUID); ic != nil {
+		return m.holders.User(ic, keyHash), ic.Spec.Client.Holder
+	}
+	return "", ""
 }
 
 // certificates returns TLS with certificates that the manager keeps itself or, if no Secret is
@@ -226,6 +279,7 @@ func (m *Manager) serve(ctx context.Context, on listeners) error {
 		return m.controller.Run(ctx)
 	})
 	group.Go(func() error { m.logins.Run(ctx); return nil })
+	group.Go(func() error { m.holders.Run(ctx); return nil })
 	if m.keeper != nil {
 		group.Go(func() error { m.keeper.Run(ctx); return nil })
 	}

@@ -39,6 +39,9 @@ type Keeper struct {
 	// Client reads from the API server, and not from a cache that may be stale.
 	Client client.Reader
 	Guard  *Guard
+	// May returns for which user the session has the Intercept, or why it may not have the environment
+	// now. The user is "" if nobody knows, as of an older laptop.
+	May func(ctx context.Context, ic *v1alpha1.Intercept, keyHash string) (user string, err error)
 	// Pod returns a recent version of a pod, or nil.
 	Pod func(namespace, name string) *corev1.Pod
 	Ask func(ctx context.Context, node, podUID, containerID string) ([][]byte, error)
@@ -55,9 +58,16 @@ func (k *Keeper) Release(ctx context.Context, keyHash string,
 	if err != nil {
 		return nil, err
 	}
-	log := k.Log.With("intercept", ic.Namespace+"/"+ic.Name, "holder", ic.Spec.Client.Holder)
+	log := k.Log.With("audit", "environment", "intercept", ic.Namespace+"/"+ic.Name, "holder",
+		ic.Spec.Client.Holder)
 	if err := k.guarded(ctx); err != nil {
 		log.Error("environment withheld", "reason", err)
+		return nil, err
+	}
+	user, err := k.May(ctx, ic, keyHash)
+	log = log.With("user", cmp.Or(user, ic.Spec.Client.User))
+	if err != nil {
+		log.Warn("environment withheld", "reason", err)
 		return nil, err
 	}
 	reply, err := k.read(ctx, ic)

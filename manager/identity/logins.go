@@ -31,6 +31,8 @@ const (
 	maxAge = 24 * time.Hour
 	// perUser bounds the Logins of one user, and inAll those of all. The oldest ones are deleted.
 	perUser, inAll = 16, 20_000
+	// maxUsers is how many users of one session count, if they are not asked for by name.
+	maxUsers = 16
 	// look is the time between looks at the policy, and sweep that between looks for what to delete.
 	look, sweep = time.Second, 10 * time.Second
 	// patience bounds a look at the policy, and a sweep.
@@ -265,24 +267,29 @@ func (l *Logins) proven(keyHash string) bool {
 	return false
 }
 
-// Proof returns what is proven about the session with this key hash as one of a user. Anybody can
-// create a Login for any key hash, as themselves alone: a session may be proven for several users,
-// and each of them has Intercepts of their own.
-func (l *Logins) Proof(keyHash, user string) (Proof, bool) {
+// Proofs returns what is proven about the session with this key hash, for a user or, if that is "",
+// for all. Anybody can create a Login for any key hash, as themselves alone: a session may be proven
+// for several users, and each of them has Intercepts of their own.
+func (l *Logins) Proofs(keyHash, user string) []Proof {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.cfg.Now()
-	var best *v1alpha1.Login
+	best := map[string]*v1alpha1.Login{} // the one of each user that lasts longest
 	for _, login := range l.byKey[keyHash] {
-		if login.Spec.User == user && l.trusts(login, now) &&
-			(best == nil || expires(best).Before(expires(login))) {
-			best = login
+		name := login.Spec.User
+		if user != "" && name != user || !l.trusts(login, now) {
+			continue
+		}
+		if best[name] == nil || expires(best[name]).Before(expires(login)) {
+			best[name] = login
 		}
 	}
-	if best == nil {
-		return Proof{}, false
+	var all []Proof
+	for name, login := range best {
+		all = append(all, Proof{User: name, Groups: login.Spec.Groups, Expires: expires(login)})
 	}
-	return Proof{User: user, Groups: best.Spec.Groups, Expires: expires(best)}, true
+	slices.SortFunc(all, func(a, b Proof) int { return cmp.Compare(a.User, b.User) })
+	return all[:min(len(all), maxUsers)]
 }
 
 // Wait returns whether a session is proven, as soon as it is, nobody is, or ctx ends.

@@ -21,6 +21,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/manager/carry/connections"
 	"sidestep.dev/sidestep/manager/carry/parking"
 	"sidestep.dev/sidestep/manager/carry/quota"
 	"sidestep.dev/sidestep/manager/endpoint"
@@ -64,6 +65,10 @@ type Config struct {
 	Plan Plan
 	// Lot has the streams that node agents have parked, by node.
 	Lot *parking.Lot
+	// Holder tells the audit log whose an intercept is: the user that its session has proven to act
+	// for, if it has, and what the laptop calls itself.
+	Holder func(interceptUID, keyHash string) (user, holder string)
+	Table  *connections.Table
 	// Pod gives a pod as it was lately, or nil.
 	Pod     func(namespace, name string) *corev1.Pod
 	Log     *slog.Logger
@@ -113,12 +118,30 @@ func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	}
 	r.open.Inc()
 	defer r.open.Dec()
-	err = tunnel.Relay(laptop, agent)
-	log.Debug("connection to a pod ended", "pod", target.Pod.GetName(), "node", target.Node, "reason", err)
+	err = r.carry(keyHash, laptop, agent, open, target)
 	if err != nil {
 		err = status.Error(codes.Aborted, err.Error())
 	}
 	agent.Release(err)
+	return err
+}
+
+// carry joins laptop and node agent, and writes to the audit log who reaches what.
+func (r *Relay) carry(keyHash string, laptop tunnel.Stream, agent *parking.Stream, open *tunnelpb.Open,
+	target Target) error {
+	// Names are the plan's: what the laptop calls its intercept proves nothing.
+	user, holder := r.cfg.Holder(open.GetInterceptUid(), keyHash)
+	log := r.cfg.Log.With("audit", "to-pod", "user", user, "holder", holder, "intercept",
+		target.Rule.GetInterceptNamespace()+"/"+target.Rule.GetInterceptName(), "pod", target.Pod.GetName(),
+		"podUID", target.Pod.GetUid(), "node", target.Node, "port", open.GetToPort())
+	defer r.cfg.Table.Add(open.GetInterceptUid(), keyHash, agent.Release)()
+	if targets, why := r.targets(keyHash, open); len(targets) == 0 { // any more
+		agent.Release(status.Error(codes.PermissionDenied, why))
+	}
+	began := time.Now()
+	log.Info("connection to a pod opened")
+	err := tunnel.Relay(laptop, agent)
+	log.Info("connection to a pod ended", "duration", time.Since(began), "reason", err)
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"sidestep.dev/sidestep/api/tunnelpb"
 	"sidestep.dev/sidestep/internal/tunnel"
+	"sidestep.dev/sidestep/manager/carry/connections"
 	"sidestep.dev/sidestep/manager/carry/parking"
 	"sidestep.dev/sidestep/manager/carry/quota"
 	"sidestep.dev/sidestep/manager/decide/plan"
@@ -49,6 +50,7 @@ type Sessions interface {
 type Relay struct {
 	plan     Plan
 	sessions Sessions
+	table    *connections.Table
 	log      *slog.Logger
 	opening  *quota.Quota // of tunnels, by node
 	tunnels  *quota.Quota
@@ -60,10 +62,11 @@ type Relay struct {
 	toPod  prometheus.Counter
 }
 
-// New returns a relay and registers its metrics.
-func New(plan Plan, sessions Sessions, log *slog.Logger, metrics prometheus.Registerer) *Relay {
+// New returns a relay and registers its metrics. The table knows its tunnels.
+func New(plan Plan, sessions Sessions, table *connections.Table, log *slog.Logger,
+	metrics prometheus.Registerer) *Relay {
 	r := &Relay{
-		plan: plan, sessions: sessions, log: log,
+		plan: plan, sessions: sessions, table: table, log: log,
 		opening: quota.New(maxOpening), tunnels: quota.New(maxTunnels),
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sidestep_manager_tunnels_open",
@@ -96,7 +99,14 @@ func (r *Relay) Serve(node string, agent tunnel.Stream) error {
 	if err != nil {
 		return tunnel.OpenStatus(err, "begin a tunnel")
 	}
-	parked, result, why := r.find(agent.Context(), node, open)
+	parked, keyHash, result, why := r.find(agent.Context(), node, open)
+	if result == tunnelpb.Opened_OK {
+		defer r.table.Add(open.InterceptUid, keyHash, parked.Release)()
+		if _, still := r.plan.Owner(node, open.InterceptUid, open.Pod); !still {
+			parked.Release(nil)
+			result, why = tunnelpb.Opened_UNKNOWN, "the intercept has ended"
+		}
+	}
 	r.opened.WithLabelValues(outcome(result)).Inc()
 	if result != tunnelpb.Opened_OK {
 		r.log.Debug("tunnel not relayed", "node", node, "pod", open.Pod, "intercept",
@@ -132,28 +142,30 @@ func outcome(r tunnelpb.Opened_Result) string {
 	return r.String()
 }
 
-// find returns the laptop's stream for a connection, or the message for the node agent.
-func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (*parking.Stream,
-	tunnelpb.Opened_Result, string) {
+// find returns the laptop's stream for a connection and the hash of its session key, or the message for
+// the node agent.
+func (r *Relay) find(ctx context.Context, node string, open *tunnelpb.Open) (parked *parking.Stream,
+	keyHash string, result tunnelpb.Opened_Result, why string) {
 	owner, ok := r.plan.Owner(node, open.InterceptUid, open.Pod)
 	if !ok {
-		return nil, tunnelpb.Opened_UNKNOWN,
+		return nil, "", tunnelpb.Opened_UNKNOWN,
 			fmt.Sprintf("the manager knows of no intercept %s/%s on node %s", open.InterceptNamespace,
 				open.InterceptName, node)
 	}
 	// The laptop gets these names from the plan, because a node agent is not trusted with them.
 	open.InterceptNamespace, open.InterceptName, open.Pod = owner.Namespace, owner.Name, owner.Pod
 	open.PodUid, open.ToPort = "", 0
-	parked, err := r.sessions.Take(ctx, owner.KeyHash, patience)
+	keyHash = owner.KeyHash
+	parked, err := r.sessions.Take(ctx, keyHash, patience)
 	switch {
 	case err == nil:
-		return parked, tunnelpb.Opened_OK, ""
+		return parked, keyHash, tunnelpb.Opened_OK, ""
 	case errors.Is(err, parking.ErrAbsent):
-		return nil, tunnelpb.Opened_NO_CLIENT, "the laptop is not connected"
+		return nil, keyHash, tunnelpb.Opened_NO_CLIENT, "the laptop is not connected"
 	case errors.Is(err, parking.ErrTimeout):
-		return nil, tunnelpb.Opened_TIMEOUT, "the laptop took no further connection in time"
+		return nil, keyHash, tunnelpb.Opened_TIMEOUT, "the laptop took no further connection in time"
 	}
-	return nil, tunnelpb.Opened_TIMEOUT, err.Error()
+	return nil, keyHash, tunnelpb.Opened_TIMEOUT, err.Error()
 }
 
 // counted counts the payload that is received on a stream.

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sidestep.dev/sidestep/api/tunnelpb"
+	"sidestep.dev/sidestep/manager/carry/connections"
 	"sidestep.dev/sidestep/manager/carry/parking"
 	"sidestep.dev/sidestep/manager/decide/plan"
 )
@@ -34,10 +35,10 @@ func (n *nobody) Take(_ context.Context, keyHash string, _ time.Duration) (*park
 func TestALaptopIsToldWhatThePlanSays(t *testing.T) {
 	sessions := &nobody{}
 	r := New(owners{"uid": {KeyHash: "alice", Namespace: "shop", Name: "orders", Pod: "orders-0"}}, sessions,
-		slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		&connections.Table{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	open := &tunnelpb.Open{InterceptUid: "uid", InterceptNamespace: "bank", InterceptName: "vault",
 		Pod: "vault-0", PodUid: "other", ToPort: 22, RemoteAddr: "192.0.2.1:1"}
-	_, result, _ := r.find(t.Context(), "node", open)
+	_, _, result, _ := r.find(t.Context(), "node", open)
 	assert.Equal(t, tunnelpb.Opened_NO_CLIENT, result)
 	assert.Equal(t, "alice", sessions.asked)
 	require.Equal(t, "shop/orders/orders-0", open.InterceptNamespace+"/"+open.InterceptName+"/"+open.Pod)
@@ -45,6 +46,6 @@ func TestALaptopIsToldWhatThePlanSays(t *testing.T) {
 	assert.Zero(t, open.ToPort)
 	assert.Equal(t, "192.0.2.1:1", open.RemoteAddr)
 
-	_, result, _ = r.find(t.Context(), "node", &tunnelpb.Open{InterceptUid: "unknown"})
+	_, _, result, _ = r.find(t.Context(), "node", &tunnelpb.Open{InterceptUid: "unknown"})
 	assert.Equal(t, tunnelpb.Opened_UNKNOWN, result)
 }

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/access"
 	"sidestep.dev/sidestep/manager/changes"
 	"sidestep.dev/sidestep/manager/decide/claims"
 	"sidestep.dev/sidestep/manager/decide/plan"
@@ -52,12 +53,27 @@ type Sessions interface {
 	Wiretapper(hash string) (keyHash string)
 }
 
+// Holders know what those who hold intercepts may have.
+type Holders interface {
+	// Judge says what an intercept may have whose session, with a key of this hash, is connected. It
+	// does not wait.
+	Judge(ic *v1alpha1.Intercept, keyHash string) access.Judgement
+	Forget(uid types.UID)
+	// Changes returns the intercepts that are to be judged again.
+	Changes() *changes.Set[types.UID]
+}
+
 // Config is what the controller needs.
 type Config struct {
 	Client   client.WithWatch
 	Plan     *plan.Plan
 	Sessions Sessions
-	Log      *slog.Logger
+	// Holders judge what an intercept may have; nil: everything.
+	Holders Holders
+	// Withdrawn is called when an intercept may not have, or no longer, what others carry for it:
+	// anything, or connections to ports of pods alone. It may be called often for the same one.
+	Withdrawn func(uid types.UID, toPodAlone bool)
+	Log       *slog.Logger
 	// Grace is how long an intercept outlives the absence of its laptop.
 	Grace   time.Duration
 	Metrics prometheus.Registerer
@@ -123,6 +139,14 @@ func (c *Controller) Resolved() bool { return c.resolved.Load() }
 // The caller must not change it.
 func (c *Controller) Pod(namespace, name string) *corev1.Pod {
 	return get[corev1.Pod](c.informers.pods, namespace, name)
+}
+
+// Intercept returns an Intercept as the informers have it, or nil. It is not to be changed.
+func (c *Controller) Intercept(uid string) *v1alpha1.Intercept {
+	for _, ic := range by[v1alpha1.Intercept](c.informers.intercepts, byUID, uid) {
+		return ic
+	}
+	return nil
 }
 
 // Run works until ctx is done. It writes nothing after that.

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/manager/changes"
 	"sidestep.dev/sidestep/manager/decide/resolve"
 	"sidestep.dev/sidestep/manager/endpoint"
 )
@@ -174,14 +175,22 @@ func (c *Controller) serviceChanged(before, after *corev1.Service) {
 	}
 }
 
-// follow queues the intercepts about which node agents report something new, and those of laptops
-// that have connected or disconnected.
+// follow queues the intercepts about which node agents report something new, those of laptops that
+// have connected or disconnected, and those whose holders may have more or less than before.
 func (c *Controller) follow(ctx context.Context) {
 	agents, sessions := c.cfg.Plan.Changes(), c.cfg.Sessions.Changes()
+	judgements := changes.NewSet[types.UID]()
+	if c.cfg.Holders != nil {
+		judgements = c.cfg.Holders.Changes()
+	}
 	for {
 		select {
 		case <-agents.Wake():
 			for _, uid := range agents.Take() {
+				c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byUID, string(uid))...)
+			}
+		case <-judgements.Wake():
+			for _, uid := range judgements.Take() {
 				c.enqueue(by[v1alpha1.Intercept](c.informers.intercepts, byUID, string(uid))...)
 			}
 		case <-sessions.Wake():

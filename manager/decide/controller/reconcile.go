@@ -17,6 +17,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/match"
+	"sidestep.dev/sidestep/manager/access"
 	"sidestep.dev/sidestep/manager/decide/claims"
 	"sidestep.dev/sidestep/manager/decide/plan"
 	"sidestep.dev/sidestep/manager/decide/resolve"
@@ -33,6 +34,7 @@ type entry struct {
 	away       time.Time           // since when the laptop is disconnected; zero: it is connected
 	granted    grant               // the port that it has, also while it moves
 	unanswered tally
+	judged     access.Judgement // when its laptop was last connected
 }
 
 func newEntry(ic *v1alpha1.Intercept) *entry {
@@ -78,8 +80,14 @@ func (c *Controller) decide(k types.NamespacedName) {
 		keyHash = c.cfg.Sessions.Wiretapper(keyHash)
 	}
 	f := findings{connected: c.cfg.Sessions.Connected(keyHash)}
-	f.resolution, f.invalid = c.resolve(e)
+	c.judge(e, keyHash, f.connected)
+	if e.judged.Refused() {
+		c.refuse(e, &f)
+	} else {
+		f.resolution, f.invalid = c.resolve(e)
+	}
 	c.cfg.Plan.Set(e.uid, keyHash, c.decideClaim(e, &f))
+	c.withdraw(e)
 	if ends := c.grace(e, f.connected); ends {
 		return
 	}
@@ -89,7 +97,36 @@ func (c *Controller) decide(k types.NamespacedName) {
 	c.writer.set(ic, st)
 }
 
+// judge finds out what the intercept may have. While its laptop is away, that stays as it was: a proof
+// that runs out meanwhile is nothing against it.
+func (c *Controller) judge(e *entry, keyHash string, connected bool) {
+	if c.cfg.Holders == nil || !connected {
+		return
+	}
+	if e.judged = c.cfg.Holders.Judge(e.intercept, keyHash); e.judged.Again > 0 {
+		c.queue.AddAfter(key(e.intercept), e.judged.Again)
+	}
+}
+
+// refuse leaves nothing of the intercept: no port that it held before, and no room for its rule.
+func (c *Controller) refuse(e *entry, f *findings) {
+	f.invalid = &resolve.Invalid{Reason: e.judged.Reason, Message: e.judged.Message, Advice: e.judged.Advice}
+	e.granted = grant{}
+	c.again(c.budget.Return(e.intercept.Namespace, e.uid))
+}
+
+// withdraw ends what is being carried for the intercept and it may not have. The plan comes first: who
+// looks there afterwards begins nothing.
+func (c *Controller) withdraw(e *entry) {
+	if c.cfg.Withdrawn != nil && (e.judged.Refused() || e.judged.NoToPod) {
+		c.cfg.Withdrawn(e.uid, !e.judged.Refused())
+	}
+}
+
 func (c *Controller) forget(k types.NamespacedName, e *entry) {
+	if c.cfg.Holders != nil {
+		c.cfg.Holders.Forget(e.uid)
+	}
 	c.again(c.claims.Remove(e.uid))
 	c.again(c.budget.Return(k.Namespace, e.uid))
 	c.cfg.Plan.Set(e.uid, "", nil)
@@ -195,10 +232,12 @@ func (e *entry) placements(res *resolve.Resolution, connected bool) []plan.Place
 	rule := &agentpb.Rule{
 		InterceptUid: string(e.uid), InterceptNamespace: ic.Namespace, InterceptName: ic.Name, Called: ic.Spec.Name,
 		Tcp: ic.Spec.Mechanism == v1alpha1.MechanismTCP, Existing: ic.Spec.Existing, Connected: connected,
-		Environment: ic.Spec.Environment,
+		Environment: ic.Spec.Environment && !e.judged.NoEnvironment,
 	}
-	for _, port := range ic.Spec.ToPod {
-		rule.ToPod = append(rule.ToPod, uint32(port))
+	if !e.judged.NoToPod {
+		for _, port := range ic.Spec.ToPod {
+			rule.ToPod = append(rule.ToPod, uint32(port))
+		}
 	}
 	if !rule.Tcp {
 		rule.Http = e.rule.Proto()

@@ -153,7 +153,7 @@ func (c *Controller) state(e *entry, f findings, cov coverage) (v1alpha1.State, 
 	case cov.waitingPods == 1:
 		return v1alpha1.StatePending, cov.waiting
 	}
-	return v1alpha1.StateActive, cov.idle
+	return v1alpha1.StateActive, cmp.Or(cov.idle, e.judged.Note)
 }
 
 func (c *Controller) conflict(f findings, workload string) string {
