@@ -37,6 +37,8 @@ func TestChartAndProgramsUseTheSameNames(t *testing.T) {
 	ca := get[*corev1.ConfigMap](t, rendered, "ConfigMap/"+names.CA)
 	assert.Contains(t, ca.Data, names.CACert)
 	assert.Equal(t, names.Allowed, ca.Data[names.HostNetwork])
+	config := get[*corev1.ConfigMap](t, rendered, "ConfigMap/"+names.Config)
+	assert.Equal(t, names.Allowed, config.Data[names.HostNetwork])
 	for _, object := range []string{"Service/" + names.Manager, "ServiceAccount/" + names.Manager,
 		"ServiceAccount/" + names.NodeAgent, "Role/" + names.User} {
 		assert.Contains(t, rendered, object)

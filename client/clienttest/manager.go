@@ -57,7 +57,7 @@ type Manager struct {
 	Forgets    int    // so many Logins of this laptop's prove nothing to it
 
 	api         *APIServer
-	certificate tls.Certificate
+	certificate *tls.Certificate
 	again       chan struct{} // judge anew
 
 	mu        sync.Mutex
@@ -83,10 +83,7 @@ func NewManager(t testing.TB, api *APIServer) *Manager {
 		sessions: map[string]clientpb.Clients_SessionServer{}, parked: map[string]chan *parked{},
 		again: make(chan struct{}, 1),
 	}
-	var ca string
-	ca, m.certificate = certificates(t)
-	api.Add(t, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace,
-		Name: names.CA}, Data: map[string]string{names.CACert: ca}})
+	m.Rotate(t)
 	m.Start(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var control sync.WaitGroup
@@ -99,12 +96,32 @@ func NewManager(t testing.TB, api *APIServer) *Manager {
 	return m
 }
 
+// Rotate replaces the manager's authority and certificate. Connections that there are go on.
+func (m *Manager) Rotate(t testing.TB) {
+	ca, certificate := certificates(t)
+	config := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: names.CA},
+		Data: map[string]string{names.CACert: ca}}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.certificate != nil {
+		m.api.Remove(t, config)
+	}
+	m.api.Add(t, config)
+	m.certificate = &certificate
+}
+
+func (m *Manager) shows(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.certificate, nil
+}
+
 // Start starts a new pod of the manager.
 func (m *Manager) Start(t testing.TB) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	server := grpc.NewServer(append(tunnel.ServerOptions(),
-		grpc.Creds(credentials.NewServerTLSFromCert(&m.certificate)))...)
+		grpc.Creds(credentials.NewTLS(&tls.Config{GetCertificate: m.shows})))...)
 	clientpb.RegisterClientsServer(server, m)
 	go func() { _ = server.Serve(listener) }()
 	m.mu.Lock()

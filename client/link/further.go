@@ -4,6 +4,7 @@ package link
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -58,11 +59,13 @@ func (l *Link) widen(ctx context.Context, way *Way, lines chan<- Line) {
 	}
 }
 
-// keepLine connects again and again, with growing pauses.
+// keepLine connects again and again, with growing pauses. After each failure it reads the manager's
+// authority again, which may have been replaced since the first connection.
 func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *sync.Once) {
+	trust := way.TLS
 	for pace := (backoff.Backoff{First: l.Timing.Again, Most: l.Timing.Rare}); ; {
 		began := time.Now()
-		err := l.line(ctx, way, lines)
+		err := l.line(ctx, way, trust, lines)
 		if ctx.Err() != nil {
 			return
 		}
@@ -75,11 +78,17 @@ func (l *Link) keepLine(ctx context.Context, way *Way, lines chan<- Line, said *
 		if backoff.Sleep(ctx, pace.Next(), nil) {
 			return
 		}
+		if way.Trust == nil {
+			continue
+		}
+		if now, err := way.Trust(ctx); err == nil { // else whom it trusted before
+			trust = now
+		}
 	}
 }
 
 // line makes one further connection and keeps it until it ends, which is always with an error.
-func (l *Link) line(ctx context.Context, way *Way, lines chan<- Line) error {
+func (l *Link) line(ctx context.Context, way *Way, trust *tls.Config, lines chan<- Line) error {
 	dialing, cancel := context.WithTimeoutCause(ctx, l.Timing.Connect, errors.New("no answer in time"))
 	defer cancel()
 	raw, err := way.Again(dialing)
@@ -87,7 +96,7 @@ func (l *Link) line(ctx context.Context, way *Way, lines chan<- Line) error {
 		return err
 	}
 	flow := &metered{Conn: raw}
-	conn, err := l.client(flow, way.TLS)
+	conn, err := l.client(flow, trust)
 	if err != nil {
 		_ = flow.Close()
 		return err

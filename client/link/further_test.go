@@ -204,6 +204,20 @@ func TestOneThatComesLateIsTaken(t *testing.T) {
 	l.is(func() bool { return l.alive() == link.Further }, "once they can be had they are")
 }
 
+func TestFurtherConnectionsTrustTheAuthorityThatTheManagerHasNow(t *testing.T) {
+	l := newLaptop(t, never)
+	l.is(func() bool { return l.alive() == link.Further }, "they come")
+	l.manager.Rotate(t)
+	l.mu.Lock()
+	second, before := l.conns[1], len(l.lines)
+	l.mu.Unlock()
+	require.NoError(t, second.Close())
+	l.is(func() bool { return len(l.lines) > before && l.alive() == link.Further }, "another takes its place")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	assert.Equal(t, 1, l.served, "the first one went on")
+}
+
 func TestNothingIsLeft(t *testing.T) {
 	for _, lines := range []int{0, link.Further} {
 		l := newLaptop(t, never)

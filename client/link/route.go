@@ -44,6 +44,8 @@ type Route struct {
 type Way struct {
 	Conn net.Conn
 	TLS  *tls.Config // verifies that the pod is the manager's
+	// Trust returns TLS with the manager's authority as it is now.
+	Trust func(context.Context) (*tls.Config, error)
 	// Again connects once more to the same pod, in the same way.
 	Again func(context.Context) (net.Conn, error)
 	By    string // for logs: which way it is
@@ -87,8 +89,23 @@ func (r *Route) Dial(ctx context.Context) (way *Way, err error) {
 	if err != nil {
 		return nil, cluster.Explain(err)
 	}
-	way.TLS = &tls.Config{RootCAs: authority, ServerName: names.Manager, MinVersion: tls.VersionTLS13}
+	way.TLS = trusting(authority)
+	way.Trust = func(ctx context.Context) (*tls.Config, error) {
+		cluster, err := r.Source.Cluster()
+		if err != nil {
+			return nil, err
+		}
+		authority, err := r.authority(ctx, cluster)
+		if err != nil {
+			return nil, err
+		}
+		return trusting(authority), nil
+	}
 	return way, nil
+}
+
+func trusting(authority *x509.CertPool) *tls.Config {
+	return &tls.Config{RootCAs: authority, ServerName: names.Manager, MinVersion: tls.VersionTLS13}
 }
 
 // by returns a dialer that gets the cluster for each call, because the credentials may have

@@ -86,11 +86,17 @@ type builder struct {
 }
 
 // hostNetworkAllowed reports whether the installation lets pods with host networking be
-// intercepted. Without an answer it does not.
+// intercepted. Without an answer it does not. In installations of the version before, ConfigMap
+// sidestep-ca has it.
 func hostNetworkAllowed(ctx context.Context, api client.Client, installation string) bool {
-	var allows corev1.ConfigMap
-	err := api.Get(ctx, client.ObjectKey{Namespace: installation, Name: names.CA}, &allows)
-	return err == nil && allows.Data[names.HostNetwork] == names.Allowed
+	for _, name := range []string{names.Config, names.CA} {
+		var config corev1.ConfigMap
+		err := api.Get(ctx, client.ObjectKey{Namespace: installation, Name: name}, &config)
+		if answer := config.Data[names.HostNetwork]; err == nil && answer != "" {
+			return answer == names.Allowed
+		}
+	}
+	return false
 }
 
 func newBuilder(services []corev1.Service, intercepts []v1alpha1.Intercept) *builder {

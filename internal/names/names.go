@@ -17,11 +17,13 @@ const (
 	// NodeAgent is the node agents' DaemonSet and ServiceAccount.
 	NodeAgent = "sidestep-nodeagent"
 	// CA is the ConfigMap by which laptops and node agents verify the manager. It also tells laptops
-	// what the installation allows.
+	// what the installation allows, for those of the version before.
 	CA = "sidestep-ca"
+	// Config is the ConfigMap that tells laptops what the installation allows.
+	Config = "sidestep-config"
 )
 
-// Keys of ConfigMap CA.
+// Keys of ConfigMap CA; of Config, HostNetwork.
 const (
 	CACert      = "ca.crt"
 	HostNetwork = "host-network" // has the value Allowed if such pods can be intercepted
