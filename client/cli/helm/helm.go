@@ -165,10 +165,15 @@ func runUpgrade(ctx context.Context, e *env.Env, g *env.Global, c env.Cluster, s
 	line := e.Line(g)
 	defer line.Close()
 	s.Progress = line.Set
+	var warnings []string
+	s.Warn = func(text string) { warnings = append(warnings, text) }
 	if err := c.Upgrade(ctx, s); err != nil {
 		return err
 	}
 	line.Close()
+	for _, text := range warnings {
+		e.Warn(g, text)
+	}
 	e.Say(g, "Traffic Manager upgraded successfully")
 	return nil
 }

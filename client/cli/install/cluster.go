@@ -61,6 +61,7 @@ type Settings struct {
 	// background: what is deleted may end after the call has returned.
 	background bool
 	Progress   func(string) // called with each step; may be nil
+	Warn       func(string) // called with what is to be seen to, though nothing failed; may be nil
 }
 
 func (s Settings) step(format string, args ...any) {

@@ -142,9 +142,12 @@ func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
 		return rights(fmt.Errorf("upgrade the chart: %w", err))
 	}
 	if s.Wait {
-		return c.waitReady(ctx, s)
+		err = c.waitReady(ctx, s)
 	}
-	return nil
+	if err == nil {
+		c.warnLacking(ctx, s)
+	}
+	return err
 }
 
 // prepare does all that can fail before anything is changed.
