@@ -91,8 +91,8 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	hasBusiness := func(keyHash string) bool { return shares.Holds(keyHash) || m.logins.Proven(keyHash) }
 	registry := laptops.NewRegistry(hasBusiness)
 	shares.OnHeld(registry.Prove)
-	guard := access.NewGuard(c, time.Now)
-	if err := m.identities(c, guard, registry); err != nil {
+	guard, err := m.identities(c, registry)
+	if err != nil {
 		return nil, err
 	}
 	under := &underWay{}
@@ -103,7 +103,7 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	proofs := laptops.NewProofs(m.logins, o.OlderLaptops)
+	proofs := laptops.NewProofs(m.logins, o.OlderLaptops, under.lapsed)
 	m.metrics.MustRegister(
 		gauge("sidestep_manager_unproven_sessions",
 			"Laptops that are connected although nobody vouches for their user.", proofs.Unproven),
@@ -117,20 +117,19 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	podStreams := outbound.NewLot()
 	toPod := outbound.New(outbound.Config{Plan: targets{shares}, Lot: podStreams, Pod: m.controller.Pod,
 		Holder: m.holder, Table: &under.toPod, Log: log, Metrics: m.metrics})
-	review := func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.InTapHandle(m.gate.Tap),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.Creds(m.tracker.Credentials(tlsbatch.Credentials(config)))))
 	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
-		Authenticator: agents.NewAuthenticator(review, o.TokenAudience, o.Namespace, o.AgentServiceAccount),
+		Authenticator: agents.NewAuthenticator(reviewing(c), o.TokenAudience, o.Namespace, o.AgentServiceAccount),
 		Plan:          shares, Relay: relay.New(shares, registry, &under.tunnels, log, m.metrics),
 		Environments: questions, Lot: podStreams, Log: log, Closing: m.closing,
 	}))
 	clients := laptops.Config{
 		Registry: registry, Proofs: proofs, Log: log, Grace: o.SessionGrace, Closing: m.closing,
 		Nodes: nodes{shares}.list, Environment: keeper.Release, Traffic: nodes{shares}.traffic,
-		ToPod: toPod.Serve, Unproven: under.unproven,
+		ToPod: toPod.Serve,
 	}
 	clientpb.RegisterClientsServer(m.grpc, laptops.NewService(clients))
 	// More peers reach the HTTP ports than the gRPC port. Through them nobody reaches the node
@@ -140,6 +139,11 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	m.connects = web.NewConnects(log, m.metrics)
 	clientpb.RegisterClientsServer(m.laptops, laptops.NewService(clients))
 	return m, nil
+}
+
+// reviewing asks the API server about tokens.
+func reviewing(c client.Client) func(context.Context, *authv1.TokenReview) error {
+	return func(ctx context.Context, r *authv1.TokenReview) error { return c.Create(ctx, r) }
 }
 
 // openGates creates the gates of the ports.
@@ -162,19 +166,20 @@ func (u *underWay) withdrawn(uid types.UID, toPodAlone bool) {
 	}
 }
 
-// unproven ends those of a session.
-func (u *underWay) unproven(keyHash string) {
+// lapsed ends those of a session.
+func (u *underWay) lapsed(keyHash string) {
 	u.tunnels.EndSession(keyHash, errWithdrawn)
 	u.toPod.EndSession(keyHash, errWithdrawn)
 }
 
 // identities makes what knows the users of sessions, and their rights.
-func (m *Manager) identities(c client.WithWatch, guard *access.Guard, registry *laptops.Registry) (err error) {
+func (m *Manager) identities(c client.WithWatch, registry *laptops.Registry) (guard *access.Guard, err error) {
 	o := m.options
+	guard = access.NewGuard(c, time.Now)
 	m.logins, err = identity.New(identity.Config{Client: c, Namespace: o.Namespace, Guard: guard, Log: m.log,
 		Now: time.Now, Changed: func(keyHash string) { registry.Changes().Add(keyHash) }})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var reviews *access.Reviews
 	if o.ReviewRights {
@@ -183,7 +188,7 @@ func (m *Manager) identities(c client.WithWatch, guard *access.Guard, registry *
 	}
 	m.holders = identity.NewHolders(identity.HoldersConfig{Logins: m.logins, Guard: guard, Reviews: reviews,
 		Older: o.OlderLaptops, Grace: o.SessionGrace, Log: m.log, Now: time.Now})
-	return nil
+	return guard, nil
 }
 
 // holder tells the audit log whose an intercept is.

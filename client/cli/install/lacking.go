@@ -14,11 +14,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/names"
 )
 
 const (
 	// userRole is the chart's name for a Role in its own namespace and a ClusterRole for others.
-	userRole = "sidestep-user"
+	userRole = names.User
 	// maxAsked bounds how many subjects the API server is asked about, and maxSaid how many are named.
 	maxAsked, maxSaid = 500, 20
 )
@@ -70,7 +71,7 @@ func (c *Cluster) lacking(ctx context.Context) ([]string, error) {
 			break
 		}
 		connects, err := c.may(ctx, h, authzv1.ResourceAttributes{Namespace: c.namespace, Verb: "get",
-			Resource: "configmaps", Name: "sidestep-ca"})
+			Resource: "configmaps", Name: names.CA})
 		if err != nil {
 			return nil, err
 		}

@@ -38,14 +38,15 @@ type Proofs struct {
 	logins          Logins
 	older           bool
 	check, patience time.Duration
+	lapsed          func(keyHash string)
 
 	unproven atomic.Int64
 }
 
 // NewProofs makes Proofs. older says that laptops of the version before, which prove nothing, are
-// admitted.
-func NewProofs(logins Logins, older bool) *Proofs {
-	p := &Proofs{logins: logins, older: older, check: proofCheck, patience: proofPatience}
+// admitted. lapsed is called when a session ends because nobody vouches for its user any more.
+func NewProofs(logins Logins, older bool, lapsed func(keyHash string)) *Proofs {
+	p := &Proofs{logins: logins, older: older, lapsed: lapsed, check: proofCheck, patience: proofPatience}
 	if older {
 		p.patience = olderPatience
 	}
@@ -105,6 +106,7 @@ func (o *proof) look() error {
 		o.proven = true
 		o.all.unproven.Add(-1)
 	case !now && o.proven && !o.all.logins.Absent():
+		o.all.lapsed(o.keyHash)
 		return errUnproven
 	}
 	return nil

@@ -5,6 +5,7 @@ package laptops
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,7 +20,10 @@ import (
 )
 
 // vouched is what is known about every session.
-type vouched struct{ proven, absent, unknown atomic.Bool }
+type vouched struct {
+	proven, absent, unknown atomic.Bool
+	lapsed                  sync.Map // key hashes
+}
 
 func (v *vouched) Wait(ctx context.Context, keyHash string) bool {
 	if !v.proven.Load() && !v.absent.Load() {
@@ -34,7 +38,7 @@ func (v *vouched) Known() bool        { return !v.unknown.Load() }
 
 // quick are Proofs that look often, and wait briefly for a Login.
 func quick(v *vouched, older bool) *Proofs {
-	p := NewProofs(v, older)
+	p := NewProofs(v, older, func(keyHash string) { v.lapsed.Store(keyHash, true) })
 	p.check, p.patience = 20*time.Millisecond, 50*time.Millisecond
 	return p
 }
@@ -85,6 +89,8 @@ func TestOnlyProvenLaptopsAreAdmitted(t *testing.T) {
 	assert.Zero(t, proofs.Unproven())
 	v.proven.Store(false)
 	assert.Equal(t, codes.PermissionDenied, status.Code(<-ended), "its Login is gone")
+	_, lapsed := v.lapsed.Load(hash)
+	assert.True(t, lapsed, "what it carries ends with it")
 	require.Eventually(t, func() bool { return !connected() }, 5*time.Second, time.Millisecond)
 	assert.Zero(t, proofs.Unproven())
 }
@@ -126,7 +132,7 @@ func TestWhereNobodyCanBeProvenLaptopsComeInOnlyAsOlderOnes(t *testing.T) {
 }
 
 func TestAnOlderLaptopDoesNotWaitLong(t *testing.T) {
-	proofs := NewProofs(&vouched{}, true)
+	proofs := NewProofs(&vouched{}, true, nil)
 	began := time.Now()
 	_, err := proofs.admit(t.Context(), "k", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)

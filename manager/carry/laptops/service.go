@@ -39,9 +39,6 @@ type Config struct {
 	Nodes    func() []*clientpb.NodeAgent
 	// Proofs decide which sessions are admitted; nil: all are.
 	Proofs *Proofs
-	// Unproven is called when a session ends because nobody vouches for its user any more; nil: nobody
-	// needs to know.
-	Unproven func(keyHash string)
 	// Traffic is what was counted for the intercepts of the session with a key of this hash.
 	Traffic func(keyHash string) []*clientpb.InterceptTraffic
 	// Environment gives the session whose key has that hash what it may have.
@@ -225,9 +222,6 @@ func (s *Service) hold(stream sessionStream, sess *session, proven *proof,
 			}
 		case <-look:
 			if err := proven.look(); err != nil {
-				if s.cfg.Unproven != nil {
-					s.cfg.Unproven(proven.keyHash)
-				}
 				return err
 			}
 			if proven.proven {
