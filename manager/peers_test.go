@@ -63,7 +63,7 @@ func (r *running) agentSaying(t *testing.T, hello *agentpb.Hello, token string,
 	var err error
 	a.stream, err = agentpb.NewAgentsClient(a.conn).Attach(ctx)
 	require.NoError(t, err)
-	// it has been refused already
+	// io.EOF: the call has been refused already.
 	if err := a.stream.Send(&agentpb.AgentMessage{Message: &agentpb.AgentMessage_Hello{Hello: hello}}); err != io.EOF {
 		require.NoError(t, err)
 	}

@@ -39,7 +39,7 @@ const (
 	patience = 10 * time.Second
 )
 
-// Proof is what the API server says about the user of a session.
+// Proof is what the API server vouches for about the user of a session.
 type Proof struct {
 	User    string
 	Groups  []string
@@ -68,13 +68,13 @@ type Logins struct {
 	missing  bool                     // the cluster has no definition of Logins
 	looked   bool                     // the API server has said whether the policy is in force
 	inForce  bool                     // it is
-	since    time.Time                // what was created later, the policy has admitted
+	since    time.Time                // the policy has admitted what was created after this
 	vouching bool                     // what was logged last: that the API server vouches for users
-	said     bool                     // that has been logged
+	said     bool                     // vouching has been logged
 	waiting  map[chan struct{}]string // key hashes
 }
 
-// New makes Logins; Run reads and follows them.
+// New returns Logins. Run reads and follows them.
 func New(cfg Config) (*Logins, error) {
 	l := &Logins{cfg: cfg, all: map[types.UID]*v1alpha1.Login{},
 		byKey: map[string]map[types.UID]*v1alpha1.Login{}, waiting: map[chan struct{}]string{}}
@@ -121,8 +121,8 @@ func (l *Logins) served(err error) {
 	}
 }
 
-// Absent reports that the API server vouches for nobody: the cluster has no definition of Logins, or
-// their policy is not in force.
+// Absent reports that the API server vouches for no user: the cluster has no definition of Logins,
+// or their policy is not in force.
 func (l *Logins) Absent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -139,7 +139,7 @@ func (l *Logins) Known() bool {
 	return l.absent() || l.looked && synced
 }
 
-// changed logs, once, whether the API server vouches for users, and wakes all who depend on it.
+// changed logs, once, whether the API server vouches for users, and wakes all who wait for it.
 func (l *Logins) changed() {
 	l.mu.Lock()
 	absent, missing := l.absent(), l.missing
@@ -160,7 +160,7 @@ func (l *Logins) changed() {
 	l.wakeAll()
 }
 
-// Run follows Logins and the policy, and deletes Logins that are of no use, until ctx is done.
+// Run follows Logins and the policy, and deletes useless Logins, until ctx is done.
 func (l *Logins) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -182,7 +182,7 @@ func (l *Logins) Run(ctx context.Context) {
 	}
 }
 
-// follow looks at the policy. Until the API server has said something about it, nobody is proven.
+// follow checks the policy. Until the API server has answered, no user is proven.
 func (l *Logins) follow(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -243,7 +243,7 @@ func expires(login *v1alpha1.Login) time.Time {
 }
 
 // trusts is called with mu held. A Login of the second in which the policy was created may be older
-// than that: times of creation have no fractions.
+// than the policy: times of creation have no fractions.
 func (l *Logins) trusts(login *v1alpha1.Login, now time.Time) bool {
 	return l.inForce && login.DeletionTimestamp == nil && login.CreationTimestamp.After(l.since) &&
 		now.Before(expires(login))
@@ -268,8 +268,8 @@ func (l *Logins) proven(keyHash string) bool {
 }
 
 // Proofs returns what is proven about the session with this key hash, for a user or, if that is "",
-// for all. Anybody can create a Login for any key hash, as themselves alone: a session may be proven
-// for several users, and each of them has Intercepts of their own.
+// for all. Anyone can create a Login for any key hash, but only as themselves. So a session may be
+// proven for several users, and each of them has their own Intercepts.
 func (l *Logins) Proofs(keyHash, user string) []Proof {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -352,8 +352,8 @@ func notify(news chan struct{}) {
 	}
 }
 
-// clean deletes what has expired, and the oldest where there are too many. Only Logins that the
-// policy has admitted count for a user: others may name whom they like.
+// clean deletes expired Logins, and the oldest where there are too many. Only Logins that the
+// policy has admitted count for a user, because others may name any user.
 func (l *Logins) clean(ctx context.Context) {
 	now := l.cfg.Now()
 	l.mu.Lock()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gate bounds what a peer can make the manager hold before it has shown that it has business
-// here: that the API server vouches for its user, that it holds an Intercept, or that it is a node agent. A
-// gate stands before listeners.
+// Package gate bounds what a peer can make the manager hold before it is proven: before the API
+// server vouches for its user, it holds an Intercept, or it has shown a node agent's token. A gate
+// stands before listeners.
 package gate
 
 import (
@@ -111,7 +111,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit lets a connection in, in the place of another if need be, or closes it and returns nil.
+// admit admits a connection, in place of another if necessary, or closes it and returns nil.
 func (g *Gate) admit(raw net.Conn) *Conn {
 	host, _, _ := net.SplitHostPort(raw.RemoteAddr().String())
 	c := &Conn{Conn: raw, gate: g, host: host, began: g.now(), may: g.limits.Burst,
@@ -136,7 +136,7 @@ func (g *Gate) admit(raw net.Conn) *Conn {
 	return c
 }
 
-// enter counts a connection, and returns the one that is to end for it, which may be itself. It is
+// enter counts a connection, and returns the one that has to end for it, which may be itself. It is
 // called with mu held.
 func (g *Gate) enter(c *Conn) (victim *Conn) {
 	g.last++

@@ -91,8 +91,8 @@ func (r *Registry) mayAskForNodes(keyHash string, now time.Time) bool {
 	return true
 }
 
-// begin enters a session, unless there are as many as limit. If there is one with the same key, it
-// is the same laptop come back, and the new session takes its place.
+// begin adds a session, unless there are as many as limit. A session with the same key is the same
+// laptop that has reconnected, and the new session replaces it.
 func (r *Registry) begin(keyHash string, limit int) (*session, error) {
 	proven := r.holds(keyHash)
 	s := &session{keyHash: keyHash, proven: proven, conns: map[*gate.Conn]int{},
@@ -195,7 +195,7 @@ func (s *session) ask(streams int) {
 	}
 }
 
-// wanted returns how many streams the laptop is to be asked for.
+// wanted returns how many streams to ask the laptop for.
 func (s *session) wanted() int { return int(s.unasked.Swap(0)) }
 
 // Connected reports whether a laptop with this key is connected.
@@ -205,8 +205,8 @@ func (r *Registry) Connected(keyHash string) bool {
 	return r.sessions[keyHash] != nil
 }
 
-// Wiretapper returns the key hash of the connected session that has wiretaps with this hash, or
-// nothing.
+// Wiretapper returns the key hash of the connected session whose wiretaps have this hash, "" if
+// there is none.
 func (r *Registry) Wiretapper(hash string) (keyHash string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,9 +231,9 @@ func (r *Registry) park(keyHash string, stream tunnel.Stream) (*parking.Stream, 
 	return r.lot.Park(keyHash, &heard{stream, s})
 }
 
-// Take returns a stream to the laptop with this key, for one connection. If none is parked, the
-// laptop is asked for one, and Take waits for it no longer than patience. The error is
-// parking.ErrAbsent where the laptop is not connected.
+// Take returns a stream to the laptop with this key, for one connection. If none is parked, it asks
+// the laptop for one, and waits for it for at most patience. It returns parking.ErrAbsent if the
+// laptop is not connected.
 func (r *Registry) Take(ctx context.Context, keyHash string, patience time.Duration) (*parking.Stream, error) {
 	return r.lot.Take(ctx, keyHash, patience)
 }

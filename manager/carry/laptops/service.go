@@ -34,17 +34,17 @@ const keySize = 32
 type Config struct {
 	Registry *Registry
 	Log      *slog.Logger
-	Grace    time.Duration   // told to the laptop
+	Grace    time.Duration   // which the laptop is told
 	Closing  <-chan struct{} // closed when the manager shuts down
 	Nodes    func() []*clientpb.NodeAgent
 	// Proofs decide which sessions are admitted; nil: all are.
 	Proofs *Proofs
-	// Traffic is what was counted for the intercepts of the session with a key of this hash.
+	// Traffic returns what was counted for the intercepts of the session with this key hash.
 	Traffic func(keyHash string) []*clientpb.InterceptTraffic
-	// Environment gives the session whose key has that hash what it may have.
+	// Environment answers a request of the session with this key hash.
 	Environment func(ctx context.Context, keyHash string,
 		req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)
-	// ToPod carries a connection to a port of a pod for the session whose key has that hash.
+	// ToPod carries a connection to a port of a pod for the session with this key hash.
 	ToPod   func(keyHash string, stream tunnel.Stream) error
 	Ping    time.Duration // between pings; 0: 2 s
 	Timeout time.Duration // of silence, after which the laptop is given up; 0: 8 s
@@ -58,7 +58,7 @@ type Service struct {
 	cfg Config
 }
 
-// NewService makes the service.
+// NewService returns the service.
 func NewService(cfg Config) *Service {
 	if cfg.Ping == 0 {
 		cfg.Ping = 2 * time.Second
@@ -72,7 +72,7 @@ func NewService(cfg Config) *Service {
 	return &Service{cfg: cfg}
 }
 
-// keyHash gives the name of the session whose key the call shows.
+// keyHash returns the hash of the session key that the call shows.
 func keyHash(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	values := md.Get(names.SessionKeyMetadata)
@@ -91,7 +91,7 @@ func keyHash(ctx context.Context) (string, error) {
 
 type sessionStream = grpc.BidiStreamingServer[clientpb.ClientMessage, clientpb.ManagerMessage]
 
-// Session holds the laptop's session for as long as the laptop answers.
+// Session keeps the laptop's session as long as the laptop answers.
 func (s *Service) Session(stream sessionStream) error {
 	hash, err := keyHash(stream.Context())
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *Service) Session(stream sessionStream) error {
 		GraceSeconds: uint32(s.cfg.Grace / time.Second), Wiretaps: true,
 	}}})
 	if err == nil {
-		err = s.hold(stream, sess, proven, received, ended)
+		err = s.serve(stream, sess, proven, received, ended)
 	}
 	log.Info("laptop disconnected", "reason", err)
 	return err
@@ -177,7 +177,7 @@ func (s *Service) hello(received <-chan *clientpb.ClientMessage,
 	}
 }
 
-// skew is a reason that the client knows.
+// skew returns the error about protocols with a reason that clients know.
 func skew(hello *clientpb.ClientHello) error {
 	s := status.Newf(codes.FailedPrecondition,
 		"the traffic manager (%s) speaks protocol %d and the client (%s) protocol %d: install the same version of both",
@@ -191,8 +191,8 @@ func skew(hello *clientpb.ClientHello) error {
 
 var errClosing = status.Error(codes.Unavailable, "the manager is shutting down")
 
-// hold pings and answers until the session ends, and says why it did.
-func (s *Service) hold(stream sessionStream, sess *session, proven *proof,
+// serve pings and answers until the session ends, and returns why it did.
+func (s *Service) serve(stream sessionStream, sess *session, proven *proof,
 	received <-chan *clientpb.ClientMessage, ended <-chan error) error {
 	ping := time.NewTicker(s.cfg.Ping)
 	defer ping.Stop()
@@ -252,7 +252,7 @@ func (s *Service) hold(stream sessionStream, sess *session, proven *proof,
 	}
 }
 
-// Nodes tells of the node agents, and of the session's intercepts what they have counted.
+// Nodes returns the node agents, and what they have counted for the session's intercepts.
 func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
 	hash, err := keyHash(ctx)
 	if err != nil {
@@ -269,7 +269,7 @@ func (s *Service) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 	return &clientpb.NodesReply{Agents: s.cfg.Nodes(), Traffic: s.cfg.Traffic(hash)}, nil
 }
 
-// Environment gives the environment of a container that the session intercepts.
+// Environment returns the environment of a container that the session intercepts.
 func (s *Service) Environment(ctx context.Context,
 	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	hash, err := keyHash(ctx)
@@ -304,7 +304,7 @@ var errOneSession = status.Error(codes.ResourceExhausted,
 var errNoSession = status.Error(codes.FailedPrecondition,
 	"there is no session with this key: open Session first")
 
-// Accept keeps a stream until a connection takes it, and then until that connection has ended.
+// Accept parks a stream until a connection takes it, and returns when that connection has ended.
 func (s *Service) Accept(stream grpc.BidiStreamingServer[tunnelpb.Frame, tunnelpb.Frame]) error {
 	hash, err := keyHash(stream.Context())
 	if err != nil {

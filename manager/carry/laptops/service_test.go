@@ -26,7 +26,7 @@ import (
 	"sidestep.dev/sidestep/manager/carry/parking"
 )
 
-// serve runs the service with quick pings, and gives a client of it and the registry.
+// serve runs the service with quick pings, and returns a client and the registry.
 func serve(t *testing.T) (clientpb.ClientsClient, *Registry) {
 	return serveWith(t, 300*time.Millisecond)
 }

@@ -35,7 +35,7 @@ const (
 	tries = 3
 	// maxConnections bounds what one laptop has open at a time.
 	maxConnections = 512
-	// opening is how long a laptop may take to say what a connection is for.
+	// opening is how long a laptop may take to send OPEN.
 	opening = 10 * time.Second
 )
 
@@ -46,17 +46,17 @@ func NewLot() *parking.Lot {
 	return parking.NewUninvitedLot(parking.Limits{PerPeer: 64, InAll: 20_000, Waiting: 1024})
 }
 
-// Target is a pod where an intercept is in force.
+// Target is a port of a pod where an intercept is in force.
 type Target struct {
 	Node string
 	Pod  *agentpb.Pod
 	Rule *agentpb.Rule
 }
 
-// Plan says what is where.
+// Plan returns where intercepts are in force.
 type Plan interface {
-	// Targets gives those of an intercept, and the hash of the session key that it belongs to. There
-	// are none of one that is not accepted.
+	// Targets returns the targets of an intercept, and the hash of the session key to which it
+	// belongs. An intercept that is not accepted has none.
 	Targets(interceptUID string) (keyHash string, targets []Target)
 }
 
@@ -69,7 +69,7 @@ type Config struct {
 	// for, if it has, and what the laptop calls itself.
 	Holder func(interceptUID, keyHash string) (user, holder string)
 	Table  *connections.Table
-	// Pod gives a pod as it was lately, or nil.
+	// Pod returns a recent version of a pod, or nil.
 	Pod     func(namespace, name string) *corev1.Pod
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -92,8 +92,8 @@ func New(cfg Config) *Relay {
 	return r
 }
 
-// Serve handles one connection of the laptop whose session key has that hash, and returns what its
-// call is to return.
+// Serve handles one connection of the laptop with this key hash, and returns the result of its
+// call.
 func (r *Relay) Serve(keyHash string, laptop tunnel.Stream) error {
 	if !r.quota.Enter(keyHash) {
 		return status.Errorf(codes.ResourceExhausted,
@@ -145,11 +145,12 @@ func (r *Relay) carry(keyHash string, laptop tunnel.Stream, agent *parking.Strea
 	return err
 }
 
-// targets gives the pods that the laptop may reach, the best first, or what to tell it.
+// targets returns the pods that the laptop may reach, the best first, or the message for the
+// laptop.
 func (r *Relay) targets(keyHash string, open *tunnelpb.Open) (all []Target, why string) {
 	owner, all := r.cfg.Plan.Targets(open.GetInterceptUid())
 	if owner != keyHash || len(all) == 0 {
-		// Of others' intercepts it is not even said that they exist.
+		// The message does not disclose whether others' intercepts exist.
 		return nil, "this laptop has no such intercept, or it has no pods"
 	}
 	all = slices.DeleteFunc(all,
@@ -162,7 +163,7 @@ func (r *Relay) targets(keyHash string, open *tunnelpb.Open) (all []Target, why 
 	return all[:min(tries, len(all))], ""
 }
 
-// reach gives the stream of the first node agent that answers, when the laptop has its answer.
+// reach returns the stream of the first node agent that answers, once the laptop has its answer.
 func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, targets []Target) (*parking.Stream, Target, error) {
 	var problem error
 	for _, target := range targets {
@@ -186,7 +187,7 @@ func (r *Relay) reach(laptop tunnel.Stream, open *tunnelpb.Open, targets []Targe
 }
 
 // introduce sends OPEN to a node agent and its answer to the laptop. An agent that has gone
-// meanwhile has taken nothing: what the laptop has sent already is still to be read.
+// meanwhile has taken nothing: what the laptop has sent already can still be read.
 func introduce(laptop tunnel.Stream, agent *parking.Stream, open *tunnelpb.Open, target Target) error {
 	stop := context.AfterFunc(laptop.Context(),
 		func() { agent.Release(status.Error(codes.Aborted, "the laptop has gone")) })

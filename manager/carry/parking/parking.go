@@ -20,11 +20,12 @@ import (
 
 // Why no stream was parked or taken.
 var (
-	// ErrAbsent: the lot has not been opened for the peer, or was closed while Take waited.
+	// ErrAbsent means that the lot has not been opened for the peer, or was closed while Take
+	// waited.
 	ErrAbsent = errors.New("the peer is not connected")
-	// ErrTimeout: the peer is there, and opened no stream in time.
+	// ErrTimeout means that the peer is there, and opened no stream in time.
 	ErrTimeout = errors.New("the peer opened no further stream in time")
-	// ErrFull: as many streams are parked already as there may be.
+	// ErrFull means that as many streams are parked already as there may be.
 	ErrFull = errors.New("enough streams are parked")
 )
 
@@ -38,7 +39,8 @@ type Limits struct {
 // Lot holds parked streams by the name of their peer. It is safe for concurrent use.
 type Lot struct {
 	limits Limits
-	// uninvited: peers need not be announced with Open. Of theirs the newest stream is taken first.
+	// uninvited means that peers need not be announced with Open. Their newest stream is taken
+	// first.
 	uninvited bool
 
 	mu     sync.Mutex
@@ -46,7 +48,7 @@ type Lot struct {
 	parked int
 }
 
-// peer is what waits for each other.
+// peer has a peer's parked streams or the connections that wait for one.
 type peer struct {
 	ask     func(streams int) // may be nil
 	parked  []*Stream
@@ -58,15 +60,15 @@ type peer struct {
 // which they were parked: laptops spread them over several connections in that order.
 func NewLot(limits Limits) *Lot { return &Lot{limits: limits, peers: map[string]*peer{}} }
 
-// NewUninvitedLot returns a lot for peers that just come. The stream that was parked last is taken
-// first, because it is the least likely to be dead.
+// NewUninvitedLot returns a lot for peers that connect without Open. The stream that was parked
+// last is taken first, because it is the least likely to be dead.
 func NewUninvitedLot(limits Limits) *Lot {
 	return &Lot{limits: limits, uninvited: true, peers: map[string]*peer{}}
 }
 
 // Open lets a peer park streams. ask, which must not block, is called when connections wait for
-// streams of the peer. If the lot is open for the peer already, the peer has come back: what it
-// parked before is dropped, and the connections that wait go on waiting for the new streams.
+// streams of the peer. If the lot is open for the peer already, the peer has reconnected: its
+// parked streams are dropped, and connections that wait go on waiting for new ones.
 func (l *Lot) Open(name string, ask func(streams int)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,8 +84,8 @@ func (l *Lot) Open(name string, ask func(streams int)) {
 	}
 }
 
-// Close drops what a peer has parked and refuses its streams from now on. Streams that are in use
-// go on until they are released.
+// Close drops a peer's parked streams and refuses new ones. Streams that are in use go on until
+// they are released.
 func (l *Lot) Close(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,7 +117,7 @@ func (l *Lot) drop(p *peer) {
 	p.parked = nil
 }
 
-// peer returns the named peer; nil if it is not there and does not come into being by being named.
+// peer returns the named peer, nil if it is not there and cannot be created by its name.
 func (l *Lot) peer(name string) *peer {
 	p := l.peers[name]
 	if p == nil && l.uninvited {
@@ -125,7 +127,7 @@ func (l *Lot) peer(name string) *peer {
 	return p
 }
 
-// tidy forgets a peer that nothing is known of, unless Open announced it.
+// tidy forgets a peer of which nothing is known, unless Open announced it.
 func (l *Lot) tidy(name string, p *peer) {
 	if l.uninvited && len(p.parked) == 0 && len(p.waiting) == 0 && l.peers[name] == p {
 		delete(l.peers, name)
@@ -183,8 +185,8 @@ func (l *Lot) unpark(s *Stream) bool {
 	return true
 }
 
-// Take returns a parked stream of the peer, for one connection. If there is none, the peer is
-// asked to open one, and Take waits for it no longer than patience.
+// Take returns a parked stream of the peer, for one connection. If there is none, it asks the peer
+// to open one, and waits for it for at most patience.
 func (l *Lot) Take(ctx context.Context, name string, patience time.Duration) (*Stream, error) {
 	l.mu.Lock()
 	p := l.peer(name)
@@ -210,7 +212,7 @@ func (l *Lot) Take(ctx context.Context, name string, patience time.Duration) (*S
 	return l.await(ctx, name, p, w, patience)
 }
 
-// next takes the peer's next stream whose call is still there.
+// next returns the peer's next stream whose call is still there.
 func (l *Lot) next(p *peer) *Stream {
 	for len(p.parked) > 0 {
 		i := 0

@@ -19,12 +19,12 @@ type Stream struct {
 	name string
 	peer *peer
 	done chan error // has room for the one value that ends the stream's call
-	// first has what came first, and whoever uses the stream takes it once.
+	// first receives the first frame, and the user of the stream takes it once.
 	first chan received
 	taken atomic.Bool // first has been taken
 }
 
-// hearer is a stream that wants to know when a frame has come for a connection that has it.
+// hearer is a stream that is told of each frame for a connection that has it.
 type hearer interface{ Heard() }
 
 var errUnneeded = status.Error(codes.Unavailable, "the stream has not been needed")
@@ -36,8 +36,9 @@ type received struct {
 	none  bool // nothing was read
 }
 
-// watch reads the stream while it is parked, lest a window's worth of data lies here unread. A peer
-// that sends something before it is asked to loses the stream. What comes later is the connection's.
+// watch reads the stream while it is parked, so that no window's worth of data lies here unread. A
+// peer that sends something before it is asked loses the stream. What arrives later is the
+// connection's.
 func (s *Stream) watch() {
 	var r received
 	r.err = s.Stream.RecvMsg(&r.frame)
@@ -91,8 +92,8 @@ func (s *Stream) finish(err error) {
 	}
 }
 
-// Wait returns what the stream's call is to return, once the stream has been released or dropped,
-// its peer has closed it, or closing is closed.
+// Wait returns the result of the stream's call, once the stream has been released or dropped, its
+// peer has closed it, or closing is closed.
 func (s *Stream) Wait(closing <-chan struct{}) error {
 	select {
 	case err := <-s.done:
