@@ -8,7 +8,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// absentCommands are the commands of Telepresence that this version knows and does not have.
+// absentCommands returns the commands of Telepresence that this version knows but does not have.
 func absentCommands() []*cobra.Command {
 	var commands []*cobra.Command
 	for name, instead := range map[string]string{

@@ -10,7 +10,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/install"
 )
 
-// clusterSpy is a cluster that takes note of what is done to it.
+// clusterSpy is a cluster that records the calls to it.
 type clusterSpy struct {
 	options  install.Options
 	calls    []string

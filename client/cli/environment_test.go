@@ -177,7 +177,7 @@ func TestTheCommandHasTheEnvironmentOfTheContainer(t *testing.T) {
 		request[*daemonpb.InterceptRequest](t, w).GetEnvironment(), "nobody needs it")
 }
 
-// Whoever has the container writes its environment, and runs nothing on the laptop by it.
+// Whoever controls the container controls its environment, which must not make the laptop run code.
 func TestVariablesThatCouldRunCodeAreLeftOut(t *testing.T) {
 	hostile := []string{"BASH_ENV=/x", "BASH_FUNC_make%%=() { id; }", "DOCKER_HOST=tcp://other", "HTTPS_PROXY=http://other",
 		"JAVA_TOOL_OPTIONS=-javaagent:/x", "A\x1b[2J=x"}

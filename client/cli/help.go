@@ -14,13 +14,13 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 )
 
-// Columns of the help: of a text that goes to no terminal, and the fewest in which it can be read.
+// Widths of the help: of a text that does not go to a terminal, and the fewest readable columns.
 const (
 	helpWidth      = 120
 	narrowestWidth = 40
 )
 
-// helpColumns is how wide the help may be, and whether it must be made to fit.
+// helpColumns returns how wide the help may be, and whether it must be made to fit.
 func helpColumns(e *env.Env) (width int, narrow bool) {
 	columns, terminal := e.IsTerminal(e.Stdout)
 	if !terminal || columns <= 0 || columns >= helpWidth {
@@ -102,7 +102,7 @@ func helpFlags(out io.Writer, cmd *cobra.Command, columns int) {
 		if cmd.HasParent() {
 			sort(f, own)
 		} else {
-			sort(f, global) // the root's flags are for every command
+			sort(f, global) // the root's flags belong to every command
 		}
 	})
 	cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) { sort(f, global) })
@@ -129,7 +129,7 @@ func helpSection(out io.Writer, title string, flags *pflag.FlagSet, columns int)
 	}
 }
 
-// fill breaks a line between words where it would be wider than width. What follows begins with
+// fill breaks a line between words so that it is no wider than width. Continuation lines begin with
 // indent.
 func fill(line string, width int, indent string) string {
 	if utf8.RuneCountInString(line) <= width {
@@ -156,7 +156,7 @@ func fill(line string, width int, indent string) string {
 	return strings.TrimRight(out.String(), " ")
 }
 
-// refill makes paragraphs as wide as they may be. Lines that are indented stay as they are.
+// refill makes paragraphs as wide as allowed. Indented lines stay as they are.
 func refill(text string, width int) string {
 	var out []string
 	paragraph := ""
@@ -181,7 +181,8 @@ func refill(text string, width int) string {
 	return strings.Join(out, "\n")
 }
 
-// refillRemarks breaks the remarks of examples. Command lines stay whole, to be copied.
+// refillRemarks breaks the remarks of examples. Command lines stay whole, so that they can be
+// copied.
 func refillRemarks(text string, width int) string {
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {

@@ -406,5 +406,5 @@ func TestCtrlCEndsInterceptWithoutAnIntercept(t *testing.T) {
 	}
 }
 
-// rule is how a request of the daemon has conditions.
+// rule returns the conditions as a request to the daemon has them.
 func rule(spec string) string { return `,"http":` + strconv.Quote(spec) }

@@ -73,7 +73,7 @@ func TestList(t *testing.T) {
 	}
 }
 
-// progress turns the spinner off, which draws by the clock.
+// progress turns the spinner off, which the clock drives.
 func (w *world) progress(*testing.T) {
 	inner := w.IsTerminal
 	w.IsTerminal = func(stream any) (int, bool) {
@@ -166,7 +166,7 @@ func TestListInstallsTheTrafficManagerThatIsMissing(t *testing.T) {
 	})
 }
 
-// blockingReader is a terminal at which nobody types.
+// blockingReader is a terminal at which no one types.
 type blockingReader struct{ onRead func() }
 
 func (b blockingReader) Read([]byte) (int, error) {

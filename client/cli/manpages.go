@@ -14,7 +14,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 )
 
-// newManCmd is for those who package the program.
+// newManCmd returns the hidden command that writes manual pages, for packagers.
 func newManCmd(e *env.Env, g *env.Global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "man-pages DIRECTORY",
@@ -40,7 +40,7 @@ func newManCmd(e *env.Env, g *env.Global) *cobra.Command {
 	}
 }
 
-// documented are cmd and the commands below it that help lists.
+// documented returns cmd and the commands below it that help lists.
 func documented(cmd *cobra.Command) []*cobra.Command {
 	found := []*cobra.Command{cmd}
 	for _, sub := range cmd.Commands() {
@@ -53,7 +53,7 @@ func documented(cmd *cobra.Command) []*cobra.Command {
 
 func manName(cmd *cobra.Command) string { return strings.ReplaceAll(cmd.CommandPath(), " ", "-") }
 
-// manPage is the manual page of cmd, in the language of man(7).
+// manPage returns the manual page of cmd, in man(7).
 func manPage(e *env.Env, cmd *cobra.Command) string {
 	cmd.InitDefaultHelpFlag()
 	var page strings.Builder
@@ -120,8 +120,8 @@ func manFlags(line func(string, ...any), title string, flags *pflag.FlagSet) {
 	})
 }
 
-// roff writes text so that man(7) prints it as it is: a backslash is not an escape, a hyphen stays
-// one when it is copied, and no line begins with a request.
+// roff escapes text for man(7): a backslash is not an escape, a hyphen stays one when it is copied,
+// and no line begins with a request.
 func roff(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(text)
 	lines := strings.Split(text, "\n")

@@ -25,7 +25,7 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// newcomer is a laptop on which everything is real but the cluster.
+// newcomer returns a laptop on which everything but the cluster is real.
 func newcomer(t *testing.T, api *clienttest.APIServer) *world {
 	w := newWorld(t)
 	w.Version = version.Version
@@ -66,8 +66,8 @@ func newcomer(t *testing.T, api *clienttest.APIServer) *world {
 	return w
 }
 
-// Each error on the way from a laptop without anything to the first intercept says what is wrong and
-// what to do next.
+// Each error on the way from an empty laptop to the first intercept says what is wrong and what to
+// do next.
 func TestErrorsOfANewcomer(t *testing.T) {
 	authority := func(data map[string]string) *corev1.ConfigMap {
 		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "sidestep-ca", Namespace: "sidestep"}, Data: data}
@@ -81,7 +81,7 @@ func TestErrorsOfANewcomer(t *testing.T) {
 		name  string
 		set   func(t *testing.T, w *world, api *clienttest.APIServer)
 		args  []string
-		wants string // the next command, or what else there is to do
+		wants string // the next command, or what else to do
 	}{
 		{"no kubeconfig", nil, []string{"connect"}, "KUBECONFIG or --kubeconfig"},
 		{"no kubeconfig, to install", nil, []string{"helm", "install"}, "--kubeconfig and --context"},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cli is the command line: its root, the help, and the surroundings in which a process runs
-// it. The commands are in packages of their own, one noun each.
+// Package cli is the command line: its root, the help, and the process in which it runs. The
+// commands are in packages of their own, one for each noun.
 package cli
 
 import (
@@ -59,7 +59,7 @@ func processEnv() *env.Env {
 	return e
 }
 
-// programName is telepresence when the program was called so, and sidestep otherwise.
+// programName returns telepresence if the program was called so, and sidestep otherwise.
 func programName(args []string) string {
 	if len(args) > 0 && strings.TrimSuffix(filepath.Base(args[0]), ".exe") == "telepresence" {
 		return "telepresence"

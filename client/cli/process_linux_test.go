@@ -25,7 +25,7 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// TestMain lets this program be the command line itself, for what only a process can show: signals,
+// TestMain lets this program be the command line itself, for what only a process shows: signals,
 // exit codes, a terminal.
 func TestMain(m *testing.M) {
 	if os.Getenv("SIDESTEP_TEST_AS_PROGRAM") != "" {

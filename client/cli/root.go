@@ -38,7 +38,7 @@ func Run(ctx context.Context, e *env.Env, args []string) int {
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		plainUsages(root)
 	}
-	root.SetArgs(append([]string{}, args...)) // nil would mean the arguments of the process
+	root.SetArgs(append([]string{}, args...)) // nil would mean the process's own arguments
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil {
 		if g.Format = output.OutputOf(cmd); g.Format == output.FormatText {
@@ -113,8 +113,8 @@ laptop. Everybody else's requests keep reaching the pods, and no pod is changed 
 	return root
 }
 
-// plainUsages takes the backquotes out of what flags say about themselves: the help takes the word in
-// them for the name of the value, and a shell's completion would print them.
+// plainUsages removes the backquotes from flags' descriptions. The help takes the quoted word for
+// the name of the value, and a shell's completion would print the quotes.
 func plainUsages(cmd *cobra.Command) {
 	plain := func(f *pflag.Flag) { f.Usage = strings.ReplaceAll(f.Usage, "`", "") }
 	cmd.Flags().VisitAll(plain)
@@ -132,7 +132,7 @@ func addGroup(root *cobra.Command, group string, commands ...*cobra.Command) {
 	}
 }
 
-// addGlobalFlags adds what every command understands, in the spelling of each generation.
+// addGlobalFlags adds the flags that every command has, in the spelling of each generation.
 func addGlobalFlags(root *cobra.Command, g *env.Global) {
 	flags := root.PersistentFlags()
 	flags.AddFlagSet(g.Kube)
@@ -152,7 +152,7 @@ func addGlobalFlags(root *cobra.Command, g *env.Global) {
 	}
 }
 
-// checkGlobal refuses what no command can do.
+// checkGlobal refuses flags that no command can obey.
 func checkGlobal(cmd *cobra.Command, _ []string) error {
 	flags := cmd.Flags()
 	for _, name := range []string{"output", "format"} {

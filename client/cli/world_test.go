@@ -237,7 +237,7 @@ func (d *daemonServer) Leave(_ context.Context, r *daemonpb.LeaveRequest) (*daem
 		Advise("'sidestep list --intercepts' shows yours")
 }
 
-// made is the intercept that the request asks for, as it is when all is well.
+// made returns the intercept that the request asks for, as it is if all is well.
 func made(r *daemonpb.InterceptRequest) *daemonpb.InterceptInfo {
 	i := &daemonpb.InterceptInfo{
 		Name: r.GetName(), Namespace: "default", WorkloadKind: "Deployment", Workload: r.GetWorkload(),

@@ -30,11 +30,11 @@ import (
 // Call is one request to the API server.
 type Call struct{ Verb, Resource, Namespace, Name string }
 
-// APIServer is one that has the kinds which the client deals with.
+// APIServer is an API server with the kinds that the client uses.
 type APIServer struct {
 	URL        string
-	NoWiretaps bool // it knows Intercepts from before there were any
-	NoLogins   bool // it knows no Logins
+	NoWiretaps bool // its definition of Intercepts is from before there were any
+	NoLogins   bool // it has no definition of Logins
 
 	store    *store
 	addr     string
@@ -45,7 +45,7 @@ type APIServer struct {
 	deny   func(Call) bool
 	hook   func(Call)
 	admit  func(Call, *unstructured.Unstructured) string
-	status int // with which everything is refused; 0: not at all
+	status int // of the answer to every call; 0: answer normally
 	calls  []Call
 	cut    chan struct{} // closed to end the watches
 }
@@ -58,7 +58,7 @@ func NewAPIServer(t testing.TB) *APIServer {
 	return a
 }
 
-// Start starts the server again where it was before Stop.
+// Start starts the server again, at its address before Stop.
 func (a *APIServer) Start(t testing.TB) {
 	listener, err := net.Listen("tcp", a.addr)
 	require.NoError(t, err)
@@ -70,7 +70,7 @@ func (a *APIServer) Start(t testing.TB) {
 	a.server.Start()
 }
 
-// Stop breaks off all connections. What is stored stays.
+// Stop breaks all connections. What is stored stays.
 func (a *APIServer) Stop() {
 	a.mu.Lock()
 	server := a.server
@@ -85,13 +85,13 @@ func (a *APIServer) Stop() {
 	server.Close()
 }
 
-// Cut breaks off the port-forwards.
+// Cut breaks the port-forwards.
 func (a *APIServer) Cut() { a.forwards.cut() }
 
 // Stall makes the port-forwards hang, as a dead network does.
 func (a *APIServer) Stall() { a.forwards.stall() }
 
-// CutWatches ends the watches that there are.
+// CutWatches ends all present watches.
 func (a *APIServer) CutWatches() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -99,43 +99,43 @@ func (a *APIServer) CutWatches() {
 	a.cut = make(chan struct{})
 }
 
-// Deny refuses calls for lack of rights; nil: none.
+// Deny refuses calls for lack of rights. Nil refuses none.
 func (a *APIServer) Deny(deny func(Call) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.deny = deny
 }
 
-// Admit asks about each object that is to be written; what is not an empty text refuses it, as
-// admission policies do.
+// Admit sets a function that is called with each object before it is written. If it returns a text,
+// that refuses the object, as admission policies do.
 func (a *APIServer) Admit(admit func(Call, *unstructured.Unstructured) string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.admit = admit
 }
 
-// Hook is called before each call is answered.
+// Hook sets a function that is called before each call is answered.
 func (a *APIServer) Hook(hook func(Call)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.hook = hook
 }
 
-// Refuse answers every call with a status; 0: no more.
+// Refuse answers every call with a status. 0 ends that.
 func (a *APIServer) Refuse(status int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.status = status
 }
 
-// Calls lists what was asked so far.
+// Calls lists the calls so far.
 func (a *APIServer) Calls() []Call {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return append([]Call(nil), a.calls...)
 }
 
-// Kubeconfig writes one for this server, with a context of the given name.
+// Kubeconfig writes a kubeconfig for this server, with a context of the given name.
 func (a *APIServer) Kubeconfig(t testing.TB, context string) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(path, []byte(fmt.Sprintf(kubeconfig, context, a.URL)), 0o600))
@@ -151,7 +151,7 @@ users: [{name: dev, user: {token: secret}}]
 contexts: [{name: %[1]s, context: {cluster: test, user: dev, namespace: shop}}]
 `
 
-// resourceOf is the resource of an object of a known kind.
+// resourceOf returns the resource of an object of a known kind.
 func resourceOf(object client.Object) string {
 	if u, ok := object.(*unstructured.Unstructured); ok {
 		return strings.ToLower(u.GetKind()) + "s"
@@ -187,7 +187,7 @@ func (a *APIServer) Change(t testing.TB, namespace, name string, change func(*v1
 	require.True(t, found, "%s does not exist", name)
 }
 
-// User is whom the API server takes everybody for.
+// User is the user that the API server takes every client for.
 const User = "dev"
 
 // ServeHTTP implements http.Handler.
@@ -238,7 +238,7 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// parse finds out what is asked: /api/v1/... or /apis/GROUP/VERSION/..., then
+// parse parses a path: /api/v1/... or /apis/GROUP/VERSION/..., then
 // [namespaces/NS/]RESOURCE[/NAME[/SUB]].
 func parse(r *http.Request) (call Call, sub string, ok bool) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")

@@ -14,19 +14,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Cable is a way to the API server that can be pulled: connections stay open at both ends, and
-// carry nothing any more, ever.
+// Cable is a network path to the API server that can be cut: connections stay open at both ends,
+// and carry nothing any more.
 type Cable struct {
 	listener net.Listener
 	to       string
 
 	mu     sync.Mutex
-	pulled chan struct{} // closed when what is connected goes silent
+	pulled chan struct{} // closed when the connections go silent
 	out    bool          // new connections are silent from the start
 	open   []net.Conn
 }
 
-// NewCable lays one to a server, until the test ends.
+// NewCable returns a cable to a server, which exists until the test ends.
 func NewCable(t testing.TB, a *APIServer) *Cable {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -43,7 +43,7 @@ func NewCable(t testing.TB, a *APIServer) *Cable {
 	return c
 }
 
-// Kubeconfig writes one by which the server is reached over the cable.
+// Kubeconfig writes a kubeconfig that reaches the server over the cable.
 func (c *Cable) Kubeconfig(t testing.TB, context string) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, os.WriteFile(path,
@@ -51,7 +51,7 @@ func (c *Cable) Kubeconfig(t testing.TB, context string) string {
 	return path
 }
 
-// Pull silences every connection, and those that are made until Plug.
+// Pull silences every connection, and all that are made until Plug.
 func (c *Cable) Pull() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,7 +92,7 @@ func (c *Cable) serve() {
 	}
 }
 
-// pass carries what comes, and the end, until it is cut.
+// pass carries data, and its end, until it is cut.
 func pass(to, from net.Conn, cut <-chan struct{}) {
 	_, _ = io.Copy(&gate{to, cut}, from)
 	select {

@@ -46,19 +46,19 @@ import (
 // Namespace of the installation.
 const Namespace = names.Sidestep
 
-// Manager is one that does what tests tell it to.
+// Manager is a manager that does what tests tell it to.
 type Manager struct {
 	clientpb.UnimplementedClientsServer
-	Protocol   uint32 // that it says it speaks
-	Refuses    error  // what it says to every laptop, if anything
-	Newer      bool   // its messages have fields, and are of kinds, that the client cannot know
-	NoWiretaps bool   // it is one that knows none
-	Proof      bool   // it refuses laptops that have no Login
-	Forgets    int    // so many Logins of this laptop's prove nothing to it
+	Protocol   uint32 // the protocol that it claims to speak
+	Refuses    error  // its answer to every laptop, if not nil
+	Newer      bool   // its messages have fields and kinds that the client cannot know
+	NoWiretaps bool   // it supports none
+	Proof      bool   // it refuses laptops without a Login
+	Forgets    int    // so many of this laptop's Logins prove nothing to it
 
 	api         *APIServer
 	certificate *tls.Certificate
-	again       chan struct{} // judge anew
+	again       chan struct{} // judge again
 
 	mu        sync.Mutex
 	server    *grpc.Server
@@ -153,7 +153,8 @@ func (m *Manager) Kill() {
 	m.api.store.delete(objectKey{"pods", pod.Namespace, pod.Name}, "")
 }
 
-// Judge decides the status of intercepts from now on; nil from judge leaves one as it is.
+// Judge decides the status of intercepts from now on. If judge returns nil, a status stays as it
+// is.
 func (m *Manager) Judge(judge func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus) {
 	m.mu.Lock()
 	m.judge = judge
@@ -164,8 +165,8 @@ func (m *Manager) Judge(judge func(*v1alpha1.Intercept) *v1alpha1.InterceptStatu
 	}
 }
 
-// Active is the verdict on an intercept that is as it should be: one pod steers its port 8080, of
-// service port http.
+// Active returns the status of an intercept that works: one pod steers its port 8080, of service
+// port http.
 func Active(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 	port := i.Spec.Port
 	if port == "" {
@@ -184,14 +185,14 @@ func Active(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 	}
 }
 
-// State is a verdict with nothing but a state and a message.
+// State returns a judge whose status has only a state and a message.
 func State(state v1alpha1.State, message string) func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 	return func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus {
 		return &v1alpha1.InterceptStatus{State: state, Message: message}
 	}
 }
 
-// control writes the status of every intercept whose status is not what the judge says.
+// control writes the status of every intercept whose status differs from the judge's.
 func (m *Manager) control(ctx context.Context) {
 	for {
 		_, _, changed := m.api.store.since(0)
@@ -219,7 +220,7 @@ func (m *Manager) control(ctx context.Context) {
 	}
 }
 
-// Intercepts lists what is stored.
+// Intercepts lists the stored Intercepts.
 func (a *APIServer) Intercepts() []v1alpha1.Intercept {
 	items, _ := a.store.list("intercepts", "", func(*unstructured.Unstructured) bool { return true })
 	found := make([]v1alpha1.Intercept, len(items))
@@ -230,7 +231,7 @@ func (a *APIServer) Intercepts() []v1alpha1.Intercept {
 	return found
 }
 
-// Logins lists what the API server has of them.
+// Logins lists the stored Logins.
 func (a *APIServer) Logins() []v1alpha1.Login {
 	items, _ := a.store.list("logins", "", func(*unstructured.Unstructured) bool { return true })
 	found := make([]v1alpha1.Login, len(items))
@@ -255,14 +256,14 @@ func (m *Manager) proven(hash string) bool {
 		func(l v1alpha1.Login) bool { return !slices.Contains(m.forgotten, l.Name) })
 }
 
-// Hellos lists what laptops have said.
+// Hellos lists the hellos of laptops.
 func (m *Manager) Hellos() []*clientpb.ClientHello {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return append([]*clientpb.ClientHello(nil), m.hellos...)
 }
 
-// keyHash is that of the session key which a call shows.
+// keyHash returns the hash of the session key that a call shows.
 func keyHash(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	for _, v := range md.Get(names.SessionKeyMetadata) {
@@ -274,8 +275,8 @@ func keyHash(ctx context.Context) (string, error) {
 	return "", status.Error(codes.Unauthenticated, "no session key")
 }
 
-// Count lets the manager tell of an intercept's connections, which it does whether there is such an
-// intercept or not.
+// Count makes the manager report an intercept's connections, whether there is such an intercept or
+// not.
 func (m *Manager) Count(interceptUID string, t *agentpb.Traffic) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -288,7 +289,7 @@ func (m *Manager) traffic() []*clientpb.InterceptTraffic {
 	return slices.Clone(m.counted)
 }
 
-// Nodes tells of two nodes, one of which has an agent.
+// Nodes reports two nodes, one of which has an agent.
 func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
 	if _, err := keyHash(ctx); err != nil {
 		return nil, err
@@ -300,7 +301,7 @@ func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientp
 	}, Traffic: m.traffic()}, nil
 }
 
-// Environments answers laptops from now on; without it the manager is one that knows no
+// Environments sets the answer to laptops. Without it the manager is one that does not support
 // environments.
 func (m *Manager) Environments(answer func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error)) {
 	m.mu.Lock()
@@ -308,7 +309,7 @@ func (m *Manager) Environments(answer func(*clientpb.EnvironmentRequest) (*clien
 	m.environment = answer
 }
 
-// Environment tells what the test wants.
+// Environment returns what the test wants.
 func (m *Manager) Environment(ctx context.Context,
 	req *clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 	if _, err := keyHash(ctx); err != nil {
@@ -377,7 +378,7 @@ func (m *Manager) Session(stream clientpb.Clients_SessionServer) error {
 	}
 }
 
-// strange is a message that the client cannot know.
+// strange returns a message that the client cannot know.
 func strange() *clientpb.ManagerMessage {
 	m := &clientpb.ManagerMessage{}
 	m.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 1000,
@@ -385,7 +386,7 @@ func strange() *clientpb.ManagerMessage {
 	return m
 }
 
-// certificates makes an authority and a certificate of the manager.
+// certificates creates an authority and a certificate of the manager.
 func certificates(t testing.TB) (ca string, certificate tls.Certificate) {
 	sign := func(template, parent *x509.Certificate, key *ecdsa.PrivateKey,
 		parentKey *ecdsa.PrivateKey) []byte {

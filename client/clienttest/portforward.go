@@ -17,13 +17,13 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// forwards is the port-forwarding of the API server and its kubelets, and the API server's proxy to
-// pods: pods are addresses of this machine.
+// forwards is the port-forwarding of the API server and its kubelets, and the API server's pod
+// proxy. Pods are addresses of this machine.
 type forwards struct {
 	mu       sync.Mutex
 	pods     map[string]string // namespace/name to address
 	sessions map[io.Closer]struct{}
-	stalled  chan struct{} // closed: nothing goes through any more
+	stalled  chan struct{} // closed: nothing passes any more
 }
 
 func newForwards() *forwards {
@@ -45,7 +45,7 @@ func (f *forwards) cut() {
 	}
 }
 
-// stall lets the sessions that there are hang; new ones work.
+// stall makes the present sessions hang. New ones work.
 func (f *forwards) stall() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,7 +71,7 @@ func (f *forwards) serve(w http.ResponseWriter, r *http.Request, namespace, pod 
 	<-session.CloseChan()
 }
 
-// add notes a session, and says where it leads.
+// add registers a session, and returns where it leads.
 func (f *forwards) add(namespace, pod string, session io.Closer) (addr string, stalled <-chan struct{},
 	remove func()) {
 	f.mu.Lock()
@@ -84,7 +84,7 @@ func (f *forwards) add(namespace, pod string, session io.Closer) (addr string, s
 	}
 }
 
-// upgrade answers for the manager's HTTP port, and passes what follows to its port for gRPC.
+// upgrade answers for the manager's HTTP port, and passes what follows to its gRPC port.
 func (f *forwards) upgrade(w http.ResponseWriter, r *http.Request, namespace, podAndPort string) {
 	pod, _, _ := strings.Cut(podAndPort, ":")
 	conn, _, err := http.NewResponseController(w).Hijack()
@@ -147,7 +147,7 @@ func join(session httpstream.Connection, streams <-chan httpstream.Stream, addr 
 	}
 }
 
-// gate swallows everything once it is stalled.
+// gate drops everything once it is stalled.
 type gate struct {
 	to      io.Writer
 	stalled <-chan struct{}

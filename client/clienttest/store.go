@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clienttest is a cluster for tests of the client: an API server over HTTP that keeps
-// objects, tells watchers and forwards ports, and a manager behind it that speaks the real protocol
+// Package clienttest is a cluster for tests of the client: an API server over HTTP that stores
+// objects, serves watches and forwards ports, and a manager behind it that speaks the real protocol
 // over real TLS.
 package clienttest
 
@@ -21,7 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// kinds that the API server has, by resource.
+// kinds of the API server, by resource.
 var kinds = map[string]struct{ apiVersion, kind string }{
 	"pods": {"v1", "Pod"}, "services": {"v1", "Service"}, "configmaps": {"v1", "ConfigMap"},
 	"namespaces":  {"v1", "Namespace"},
@@ -79,8 +79,8 @@ func (s *store) create(k objectKey, object *unstructured.Unstructured) (*unstruc
 	return object.DeepCopy(), true
 }
 
-// update writes the whole object or its status alone. found and current say whether it was there,
-// and in the version that the writer had seen.
+// update writes the whole object or its status alone. found and current report whether the object
+// exists, and has the version that the writer had seen.
 func (s *store) update(k objectKey, object *unstructured.Unstructured,
 	status bool) (result *unstructured.Unstructured, found, current bool) {
 	s.mu.Lock()
@@ -106,7 +106,7 @@ func (s *store) update(k objectKey, object *unstructured.Unstructured,
 	return next.DeepCopy(), true, true
 }
 
-// knows says whether the server has a resource: that of others is there once there has been an
+// knows reports whether the server has a resource. A foreign one exists once there has been an
 // object of it.
 func (s *store) knows(resource string) bool {
 	s.mu.Lock()
@@ -150,7 +150,7 @@ func (s *store) list(resource, namespace string,
 	return found, s.version
 }
 
-// since gives the events after a version, and the channel that is closed when there are more.
+// since returns the events after a version, and a channel that is closed when there are more.
 func (s *store) since(version int) ([]event, int, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +163,7 @@ func (s *store) since(version int) ([]event, int, <-chan struct{}) {
 	return found, s.version, s.changed
 }
 
-// toUnstructured is an object as JSON has it.
+// toUnstructured returns an object as in JSON.
 func toUnstructured(object any) *unstructured.Unstructured {
 	data, err := json.Marshal(object)
 	if err != nil {

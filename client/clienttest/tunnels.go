@@ -19,16 +19,16 @@ type parked struct {
 	done   chan struct{}
 }
 
-// ToPods decides about connections to pods from now on: those that get a greeting are given it, and
-// then what they send; others are refused. Without it the manager is one that knows no such
-// connections.
+// ToPods decides about connections to pods from now on. If greeting returns a text, the connection
+// gets it, and then an echo. Otherwise it is refused. Without ToPods the manager is one that does
+// not support such connections.
 func (m *Manager) ToPods(greeting func(*tunnelpb.Open) string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.toPod = greeting
 }
 
-// ToPod is a pod.
+// ToPod plays a pod.
 func (m *Manager) ToPod(stream clientpb.Clients_ToPodServer) error {
 	if _, err := keyHash(stream.Context()); err != nil {
 		return err
@@ -89,7 +89,7 @@ func (m *Manager) Accept(stream clientpb.Clients_AcceptServer) error {
 	return nil
 }
 
-// Parked counts the streams that wait for a key.
+// Parked returns the number of streams that wait for a key.
 func (m *Manager) Parked(hash string) int {
 	queue := m.queue(hash)
 	alive := 0
@@ -103,8 +103,8 @@ func (m *Manager) Parked(hash string) int {
 	return alive
 }
 
-// Open opens a tunnel to the laptop that holds an intercept, as a node agent does. One of a UDP
-// port begins with a datagram, "hello".
+// Open opens a tunnel to the laptop that holds an intercept, as a node agent does. A tunnel for a
+// UDP port begins with a datagram, "hello".
 func (m *Manager) Open(ctx context.Context, i *v1alpha1.Intercept, probe bool) (*tunnel.Conn,
 	*tunnelpb.Opened, error) {
 	hash := i.Spec.Client.KeyHash

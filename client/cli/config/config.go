@@ -77,7 +77,7 @@ $SIDESTEP_DAEMON_SOCKET, $XDG_RUNTIME_DIR and $XDG_CACHE_HOME from the command t
 	return cmd
 }
 
-// View asks the daemon for its configuration if one runs; none is started for it.
+// View returns the daemon's configuration if a daemon runs. It does not start one.
 func View(ctx context.Context, e *env.Env, g *env.Global) (configRecord, error) {
 	record := configRecord{Client: clientConfig{LogFile: e.LogFile()}}
 	s, err := e.Reach(ctx, g)

@@ -41,7 +41,7 @@ ends with it, unless there was one before.`,
 	}
 }
 
-// onlyAfterDash refuses words that are not part of a command after --.
+// onlyAfterDash refuses arguments that are not part of a command after --.
 func onlyAfterDash(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 && cmd.ArgsLenAtDash() != 0 {
 		return output.Usagef("unexpected argument %s", args[0]).
@@ -83,7 +83,7 @@ func runConnect(e *env.Env, cmd *cobra.Command, g *env.Global, args []string) er
 	if len(args) == 0 {
 		return nil
 	}
-	if before.GetSession() != "" { // it was there before, and stays
+	if before.GetSession() != "" { // it existed before, and stays
 		return e.RunFree(ctx, args)
 	}
 	return e.RunHeld(ctx, g, s, "", env.Program{Args: args}, func(ctx context.Context, s *env.Daemon) error {
@@ -92,11 +92,11 @@ func runConnect(e *env.Env, cmd *cobra.Command, g *env.Global, args []string) er
 	})
 }
 
-// namespacePatience is how long the cluster may take to say whether a namespace exists.
+// namespacePatience bounds the request whether a namespace exists.
 const namespacePatience = 5 * time.Second
 
-// hasNamespace returns an error if --namespace names one that does not exist: everything in it would
-// look like a missing right afterwards. Whatever else is wrong is for the daemon to say.
+// hasNamespace returns an error if --namespace names a namespace that does not exist: later
+// everything in it would look like a missing right. The daemon reports whatever else is wrong.
 func hasNamespace(ctx context.Context, e *env.Env, g *env.Global) error {
 	if g.Namespace == "" {
 		return nil
@@ -173,7 +173,7 @@ func runQuit(ctx context.Context, e *env.Env, g *env.Global, stop bool) error {
 	return nil
 }
 
-// NewForeground returns the hidden command as which the daemon runs.
+// NewForeground returns the hidden command that runs the daemon.
 func NewForeground(e *env.Env) *cobra.Command {
 	return &cobra.Command{
 		Use:               env.ForegroundCommand,

@@ -15,7 +15,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// contextRecord is what programs read about one context of the kubeconfig.
+// contextRecord is the record of one context of the kubeconfig.
 type contextRecord struct {
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`

@@ -11,7 +11,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// Advise adds to the text of an error what to do about its reason, unless the error says so itself.
+// Advise adds to the text of an error what to do about its reason, unless the error has advice.
 func (e *Env) Advise(text string, err error) string {
 	why := reason.Of(err)
 	if why == "" || output.HasAdvice(err) {
@@ -44,12 +44,12 @@ func (e *Env) Advise(text string, err error) string {
 	return text + reason.Dash + what
 }
 
-// Renamed puts the name by which this program was called into the commands that a text advises: the
-// daemon and the packages below do not know it, and write sidestep.
+// Renamed puts the name by which this program was called into commands in a text. The daemon and
+// the packages below do not know it, and write sidestep.
 func (e *Env) Renamed(text string) string {
 	return strings.ReplaceAll(text, "`sidestep ", "`"+e.Name+" ")
 }
 
-// Text is text for people as it is printed: with the name of this program, and without what a
-// terminal would obey.
+// Text returns text as it is printed for people: with the name of this program, and without control
+// characters.
 func (e *Env) Text(text string) string { return layout.SafeLines(e.Renamed(text)) }

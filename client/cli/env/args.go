@@ -11,7 +11,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// UnknownCommand is what the root does with words that are no command.
+// UnknownCommand is the error of the root for words that are not a command.
 func UnknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -25,7 +25,7 @@ func UnknownCommand(cmd *cobra.Command, args []string) error {
 		Advise("`%s --help` lists them", cmd.CommandPath())
 }
 
-// Exactly checks the number of words after the command.
+// Exactly checks the number of arguments of a command.
 func Exactly(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {

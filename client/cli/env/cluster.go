@@ -19,8 +19,8 @@ func (e *Env) WithCluster(cmd *cobra.Command, g *Global, do func(context.Context
 	return do(cmd.Context(), c)
 }
 
-// installOptions take --namespace for the traffic manager's, unless --manager-namespace names it:
-// commands that need this are not about any workload's.
+// installOptions take --namespace as the traffic manager's, unless --manager-namespace is given:
+// commands that use this are not about a workload's namespace.
 func (e *Env) installOptions(cmd *cobra.Command, g *Global) install.Options {
 	o := e.ClusterOptions(g)
 	if g.Namespace != "" && !cmd.Flags().Changed("manager-namespace") {

@@ -16,14 +16,14 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// completionPatience is how long somebody who has pressed Tab is kept waiting.
+// completionPatience is how long a user who has pressed Tab waits at most.
 const completionPatience = 2 * time.Second
 
 // Completion offers words at the prompt.
 type Completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
 
-// CompleteWith offers the names that find returns. Why there are none is shown beside the prompt by
-// shells that can (bash and zsh), as a line that is not taken for a word.
+// CompleteWith offers the names that find returns. If there are none, shells that can (bash and
+// zsh) show why beside the prompt, as a line that is not taken for a word.
 func CompleteWith(find func(context.Context, *cobra.Command) ([]string, error)) Completion {
 	return func(cmd *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
@@ -48,8 +48,8 @@ func First(complete Completion) Completion {
 	}
 }
 
-// CompleteWorkloads asks the daemon if it has a session, and the cluster otherwise. Nothing is
-// started for it.
+// CompleteWorkloads asks the daemon if it has a session, and the cluster otherwise. It starts no
+// daemon.
 func CompleteWorkloads(e *Env, g *Global) Completion {
 	return CompleteWith(func(ctx context.Context, _ *cobra.Command) ([]string, error) {
 		namespace := e.WorkloadNamespace(ctx, g)
@@ -84,7 +84,7 @@ func (e *Env) workloadNames(ctx context.Context, g *Global, namespace string) ([
 	return c.WorkloadNames(ctx, namespace)
 }
 
-// WorkloadNamespace is where a workload is looked for.
+// WorkloadNamespace returns the namespace in which a workload is looked for.
 func (e *Env) WorkloadNamespace(ctx context.Context, g *Global) string {
 	if g.Namespace != "" {
 		return g.Namespace

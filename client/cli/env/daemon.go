@@ -18,12 +18,11 @@ import (
 	"sidestep.dev/sidestep/internal/version"
 )
 
-// Afterwards is how long may be spent on undoing what a command did, after the command or its user
-// has had enough.
+// Afterwards bounds the undoing of what a command did, after the command or its user has given up.
 const Afterwards = 15 * time.Second
 
-// WarnLeft makes a warning of the error that says that the session has ended and the cluster could
-// not be told.
+// WarnLeft turns the error that the session has ended and its intercepts could not be deleted into
+// a warning.
 func (e *Env) WarnLeft(g *Global, err error) error {
 	if reason.Of(err) != reason.InterceptsLeft {
 		return err
@@ -61,15 +60,15 @@ func (e *Env) StopDaemon(ctx context.Context, g *Global, s *Daemon) error {
 	}
 }
 
-// resumePatience is how long a command waits for a session that a new daemon takes up.
+// resumePatience is how long a command waits for a session that a new daemon resumes.
 const resumePatience = 3 * time.Second
 
-// Daemon is a daemon that answers, for the length of a command.
+// Daemon is a daemon that answers, used by one command.
 type Daemon struct {
 	daemonpb.DaemonClient
 	io.Closer
 	Line *progress.Line
-	// Warn prints what must not pass by as progress does.
+	// Warn prints a line that stays on the screen, which progress does not.
 	Warn    func(string)
 	version string // of the daemon
 }
@@ -95,8 +94,8 @@ func (e *Env) Running(ctx context.Context, g *Global) (*Daemon, error) {
 	return s, err
 }
 
-// resumed gives a daemon that has just been started a moment to connect again, so that what is
-// shown is not just the beginning.
+// resumed gives a daemon that has just been started a moment to reconnect, so that not just the
+// beginning is shown.
 func (s *Daemon) resumed(ctx context.Context) error {
 	s.Line.Set("connecting to the traffic manager")
 	defer s.Line.Close()
@@ -117,7 +116,7 @@ func (s *Daemon) resumed(ctx context.Context) error {
 	}
 }
 
-// Started reaches the daemon and starts it if none runs.
+// Started connects to the daemon, and starts it if none runs.
 func (e *Env) Started(ctx context.Context, g *Global) (*Daemon, error) {
 	s, err := e.Reach(ctx, g)
 	if NotRunning(err) {
@@ -126,7 +125,7 @@ func (e *Env) Started(ctx context.Context, g *Global) (*Daemon, error) {
 	return s, err
 }
 
-// Reach returns the daemon that runs. It does not start one.
+// Reach connects to the running daemon. It does not start one.
 func (e *Env) Reach(ctx context.Context, g *Global) (*Daemon, error) {
 	client, closer, err := e.Dial(ctx)
 	if err != nil {
@@ -145,8 +144,7 @@ func (e *Env) Reach(ctx context.Context, g *Global) (*Daemon, error) {
 	return s, nil
 }
 
-// answers makes sure that the daemon is not one that hangs: the kernel accepts connections for it
-// all the same.
+// answers checks that the daemon does not hang: the kernel accepts connections for it even then.
 func (e *Env) answers(ctx context.Context, s *Daemon) error {
 	patience, cancel := context.WithTimeout(ctx, e.Patience)
 	defer cancel()
@@ -166,7 +164,7 @@ func (e *Env) start(ctx context.Context, g *Global) (*Daemon, error) {
 	return e.Reach(ctx, g)
 }
 
-// OtherVersion is an error if the daemon is not of this version.
+// OtherVersion returns an error if the daemon is not of this version.
 func (e *Env) OtherVersion(s *Daemon) error {
 	if s.version == e.Version {
 		return nil
@@ -175,9 +173,9 @@ func (e *Env) OtherVersion(s *Daemon) error {
 		"run `%s quit -s` and try again", e.Name)
 }
 
-// SameVersion sees that the daemon is of this version: it replaces one that has no session, and
-// refuses to ask any other for more than its status. The session of the result is s, or that of the
-// new daemon.
+// SameVersion makes sure that the daemon is of this version. It replaces a daemon that has no
+// session, and otherwise refuses to ask it for more than its status. It returns s, or the new
+// daemon.
 func (e *Env) SameVersion(ctx context.Context, g *Global, s *Daemon) (*Daemon, error) {
 	if s.version == e.Version {
 		return s, nil
@@ -205,7 +203,7 @@ func (e *Env) SameVersion(ctx context.Context, g *Global, s *Daemon) (*Daemon, e
 	return next, nil
 }
 
-// News tells what has ended since the last command without having been left.
+// News prints what has ended since the last command without having been left.
 func (e *Env) News(ctx context.Context, s *Daemon) {
 	reply, err := s.Ended(ctx, &daemonpb.Empty{})
 	if err != nil {
@@ -218,8 +216,8 @@ func (e *Env) News(ctx context.Context, s *Daemon) {
 	}
 }
 
-// Connected reaches the daemon and sees that it has a session: the one there is, if the flags do
-// not ask for another, or a new one.
+// Connected connects to the daemon and makes sure that it has a session: the present one, if the
+// flags do not ask for another, or a new one.
 func (e *Env) Connected(ctx context.Context, g *Global) (*Daemon, error) {
 	s, err := e.Started(ctx, g)
 	if err != nil {
@@ -244,8 +242,7 @@ func (e *Env) ensureSession(ctx context.Context, g *Global, s *Daemon) error {
 	if st.GetSession() != "" && !choosesCluster(setFlags(g.Kube)) {
 		return nil
 	}
-	// The namespace of a command that connects on the way is that of its workload and not of the
-	// session.
+	// The namespace of a command that connects implicitly is its workload's, and not the session's.
 	now, err := e.Connect(ctx, g, s, "")
 	if err != nil {
 		return err
@@ -257,7 +254,7 @@ func (e *Env) ensureSession(ctx context.Context, g *Global, s *Daemon) error {
 	return nil
 }
 
-// Connect makes the session.
+// Connect begins the session.
 func (e *Env) Connect(ctx context.Context, g *Global, s *Daemon,
 	namespace string) (*daemonpb.StatusInfo, error) {
 	dir, err := e.WorkingDir()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package env is the world as commands see it: streams, clock, the flags that every command has, the
-// user daemon, the cluster, and programs that run on this terminal.
+// Package env is the surroundings of commands: streams, clock, the flags that every command has,
+// the user daemon, the cluster, and programs that run on this terminal.
 package env
 
 import (
@@ -18,9 +18,9 @@ import (
 // ForegroundCommand is what the daemon's own process runs.
 const ForegroundCommand = "daemon-foreground"
 
-// Env is the world as the commands see it, so that a test can make another.
+// Env is what commands see of their surroundings, so that a test can replace it.
 type Env struct {
-	Name    string // as the program was called: sidestep or telepresence
+	Name    string // by which the program was called: sidestep or telepresence
 	Version string
 
 	Stdin          io.Reader
@@ -34,31 +34,31 @@ type Env struct {
 	IsTerminal func(stream any) (columns int, ok bool)
 	WorkingDir func() (string, error)
 
-	// Patience is how long the daemon has to answer at all, and hung is the error that it did not.
+	// Patience bounds the wait for an answer of the daemon. hung is the error if there is none.
 	Patience time.Duration
 	Hung     func() error
-	// Dial fails with an error that NotRunning knows when there is no daemon.
+	// Dial fails with an error that NotRunning recognizes if there is no daemon.
 	Dial func(context.Context) (daemonpb.DaemonClient, io.Closer, error)
 	// Launch starts a daemon and returns once it listens.
 	Launch func(context.Context) error
 	// Saved reports whether a daemon that died left a session for the next one to resume.
 	Saved func() bool
-	// Clean removes what daemons leave on the disk. No daemon may be running.
+	// Clean removes what daemons leave on disk. No daemon may be running.
 	Clean func() error
 	// Foreground is the daemon itself.
 	Foreground func(context.Context) error
 
 	Chart fs.FS // the chart's files, Chart.yaml at its root
-	// Cluster reaches the cluster past the daemon, for what is done before there is a traffic
-	// manager and after there was one.
+	// Cluster connects to the cluster without the daemon, for what is done before the traffic
+	// manager is installed and after it is removed.
 	Cluster func(install.Options) (Cluster, error)
 	// Run runs a program on this terminal until it ends and returns its exit code.
 	Run func(context.Context, Program) (int, error)
-	// LookPath finds a program on the PATH.
+	// LookPath finds a program in $PATH.
 	LookPath func(string) (string, error)
 }
 
-// Cluster is what the commands do to a cluster without the daemon.
+// Cluster is what commands do to a cluster without the daemon.
 type Cluster interface {
 	Server() string
 	Install(context.Context, install.Settings) error
@@ -73,7 +73,7 @@ type Cluster interface {
 	Logs(context.Context, install.LogOptions) error
 }
 
-// Brand is the name in sentences.
+// Brand returns the name in sentences.
 func (e *Env) Brand() string {
 	return strings.ToUpper(e.Name[:1]) + e.Name[1:]
 }

@@ -10,11 +10,10 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// DefaultManagerNamespace is where the traffic manager is unless --manager-namespace says
-// otherwise.
+// DefaultManagerNamespace is the namespace of the traffic manager without --manager-namespace.
 const DefaultManagerNamespace = names.Sidestep
 
-// Global are the values of the flags that every command has.
+// Global is the values of the flags that every command has.
 type Global struct {
 	Kube             *pflag.FlagSet
 	Namespace        string
@@ -23,5 +22,5 @@ type Global struct {
 	Progress         string
 
 	Format string          // of the output
-	Said   strings.Builder // what a command without a record has said when another format than text is wanted
+	Said   strings.Builder // what a command without a record has printed, if the format is not text
 }

@@ -18,7 +18,7 @@ func SortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
-// Kubeconfig is read as kubectl reads it.
+// Kubeconfig returns the kubeconfig, read as kubectl reads it.
 func (e *Env) Kubeconfig(g *Global) clientcmd.ClientConfig {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	overrides := &clientcmd.ConfigOverrides{}

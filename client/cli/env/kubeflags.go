@@ -9,8 +9,8 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 )
 
-// NewKubeFlags are kubectl's flags that say which cluster is meant and as whom. --namespace is left
-// out, which has a meaning of its own, and so are the one-letter forms, which the commands use
+// NewKubeFlags returns kubectl's flags that choose the cluster and the user. It leaves out
+// --namespace, which has its own meaning here, and the one-letter forms, which the commands use
 // themselves.
 func NewKubeFlags() *pflag.FlagSet {
 	all := pflag.NewFlagSet("kubernetes", pflag.ContinueOnError)
@@ -30,7 +30,7 @@ func NewKubeFlags() *pflag.FlagSet {
 	return flags
 }
 
-// setFlags are the flags that were set, as the daemon wants them: lists joined with commas.
+// setFlags returns the flags that were set, as the daemon wants them: lists joined with commas.
 func setFlags(flags *pflag.FlagSet) map[string]string {
 	set := map[string]string{}
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -46,8 +46,8 @@ func setFlags(flags *pflag.FlagSet) map[string]string {
 	return set
 }
 
-// choosesCluster reports whether the flags say another cluster or user than the kubeconfig does by
-// itself.
+// choosesCluster reports whether the flags choose another cluster or user than the kubeconfig does
+// by itself.
 func choosesCluster(flags map[string]string) bool {
 	for name := range flags {
 		switch name {

@@ -25,18 +25,17 @@ import (
 // holdPatience is how long a program waits until its intercept is held.
 const holdPatience = 5 * time.Second
 
-// holdAgain is the pause between attempts to have something held again after the daemon has died.
+// holdAgain is the pause between calls of Hold after the daemon has died.
 const holdAgain = 500 * time.Millisecond
 
-// Program is what is run on this terminal.
+// Program is a program to run on this terminal.
 type Program struct {
 	Args []string
-	Vars []string        // KEY=VALUE, besides the environment of this process
-	stop <-chan struct{} // closed when it is to end; may be nil
-	// Halt is a command line that ends it; without one it is sent SIGTERM.
+	Vars []string        // KEY=VALUE, in addition to the environment of this process
+	stop <-chan struct{} // closed when it has to end; may be nil
+	// Halt is a command line that ends it. Without one it receives SIGTERM.
 	Halt []string
-	// aside: what it prints is not what the command line was asked for, and goes to the standard
-	// error.
+	// Aside is set if its output is not the command's result, and goes to standard error.
 	Aside bool
 }
 
@@ -94,9 +93,8 @@ func exitCode(cmd *exec.Cmd, err error) (int, error) {
 }
 
 // RunHeld runs a program. Meanwhile the daemon holds an intercept or, if its name is empty, the
-// session. When that is left by somebody else the program is ended; when this process
-// is killed the daemon leaves it; and when the program has ended undo is called to leave it
-// properly.
+// session. If it is left by another command, RunHeld ends the program. If this process is killed,
+// the daemon leaves it. When the program has ended, RunHeld calls undo to leave it.
 func (e *Env) RunHeld(ctx context.Context, g *Global, s *Daemon, name string, p Program,
 	undo func(context.Context, *Daemon) error) error {
 	holding, release := context.WithCancel(context.WithoutCancel(ctx))
@@ -104,7 +102,7 @@ func (e *Env) RunHeld(ctx context.Context, g *Global, s *Daemon, name string, p 
 	var over atomic.Bool
 	gone, held, holds := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	p.stop = gone
-	warned := map[string]bool{} // a daemon that takes over from another tells again
+	warned := map[string]bool{} // a daemon that takes over from another warns again
 	on := holdEvents{holds: sync.OnceFunc(func() { close(holds) }), warns: func(text string) {
 		if !warned[text] {
 			warned[text] = true
@@ -123,7 +121,7 @@ func (e *Env) RunHeld(ctx context.Context, g *Global, s *Daemon, name string, p 
 		e.Note(g, "%s has ended, and so does %s", what, p.Args[0])
 		close(gone)
 	}()
-	select { // from here on it does not matter how this process ends
+	select { // from here on the daemon leaves it, however this process ends
 	case <-holds:
 	case <-held:
 	case <-time.After(holdPatience):
@@ -132,7 +130,7 @@ func (e *Env) RunHeld(ctx context.Context, g *Global, s *Daemon, name string, p 
 	over.Store(true)
 	undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Afterwards)
 	defer cancel()
-	undoErr := e.undo(undoCtx, g, s, undo) // before the holding ends, which would have the daemon do it
+	undoErr := e.undo(undoCtx, g, s, undo) // before the call of Hold ends, or the daemon would do it
 	release()
 	<-held
 	switch {
@@ -146,7 +144,7 @@ func (e *Env) RunHeld(ctx context.Context, g *Global, s *Daemon, name string, p 
 	return nil
 }
 
-// RunFree runs a program that nothing depends on.
+// RunFree runs a program on which nothing depends.
 func (e *Env) RunFree(ctx context.Context, args []string) error {
 	code, err := e.Run(ctx, Program{Args: args})
 	switch {
@@ -158,7 +156,7 @@ func (e *Env) RunFree(ctx context.Context, args []string) error {
 	return nil
 }
 
-// undo leaves, with the next daemon if this one has died meanwhile.
+// undo calls undo, with the next daemon if this one has died meanwhile.
 func (e *Env) undo(ctx context.Context, g *Global, s *Daemon,
 	undo func(context.Context, *Daemon) error) error {
 	err := undo(ctx, s)
@@ -173,14 +171,14 @@ func (e *Env) undo(ctx context.Context, g *Global, s *Daemon,
 	return undo(ctx, next)
 }
 
-// holdEvents is what is called while something is held.
+// holdEvents are callbacks while something is held.
 type holdEvents struct {
 	holds func() // it is held
 	warns func(text string)
 }
 
-// hold returns true when what is held is gone, and false when ctx
-// ends. A daemon that dies is replaced, and told again.
+// hold returns true when what is held is gone, and false when ctx ends. If the daemon dies, hold
+// calls the next one.
 func (e *Env) hold(ctx context.Context, g *Global, s *Daemon, name string, on holdEvents) bool {
 	for {
 		err := s.hold(ctx, name, on)
@@ -191,7 +189,7 @@ func (e *Env) hold(ctx context.Context, g *Global, s *Daemon, name string, on ho
 			return true
 		}
 		if next, err := e.Running(ctx, g); err == nil && next != nil {
-			_ = next.Close() // s finds it by itself
+			_ = next.Close() // s connects to it by itself
 		}
 		select {
 		case <-ctx.Done():

@@ -14,10 +14,10 @@ import (
 // Write writes a record to standard output.
 func (e *Env) Write(format string, record any) error { return output.Write(e.Stdout, format, record) }
 
-// Warning begins a line of the daemon's progress that is to stay on the screen.
+// Warning is the prefix of a line of the daemon's progress that stays on the screen.
 const Warning = "warning: "
 
-// Paint is the colours for a stream.
+// Paint returns the colours for a stream.
 func (e *Env) Paint(stream any) layout.Paint {
 	_, terminal := e.IsTerminal(stream)
 	return layout.Paint{On: terminal && e.Getenv("NO_COLOR") == "" && e.Getenv("TERM") != "dumb"}
@@ -38,15 +38,14 @@ func (e *Env) Line(g *Global) *progress.Line {
 	return progress.New(e.Stderr, style, width)
 }
 
-// Note tells what happened besides the result.
+// Note prints what happened besides the result.
 func (e *Env) Note(g *Global, format string, args ...any) {
 	if !g.Quiet {
 		fmt.Fprintln(e.Stderr, e.Text(fmt.Sprintf(format, args...)))
 	}
 }
 
-// Warn tells what is not as it should be and does not hinder. The daemon marks what it warns of, so
-// that the mark may be there already.
+// Warn prints a warning. A text from the daemon may have the prefix already.
 func (e *Env) Warn(g *Global, text string) {
 	for strings.HasPrefix(text, Warning) {
 		text = strings.TrimPrefix(text, Warning)

@@ -14,21 +14,21 @@ const (
 	whyRedirect = "programs of this laptop would load code or take their settings from it"
 )
 
-// Name is what the name of a variable may be. Anything else, as bash's BASH_FUNC_make%%, is there for
-// one program to read, and not for the app.
+// Name matches names of variables. Any other name, such as bash's BASH_FUNC_make%%, is for one
+// program to read, and not for the app.
 var Name = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
 
-// aboutThePlace are variables that describe where a process runs, and not what it is to do: somewhere
-// else they are wrong. Every container has some of them, so nobody is told.
+// aboutThePlace are variables that describe where a process runs, and not what it has to do:
+// elsewhere they are wrong. Every container has some of them, so leaving them out is not reported.
 var aboutThePlace = set(`PATH HOME HOSTNAME PWD OLDPWD SHLVL _ SHELL USER LOGNAME TERM TMPDIR
 	LD_LIBRARY_PATH LD_PRELOAD CLASSPATH GEM_HOME GEM_PATH GOPATH GOROOT JAVA_HOME NODE_PATH PYTHONHOME
 	PYTHONPATH`)
 
-// A container's process can write what it likes into its own environment, and that is what is read.
-// Whoever takes over a pod must not run code on the laptop of its developer: these variables make
-// shells, interpreters, linkers and tools load code, or talk to another place than the developer
-// means. They are compared in upper case, since Windows does not tell cases apart, and the names of
-// proxies and npm's settings come in both.
+// A container's process can write anything into its own environment, and that is what is read.
+// Whoever takes over a pod must not run code on the laptop of its developer. These variables make
+// shells, interpreters, linkers and tools load code, or connect to another place than the developer
+// means. They are compared in upper case, because Windows ignores case, and the names of proxies
+// and npm's settings come in both.
 var (
 	redirectPrefixes = strings.Fields(`LD_ DYLD_ BASH_ GLIBC_ PYTHON PERL RUBY GEM_ BUNDLE_ NPM_
 		YARN_ PNPM_ COREPACK_ DENO_ BUN_ GIT_ SSH_ DOCKER_ BUILDKIT_ BUILDX_ COMPOSE_ CONTAINERS_ PODMAN_
@@ -59,8 +59,8 @@ func set(words string) map[string]bool {
 	return s
 }
 
-// redirects reports whether programs load code, or take settings that lead elsewhere, by a variable of
-// that name.
+// redirects reports whether programs load code, or take settings that lead elsewhere, from a
+// variable of that name.
 func redirects(name string) bool {
 	name = strings.ToUpper(name)
 	return redirectNames[name] ||
@@ -68,9 +68,10 @@ func redirects(name string) bool {
 		slices.ContainsFunc(redirectSuffixes, func(s string) bool { return strings.HasSuffix(name, s) })
 }
 
-// Elsewhere returns what of a container's environment is of use on a laptop, and what it leaves out
-// and somebody might miss. Names in keep stay whatever they do. What is about the place where the
-// container's process runs stays if the pod's specification declares it, since somebody meant it.
+// Elsewhere returns the part of a container's environment that is useful on a laptop, and what it
+// leaves out that the user might miss. Names in keep stay in any case. Variables about the place
+// where the container's process runs stay if the pod's specification declares them, because someone
+// meant them.
 func Elsewhere(all []Variable, declared, keep []string) (kept []Variable, left []Left) {
 	for _, v := range all {
 		switch {

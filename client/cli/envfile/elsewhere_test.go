@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hostile are variables by which whoever has a container would have the laptop.
+// hostile are variables with which whoever controls a container could take over the laptop.
 var hostile = []string{
 	"LD_PRELOAD", "LD_AUDIT", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "BASH_ENV", "ENV",
 	"PROMPT_COMMAND", "PS4", "IFS", "SHELLOPTS", "ZDOTDIR", "PATH", "HOME", "SHELL", "EDITOR", "PAGER", "LESSOPEN",

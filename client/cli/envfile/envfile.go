@@ -13,8 +13,8 @@ import (
 // Variable is one of an environment. Value may hold anything but NUL, in any encoding.
 type Variable struct{ Name, Value string }
 
-// Parse takes NAME=VALUE apart, and sorts by name. Of a name that comes twice the first counts, as
-// for getenv(3).
+// Parse splits NAME=VALUE, and sorts by name. If a name occurs twice, the first one counts, as for
+// getenv(3).
 func Parse(entries [][]byte) []Variable {
 	var all []Variable
 	seen := map[string]bool{}

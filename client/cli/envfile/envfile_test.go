@@ -48,7 +48,7 @@ func values(all []Variable) map[string]string {
 	return m
 }
 
-// expressed is what a syntax does not leave out.
+// expressed returns what a syntax does not leave out.
 func expressed(t *testing.T, s Syntax, all []Variable) (text []byte, want map[string]string) {
 	t.Helper()
 	text, left := Format(s, all)
@@ -178,8 +178,8 @@ func TestJSONHoldsWhatIsUTF8(t *testing.T) {
 	assert.Equal(t, "{\n  \"A\": \"1\",\n  \"B\": \"x\\ny\"\n}\n", string(text))
 }
 
-// There is no PowerShell and no cmd here: what is written for them is compared with what their
-// documents ask for.
+// There is no PowerShell and no cmd here, so their files are compared with what their documentation
+// asks for.
 func TestWindows(t *testing.T) {
 	for _, c := range []struct {
 		syntax            Syntax
@@ -206,8 +206,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// readCmd reads a line of a batch file as cmd does: percent signs first, then quotes and carets,
-// and then set takes what is between its first quote and the last one of the line, or all there is.
+// readCmd reads a line of a batch file as cmd does: percent signs first, then quotes and carets.
+// Then set takes what is between its first quote and the last one of the line, or else everything.
 func readCmd(t *testing.T, line string) string {
 	t.Helper()
 	line, ok := strings.CutSuffix(line, "\r\n")

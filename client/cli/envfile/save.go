@@ -10,15 +10,15 @@ import (
 	"path/filepath"
 )
 
-// File is one that is going to be written. Environments hold secrets: it is its owner's alone.
+// File is a file that will be written. Environments contain secrets, so its mode is 0600.
 type File struct {
 	path string
-	temp *os.File // nil: what is there is written to, since it is no file, as /dev/fd/63 is not
+	temp *os.File // nil: the existing file is written to, because it is not a regular file, such as /dev/fd/63
 	open *os.File
 }
 
-// Create makes sure that a file can be written, before anything else is done for it. What there is
-// under that name stays until Write.
+// Create makes sure that a file can be written, before anything else is done for it. An existing
+// file stays until Write.
 func Create(path string) (*File, error) {
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		path = resolved // a link stays a link
@@ -43,7 +43,7 @@ func Create(path string) (*File, error) {
 	return &File{path: path, temp: temp}, nil
 }
 
-// Write writes all at once: whoever reads finds the old contents or the new ones.
+// Write replaces the file atomically: readers see the old contents or the new ones.
 func (f *File) Write(text []byte) error {
 	if f.open != nil {
 		_, err := f.open.Write(text)
@@ -70,7 +70,7 @@ func (f *File) explain(err error) error {
 	return nil
 }
 
-// Discard gives up, if nothing was written.
+// Discard removes the temporary file if nothing was written.
 func (f *File) Discard() {
 	if f.temp != nil {
 		_ = f.temp.Close()

@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// Syntax is who reads an environment.
+// Syntax names the program that reads an environment.
 type Syntax string
 
 // The syntaxes.
@@ -34,7 +34,7 @@ var Syntaxes = []string{
 	string(PS), string(PSExport), string(Cmd), string(JSON),
 }
 
-// writers write a line, with its end, or say why they cannot.
+// writers write a line, with its end, or return why they cannot.
 var writers = map[Syntax]func(name, value string) (line, why string){
 	Docker:    docker,
 	Compose:   compose,
@@ -61,13 +61,13 @@ const (
 
 var (
 	identifier = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	// dotted names are what Kubernetes allows, as keys of ConfigMaps for instance.
+	// dotted names are what Kubernetes allows, for instance as keys of ConfigMaps.
 	dotted = regexp.MustCompile(`^[A-Za-z_.-][A-Za-z0-9_.-]*$`)
 	plain  = regexp.MustCompile(`^[A-Za-z0-9_@%+:,./-]+$`)
 )
 
-// docker's rules are in github.com/docker/cli/pkg/kvfile: a line is taken as it is, from its first
-// character that is not a space.
+// docker follows the rules in github.com/docker/cli/pkg/kvfile: a line is taken as it is, from its
+// first character that is not a space.
 func docker(name, value string) (string, string) {
 	const longest = 64<<10 - 2
 	line := name + "=" + value
@@ -84,9 +84,9 @@ func docker(name, value string) (string, string) {
 	return line + "\n", ""
 }
 
-// compose's rules are in github.com/compose-spec/compose-go: in single quotes everything is literal
-// but quotes and backslashes before them; in double quotes backslashes escape, and $ is to be
-// escaped. Older releases read the first two ways alike.
+// compose follows the rules in github.com/compose-spec/compose-go: in single quotes everything is
+// literal but quotes and backslashes before them; in double quotes backslashes escape, and $ has to
+// be escaped. Older releases read the first two ways alike.
 func compose(name, value string) (string, string) {
 	switch {
 	case !dotted.MatchString(name) || name[0] == '.' || name[0] == '-':
@@ -103,7 +103,7 @@ func compose(name, value string) (string, string) {
 
 var composeEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "\n", `\n`, "\r", `\r`, "\t", `\t`)
 
-// taken are names that shells do not let anybody set, or that mean something to them: in zsh, UID=0
+// taken are names that shells do not let users set, or that have a meaning for them: in zsh, UID=0
 // tries to become root.
 var taken = map[string]bool{
 	"UID": true, "EUID": true, "GID": true, "EGID": true, "PPID": true, "BASHOPTS": true,
@@ -134,7 +134,7 @@ func csh(before, between string) func(name, value string) (string, string) {
 	}
 }
 
-// PowerShell takes typographic quotes for quotes, too.
+// PowerShell also takes typographic quotes for quotes.
 var psEscapes = strings.NewReplacer("'", "''", "\u2018", "\u2018\u2018", "\u2019", "\u2019\u2019",
 	"\u201a", "\u201a\u201a", "\u201b", "\u201b\u201b")
 
@@ -156,8 +156,9 @@ var (
 		"(", "^(", ")", "^)", `"`, `^"`)
 )
 
-// cmd's quotes reach to the last one of the line, and protect everything between but %; where there
-// are quotes between, carets protect. There are no empty variables: that one is removed.
+// cmd writes set "NAME=VALUE": quotes reach to the last one of the line, and protect everything
+// between but %. Inside quotes in the value, carets protect. There are no empty variables: setting
+// one to nothing removes it.
 func cmd(name, value string) (string, string) {
 	const longest = 8191
 	line := `set "` + name + "=" + cmdPercent.Replace(value) + `"`
@@ -192,6 +193,6 @@ func formatJSON(all []Variable) (text []byte, left []Left) {
 	encoder := json.NewEncoder(&out)
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(object) // a map of strings always can be
+	_ = encoder.Encode(object) // a map of strings can always be encoded
 	return out.Bytes(), left
 }

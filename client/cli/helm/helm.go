@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package helm installs, upgrades and removes the traffic manager with the chart that the program
-// carries.
+// contains.
 package helm
 
 import (
@@ -17,8 +17,8 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// installTimeout is how long pods may take to get ready, which includes pulling two images on each
-// node.
+// installTimeout is how long pods may take to become ready, including the pull of two images on
+// each node.
 const installTimeout = 5 * time.Minute
 
 // New returns the command helm.

@@ -14,8 +14,8 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// OfferInstall installs the traffic manager if the user, asked, wants it. missing is the error that
-// said that there is none.
+// OfferInstall asks the user whether to install the traffic manager, and does it. missing is the
+// error that there is none.
 func OfferInstall(ctx context.Context, e *env.Env, g *env.Global, yes bool, missing error) error {
 	if !yes {
 		_, in := e.IsTerminal(e.Stdin)
@@ -42,7 +42,7 @@ func OfferInstall(ctx context.Context, e *env.Env, g *env.Global, yes bool, miss
 	return runInstall(ctx, e, g, c, install.Settings{CreateNamespace: true, Wait: true, Timeout: installTimeout})
 }
 
-// readYes reads an answer; Enter alone means yes.
+// readYes reads an answer. Enter alone means yes.
 func readYes(ctx context.Context, e *env.Env) (bool, error) {
 	answer := make(chan string, 1)
 	go func() {

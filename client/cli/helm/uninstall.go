@@ -63,8 +63,9 @@ To remove the traffic manager and keep the intercepts for the next one, use '%[1
 	return cmd
 }
 
-// removeEverything first lets the daemon leave what it holds, then removes the cluster's side, and
-// the laptop's last: if the cluster cannot be reached, the session is still there to be used.
+// removeEverything first lets the daemon leave its intercepts, then removes everything from the
+// cluster, and the laptop's files last: if the cluster cannot be reached, the session can still be
+// used.
 func removeEverything(ctx context.Context, e *env.Env, g *env.Global, c env.Cluster, timeout time.Duration) error {
 	line := e.Line(g)
 	defer line.Close()

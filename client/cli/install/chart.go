@@ -12,8 +12,8 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 )
 
-// load reads the chart and stamps it with the version of this program, which is the images' tag
-// unless the values say otherwise.
+// load reads the chart and sets its version to that of this program, which is the images' tag
+// unless the values have another.
 func load(files fs.FS, version string) (*chart.Chart, error) {
 	var buffered []*loader.BufferedFile
 	err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -33,7 +33,7 @@ func load(files fs.FS, version string) (*chart.Chart, error) {
 	}
 	if version != "" {
 		c.Metadata.AppVersion = version
-		// A version that is not a semantic one, as of a build without tags, leaves the chart's own.
+		// If the version is not semantic, as that of a build without tags, the chart keeps its own.
 		if v, err := semver.NewVersion(strings.TrimPrefix(version, "v")); err == nil {
 			c.Metadata.Version = v.String()
 		}

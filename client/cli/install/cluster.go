@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package install puts the traffic manager and the node agents into a cluster, with the Helm chart
-// that the program carries, and takes them out again.
+// Package install installs the traffic manager and the node agents in a cluster, with the Helm
+// chart that the program contains, and removes them.
 package install
 
 import (
@@ -31,12 +31,12 @@ const (
 	releaseName = names.Sidestep
 	// selector selects the chart's objects.
 	selector = names.LabelName + "=" + names.Sidestep
-	// dialPatience is how long a cluster may take to answer at all.
+	// dialPatience bounds the wait for any answer of a cluster.
 	dialPatience = 10 * time.Second
-	// requestPatience is how long one request may take, unless --request-timeout says so.
+	// requestPatience bounds one request without --request-timeout.
 	requestPatience = 30 * time.Second
-	// stuckAfter lets a registry that hiccups be asked twice: the kubelet tries again after 10 s, then
-	// after 20 s.
+	// stuckAfter lets the kubelet retry a failing registry twice: it tries again after 10 s, and
+	// then after 20 s.
 	stuckAfter = 45 * time.Second
 )
 
@@ -45,11 +45,11 @@ type Options struct {
 	KubeFlags *pflag.FlagSet // kubectl's flags; those that were set count
 	Namespace string         // of the traffic manager
 	Chart     fs.FS          // the chart's files
-	Version   string         // of the images, unless the values say otherwise
-	Program   string         // what hints call this program
+	Version   string         // of the images, unless the values have another
+	Program   string         // the name of this program in hints
 }
 
-// Settings say how it is installed or removed.
+// Settings say how to install or remove it.
 type Settings struct {
 	Values          values.Options
 	CreateNamespace bool
@@ -58,7 +58,7 @@ type Settings struct {
 	ResetValues     bool // upgrade: forget the values of the release
 	Wait            bool // until all pods are ready
 	Timeout         time.Duration
-	// background: what is deleted may end after the call has returned.
+	// background is set if deleted objects may end after the call has returned.
 	background bool
 	Progress   func(string) // called with each step; may be nil
 	Warn       func(string) // called with what is to be seen to, though nothing failed; may be nil
@@ -70,7 +70,7 @@ func (s Settings) step(format string, args ...any) {
 	}
 }
 
-// Cluster is a cluster in which the traffic manager is, or is to be.
+// Cluster is a cluster with the traffic manager, or for it.
 type Cluster struct {
 	namespace string
 	version   string
@@ -81,12 +81,12 @@ type Cluster struct {
 	dynamic   dynamic.Interface
 	helm      func() (*action.Configuration, error)
 	poll      time.Duration
-	// stuckAfter is how long the same trouble of a pod is looked at before it is the error.
+	// stuckAfter is how long the same trouble of a pod is watched before it becomes the error.
 	stuckAfter time.Duration
-	settle     time.Duration // for node agents to hear that an intercept has ended
+	settle     time.Duration // time for node agents to learn that an intercept has ended
 }
 
-// Reach prepares to talk to a cluster; nothing is sent yet.
+// Reach prepares a connection to a cluster. It sends nothing yet.
 func Reach(o Options) (*Cluster, error) {
 	flags := &clusterGetter{ConfigFlags: configFlags(o)}
 	config, err := flags.ToRESTConfig()
@@ -119,15 +119,15 @@ func Reach(o Options) (*Cluster, error) {
 	}, nil
 }
 
-// namesNone reports whether nothing says which cluster is meant. kubectl tries http://localhost:8080
-// then, of which nobody has thought.
+// namesNone reports whether neither flags nor kubeconfig name a cluster. kubectl would try
+// http://localhost:8080, which no user means.
 func namesNone(flags *clusterGetter) bool {
 	raw, err := flags.ToRawKubeConfigLoader().RawConfig()
 	return err == nil && len(raw.Clusters) == 0 && *flags.APIServer == "" &&
 		os.Getenv("KUBERNETES_MASTER") == "" && os.Getenv("KUBERNETES_SERVICE_HOST") == ""
 }
 
-// configFlags are kubectl's flags with the traffic manager's namespace as theirs.
+// configFlags returns kubectl's flags with the traffic manager's namespace as theirs.
 func configFlags(o Options) *genericclioptions.ConfigFlags {
 	config := genericclioptions.NewConfigFlags(true)
 	config.WrapConfigFn = func(c *rest.Config) *rest.Config {
@@ -159,14 +159,14 @@ func configFlags(o Options) *genericclioptions.ConfigFlags {
 	return config
 }
 
-// Server is the URL of the API server.
+// Server returns the URL of the API server.
 func (c *Cluster) Server() string { return c.server }
 
-// answer returns an error that a person can act upon when the API server does not answer.
+// answer returns an error with advice if the API server does not answer.
 func (c *Cluster) answer(ctx context.Context) error {
 	client := c.kube.Discovery().RESTClient()
 	if client == nil || client == (*rest.RESTClient)(nil) {
-		return nil // a test's
+		return nil // in a test
 	}
 	asked, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
@@ -188,7 +188,7 @@ func (c *Cluster) answer(ctx context.Context) error {
 	}
 }
 
-// until polls ask until it is true, an error, or the timeout is over; then err is
+// until polls ask until it returns true or an error. After the timeout it returns
 // context.DeadlineExceeded.
 func (c *Cluster) until(ctx context.Context, timeout time.Duration,
 	ask func(context.Context) (bool, error)) error {

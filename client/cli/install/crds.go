@@ -29,12 +29,12 @@ const (
 	interceptCRD   = "intercepts.sidestep.dev"
 	loginCRD       = "logins.sidestep.dev"
 	crdEstablished = time.Minute
-	// fieldManager is who the API server's managedFields say has set a field.
+	// fieldManager is the owner of the applied fields in managedFields.
 	fieldManager = names.Sidestep
 )
 
-// applyCRDs creates the chart's definitions or brings them up to date, which helm does at neither
-// installation nor upgrade when they exist. It returns the names of those that were not there.
+// applyCRDs creates or updates the chart's definitions. helm does not update existing ones, neither
+// at installation nor at upgrade. It returns the names of those that it created.
 func (c *Cluster) applyCRDs(ctx context.Context, chrt *chart.Chart) (created []string, err error) {
 	for _, crd := range chrt.CRDObjects() {
 		wanted := &unstructured.Unstructured{}
@@ -61,8 +61,8 @@ func (c *Cluster) applyCRDs(ctx context.Context, chrt *chart.Chart) (created []s
 	return created, nil
 }
 
-// applyCRD has the API server merge the definition into the one there is. Fields of others, such as
-// the CA bundle of a conversion webhook, stay; what somebody has changed of ours is ours again.
+// applyCRD applies the definition server-side. Fields of others stay, such as the CA bundle of a
+// conversion webhook. Our fields that others have changed become ours again.
 func (c *Cluster) applyCRD(ctx context.Context, wanted *unstructured.Unstructured) (created bool, err error) {
 	crds := c.dynamic.Resource(crdResource)
 	_, err = crds.Get(ctx, wanted.GetName(), metav1.GetOptions{})

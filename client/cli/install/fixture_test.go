@@ -36,8 +36,8 @@ import (
 	"sidestep.dev/sidestep/deploy"
 )
 
-// helmClient is what helm creates objects with. It does not create them anywhere, and calls a
-// function before it does not.
+// helmClient is the client with which helm creates objects. It creates none, and calls a function
+// instead.
 type helmClient struct {
 	kubefake.PrintingKubeClient
 	build func() error
@@ -96,8 +96,8 @@ func newFixture(t *testing.T, objects ...runtime.Object) *fixture {
 	return f
 }
 
-// apply does what the API server does with an applied definition, which the fake does not know: it
-// makes or changes it, takes note of who did, and establishes what it accepts.
+// apply does what the API server does with an applied definition, which the fake cannot: it creates
+// or changes it, records the field manager, and establishes it.
 func (f *fixture) apply(t *testing.T, a clienttesting.PatchActionImpl) (bool, runtime.Object, error) {
 	require.Equal(t, types.ApplyPatchType, a.GetPatchType())
 	f.managers = append(f.managers, a.PatchOptions.FieldManager)

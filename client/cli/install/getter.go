@@ -12,9 +12,8 @@ import (
 	"k8s.io/client-go/restmapper"
 )
 
-// clusterGetter is kubectl's way to a cluster, without the files that kubectl leaves in
-// ~/.kube/cache: nothing may be left on a laptop, and what an earlier installation knew about the
-// cluster's types is of no use to the next.
+// clusterGetter is kubectl's access to a cluster, without the files in ~/.kube/cache. Nothing may
+// be left on a laptop, and cached types of an earlier installation are useless for the next.
 type clusterGetter struct {
 	*genericclioptions.ConfigFlags
 	once      sync.Once

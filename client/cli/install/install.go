@@ -23,11 +23,11 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// undoPatience is how long is spent on removing a half-made installation.
+// undoPatience bounds the removal of a half-made installation.
 const undoPatience = 30 * time.Second
 
-// Install installs the chart. When it fails, or ctx ends, before all objects are made, those that
-// are made are removed again. When pods do not get ready in time they stay, to be looked at, and
+// Install installs the chart. If it fails, or ctx ends, before all objects are created, the created
+// ones are removed. If pods are not ready in time they stay, so that the user can look at them, and
 // the error says what is wrong with them.
 func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	chrt, helm, vals, err := c.prepare(ctx, s)
@@ -65,7 +65,8 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	return err
 }
 
-// create makes all objects and does not wait for pods. undo removes what it made, and only that.
+// create creates all objects and does not wait for pods. undo removes what it created, and nothing
+// else.
 func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configuration, chrt *chart.Chart,
 	vals map[string]any) (undo func(context.Context) error, err error) {
 	var madeNamespace, madeRelease bool
@@ -74,7 +75,8 @@ func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configura
 	undo = func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, undoPatience)
 		defer cancel()
-		// Somebody who interrupts an installation wants the prompt back: the cluster ends the pods itself.
+		// A user who interrupts an installation wants the prompt back. The cluster ends the pods by
+		// itself.
 		s := Settings{Timeout: undoPatience, NoHooks: true, Progress: s.Progress,
 			background: installing.Err() != nil}
 		s.step("removing what was made")
@@ -104,8 +106,8 @@ func (c *Cluster) create(ctx context.Context, s Settings, helm *action.Configura
 	install.ReleaseName, install.Namespace = releaseName, c.namespace
 	install.SkipCRDs, install.DisableHooks, install.Timeout = true, s.NoHooks, s.Timeout
 	madeRelease = true
-	// helm gets no context: it would go on in the background when that ends. It does not wait for
-	// pods and is done in a moment.
+	// helm gets no context, because it would go on in the background when that ends. It does not
+	// wait for pods, so it is done in a moment.
 	if _, err = install.Run(chrt, vals); err != nil {
 		return undo, rights(fmt.Errorf("install the chart: %w", err))
 	}
@@ -134,8 +136,7 @@ func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
 	upgrade.Namespace, upgrade.SkipCRDs, upgrade.DisableHooks, upgrade.Timeout = c.namespace, true,
 		s.NoHooks, s.Timeout
 	upgrade.ResetValues = s.ResetValues
-	// Not helm's ReuseValues, which would also keep the old chart's defaults and miss the new
-	// chart's.
+	// helm's ReuseValues would also keep the old chart's defaults and miss the new chart's.
 	upgrade.ResetThenReuseValues = s.ReuseValues
 	upgrade.MaxHistory = 10
 	if _, err := upgrade.Run(releaseName, chrt, vals); err != nil {
@@ -150,7 +151,7 @@ func (c *Cluster) Upgrade(ctx context.Context, s Settings) error {
 	return err
 }
 
-// prepare does all that can fail before anything is changed.
+// prepare does everything that can fail before anything is changed.
 func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *action.Configuration,
 	map[string]any, error) {
 	chrt, err := load(c.chart, c.version)
@@ -175,8 +176,8 @@ func (c *Cluster) prepare(ctx context.Context, s Settings) (*chart.Chart, *actio
 	return chrt, helm, vals, nil
 }
 
-// valid checks the values against the chart's schema. helm would do so too, after the first objects
-// have been made.
+// valid checks the values against the chart's schema. helm would do so only after it has created
+// the first objects.
 func valid(chrt *chart.Chart, vals map[string]any) error {
 	all, err := chartutil.CoalesceValues(chrt, vals)
 	if err != nil {
@@ -191,7 +192,7 @@ func valid(chrt *chart.Chart, vals map[string]any) error {
 	return nil
 }
 
-// lastRelease is the release that is there, in whatever state, or nil.
+// lastRelease returns the release, in whatever state, or nil.
 func (c *Cluster) lastRelease(ctx context.Context, helm *action.Configuration) (*release.Release, error) {
 	last, err := helm.Releases.Last(releaseName)
 	switch {
@@ -205,12 +206,12 @@ func (c *Cluster) lastRelease(ctx context.Context, helm *action.Configuration) (
 	}
 }
 
-// foreignInstallation is an error when something other than helm, such as a GitOps tool, has
+// foreignInstallation returns an error if another tool than helm, such as a GitOps tool, has
 // installed the traffic manager.
 func (c *Cluster) foreignInstallation(ctx context.Context) error {
 	there, err := c.kube.AppsV1().Deployments(c.namespace).Get(ctx, names.Manager, metav1.GetOptions{})
 	if err != nil || there.Annotations["meta.helm.sh/release-name"] == releaseName {
-		return nil // none, or helm will say itself why it cannot read it
+		return nil // there is none, or helm will report why it cannot be read
 	}
 	return reason.Advise(fmt.Errorf("the traffic manager in namespace %s was not installed by helm", c.namespace),
 		"change it with what installed it")
@@ -221,7 +222,7 @@ func (c *Cluster) notInstalled() error {
 		"run `%s helm install`, or name its namespace with --manager-namespace", c.program)
 }
 
-// rights adds what to do to an error that says that a right is missing.
+// rights adds advice to the error that a right is missing.
 func rights(err error) error {
 	if apierrors.IsForbidden(err) {
 		return reason.Advise(err, "this needs the rights of a cluster administrator")

@@ -15,7 +15,7 @@ import (
 	"sidestep.dev/sidestep/internal/names"
 )
 
-// The log of one container is bounded; its newest lines are taken.
+// Bounds on the log of one container. Its newest lines are taken.
 const (
 	maxLogLines = 100_000
 	maxLogBytes = 64 << 20
@@ -27,10 +27,11 @@ type LogOptions struct {
 	PodYAML  bool                             // the pods too
 	Progress func(string)
 	Write    func(name string, content io.Reader)
-	Problem  func(doing string, err error) // what could not be had
+	Problem  func(doing string, err error) // called with what could not be gathered
 }
 
-// Logs reads the logs of the installation's pods, those of containers that have been restarted too.
+// Logs reads the logs of the installation's pods, including those of containers before their
+// restart.
 func (c *Cluster) Logs(ctx context.Context, o LogOptions) error {
 	pods, err := c.kube.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {

@@ -24,8 +24,8 @@ import (
 
 var rollouts = rollout.GroupVersion.WithResource("rollouts")
 
-// WorkloadNames are the workloads of a namespace that nothing else owns, for completion at the
-// prompt. Kinds that the cluster does not have, or does not tell of, have none.
+// WorkloadNames returns the workloads of a namespace that have no owner, for completion. Kinds that
+// the cluster lacks, or does not show, have none.
 func (c *Cluster) WorkloadNames(ctx context.Context, namespace string) ([]string, error) {
 	apps, all := c.kube.AppsV1(), metav1.ListOptions{}
 	var mu sync.Mutex
@@ -63,7 +63,7 @@ func (c *Cluster) WorkloadNames(ctx context.Context, namespace string) ([]string
 	return slices.Compact(names), nil
 }
 
-// optional makes an empty list of what the cluster does not have, or does not tell of.
+// optional returns an empty list for what the cluster lacks, or does not show.
 func optional[L runtime.Object](list L, err error) (runtime.Object, error) {
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
 		return &metav1.PartialObjectMetadataList{}, nil
@@ -71,7 +71,7 @@ func optional[L runtime.Object](list L, err error) (runtime.Object, error) {
 	return list, err
 }
 
-// NamespaceNames are all namespaces.
+// NamespaceNames returns all namespaces.
 func (c *Cluster) NamespaceNames(ctx context.Context) ([]string, error) {
 	list, err := c.kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -84,14 +84,14 @@ func (c *Cluster) NamespaceNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Parts are what a workload can be intercepted at, for completion at the prompt.
+// Parts are what an intercept of a workload can name, for completion.
 type Parts struct {
 	Services   []string
 	Ports      map[string][]string // names, or numbers where there is no name, by service
 	Containers []string
 }
 
-// WorkloadParts are the services that select the pods of a workload, with their ports, and its
+// WorkloadParts returns the services that select the pods of a workload, with their ports, and its
 // containers.
 func (c *Cluster) WorkloadParts(ctx context.Context, namespace, name string) (Parts, error) {
 	parts := Parts{Ports: map[string][]string{}}
@@ -155,7 +155,7 @@ func (c *Cluster) template(ctx context.Context, namespace, name string) (*corev1
 	return &replicas.Spec.Template, nil
 }
 
-// ServicePort returns the number of a service's port, by its name or number; an empty id means the
+// ServicePort returns the number of a service's port, by its name or number. An empty id means the
 // only one.
 func (c *Cluster) ServicePort(ctx context.Context, namespace, service, id string) (int32, error) {
 	s, err := c.kube.CoreV1().Services(namespace).Get(ctx, service, metav1.GetOptions{})
@@ -170,8 +170,8 @@ func (c *Cluster) ServicePort(ctx context.Context, namespace, service, id string
 	return 0, fmt.Errorf("service %s has no port %q", service, id)
 }
 
-// HasNamespace returns an error if the cluster says that there is no namespace of that name. Where it
-// may not be asked, there may be one.
+// HasNamespace returns an error if there is no namespace of that name. If the user may not read
+// namespaces, it returns nil.
 func (c *Cluster) HasNamespace(ctx context.Context, name string) error {
 	_, err := c.kube.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 	if !apierrors.IsNotFound(err) {

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// managedBy marks a namespace that was made here, and so is removed with everything else.
+	// managedBy marks a namespace that Install created, and that is removed with everything else.
 	managedBy      = "app.kubernetes.io/managed-by"
 	managedByValue = names.Sidestep
 )
 
 // ensureNamespace creates the traffic manager's namespace if it is missing. helm's own would lack
-// the level of Pod Security that the node agents need, and nobody could tell later who had made it.
+// the Pod Security level that node agents need, and the mark of who created it.
 func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created bool, err error) {
 	there, err := c.kube.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
-	if err == nil && there.DeletionTimestamp != nil { // as after an installation that was interrupted
+	if err == nil && there.DeletionTimestamp != nil { // as after an interrupted installation
 		err = c.until(ctx, undoPatience, func(ctx context.Context) (bool, error) {
 			_, err := c.kube.CoreV1().Namespaces().Get(ctx, c.namespace, metav1.GetOptions{})
 			return apierrors.IsNotFound(err), nil
@@ -60,7 +60,7 @@ func (c *Cluster) ensureNamespace(ctx context.Context, create bool) (created boo
 	return err == nil, nil
 }
 
-// removeNamespace deletes the namespace if it was made here, and waits until it is gone.
+// removeNamespace deletes the namespace if Install created it, and waits until it is gone.
 func (c *Cluster) removeNamespace(ctx context.Context, s Settings) error {
 	namespaces := c.kube.CoreV1().Namespaces()
 	there, err := namespaces.Get(ctx, c.namespace, metav1.GetOptions{})

@@ -15,8 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// waitReady waits until manager and node agents are all of the new version and ready. When they are
-// not in time, or what keeps them does not pass by itself, the error says what that is.
+// waitReady waits until manager and node agents all have the new version and are ready. If they are
+// not in time, or a lasting trouble keeps them, the error says what it is.
 func (c *Cluster) waitReady(ctx context.Context, s Settings) error {
 	var missing []string
 	var stuck stuckness
@@ -47,11 +47,10 @@ func (c *Cluster) waitReady(ctx context.Context, s Settings) error {
 	return c.notReadyError(ctx, after, missing)
 }
 
-// errStuck: what keeps pods from getting ready has been the same for a while, and is of a kind that
-// waiting does not mend.
+// errStuck means that pods have had the same trouble for a while, and that waiting does not help.
 var errStuck = errors.New("pods cannot get ready")
 
-// stuckness is for how long the same lasting troubles have been seen.
+// stuckness is how long the same lasting troubles have been seen.
 type stuckness struct {
 	seen string
 	from time.Time
@@ -80,7 +79,7 @@ func (c *Cluster) notReadyError(ctx context.Context, after string, missing []str
 		c.namespace, c.program)
 }
 
-// notReady describes each workload that is not yet as it should be.
+// notReady describes each workload that is not ready yet.
 func (c *Cluster) notReady(ctx context.Context) ([]string, error) {
 	options := metav1.ListOptions{LabelSelector: selector}
 	deployments, err := c.kube.AppsV1().Deployments(c.namespace).List(ctx, options)
@@ -119,8 +118,8 @@ func deploymentReady(d appsv1.Deployment) (ready, of int32) {
 	return max(ready, 0), of
 }
 
-// whyNot returns what is wrong with pods that are not ready, and what kept pods from being made.
-// lasting: it is of a kind that seldom passes by itself.
+// whyNot returns what is wrong with pods that are not ready, and what kept pods from being created.
+// lasting is set if it seldom passes by itself.
 func (c *Cluster) whyNot(ctx context.Context) (reasons []string, lasting bool) {
 	pods, err := c.kube.CoreV1().Pods(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
@@ -150,7 +149,7 @@ func (c *Cluster) whyNot(ctx context.Context) (reasons []string, lasting bool) {
 	return reasons, lasting
 }
 
-// lastingReasons are the kubelet's words for what waiting does not mend.
+// lastingReasons are the kubelet's reasons that waiting does not help.
 var lastingReasons = []string{"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull",
 	"CreateContainerConfigError", "CreateContainerError", "CrashLoopBackOff", "RunContainerError"}
 

@@ -16,8 +16,8 @@ import (
 )
 
 // Uninstall removes the release and waits until its pods are gone: by then the node agents have
-// taken everything off their nodes. The definition of intercepts stays, and so do the intercepts,
-// to be served by the next installation.
+// removed everything from their nodes. The definition of intercepts stays, and so do the
+// intercepts, for the next installation.
 func (c *Cluster) Uninstall(ctx context.Context, s Settings) error {
 	if err := c.answer(ctx); err != nil {
 		return err
@@ -70,9 +70,8 @@ func (c *Cluster) waitPodsGone(ctx context.Context, s Settings) error {
 	return err
 }
 
-// RemoveEverything removes all intercepts of everybody, the release, the definition of intercepts
-// and, if it was made here, the namespace. What is not there is no error, so that it can be run
-// again.
+// RemoveEverything removes everybody's intercepts, the release, the definition of intercepts and,
+// if Install created it, the namespace. What is missing is no error, so it can be run again.
 func (c *Cluster) RemoveEverything(ctx context.Context, s Settings) error {
 	if err := c.answer(ctx); err != nil {
 		return err
@@ -86,8 +85,8 @@ func (c *Cluster) RemoveEverything(ctx context.Context, s Settings) error {
 		return err
 	}
 	if ended > 0 {
-		// The node agents take everything off their nodes when they end, in any case; here they may
-		// do it in peace.
+		// The node agents remove everything from their nodes when they end in any case. Here they
+		// have time for it.
 		s.step("waiting for the node agents to let go")
 		select {
 		case <-ctx.Done():

@@ -10,11 +10,11 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// absentFlag is a flag of Telepresence that this version knows and cannot do. Its harmless values
-// are accepted, so that scripts that set them run.
+// absentFlag is a flag of Telepresence that this version knows but does not support. Its harmless
+// values are accepted, so that scripts that set them run.
 type absentFlag struct {
 	name, shorthand string
-	boolean         bool     // may be given without a value, which then is true
+	boolean         bool     // may be given without a value, which means true
 	harmless        []string // values that change nothing
 	list            bool
 	what, instead   string
@@ -66,7 +66,8 @@ func addAbsentFlags(flags *pflag.FlagSet) []absentFlag {
 	return absent
 }
 
-// refuseUnavailable fails for the first flag that was set to something that this version cannot do.
+// refuseUnavailable returns an error for the first flag that was set to something that this version
+// does not support.
 func (f *flags) refuseUnavailable(flags *pflag.FlagSet) error {
 	for _, a := range f.absent {
 		flag := flags.Lookup(a.name)

@@ -21,7 +21,7 @@ func completeInterceptable(e *env.Env, g *env.Global) env.Completion {
 	return env.First(env.CompleteWorkloads(e, g))
 }
 
-// completeIntercepts offers what this laptop intercepts.
+// completeIntercepts offers the names of this laptop's intercepts.
 func completeIntercepts(e *env.Env, g *env.Global) env.Completion {
 	return env.First(env.CompleteWith(func(ctx context.Context, _ *cobra.Command) ([]string, error) {
 		s, err := e.Reach(ctx, g)
@@ -71,7 +71,7 @@ func completeFlags(e *env.Env, g *env.Global, cmd *cobra.Command) {
 	}
 }
 
-// completeParts offers some of the parts of the workload that the command line names so far.
+// completeParts offers parts of the workload that the command line names so far.
 func completeParts(e *env.Env, g *env.Global, choose func(word string, p install.Parts) []string) env.Completion {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		return env.CompleteWith(func(ctx context.Context, cmd *cobra.Command) ([]string, error) {
@@ -100,7 +100,7 @@ func completeParts(e *env.Env, g *env.Global, choose func(word string, p install
 	}
 }
 
-// completePort offers the service's ports once the local one has been typed, as in 9000:http.
+// completePort offers the service's ports once the local port has been typed, as in 9000:http.
 func completePort(e *env.Env, g *env.Global) env.Completion {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		if !strings.Contains(word, ":") {

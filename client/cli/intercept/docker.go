@@ -25,14 +25,14 @@ import (
 // containerTools are the programs that --docker-run looks for, in this order.
 var containerTools = []string{"docker", "podman"}
 
-// dockerFlags say which container is to be run.
+// dockerFlags say which container to run.
 type dockerFlags struct {
 	run          bool
-	build, debug string // contexts of images to be built
+	build, debug string // contexts of images to build
 	options      []string
 }
 
-// placeholder stands for the image that is built among what is after --.
+// placeholder stands for the built image in the arguments after --.
 const placeholder = "IMAGE"
 
 func (f *dockerFlags) add(flags *pflag.FlagSet) {
@@ -48,10 +48,10 @@ func (f *dockerFlags) add(flags *pflag.FlagSet) {
 		"`OPTION` of docker build, as in tag=orders:dev; can be repeated")
 }
 
-// wanted: a container is to be run.
+// wanted reports whether a container has to be run.
 func (f *dockerFlags) wanted() bool { return f.run || f.context() != "" }
 
-// context is what an image is to be built from.
+// context returns the context of the image to build.
 func (f *dockerFlags) context() string { return cmp.Or(f.build, f.debug) }
 
 func (f *dockerFlags) check(args []string) error {
@@ -78,7 +78,7 @@ func (f *dockerFlags) check(args []string) error {
 	return checkDetached(args)
 }
 
-// image builds the image, if one is to be built, and returns the arguments of docker run.
+// image builds the image, if there is one to build, and returns the arguments of docker run.
 func image(ctx context.Context, e *env.Env, tool string, f dockerFlags, args []string) ([]string, error) {
 	if f.context() == "" {
 		return args, nil
@@ -121,7 +121,7 @@ func (f *dockerFlags) with(image string, args []string) []string {
 	return args
 }
 
-// checkContainer refuses a command line for a container that cannot be run.
+// checkContainer refuses a command line that runs no container.
 func checkContainer(args []string) error {
 	if len(args) == 0 {
 		return output.Usagef("--docker-run needs an image, and what else `docker run` is to be given, after --")
@@ -129,8 +129,8 @@ func checkContainer(args []string) error {
 	return checkDetached(args)
 }
 
-// checkDetached refuses a container that would outlive its intercept. What is behind the image's
-// placeholder is the container's own.
+// checkDetached refuses a container that would outlive its intercept. Arguments after the
+// placeholder are the container's own.
 func checkDetached(args []string) error {
 	if at := slices.Index(args, placeholder); at >= 0 {
 		args = args[:at]
@@ -145,7 +145,7 @@ func checkDetached(args []string) error {
 	return nil
 }
 
-// containerTool is the program that runs containers.
+// containerTool returns the program that runs containers.
 func containerTool(e *env.Env) (string, error) {
 	for _, name := range containerTools {
 		if path, err := e.LookPath(name); err == nil {
@@ -156,15 +156,15 @@ func containerTool(e *env.Env) (string, error) {
 		"install one, or run the container by yourself and intercept with --port")
 }
 
-// container is what --docker-run is to run.
+// container is what --docker-run runs.
 type container struct {
 	tool string
-	port int32 // that it listens on
+	port int32 // on which it listens
 	args []string
 }
 
-// inContainer is the program that runs a container to which the intercept's requests go. done
-// removes what it needs on the disk.
+// inContainer returns the program that runs a container for the intercept's requests. done removes
+// the program's temporary files.
 func inContainer(e *env.Env, g *env.Global, c container, i *daemonpb.InterceptInfo,
 	environment *daemonpb.Environment, kept []envfile.Variable) (p env.Program, done func(), err error) {
 	address, local, err := net.SplitHostPort(i.GetDestination())
@@ -201,7 +201,7 @@ func inContainer(e *env.Env, g *env.Global, c container, i *daemonpb.InterceptIn
 	return p, done, nil
 }
 
-// containerName is the name that the user gives to the container.
+// containerName returns the name that the user gives to the container.
 func containerName(args []string) string {
 	for i, arg := range args {
 		if name, ok := strings.CutPrefix(arg, "--name="); ok {

@@ -12,9 +12,9 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// impossible reports whether no text at all can match the expression as a whole, as a$b: its anchors
-// contradict what stands beside them. Values and paths are one line, so that anchors of lines are
-// those of the text.
+// impossible reports whether no text can match the expression as a whole, as a$b: its anchors
+// contradict their surroundings. Values and paths are one line, so anchors of lines are anchors of
+// the text.
 func impossible(expr string) bool {
 	parsed, err := syntax.Parse("^(?:"+expr+")$", syntax.Perl)
 	if err != nil {
@@ -28,7 +28,8 @@ func impossible(expr string) bool {
 	return !w.reaches(place{pc: uint32(prog.Start), before: none})
 }
 
-// kind is what stands on one side of a place in the text, as far as assertions ask.
+// kind is the class of what stands on one side of a position in the text, as far as assertions
+// care.
 type kind int
 
 const (
@@ -41,7 +42,7 @@ const (
 type place struct {
 	pc     uint32
 	before kind
-	// what may follow: assertions that have been passed since the last character allow only some
+	// what may not follow: assertions since the last character exclude it
 	barred [3]bool
 }
 
@@ -50,7 +51,7 @@ type walk struct {
 	seen map[place]bool
 }
 
-// reaches reports whether the program can end with a match from that place.
+// reaches reports whether the program can match from that state.
 func (w *walk) reaches(at place) bool {
 	if w.seen[at] {
 		return false
@@ -82,7 +83,7 @@ func (w *walk) reaches(at place) bool {
 	return false
 }
 
-// bar adds what an assertion allows to follow.
+// bar adds what an assertion excludes.
 func bar(at place, op syntax.EmptyOp) [3]bool {
 	barred := at.barred
 	if op&(syntax.EmptyBeginLine|syntax.EmptyBeginText) != 0 && at.before != none {
@@ -107,12 +108,12 @@ func bar(at place, op syntax.EmptyOp) [3]bool {
 	return barred
 }
 
-// takes reports whether an instruction that consumes a character takes one of that kind.
+// takes reports whether an instruction that consumes a character accepts one of that kind.
 func takes(inst syntax.Inst, is kind) bool {
 	if inst.Op == syntax.InstRuneAny || inst.Op == syntax.InstRuneAnyNotNL {
 		return true
 	}
-	for r := rune(' '); r < 0x7f; r++ { // what headers and paths hold
+	for r := rune(' '); r < 0x7f; r++ { // the characters of headers and paths
 		if syntax.IsWordChar(r) == (is == word) && inst.MatchRune(r) {
 			return true
 		}
@@ -120,8 +121,8 @@ func takes(inst syntax.Inst, is kind) bool {
 	return is == other && inst.MatchRune('é')
 }
 
-// looksLiteral reports whether an expression was probably meant as text: it does not match the text
-// that it is, and says nothing that is of use in an expression alone.
+// looksLiteral reports whether an expression was probably meant as text: it does not match itself,
+// and has nothing that is useful only in an expression.
 func looksLiteral(expr string) bool {
 	for _, meant := range []string{`\`, "|", "[", "(?", ".*", ".+", ".?", ".{"} {
 		if strings.Contains(expr, meant) {
@@ -135,7 +136,7 @@ func looksLiteral(expr string) bool {
 	return err == nil && !whole.MatchString(expr)
 }
 
-// doubts returns what makes a request of the intercept unlikely to match, for a warning; an error if
+// doubts returns what makes it unlikely that requests match, as warnings. It returns an error if
 // none ever can.
 func doubts(r *daemonpb.InterceptRequest) (warnings []string, err error) {
 	rule := conditions(r)
@@ -177,8 +178,8 @@ func doubts(r *daemonpb.InterceptRequest) (warnings []string, err error) {
 	return warnings, nil
 }
 
-// onlyWithoutSlash reports whether everything that the expression matches begins with something else
-// than a path does.
+// onlyWithoutSlash reports whether nothing that the expression matches begins with a slash, as
+// paths do.
 func onlyWithoutSlash(expr string) bool {
 	compiled, err := regexp.Compile(strings.TrimPrefix(expr, "^"))
 	if err != nil {

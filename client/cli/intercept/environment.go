@@ -20,13 +20,13 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// standardOutput is the name of a file that is none.
+// standardOutput is the file name that means standard output.
 const standardOutput = "-"
 
-// environmentFlags say where the container's environment is to be written.
+// environmentFlags say where to write the container's environment.
 type environmentFlags struct {
 	file, json, syntax string
-	keep               []string // names that are left out otherwise
+	keep               []string // names that would be left out otherwise
 }
 
 func (f *environmentFlags) add(flags *pflag.FlagSet) {
@@ -62,12 +62,13 @@ func (f *environmentFlags) check(flags *pflag.FlagSet) error {
 	return nil
 }
 
-// printed: the standard output is for the environment.
+// printed reports whether the environment goes to standard output.
 func (f *environmentFlags) printed() bool {
 	return f.file == standardOutput || f.json == standardOutput
 }
 
-// wanted is what the daemon is asked for. For a command to be run the environment is useful, and not always needed.
+// wanted returns what to ask the daemon for. For a command that is run, the environment is useful,
+// but not always needed.
 func (f *environmentFlags) wanted(command bool) daemonpb.InterceptRequest_Environment {
 	switch {
 	case f.file != "" || f.json != "":
@@ -78,7 +79,7 @@ func (f *environmentFlags) wanted(command bool) daemonpb.InterceptRequest_Enviro
 	return daemonpb.InterceptRequest_NOT_WANTED
 }
 
-// environmentFile is one that is to be written.
+// environmentFile is a file to write.
 type environmentFile struct {
 	name   string
 	syntax envfile.Syntax
@@ -112,7 +113,7 @@ func discard(files []*environmentFile) {
 	}
 }
 
-// writeEnvironment writes the files. What a file cannot hold is told.
+// writeEnvironment writes the files, and warns of variables that a file cannot express.
 func writeEnvironment(e *env.Env, g *env.Global, files []*environmentFile, all []envfile.Variable) error {
 	for _, f := range files {
 		text, left := envfile.Format(f.syntax, all)
@@ -132,8 +133,8 @@ func writeEnvironment(e *env.Env, g *env.Global, files []*environmentFile, all [
 	return nil
 }
 
-// imported returns the container's environment as far as it is of use on a laptop; nil if there is
-// none. What is left out that somebody might miss is told in one line.
+// imported returns the part of the container's environment that is useful on a laptop, nil if there
+// is none. It notes in one line what it leaves out that the user might miss.
 func imported(e *env.Env, g *env.Global, environment *daemonpb.Environment, keep []string) []envfile.Variable {
 	if environment == nil {
 		return nil
@@ -154,7 +155,7 @@ func imported(e *env.Env, g *env.Global, environment *daemonpb.Environment, keep
 	return kept
 }
 
-// tellLeft says which variables are not where they should be, and why.
+// tellLeft notes which variables were left out, and why.
 func tellLeft(e *env.Env, g *env.Global, where string, left []envfile.Left) {
 	names := map[string][]string{}
 	var reasons []string
@@ -171,9 +172,8 @@ func tellLeft(e *env.Env, g *env.Global, where string, left []envfile.Left) {
 	}
 }
 
-// variables are what a program that is run for an intercept finds in its environment, besides that
-// of this process: what is known of the intercept, and the environment of the container, if it
-// could be had.
+// variables returns the variables of a program that runs for an intercept, in addition to those of
+// this process: facts about the intercept and, if there is one, the environment of the container.
 func variables(i *daemonpb.InterceptInfo, environment *daemonpb.Environment,
 	kept []envfile.Variable) []envfile.Variable {
 	container := i.GetContainer()
@@ -183,7 +183,7 @@ func variables(i *daemonpb.InterceptInfo, environment *daemonpb.Environment,
 	return envfile.With(kept, about(i, container)...)
 }
 
-// about is what is known of an intercept, by the names that Telepresence has for it.
+// about returns facts about an intercept, by the names that Telepresence has for them.
 func about(i *daemonpb.InterceptInfo, container string) []envfile.Variable {
 	all := []envfile.Variable{{Name: "TELEPRESENCE_INTERCEPT_ID", Value: i.GetId()}}
 	if container != "" {
@@ -192,7 +192,7 @@ func about(i *daemonpb.InterceptInfo, container string) []envfile.Variable {
 	return all
 }
 
-// settings are NAME=VALUE, as processes take them.
+// settings returns NAME=VALUE, as processes take them.
 func settings(all []envfile.Variable) []string {
 	texts := make([]string, len(all))
 	for i, v := range all {
@@ -201,7 +201,7 @@ func settings(all []envfile.Variable) []string {
 	return texts
 }
 
-// unmake leaves an intercept that was made and is of no use. One that was there before stays.
+// unmake leaves an intercept that was made in vain. An intercept that existed before stays.
 func unmake(ctx context.Context, s *env.Daemon, name string, before bool, cause error) error {
 	if before {
 		return reason.Advise(cause, "intercept %s is there", name)
@@ -214,10 +214,10 @@ func unmake(ctx context.Context, s *env.Daemon, name string, before bool, cause 
 	return reason.Advise(cause, "nothing is intercepted")
 }
 
-// containerEnvironment returns the flags by which docker or podman run takes an environment, and what
-// their file cannot hold, as values of several lines. None of it goes into the environment of the tool
-// itself, which would take settings of its own from it, or onto its command line, which every user of
-// this machine can read. The file is removed by done.
+// containerEnvironment returns the flags with which docker or podman run takes an environment, and
+// the values that their file cannot hold because they have several lines. None of it goes into the
+// environment of the tool, which would take settings from it, or onto its command line, which every
+// user of this machine can read. done removes the file.
 func containerEnvironment(all []envfile.Variable) (flags []string, left []envfile.Left, done func(), err error) {
 	text, left := envfile.Format(envfile.Docker, all)
 	file, err := os.CreateTemp("", "sidestep-env-*") // 0600

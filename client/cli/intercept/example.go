@@ -13,12 +13,12 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 )
 
-// examplePatience is how long an intercept that is made may wait for its example.
+// examplePatience is how long a new intercept may wait for its example.
 const examplePatience = 2 * time.Second
 
-// example returns a URL for which a request from inside the cluster is intercepted, and "" if there is
-// none to be sure of: the intercept is not of HTTP requests, nothing asks for one of them (a whole port
-// needs no example), something is wrong with it, or the service's port is not known.
+// example returns a URL for which a request from inside the cluster is intercepted. It returns ""
+// if it is sure of none: the intercept is not of HTTP requests, it takes a whole port, which needs
+// no example, something is wrong with it, or the service's port is unknown.
 func example(ctx context.Context, e *env.Env, g *env.Global, made *daemonpb.InterceptInfo,
 	req *daemonpb.InterceptRequest) string {
 	path, ok := examplePath(conditions(req).Path)
@@ -43,8 +43,8 @@ func example(ctx context.Context, e *env.Env, g *env.Global, made *daemonpb.Inte
 	return url + path
 }
 
-// coversHeaders reports whether a request with the headers that the daemon names matches: it names none
-// for an expression, since it does not know what somebody would send.
+// coversHeaders reports whether a request with the daemon's example headers matches. The daemon has
+// none for an expression, because it does not know what a client would send.
 func coversHeaders(made *daemonpb.InterceptInfo, req *daemonpb.InterceptRequest) bool {
 	wanted := len(conditions(req).Headers)
 	if req.GetAutoHeader() {
@@ -53,7 +53,7 @@ func coversHeaders(made *daemonpb.InterceptInfo, req *daemonpb.InterceptRequest)
 	return len(made.GetCurlHeaders()) >= wanted
 }
 
-// examplePath returns a path that meets the condition; it finds none for an expression that is more
+// examplePath returns a path that meets the condition. ok is false for an expression that is more
 // than text.
 func examplePath(p *v1alpha1.PathMatch) (path string, ok bool) {
 	switch {

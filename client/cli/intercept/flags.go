@@ -91,8 +91,8 @@ func (f *flags) add(flags *pflag.FlagSet) {
 	_ = flags.MarkHidden("http-plaintext")
 }
 
-// request is what the flags ask for. It is checked here as far as that can be done without a
-// cluster, before anything is started.
+// request returns the request that the flags ask for. It checks everything that needs no cluster,
+// before anything is started.
 func (f *flags) request(name, namespace string,
 	flags *pflag.FlagSet) (*daemonpb.InterceptRequest, error) {
 	r := &daemonpb.InterceptRequest{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package intercept makes and leaves intercepts and wiretaps: it turns flags into a request to the
-// user daemon, and runs a command or a container for as long as the intercept lives.
+// user daemon, and runs a command or a container for as long as the intercept lasts.
 package intercept
 
 import (
@@ -198,14 +198,13 @@ func run(e *env.Env, cmd *cobra.Command, g *env.Global, f *flags,
 	return e.RunHeld(ctx, g, s, req.GetName(), p, func(ctx context.Context, s *env.Daemon) error {
 		_, err := s.Leave(ctx, &daemonpb.LeaveRequest{Name: req.GetName()})
 		if status.Code(err) == codes.NotFound {
-			return nil // somebody was quicker: leave, or quit
+			return nil // the intercept was left, or the session ended, meanwhile
 		}
 		return err
 	})
 }
 
-// show says which intercept was made; on the standard error if the standard output is for something
-// else.
+// show prints which intercept was made, to standard error if standard output is used otherwise.
 func show(e *env.Env, g *env.Global, cmd *cobra.Command, made *daemonpb.InterceptInfo,
 	req *daemonpb.InterceptRequest, taken bool) error {
 	if format := output.OutputOf(cmd); format != output.FormatText {
@@ -218,11 +217,10 @@ func show(e *env.Env, g *env.Global, cmd *cobra.Command, made *daemonpb.Intercep
 	return layout.NewIntercept(to, made, example(cmd.Context(), e, g, made, req), e.Paint(to))
 }
 
-// maxEvent bounds one event of making an intercept, in bytes: the last brings the environment.
+// maxEvent bounds one event of an intercept, in bytes. The last one has the environment.
 const maxEvent = 16 << 20
 
-// intercept makes the intercept and shows the progress. When ctx ends before it is made, the daemon
-// undoes it.
+// intercept makes the intercept and shows the progress. If ctx ends before, the daemon undoes it.
 func intercept(ctx context.Context, s *env.Daemon,
 	req *daemonpb.InterceptRequest) (*daemonpb.InterceptInfo, *daemonpb.Environment, error) {
 	doing := "intercepting "
@@ -260,8 +258,8 @@ func holds(ctx context.Context, s *env.Daemon, name string) bool {
 		func(i *daemonpb.InterceptInfo) bool { return i.GetName() == name })
 }
 
-// awaitUndo waits for a moment until the daemon has undone an intercept that was interrupted, so
-// that whoever looks next does not see it.
+// awaitUndo waits a moment until the daemon has undone an interrupted intercept, so that the next
+// command does not see it.
 func awaitUndo(ctx context.Context, s *env.Daemon, name string, before bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()

@@ -28,7 +28,7 @@ const (
 	headerAll  = "all"
 )
 
-// once is a flag that can be given once: of two the last would win without a word.
+// once is a flag that can be given only once. Otherwise the last of two would win silently.
 type once struct {
 	value *string
 	set   bool
@@ -99,7 +99,7 @@ func (f *flags) setRules(r *daemonpb.InterceptRequest, flags *pflag.FlagSet) err
 	return err
 }
 
-// conditions are those of a request; empty for one without.
+// conditions returns the conditions of a request, empty if it has none.
 func conditions(r *daemonpb.InterceptRequest) v1alpha1.HTTPMatch {
 	var rule v1alpha1.HTTPMatch
 	_ = json.Unmarshal([]byte(cmp.Or(r.GetHttp(), "{}")), &rule) // setRules has written it
@@ -173,13 +173,13 @@ func (f *flags) setHeaders(r *daemonpb.InterceptRequest, rule *v1alpha1.HTTPMatc
 		return output.Usagef("--http-header all takes every request, and another --http-header narrows that").
 			Advise("leave one out")
 	}
-	if !all && len(rule.Headers) == 0 && !f.wiretap { // who only listens need not leave the others' requests out
+	if !all && len(rule.Headers) == 0 && !f.wiretap { // a wiretap takes nothing from others, so it needs no header
 		r.AutoHeader = true
 	}
 	return nil
 }
 
-// badHeader says what is wrong with a header condition.
+// badHeader returns the error about a header condition.
 func badHeader(given string, err error) error {
 	if at := strings.IndexAny(given, "=:"); at >= 0 {
 		if _, err := regexp.Compile(strings.TrimSpace(given[at+1:])); err != nil {
@@ -189,7 +189,7 @@ func badHeader(given string, err error) error {
 	return output.Usagef("--http-header: %w", err)
 }
 
-// badRegexp says what is wrong with an expression, and where in the flag's value.
+// badRegexp returns the error about an expression, with where it is in the flag's value.
 func badRegexp(flag, given string, err error) error {
 	var bad *syntax.Error
 	if !errors.As(err, &bad) {

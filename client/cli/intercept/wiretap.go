@@ -72,7 +72,7 @@ command after -- work as they do for intercept. leave ends a wiretap.`,
 	return cmd
 }
 
-// describeCopies changes what the flags of an intercept say about themselves to a wiretap's.
+// describeCopies changes the descriptions of an intercept's flags to those of a wiretap.
 func describeCopies(flags *pflag.FlagSet) {
 	for name, usage := range map[string]string{
 		"port": "Local port, as `LOCAL[:ID]` with the service port's name or number if there are several " +
@@ -92,5 +92,5 @@ func describeCopies(flags *pflag.FlagSet) {
 	} {
 		flags.Lookup(name).Usage = usage
 	}
-	_ = flags.MarkHidden("to-pod") // which is refused
+	_ = flags.MarkHidden("to-pod") // it is refused
 }

@@ -18,11 +18,10 @@ import (
 )
 
 const (
-	// patience is how long the daemon has to open its socket. Nothing it does before needs a
-	// network.
+	// patience is how long the daemon has to open its socket. Nothing before that needs a network.
 	patience = 10 * time.Second
 	poll     = 20 * time.Millisecond
-	// logLines is how much of the log goes into the error when the daemon does not come up.
+	// logLines is how many lines of the log go into the error if the daemon does not start.
 	logLines = 12
 )
 
@@ -35,13 +34,13 @@ type Daemon struct {
 	LogFile string
 	// Listening reports whether the daemon's socket answers.
 	Listening func(context.Context) bool
-	// Patience overrides the ten seconds that the daemon has.
+	// Patience overrides the default of ten seconds.
 	Patience time.Duration
 }
 
 // Start starts the daemon in a session of its own, so that neither Ctrl-C nor the end of the
-// terminal reaches it, and returns once it listens. When it does not, the error holds the end of
-// its log.
+// terminal reaches it, and returns once it listens. If it does not, the error has the end of its
+// log.
 func (d Daemon) Start(ctx context.Context) error {
 	if d.Patience == 0 {
 		d.Patience = patience
@@ -62,7 +61,7 @@ func (d Daemon) Start(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	// Not CommandContext: the daemon outlives this command.
+	// CommandContext would end the daemon with this command.
 	cmd := exec.Command(d.Executable, d.Args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = string(filepath.Separator)
@@ -75,9 +74,9 @@ func (d Daemon) Start(ctx context.Context) error {
 	return d.wait(ctx, exited, start)
 }
 
-// turn waits until no other command is starting the daemon, and returns what lets the next one do it.
-// It returns nil if the daemon listens by then: one more process would only wait for it to go away,
-// and take its place.
+// turn waits until no other command is starting the daemon. It returns a function that lets the
+// next one do it, or nil if the daemon listens by then: another process would only wait for it to
+// end, and take its place.
 func (d Daemon) turn(ctx context.Context) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.Patience)
 	defer cancel()
@@ -101,8 +100,7 @@ func (d Daemon) turn(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// openLog opens the log, or a new file among the temporary ones where a home that is read-only has
-// no place for it.
+// openLog opens the log, or a temporary file if a read-only home has no place for it.
 func (d Daemon) openLog() (*os.File, error) {
 	err := os.MkdirAll(filepath.Dir(d.LogFile), 0o700)
 	if err == nil {
@@ -129,7 +127,7 @@ func (d Daemon) wait(ctx context.Context, exited <-chan error, logStart int64) e
 		}
 		select {
 		case err := <-exited:
-			// One that was started at the same time by another command is as good.
+			// A daemon that another command started at the same time is as good.
 			if d.Listening(ctx) {
 				return nil
 			}
@@ -156,7 +154,7 @@ func (d Daemon) failure(how string, logStart int64) error {
 	return reason.Advise(errors.New("start the daemon: "+how), "%s", advice)
 }
 
-// tail returns the last lines of what has been written to the file from start on.
+// tail returns the last lines of what has been written to the file since the offset start.
 func tail(path string, start int64) string {
 	f, err := os.Open(path)
 	if err != nil {

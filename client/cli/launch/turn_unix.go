@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// takeTurn locks the log, on a descriptor of its own, since the one that the daemon inherits would
-// keep it locked. taken is false while another command has it. Where nothing can be locked, all
+// takeTurn locks the log, on a descriptor of its own: the one that the daemon inherits would keep
+// it locked. taken is false while another command has the lock. If locking is not possible, all
 // take their turn at once.
 func takeTurn(log string) (release func(), taken bool) {
 	f, err := os.Open(log)

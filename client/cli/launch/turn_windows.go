@@ -2,5 +2,5 @@
 
 package launch
 
-// takeTurn lets all start a daemon at once, of which one comes to serve.
+// takeTurn lets all commands start a daemon at once. One of the daemons then serves.
 func takeTurn(string) (release func(), taken bool) { return func() {}, true }

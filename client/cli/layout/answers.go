@@ -13,8 +13,8 @@ import (
 	"sidestep.dev/sidestep/internal/unanswered"
 )
 
-// Unanswered is what programs read about the requests that matched and that this laptop did not
-// answer, for one reason.
+// Unanswered is the record of the requests that matched and that this laptop did not answer, for
+// one reason.
 type Unanswered struct {
 	Reason  string `json:"reason"`
 	Count   uint64 `json:"count"`
@@ -30,8 +30,8 @@ type miss struct {
 	last   int64 // seconds since 1970; 0: not known
 }
 
-// misses are those of an intercept, the newest first. The Intercept tells of them, with counts that
-// are a few seconds old, and the traffic manager, if it was asked, with those of the moment.
+// misses returns those of an intercept, the newest first. The Intercept has counts that are a few
+// seconds old, and the traffic manager, if it was asked, the present ones.
 func misses(i *daemonpb.InterceptInfo, told *daemonpb.TrafficInfo) []miss {
 	var all []miss
 	for _, u := range i.GetUnanswered() {
@@ -62,7 +62,7 @@ func unansweredRecords(all []miss) []Unanswered {
 	return records
 }
 
-// unansweredLine sums all reasons up.
+// unansweredLine sums up all reasons.
 func unansweredLine(all []miss, now time.Time, mechanism string) string {
 	if len(all) == 0 {
 		return ""
@@ -81,7 +81,7 @@ func unansweredLine(all []miss, now time.Time, mechanism string) string {
 	return line + reason.Dash + "`sidestep status` says what to do"
 }
 
-// often is how many there were, and how long ago the last.
+// often returns how many there were, and how long ago the last one was.
 func (m miss) often(now time.Time, mechanism string) string {
 	text := counted(m.count, mechanism)
 	if m.last != 0 {
@@ -90,7 +90,7 @@ func (m miss) often(now time.Time, mechanism string) string {
 	return text
 }
 
-// counted is a number of requests or, where whole connections are taken, of connections.
+// counted returns a number of requests or, if whole connections are taken, of connections.
 func counted(n uint64, mechanism string) string {
 	what := "connection"
 	if mechanism == "http" {
@@ -102,7 +102,7 @@ func counted(n uint64, mechanism string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// ago is a time that has passed. Clocks of the laptop and the cluster may differ.
+// ago formats how long ago something was. The clocks of laptop and cluster may differ.
 func ago(d time.Duration) string {
 	switch d = max(d, 0); {
 	case d < time.Minute:
@@ -115,7 +115,8 @@ func ago(d time.Duration) string {
 	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
 }
 
-// answerLines say what this laptop answered, and for each reason what it did not and what to do.
+// answerLines returns what this laptop answered, and for each reason what it did not and what to
+// do.
 func (t StatusText) answerLines(i *daemonpb.InterceptInfo) []string {
 	told := toldOf(t.Told.GetTraffic(), i.GetId())
 	var lines []string
@@ -129,7 +130,7 @@ func (t StatusText) answerLines(i *daemonpb.InterceptInfo) []string {
 	return lines
 }
 
-// toldOf is what the traffic manager told about an intercept; nil if nothing.
+// toldOf returns what the traffic manager reported about an intercept, nil if nothing.
 func toldOf(all []*daemonpb.TrafficInfo, id string) *daemonpb.TrafficInfo {
 	for _, t := range all {
 		if t.GetInterceptId() == id {
@@ -139,12 +140,12 @@ func toldOf(all []*daemonpb.TrafficInfo, id string) *daemonpb.TrafficInfo {
 	return nil
 }
 
-// trafficOf is what was counted for an intercept; nil if nothing was.
+// trafficOf returns what was counted for an intercept, nil if nothing.
 func trafficOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Traffic {
 	return toldOf(all, id).GetTraffic()
 }
 
-// copiesOf is what was counted for a wiretap; nil if nothing was.
+// copiesOf returns what was counted for a wiretap, nil if nothing.
 func copiesOf(all []*daemonpb.TrafficInfo, id string) *agentpb.Copies {
 	return toldOf(all, id).GetCopies()
 }

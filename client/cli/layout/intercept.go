@@ -13,7 +13,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 )
 
-// Intercept is what programs read about one intercept.
+// Intercept is the record of one intercept.
 type Intercept struct {
 	ID            string   `json:"id,omitempty"`
 	Name          string   `json:"name"`
@@ -100,11 +100,11 @@ func intercepting(i *daemonpb.InterceptInfo) string {
 	}
 }
 
-// Forwarded is said beside an intercept, since it is the first thing that people try.
+// Forwarded is printed beside an intercept, because it is the first thing that users try.
 const Forwarded = "from inside the cluster, or by its ingress; kubectl port-forward leads past intercepts"
 
-// NewIntercept writes what `intercept` says about the intercept that it made. url is where a request
-// for it can be sent from inside the cluster; empty if that is not known.
+// NewIntercept writes what `intercept` prints about the intercept that it made. url is where a
+// request for it can be sent from inside the cluster, "" if that is unknown.
 func NewIntercept(w io.Writer, i *daemonpb.InterceptInfo, url string, p Paint) error {
 	i, url = safely(i), Safe(url)
 	if _, err := fmt.Fprintf(w, "Using %s %s\n", i.GetWorkloadKind(), i.GetWorkload()); err != nil {
@@ -149,7 +149,7 @@ func interceptBlock(i *daemonpb.InterceptInfo, now time.Time, p Paint) *Block {
 	return b
 }
 
-// toPod says where on this laptop ports of a pod are.
+// toPod returns where on this laptop ports of a pod are.
 func toPod(ports []int32) string {
 	places := make([]string, len(ports))
 	for i, port := range ports {
@@ -169,10 +169,10 @@ func curl(headers []string, url string) string {
 	return strings.Join(append(words, url), " ")
 }
 
-// plainURL are characters that mean nothing to a shell.
+// plainURL is the characters that mean nothing to a shell.
 const plainURL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._/:%+,@"
 
-// Quote makes one word of s for a POSIX shell.
+// Quote quotes s as one word for a POSIX shell.
 func Quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -14,7 +14,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 )
 
-// Workload is what programs read about one workload.
+// Workload is the record of one workload.
 type Workload struct {
 	Name             string      `json:"name"`
 	Namespace        string      `json:"namespace"`
@@ -25,8 +25,8 @@ type Workload struct {
 	Others           []Intercept `json:"intercepts_of_others,omitempty"`
 }
 
-// WorkloadRecords are the records of a list. They are never nil, so that an empty list is [] and
-// not null.
+// WorkloadRecords returns the records of a list. It never returns nil, so that an empty list is []
+// and not null.
 func WorkloadRecords(workloads []*daemonpb.WorkloadInfo) []Workload {
 	records := make([]Workload, 0, len(workloads))
 	for _, w := range sorted(workloads) {
@@ -120,8 +120,8 @@ func workloadText(w *daemonpb.WorkloadInfo, p Paint) string {
 	}
 }
 
-// others names the other people who hold an intercept, or a wiretap, on the workload, and what they
-// take when they take everything.
+// others names the other holders of intercepts, or of wiretaps, on the workload, and what they take
+// if they take everything.
 func others(prefix string, intercepts []*daemonpb.InterceptInfo, wiretaps bool) string {
 	var people []string
 	for _, o := range intercepts {

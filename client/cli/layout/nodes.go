@@ -9,7 +9,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 )
 
-// NodeAgent is what programs read about a node's agent.
+// NodeAgent is the record of a node's agent.
 type NodeAgent struct {
 	Node     string `json:"node"`
 	Attached bool   `json:"attached"`
@@ -30,7 +30,7 @@ func agentRecords(agents []*daemonpb.NodeAgentInfo) []NodeAgent {
 	return records
 }
 
-// nodeAgents is the block of the nodes; empty if they were not asked for.
+// nodeAgents returns the block of the nodes, "" if they were not asked for.
 func (t StatusText) nodeAgents() string {
 	if len(t.Told.GetAgents()) == 0 {
 		return ""

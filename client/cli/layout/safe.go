@@ -12,12 +12,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Safe returns text that somebody else wrote (a holder, a message, a name) as it can be shown on a
-// terminal. Control characters, which move the cursor, change what was printed or answer the terminal
-// in the user's name, and what reorders or hides letters, are written as Go writes them in a string.
+// Safe returns text by another party (a holder, a message, a name) as a terminal can show it.
+// Control characters move the cursor, change what was printed or make the terminal answer in the
+// user's name. They, and characters that reorder or hide text, are escaped as in Go's strings.
 func Safe(text string) string { return safe(text, false) }
 
-// SafeLines is Safe for text of several lines, as an error can be.
+// SafeLines is Safe for text of several lines, such as an error.
 func SafeLines(text string) string { return safe(text, true) }
 
 func safe(text string, lines bool) string {
@@ -38,7 +38,7 @@ func safe(text string, lines bool) string {
 	return out.String()
 }
 
-// harmful reports whether a terminal does something else with r than show it.
+// harmful reports whether a terminal does anything with r but show it.
 func harmful(r rune, lines bool) bool {
 	if lines && (r == '\n' || r == '\t') {
 		return false
@@ -46,8 +46,8 @@ func harmful(r rune, lines bool) bool {
 	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == '\u2028' || r == '\u2029'
 }
 
-// safely returns a copy of an answer of the daemon in which every text is safe. Much of it was written by
-// other people: whoever may make an Intercept or a pod chooses its names and messages.
+// safely returns a copy of an answer of the daemon in which every text is safe. Other people wrote
+// much of it: whoever may create an Intercept or a pod chooses its names and messages.
 func safely[M proto.Message](answer M) M {
 	if !answer.ProtoReflect().IsValid() {
 		return answer

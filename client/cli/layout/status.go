@@ -11,7 +11,7 @@ import (
 	"sidestep.dev/sidestep/api/daemonpb"
 )
 
-// Status is what programs read about the daemons and the session.
+// Status is the record of the daemons and the session.
 type Status struct {
 	RootDaemon     RootDaemon     `json:"root_daemon"`
 	UserDaemon     UserDaemon     `json:"user_daemon"`
@@ -69,8 +69,8 @@ type TrafficManager struct {
 	NodeAgents []NodeAgent `json:"node_agents,omitempty"`
 }
 
-// StatusRecord is the record of a status; nil means that no user daemon runs. told is what the
-// traffic manager knows of the nodes, if it was asked.
+// StatusRecord returns the record of a status. A nil s means that no user daemon runs. told is what
+// the traffic manager knows of the nodes, if it was asked.
 func StatusRecord(s *daemonpb.StatusInfo, told *daemonpb.NodeAgentsReply) Status {
 	var r Status
 	r.UserDaemon.Intercepts = []Intercept{}
@@ -156,7 +156,7 @@ func (t StatusText) daemonBlock(s *daemonpb.StatusInfo) *Block {
 	b := &Block{Indent: "  ", Hang: "    "}
 	version := s.GetDaemon().GetVersion()
 	if version == t.Version {
-		// Only of its own version does the command line know the protocol.
+		// The command line knows only the protocol of its own version.
 		version = fmt.Sprintf("%s (api %d)", version, t.Protocol)
 	}
 	b.Add("Version", version)

@@ -9,7 +9,7 @@ import (
 	"sidestep.dev/sidestep/api/agentpb"
 )
 
-// Traffic is what programs read about the connections to an intercept's pods.
+// Traffic is the record of the connections to an intercept's pods.
 type Traffic struct {
 	Open          uint64  `json:"connections_open"`
 	Closed        uint64  `json:"connections_closed"`
@@ -31,7 +31,7 @@ func trafficRecord(t *agentpb.Traffic) *Traffic {
 	}
 }
 
-// Copies is what programs read about what a wiretap got.
+// Copies is the record of what a wiretap got.
 type Copies struct {
 	Copied  uint64 `json:"copied"`
 	Cut     uint64 `json:"cut"`
@@ -45,7 +45,7 @@ func copiesRecord(c *agentpb.Copies) *Copies {
 	return &Copies{Copied: c.GetCopied(), Cut: c.GetCut(), Dropped: c.GetDropped()}
 }
 
-// copiesLine says what a wiretap got, and what not.
+// copiesLine returns what a wiretap got, and what it did not get.
 func copiesLine(c *agentpb.Copies, mechanism string) string {
 	what := "connections"
 	if mechanism == "http" {
@@ -61,7 +61,7 @@ func copiesLine(c *agentpb.Copies, mechanism string) string {
 	return line
 }
 
-// trafficLine is about all connections to the ports of an intercept's pods.
+// trafficLine returns a line about all connections to the ports of an intercept's pods.
 func trafficLine(t *agentpb.Traffic) string {
 	line := fmt.Sprintf("connections: %d open, %d served; %s in, %s out", open(t), t.GetClosed(),
 		size(t.GetReceivedBytes()), size(t.GetSentBytes()))
@@ -79,7 +79,7 @@ func trafficLine(t *agentpb.Traffic) string {
 
 func open(t *agentpb.Traffic) uint64 { return t.GetOpened() - min(t.GetOpened(), t.GetClosed()) }
 
-// rtt is the mean over the connections that have ended.
+// rtt returns the mean over the connections that have ended.
 func rtt(t *agentpb.Traffic) time.Duration {
 	if t.GetRttSamples() == 0 {
 		return 0
@@ -87,7 +87,7 @@ func rtt(t *agentpb.Traffic) time.Duration {
 	return time.Duration(t.GetRttSumUs()/t.GetRttSamples()) * time.Microsecond
 }
 
-// roundTrip is in milliseconds, with as many digits as tell neighbours on a node (tens of
+// roundTrip formats milliseconds, with enough digits to tell neighbours on a node (tens of
 // microseconds) from nothing.
 func roundTrip(d time.Duration) string {
 	ms := float64(d.Microseconds()) / 1000
@@ -97,7 +97,7 @@ func roundTrip(d time.Duration) string {
 	return fmt.Sprintf("%.1f ms", ms)
 }
 
-// size writes bytes as people read them, in powers of ten.
+// size formats bytes as people read them, in powers of ten.
 func size(n uint64) string {
 	value, unit := float64(n), "B"
 	for _, larger := range []string{"kB", "MB", "GB", "TB", "PB", "EB"} {

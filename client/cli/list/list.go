@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package list lists workloads and what is intercepted of them.
+// Package list lists workloads and their intercepts.
 package list
 
 import (
@@ -117,10 +117,10 @@ func run(e *env.Env, cmd *cobra.Command, g *env.Global, f flags) error {
 	return layout.List(e.Stdout, reply.GetWorkloads(), e.Now(), e.Paint(e.Stdout))
 }
 
-// listAgain is the pause between two looks at the cluster.
+// listAgain is the interval between two lists.
 const listAgain = time.Second
 
-// followList writes the list, and again whenever it is another, until it is interrupted.
+// followList writes the list, and again whenever it changes, until it is interrupted.
 func followList(ctx context.Context, e *env.Env, s *env.Daemon, req *daemonpb.ListRequest) error {
 	tick := time.NewTicker(listAgain)
 	defer tick.Stop()

@@ -11,7 +11,8 @@ import (
 	"sidestep.dev/sidestep/client/cli/env"
 )
 
-// pseudonyms replace names by others that tell nothing, each name by the same one wherever it is.
+// pseudonyms replace names by others that reveal nothing. Each name has the same pseudonym
+// everywhere.
 type pseudonyms struct {
 	names  map[string]string
 	counts map[string]int
@@ -38,7 +39,7 @@ func newPseudonyms(managerNamespace string) *pseudonyms {
 	}
 }
 
-// learn takes in a name. What is known already keeps its pseudonym.
+// learn adds a name. A known name keeps its pseudonym.
 func (p *pseudonyms) learn(kind, name string) {
 	if name == "" || p.names[name] != "" || slices.Contains(p.kept, name) ||
 		strings.HasPrefix(name, "sidestep-") {
@@ -48,20 +49,20 @@ func (p *pseudonyms) learn(kind, name string) {
 	p.names[name] = fmt.Sprintf("%s-%d", kind, p.counts[kind])
 	if kind == kindWorkload {
 		p.owners = append(p.owners, name)
-		// A longer name is the better owner of what begins with two of them.
+		// If two names begin a word, the longer one is its owner.
 		slices.SortFunc(p.owners, func(a, b string) int { return len(b) - len(a) })
 	}
 }
 
 var (
-	// As the logs of node agents and daemons have names, and as those of the manager and records
-	// have them.
+	// Names as the logs of node agents and daemons have them, and as the logs of the manager and
+	// records have them.
 	inText = regexp.MustCompile(`\b(pod|intercept|namespace|node|workload|holder)=("[^"\s]*"|[^"\s]+)`)
 	inJSON = regexp.MustCompile(
 		`"(pod|intercept|namespace|node|workload|holder|client|name)"\s*:\s*"([^"\s]*)"`)
 )
 
-// collect learns the names that a text has in places that are meant for them.
+// collect learns the names that a text has where names are expected.
 func (p *pseudonyms) collect(text string) {
 	for _, pattern := range []*regexp.Regexp{inText, inJSON} {
 		for _, found := range pattern.FindAllStringSubmatch(text, -1) {
@@ -87,10 +88,10 @@ func (p *pseudonyms) learnValue(key, value string) {
 	p.learn(key, value)
 }
 
-// word is what a name can be, or several with dots between them.
+// word matches a name, or several with dots between them.
 var word = regexp.MustCompile(`[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*`)
 
-// replace returns a text with pseudonyms for names. Keys of records and logs stay.
+// replace returns a text with pseudonyms instead of names. Keys of records and logs stay.
 func (p *pseudonyms) replace(text string) string {
 	var out strings.Builder
 	last := 0

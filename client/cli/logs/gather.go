@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package logs collects the logs of all components into one file, and sets what the daemon logs.
+// Package logs gathers the logs of all components into one file, and sets the daemon's log level.
 package logs
 
 import (
@@ -82,7 +82,7 @@ intercepts, stay. Keys, tokens and environments of containers are in none of it.
 	return cmd
 }
 
-// check returns whether the daemon's log is wanted.
+// check reports whether the daemon's log is wanted.
 func (f *flags) check() (daemon bool, err error) {
 	if f.output != "" && !strings.HasSuffix(f.output, ".zip") {
 		return false, output.Usagef("--output-file %s: its name is to end with .zip", f.output)
@@ -134,9 +134,8 @@ func gatherLogs(e *env.Env, cmd *cobra.Command, g *env.Global, f flags) error {
 	return nil
 }
 
-// create makes a new file. It is never one that is there: a link that somebody else has put into a
-// directory that all may write to would lead what is written to another file, and a file of theirs
-// would let them read it.
+// create creates a new file. It never opens an existing one: in a directory that all may write to,
+// another user's link would lead to another file, and another user's file could be read by them.
 func create(path string) (*os.File, error) {
 	if info, err := os.Lstat(path); err == nil && !info.IsDir() {
 		if err := os.Remove(path); err != nil {
@@ -146,7 +145,7 @@ func create(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 }
 
-// fill gathers what there is. What cannot be had is a problem that the bundle tells about.
+// fill gathers everything. What cannot be gathered is recorded as a problem in the bundle.
 func fill(ctx context.Context, e *env.Env, g *env.Global, b *bundle, f flags, daemon bool) {
 	line := e.Line(g)
 	defer line.Close()
@@ -206,7 +205,7 @@ func (b *bundle) problem(doing string, err error) {
 	b.problems = append(b.problems, fmt.Sprintf("could not %s: %s", doing, output.Sentence(err)))
 }
 
-// write adds a file. An error of reading is a problem of this file only.
+// write adds a file. A read error is a problem of this file only.
 func (b *bundle) write(name string, content io.Reader) {
 	text, err := io.ReadAll(content)
 	if err != nil {
@@ -242,7 +241,7 @@ func (b *bundle) status(ctx context.Context, e *env.Env, g *env.Global, running 
 	b.record("status.json", layout.StatusRecord(st, agents))
 }
 
-// add adds a log file and its predecessors.
+// add adds a log file and its rotated predecessors.
 func (b *bundle) add(dir, log string) {
 	paths, _ := filepath.Glob(log + "*")
 	if len(paths) == 0 {
@@ -284,7 +283,8 @@ func (b *bundle) close(names *pseudonyms) error {
 	return b.zip.Close()
 }
 
-// learnNames asks the cluster for names, as far as it tells. Others are found in the logs.
+// learnNames asks the cluster for names, as far as the user may list them. It finds others in the
+// logs.
 func learnNames(ctx context.Context, e *env.Env, g *env.Global) *pseudonyms {
 	p := newPseudonyms(g.ManagerNamespace)
 	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
@@ -302,7 +302,7 @@ func learnNames(ctx context.Context, e *env.Env, g *env.Global) *pseudonyms {
 	if err != nil {
 		return p
 	}
-	all, _ := c.NamespaceNames(ctx) // who may not list them has those of his intercepts
+	all, _ := c.NamespaceNames(ctx) // a user who may not list them still has those of their intercepts
 	namespaces = append(namespaces, all...)
 	slices.Sort(namespaces)
 	for _, namespace := range slices.Compact(namespaces) {
@@ -318,5 +318,5 @@ func learnNames(ctx context.Context, e *env.Env, g *env.Global) *pseudonyms {
 	return p
 }
 
-// namesTimeout bounds asking the cluster for names.
+// namesTimeout bounds the requests to the cluster for names.
 const namesTimeout = 20 * time.Second

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package output holds what all commands print alike: formats, records of failures, and errors that
-// tell people what to do.
+// Package output has what all commands print alike: formats, records of failures, and errors that
+// tell users what to do.
 package output
 
 import (
@@ -18,7 +18,7 @@ import (
 	"sidestep.dev/sidestep/internal/reason"
 )
 
-// UsageError is a command line that cannot be meant.
+// UsageError is the error of a wrong command line.
 type UsageError struct{ err error }
 
 // Error implements error.
@@ -27,7 +27,7 @@ func (u UsageError) Error() string { return u.err.Error() }
 // Unwrap returns the error that says what is wrong with the command line.
 func (u UsageError) Unwrap() error { return u.err }
 
-// Usage marks err as a command line that cannot be meant.
+// Usage marks err as the error of a wrong command line.
 func Usage(err error) error { return UsageError{err} }
 
 // Usagef returns a UsageError.
@@ -35,19 +35,19 @@ func Usagef(format string, args ...any) UsageError {
 	return UsageError{fmt.Errorf(format, args...)}
 }
 
-// Advise returns the error with what to do about it, where the command's help is not enough.
+// Advise returns the error with what to do about it, where the command's help does not help.
 func (u UsageError) Advise(format string, args ...any) UsageError {
 	return UsageError{reason.Advise(u.err, format, args...)}
 }
 
 // HasAdvice reports whether err says what to do about it.
 func HasAdvice(err error) bool {
-	// Daemons and managers of older versions have it in their message.
+	// Older daemons and managers have it in their message.
 	return reason.Advice(err) != "" ||
 		reason.Of(err) != "" && strings.Contains(err.Error(), reason.Dash)
 }
 
-// ProgramError is the exit code of a program that was run; there is nothing to print about it.
+// ProgramError is the exit code of a program that was run. Nothing is printed about it.
 type ProgramError int
 
 // Error implements error.
@@ -59,12 +59,12 @@ type SignalError syscall.Signal
 // Error implements error.
 func (s SignalError) Error() string { return syscall.Signal(s).String() }
 
-// Unavailable is the answer to what users of Telepresence may ask for and this version cannot do.
+// Unavailable returns the error for what Telepresence can do and this version cannot.
 func Unavailable(what, instead string) error {
 	return reason.Advise(fmt.Errorf("%s not available in this version", what), "%s", instead)
 }
 
-// Envelope is what programs read about a command that has no record of its own, or that failed.
+// Envelope is the record of a command that has none of its own, or that failed.
 type Envelope struct {
 	Cmd    string `json:"cmd"`
 	Stdout string `json:"stdout,omitempty"`
@@ -72,8 +72,8 @@ type Envelope struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// Failure is the record of an error. Whoever asks with --format, as newer generations do, gets it
-// without the envelope.
+// Failure returns the record of an error. With --format, as newer generations have it, there is no
+// envelope.
 func Failure(cmd *cobra.Command, text, why string) any {
 	if f := cmd.Flags().Lookup("output"); f == nil || !f.Changed {
 		if f := cmd.Flags().Lookup("format"); f != nil && f.Changed {
@@ -86,7 +86,7 @@ func Failure(cmd *cobra.Command, text, why string) any {
 	return Envelope{Cmd: CommandName(cmd), Err: text, Reason: why}
 }
 
-// CommandName is the command without the program's name.
+// CommandName returns the command without the program's name.
 func CommandName(cmd *cobra.Command) string {
 	_, name, _ := strings.Cut(cmd.CommandPath(), " ")
 	return name
@@ -97,7 +97,7 @@ func Canceled(err error) bool {
 	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }
 
-// Sentence is the error without what gRPC wraps around it.
+// Sentence returns the text of an error without what gRPC wraps around it.
 func Sentence(err error) string {
 	text := err.Error()
 	var remote interface{ GRPCStatus() *status.Status }

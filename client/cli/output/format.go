@@ -17,8 +17,8 @@ const (
 	FormatText = "default"
 	formatJSON = "json"
 	FormatYAML = "yaml"
-	// FormatStream is JSON with each record on a line of its own. A command that follows something
-	// writes a record whenever that changes.
+	// FormatStream is JSON with one record on each line. A command that follows something writes a
+	// record whenever that changes.
 	FormatStream = "json-stream"
 )
 
@@ -43,7 +43,7 @@ func Write(w io.Writer, format string, record any) error {
 // Formats are the values of --output.
 var Formats = []string{FormatText, formatJSON, FormatYAML, FormatStream}
 
-// WantedFormat is the format that the arguments ask for, whatever else is wrong with them.
+// WantedFormat returns the format that the arguments ask for, whatever else is wrong with them.
 func WantedFormat(args []string) string {
 	for i, arg := range args {
 		if arg == "--" {
@@ -63,8 +63,8 @@ func WantedFormat(args []string) string {
 	return FormatText
 }
 
-// OutputOf is the format that was asked for; cmd's flags may be half parsed when there was an error
-// in them.
+// OutputOf returns the format that was asked for. After a parse error cmd's flags may be half
+// parsed.
 func OutputOf(cmd *cobra.Command) string {
 	for _, name := range []string{"output", "format"} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {

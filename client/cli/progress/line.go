@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package progress shows what is being waited for, in one line of a terminal that is wiped when the
-// wait is over.
+// Package progress shows what the command waits for, in one line of a terminal that is wiped
+// afterwards.
 package progress
 
 import (
@@ -30,8 +30,7 @@ const frame = 100 * time.Millisecond
 
 var frames = []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 
-// Line is one line of progress. It draws from a goroutine of its own between the first Set and
-// Close.
+// Line is one line of progress. Its own goroutine draws it between the first Set and Close.
 type Line struct {
 	w     io.Writer
 	style Style
@@ -86,10 +85,10 @@ func (l *Line) spin(stop <-chan struct{}) {
 	}
 }
 
-// draw needs the lock.
+// draw is called with the lock held.
 func (l *Line) draw() {
 	line := []rune(fmt.Sprintf("%c %s", frames[l.frame%len(frames)], l.text))
-	// The last column stays free: a character there makes some terminals wrap, and a wrapped line
+	// The last column stays free. A character there makes some terminals wrap, and a wrapped line
 	// cannot be wiped.
 	if width := l.width(); width > 0 && len(line) >= width {
 		line = append(line[:max(width-2, 0)], '…')

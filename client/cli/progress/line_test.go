@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// screen is what has been written to a terminal; the line draws from a goroutine of its own.
+// screen is what has been written to a terminal. The line's own goroutine writes to it.
 type screen struct {
 	mu   sync.Mutex
 	text strings.Builder

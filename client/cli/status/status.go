@@ -76,17 +76,17 @@ func Of(ctx context.Context, e *env.Env, g *env.Global) (*daemonpb.StatusInfo, e
 		return nil, err
 	}
 	st.Message = e.Renamed(st.GetMessage())
-	if len(st.GetEnded()) > 0 { // all of it is shown here, so that nothing is news any more
+	if len(st.GetEnded()) > 0 { // all of it is shown here, so it is not news any more
 		_, _ = s.Ended(ctx, &daemonpb.Empty{})
 	}
 	return st, nil
 }
 
-// countPatience is how long a status waits for counts, which it can do without.
+// countPatience bounds the wait for counts, which are optional.
 const countPatience = time.Second
 
-// tell is what the manager has counted for the intercepts and, if the status is wide, what it knows of
-// the nodes.
+// tell adds what the manager has counted for the intercepts and, if the status is wide, what it
+// knows of the nodes.
 func tell(ctx context.Context, e *env.Env, g *env.Global, st *daemonpb.StatusInfo,
 	wide bool) (*daemonpb.NodeAgentsReply, error) {
 	switch {
@@ -111,7 +111,7 @@ func tell(ctx context.Context, e *env.Env, g *env.Global, st *daemonpb.StatusInf
 	return &daemonpb.NodeAgentsReply{Traffic: told.GetTraffic()}, nil
 }
 
-// NodeAgents is what the manager knows of the nodes; nil when nobody can tell.
+// NodeAgents returns what the manager knows of the nodes, nil if it cannot tell.
 func NodeAgents(ctx context.Context, e *env.Env, g *env.Global) (*daemonpb.NodeAgentsReply, error) {
 	s, err := e.Running(ctx, g)
 	if s == nil || err != nil {
@@ -125,7 +125,7 @@ func NodeAgents(ctx context.Context, e *env.Env, g *env.Global) (*daemonpb.NodeA
 	case codes.Unimplemented: // a daemon of an older version
 		return nil, nil
 	}
-	// The rest of the status is worth having all the same.
+	// The rest of the status is useful all the same.
 	e.Note(g, "The node agents are not known: %s", status.Convert(err).Message())
 	return nil, nil
 }

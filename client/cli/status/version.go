@@ -14,7 +14,7 @@ import (
 	"sidestep.dev/sidestep/client/cli/output"
 )
 
-// versions is what programs read about who is which version.
+// versions is the record of the versions of all components.
 type versions struct {
 	Client         string `json:"client"`
 	UserDaemon     string `json:"user_daemon,omitempty"`
@@ -32,7 +32,7 @@ func NewVersion(e *env.Env, g *env.Global) *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Client: e.Version}
-			// A daemon that has died is not started for this.
+			// This does not start a daemon that has died.
 			if s, err := e.Reach(cmd.Context(), g); err == nil {
 				defer s.Close()
 				st, err := s.Status(cmd.Context(), &daemonpb.Empty{})
