@@ -6,7 +6,8 @@
 //	go run ./tests/mutate -n 20 ./manager/... ./internal/match
 //
 // It draws the mutants of each package at random from the statements that the package's own tests run, and
-// runs these tests for each mutant. It changes no file: the compiler reads the mutant from an overlay.
+// runs these tests for each mutant. Those that survive also meet the tests of the packages of -with. It
+// changes no file: the compiler reads the mutant from an overlay.
 package main
 
 import (
@@ -31,11 +32,12 @@ func main() {
 	n := flag.Int("n", 10, "mutants of each package")
 	seed := flag.Uint64("seed", 1, "which mutants are drawn")
 	short := flag.Bool("short", false, "run the tests with -short")
+	with := flag.String("with", "", "a package whose tests survivors meet, too, such as ./manager")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		log.Fatal("mutate: name packages, such as ./manager/...")
 	}
-	r := runner{short: *short}
+	r := runner{short: *short, with: *with}
 	var err error
 	if r.dir, err = os.MkdirTemp("", "mutate"); err != nil {
 		log.Fatal(err)
@@ -58,6 +60,7 @@ type pkg struct {
 type runner struct {
 	dir   string // of its temporary files
 	short bool
+	with  string
 }
 
 // all tries n mutants of each package, and prints a line for each survivor and the sums.
@@ -113,7 +116,7 @@ func explained(err error) error {
 func (r *runner) one(p pkg, n int, random *rand.Rand) (killed, tried int, err error) {
 	profile := filepath.Join(r.dir, "cover.out")
 	began := time.Now()
-	if out, err := r.test(p, 20*time.Minute, "-coverprofile", profile); err != nil {
+	if out, err := r.test(p.ImportPath, 20*time.Minute, "-coverprofile", profile); err != nil {
 		return 0, 0, fmt.Errorf("the tests fail without a mutant: %w\n%s", err, out)
 	}
 	limit := 3*time.Since(began) + time.Minute
@@ -165,22 +168,26 @@ func (r *runner) dies(p pkg, m mutant, limit time.Duration) (bool, error) {
 	if err := os.WriteFile(overlay, replace, 0o600); err != nil {
 		return false, err
 	}
-	out, err := r.test(p, limit, "-overlay", overlay, "-failfast", "-vet=off")
+	args := []string{"-overlay", overlay, "-failfast", "-vet=off"}
+	out, err := r.test(p.ImportPath, limit, args...)
 	if err != nil && slices.ContainsFunc([]string{"[build failed]", "[setup failed]"}, func(s string) bool {
 		return strings.Contains(out, s)
 	}) {
 		return false, errNoProgram
 	}
+	if err == nil && r.with != "" {
+		_, err = r.test(r.with, 20*time.Minute, args...)
+	}
 	return err != nil, nil
 }
 
-func (r *runner) test(p pkg, limit time.Duration, args ...string) (string, error) {
+func (r *runner) test(pkg string, limit time.Duration, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit+time.Minute)
 	defer cancel()
 	args = append([]string{"test", "-count=1", "-timeout", limit.String()}, args...)
 	if r.short {
 		args = append(args, "-short")
 	}
-	out, err := exec.CommandContext(ctx, "go", append(args, p.ImportPath)...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "go", append(args, pkg)...).CombinedOutput()
 	return string(out), err
 }

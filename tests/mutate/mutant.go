@@ -157,7 +157,7 @@ func matters(s ast.Stmt) bool {
 		return true
 	}
 	switch f.Sel.Name {
-	case "Debug", "Info", "Warn", "Error", "Log", "Helper", "Cleanup":
+	case "Debug", "Info", "Warn", "Error", "Log", "MustRegister":
 		return false
 	}
 	return true
