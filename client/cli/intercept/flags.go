@@ -43,8 +43,8 @@ const (
 func (f *flags) add(flags *pflag.FlagSet) {
 	flags.SortFlags = false
 	flags.StringArrayVarP(&f.ports, "port", "p", nil,
-		"Local port, as `LOCAL[:ID]`, where ID is the name or number of the service port if there are several. "+
-			"/UDP or /TCP after it chooses if both use that number (default: the container's port)")
+		"Local port, as `LOCAL[:ID]`, where ID is the name or number of the service port if there are several, or "+
+			"else of a container's port. /UDP or /TCP after it chooses if both use that number (default: the container's port)")
 	flags.StringVar(&f.address, "address", "127.0.0.1", "Local `IP` address to which the requests are sent")
 	flags.StringVarP(&f.workload, "workload", "w", "",
 		"Workload, as `[KIND/]NAME`, if the intercept is to have another name")

@@ -3,6 +3,7 @@
 package resolve
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -42,10 +43,10 @@ func findPort(c Cluster, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 		return nil, err
 	}
 	var p *port
-	if svc != nil {
-		p, err = servicePort(svc, ic, w)
-	} else {
-		p, err = containerPort(ic, w)
+	if svc == nil {
+		p, err = containerPort(ic, w, w.String()+", which has no service,")
+	} else if p, err = servicePort(svc, ic, w); lacks(err) && ic.Spec.Port != "" {
+		p, err = portBehind(svc, ic, w, err)
 	}
 	if err != nil {
 		return nil, err
@@ -139,6 +140,47 @@ func Selects(s *corev1.Service, podLabels map[string]string) bool {
 	return true
 }
 
+// lacks reports whether err says that there is no such port.
+func lacks(err error) bool {
+	var bad *Invalid
+	return errors.As(err, &bad) && bad.Reason == PortNotFound
+}
+
+// portBehind resolves a port that is asked for as a container knows it, and not as the service does.
+// It is the service's if one of its ports leads there. Otherwise no service does, and it can be
+// intercepted like that of a workload without one, unless a service is asked for. lacking is why the
+// service has no such port.
+func portBehind(svc *corev1.Service, ic *v1alpha1.Intercept, w *workload, lacking error) (*port, error) {
+	protocols, _ := wanted(ic)
+	for i, sp := range svc.Spec.Ports {
+		protocol := protocolOf(sp.Protocol)
+		if p := portOfService(svc, i); slices.Contains(protocols, protocol) && p.leadsTo(ic.Spec.Port, w) {
+			return p.check(w)
+		}
+	}
+	declared := declaredPorts(ic, w)
+	var bad *Invalid
+	if ic.Spec.Service == "" && len(declared) > 0 {
+		p, err := containerPort(ic, w, w.String())
+		if err == nil || !lacks(err) {
+			return p, err
+		}
+	}
+	if errors.As(lacking, &bad) && len(declared) > 0 {
+		also := *bad
+		also.Message += "; the containers of " + w.String() + " have: " + choices(declared)
+		return nil, &also
+	}
+	return nil, lacking
+}
+
+// leadsTo reports whether the port is the one that id names in the workload's template.
+func (p *port) leadsTo(id string, w *workload) bool {
+	number := p.in(&w.template.Spec)
+	return id == p.target.String() || id == strconv.Itoa(int(number)) ||
+		number != 0 && number == namedPort(&w.template.Spec, p.protocol, id, "")
+}
+
 func servicePort(svc *corev1.Service, ic *v1alpha1.Intercept, w *workload) (*port, error) {
 	var all []candidate
 	for i, p := range svc.Spec.Ports {
@@ -148,26 +190,36 @@ func servicePort(svc *corev1.Service, ic *v1alpha1.Intercept, w *workload) (*por
 	if err != nil {
 		return nil, err
 	}
-	target := svc.Spec.Ports[chosen.index].TargetPort
+	return portOfService(svc, chosen.index).check(w)
+}
+
+// portOfService is a port of a service, by its place in the list.
+func portOfService(svc *corev1.Service, index int) *port {
+	sp := svc.Spec.Ports[index]
+	c := candidate{name: sp.Name, number: sp.Port}
+	target := sp.TargetPort
 	if target.Type == intstr.Int && target.IntVal == 0 || target.Type == intstr.String && target.StrVal == "" {
-		target = intstr.FromInt32(chosen.number)
+		target = intstr.FromInt32(sp.Port)
 	}
-	p := &port{
-		service: svc.Name, display: chosen.display(), protocol: chosen.protocol, number: chosen.number,
-		target: target,
-		tls:    speaksTLS(chosen.name, svc.Spec.Ports[chosen.index].AppProtocol),
+	return &port{
+		service: svc.Name, display: c.display(), protocol: protocolOf(sp.Protocol), number: sp.Port,
+		target: target, tls: speaksTLS(sp.Name, sp.AppProtocol),
 	}
+}
+
+// check returns the port of a service as the workload has it.
+func (p *port) check(w *workload) (*port, error) {
 	p.template = p.in(&w.template.Spec)
 	if p.template == 0 && !slices.ContainsFunc(w.pods,
 		func(pod *corev1.Pod) bool { return p.in(&pod.Spec) != 0 }) {
 		return nil, invalid(PortNotFound,
-			"port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, svc.Name, target.StrVal, w)
+			"port %s of service %s leads to a container port named %q, which the pods of %s do not have", p.display, p.service, p.target.StrVal, w)
 	}
 	return p, nil
 }
 
-// containerPort resolves the port of a workload without a service: one that a container declares.
-func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
+// declaredPorts are those that the containers declare.
+func declaredPorts(ic *v1alpha1.Intercept, w *workload) []candidate {
 	var all []candidate
 	for _, c := range containersOf(&w.template.Spec) {
 		if ic.Spec.Container != "" && c.Name != ic.Spec.Container {
@@ -178,7 +230,12 @@ func containerPort(ic *v1alpha1.Intercept, w *workload) (*port, error) {
 				protocol: protocolOf(p.Protocol)})
 		}
 	}
-	where := w.String() + ", which has no service,"
+	return all
+}
+
+// containerPort resolves a port to which no service leads: one that a container declares.
+func containerPort(ic *v1alpha1.Intercept, w *workload, where string) (*port, error) {
+	all := declaredPorts(ic, w)
 	if len(all) == 0 {
 		// Containers may listen on ports that they do not declare, so a number is accepted as it
 		// is.

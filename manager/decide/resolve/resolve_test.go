@@ -24,6 +24,8 @@ var (
 	app  = container("app", named("web", 8080))
 	http = port("http", 80, str("web"))
 	grpc = port("grpc", 9090, num(9000))
+	// http2 leads to a port that the container need not declare.
+	http2 = port("h2", 81, num(8081))
 )
 
 func TestPortIsFound(t *testing.T) {
@@ -52,6 +54,23 @@ func TestPortIsFound(t *testing.T) {
 		{"a port is asked for by number", template(app),
 			[]*corev1.Service{service("orders", http, grpc)}, ask(withPort("80")),
 			want{"orders", "http", 80, 8080, "app"}},
+		{"a container port is asked for by number", template(app), []*corev1.Service{service("orders", grpc, http)},
+			ask(withPort("8080")), want{"orders", "http", 80, 8080, "app"}},
+		{"a container port is asked for by name", template(app), []*corev1.Service{service("orders", grpc, http)},
+			ask(withPort("web")), want{"orders", "http", 80, 8080, "app"}},
+		{"a container port that is not declared is asked for by number", template(container("app")),
+			[]*corev1.Service{service("orders", http2, grpc)}, ask(withPort("9000")), want{"orders", "grpc", 9090, 9000, "app"}},
+		{"a container port's name leads to the service port with its number", template(container("app", named("rpc", 9000))),
+			[]*corev1.Service{service("orders", http2, grpc)}, ask(withPort("rpc")), want{"orders", "grpc", 9090, 9000, "app"}},
+		{"the service port comes before the container port of that number",
+			template(container("app", named("admin", 80), named("web", 8080))), []*corev1.Service{service("orders", http)},
+			ask(withPort("80")), want{"orders", "http", 80, 8080, "app"}},
+		{"a container port that no service has is asked for by number",
+			template(container("app", named("web", 8080), named("admin", 9901))), []*corev1.Service{service("orders", http)},
+			ask(withPort("9901")), want{"", "admin", 0, 9901, "app"}},
+		{"a container port that no service has is asked for by name",
+			template(container("app", named("web", 8080), named("admin", 9901))), []*corev1.Service{service("orders", http)},
+			ask(withPort("admin")), want{"", "admin", 0, 9901, "app"}},
 		{"a port without a name is called by its number", template(app),
 			[]*corev1.Service{service("orders", port("", 80, num(8080)))}, nil,
 			want{"orders", "80", 80, 8080, "app"}},
@@ -177,8 +196,18 @@ func TestWhatCannotBeResolvedIsExplained(t *testing.T) {
 			[]*corev1.Service{service("orders", http, grpc, port("", 81, num(81)))}, nil, resolve.PortAmbiguous,
 			"service orders has 3 ports: http/80, grpc/9090, 81 — use --port LOCAL:PORT to choose one"},
 		{"a port that is not there", template(app), []*corev1.Service{service("orders", http, grpc)},
-			ask(withPort("web")), resolve.PortNotFound,
-			"service orders has no port web; it has: http/80, grpc/9090"},
+			ask(withPort("nosuch")), resolve.PortNotFound,
+			"service orders has no port nosuch; it has: http/80, grpc/9090; the containers of Deployment orders have: web/8080"},
+		{"a port that is not there, where containers declare none", template(container("app")),
+			[]*corev1.Service{service("orders", grpc)}, ask(withPort("9001")), resolve.PortNotFound,
+			"service orders has no port 9001; it has: grpc/9090"},
+		{"a container port that the asked service does not have", template(container("app", named("web", 8080), named("admin", 9901))),
+			[]*corev1.Service{service("orders", http)}, ask(withPort("admin"), withService("orders")), resolve.PortNotFound,
+			"service orders has no port admin; it has: http/80; the containers of Deployment orders have: web/8080, admin/9901"},
+		{"one name in two containers, which no service has",
+			template(container("one", named("admin", 1)), container("two", named("admin", 2))), []*corev1.Service{service("orders", grpc)},
+			ask(withPort("admin")), resolve.PortAmbiguous,
+			"several ports of Deployment orders are called admin: admin/1, admin/2 — use --port LOCAL:NUMBER to choose one"},
 		{"a UDP port, for HTTP requests", template(app),
 			[]*corev1.Service{service("orders", udp(port("dns", 53, num(53))), http)},
 			ask(withPort("dns"), withHTTP), resolve.ProtocolNotSupported,
