@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -63,7 +64,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 		return err
 	}
 	defer release()
-	return makeWith(ctx, current, ask, req.GetEnvironment(), report,
+	err = makeWith(ctx, current, ask, req.GetEnvironment(), report,
 		func(made *v1alpha1.Intercept, environment *daemonpb.Environment) error {
 			info := current.Print(ctx, []*v1alpha1.Intercept{made}, nil)[0]
 			if silent(info.GetDestination(), info.GetProtocol()) {
@@ -73,11 +74,20 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 				}
 				report.warn("nothing listens on %s yet: until something does, %s", info.GetDestination(), until)
 			}
+			if other := current.Registry.SharesPort(made); other != "" {
+				report.warn("intercept %s delivers to %s, too: the log at level debug says which got each connection",
+					other, info.GetDestination())
+			}
 			if err := current.Unstored(); err != nil {
 				report.warn("the session is not kept on disk and ends with the daemon: %v", err)
 			}
 			return events.Send(&daemonpb.InterceptEvent{Result: info, Environment: environment})
 		})
+	if why := reason.Of(err); ask.Spec.Port != "" && (why == reason.InterceptExists || why == reason.Conflict) {
+		// Whoever mistypes the port is not helped by what else is in the way.
+		return cmp.Or(workload.CheckPort(ctx, cluster, ask.Namespace, w.Kind, w.Name, ask.Spec.Port), err)
+	}
+	return err
 }
 
 // connected waits until the link is connected again.

@@ -5,7 +5,10 @@ package daemon_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -69,9 +72,27 @@ func TestIntercept(t *testing.T) {
 		w := connected(t)
 		assert.Equal(t, "127.0.0.1:8080",
 			w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders"}).GetDestination())
-		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock"})
-		assert.Equal(t, reason.LocalPortTaken, reason.Of(err))
-		assert.Len(t, w.api.Intercepts(), 1, "the other was taken back")
+	})
+	t.Run("two share a local port, and the log says which got a connection", func(t *testing.T) {
+		w := connected(t)
+		port := w.echo("hello")
+		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: port})
+		_, said, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "stock", LocalPort: port})
+		require.NoError(t, err)
+		assert.Contains(t, said, fmt.Sprintf(
+			"warning: intercept orders delivers to 127.0.0.1:%d, too: the log at level debug says which got each connection", port))
+		objects := w.api.Intercepts()
+		require.Len(t, objects, 2)
+		for i := range objects {
+			got, err := w.says(&objects[i], 5)
+			require.NoError(t, err)
+			assert.Equal(t, "hello", got)
+			w.eventually(func() bool {
+				log, err := os.ReadFile(w.options.LogFile)
+				return err == nil && regexp.MustCompile(`msg="connection delivered" intercept=shop/`+objects[i].Name+` .*to=127.0.0.1:`+
+					strconv.Itoa(int(port))).Match(log)
+			}, "the log has the intercept")
+		}
 	})
 	t.Run("the service's port is told when it has several", func(t *testing.T) {
 		w := connected(t)
@@ -272,13 +293,30 @@ func TestNamesAndPorts(t *testing.T) {
 		assert.Equal(t, codes.AlreadyExists, status.Code(err))
 		assert.ErrorContains(t, err, message)
 	}
-	fails(fmt.Sprintf("port %d is already used by intercept orders", first),
-		&daemonpb.InterceptRequest{Name: "stock", LocalPort: first})
 	fails(`intercept "orders" already exists, for Deployment orders in namespace shop`,
 		&daemonpb.InterceptRequest{Name: "orders", Workload: "stock", LocalPort: 1})
 	fails(`intercept "orders" already exists and takes all TCP connections`,
 		&daemonpb.InterceptRequest{Name: "orders", LocalPort: 1, Mechanism: "http"})
 
+	t.Run("a port that does not exist is told before what is in the way", func(t *testing.T) {
+		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", LocalPort: 1, Mechanism: "http",
+			PortIdentifier: "nosuch"})
+		assert.Equal(t, codes.InvalidArgument, status.Code(err))
+		assert.ErrorContains(t, err, "Deployment orders has no port nosuch; it has: http/80 — choose one of these with --port LOCAL:PORT")
+	})
+	t.Run("an intercept of one's own that is in the way is one's own to leave", func(t *testing.T) {
+		holder := w.object().Spec.Client.Holder
+		w.manager.Judge(func(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
+			if i.Spec.Name == "orders" {
+				return nil
+			}
+			return clienttest.State(v1alpha1.StateConflict,
+				fmt.Sprintf("port http of Deployment orders is intercepted by %s (intercept %q)", holder, "orders"))(i)
+		})
+		defer w.manager.Judge(clienttest.Active)
+		fails("port http of Deployment orders is intercepted by your own intercept \"orders\" — run `sidestep leave orders` first",
+			&daemonpb.InterceptRequest{Name: "again", Workload: "orders", LocalPort: 1})
+	})
 	t.Run("the same again is the same", func(t *testing.T) {
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: first, PortIdentifier: "http"})
 		assert.Equal(t, uid, w.object().UID)

@@ -65,6 +65,7 @@ func (p *Pool) deliver(ctx context.Context, open *tunnelpb.Open, conn *tunnel.Co
 		conn.Reset("could not answer")
 		return
 	}
+	log.Debug("connection delivered", "client", open.GetRemoteAddr(), "to", addr)
 	// Whatever the local process does, the connection ends with the one to the manager.
 	stop := context.AfterFunc(ctx, func() {
 		_ = local.SetLinger(0)

@@ -142,7 +142,8 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	}, nil
 }
 
-// checkPort returns an error if another intercept delivers to the local port.
+// checkPort returns an error if another intercept has the local port lead to a pod. Several may deliver
+// to one: a server may stand for several services.
 func (r *Registry) checkPort(name, addr string, protocol v1alpha1.Protocol) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -153,21 +154,35 @@ func (r *Registry) checkPortLocked(name, addr string, protocol v1alpha1.Protocol
 	if addr == "" {
 		return nil
 	}
-	taken := func(by string) error {
-		return reason.New(codes.AlreadyExists, reason.LocalPortTaken,
-			"port %s is already used by intercept %s",
-			strings.TrimPrefix(addr, DefaultAddress+":"), by).
-			Advise("choose another with --port")
-	}
-	if by := r.deliversTo(name, addr, protocol); by != "" {
-		return taken(by)
-	}
 	for _, t := range r.presents() {
 		if t.name != name && protocol == v1alpha1.ProtocolTCP && leadsToPod(t.object, addr) {
-			return taken(t.name)
+			return reason.New(codes.AlreadyExists, reason.LocalPortTaken,
+				"port %s is already used by intercept %s",
+				strings.TrimPrefix(addr, DefaultAddress+":"), t.name).
+				Advise("choose another with --port")
 		}
 	}
 	return nil
+}
+
+// SharesPort returns the name of another intercept that delivers to the same local port, or "".
+func (r *Registry) SharesPort(i *v1alpha1.Intercept) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.deliversTo(i.Spec.Name, localAddr(i), protocolOf(i))
+}
+
+// namesOf returns the names of this laptop's intercepts of a workload.
+func (r *Registry) namesOf(namespace string, workload v1alpha1.WorkloadReference) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []string
+	for _, t := range r.presents() {
+		if t.object.Namespace == namespace && t.object.Spec.Workload == workload {
+			all = append(all, t.name)
+		}
+	}
+	return all
 }
 
 // deliversTo returns the name of the intercept, other than name, whose requests or datagrams go to

@@ -39,7 +39,7 @@ func (m *maker) wait(ctx context.Context) (*v1alpha1.Intercept, error) {
 			err = tooOld()
 		}
 		if done {
-			return object, err
+			return object, m.ours(err)
 		}
 		if line != said {
 			said = line
@@ -82,6 +82,25 @@ func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, e
 		return false, "waiting for the traffic manager", nil
 	}
 	return false, "waiting for pods to steer: " + s.Coverage, nil
+}
+
+// ours returns err with other words if it is a conflict with an intercept of this laptop, which nobody
+// else can leave.
+func (m *maker) ours(err error) error {
+	var has *reason.Error
+	if !errors.As(err, &has) || has.Reason != reason.Conflict {
+		return err
+	}
+	for _, name := range m.registry.namesOf(m.ask.Namespace, m.ask.Spec.Workload) {
+		theirs := fmt.Sprintf("%s (intercept %q)", m.registry.client.Holder, name)
+		if name == m.ask.Spec.Name || !strings.Contains(has.Message, theirs) {
+			continue
+		}
+		also := *has
+		also.Message = strings.Replace(has.Message, theirs, fmt.Sprintf("your own intercept %q", name), 1)
+		return also.Advise("run `sidestep leave %s` first, or intercept requests that differ by a header", name)
+	}
+	return err
 }
 
 // late returns the error that the intercept is not complete in time.
@@ -166,7 +185,7 @@ func (m *maker) explain(err error) error {
 			"the cluster's definition of Intercepts is older than this sidestep and knows no wiretaps").
 			Advise("ask who runs the cluster for `sidestep helm upgrade`")
 	case explainOverlap(err) != nil:
-		return explainOverlap(err)
+		return m.ours(explainOverlap(err))
 	case apierrors.IsInvalid(err) && errors.As(err, &answer):
 		var causes []string
 		if d := answer.Status().Details; d != nil {
