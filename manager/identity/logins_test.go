@@ -161,6 +161,13 @@ func (w *world) proof(keyHash, user string) (Proof, bool) {
 	return all[0], true
 }
 
+// logs waits for a line, and makes sure that there is one alone.
+func (w *world) logs(text string) {
+	w.t.Helper()
+	w.eventually(func() bool { return w.logged.count(text) > 0 }, text)
+	assert.Equal(w.t, 1, w.logged.count(text), text)
+}
+
 func (w *world) count() int {
 	list := &v1alpha1.LoginList{}
 	require.NoError(w.t, w.List(w.t.Context(), list))
@@ -243,14 +250,14 @@ func TestWithoutDefinitionOrPolicyNobodyIsProvenAndThatIsSaidOnce(t *testing.T) 
 		for range 3 {
 			w.follow(t.Context())
 		}
-		assert.Equal(t, 1, w.logged.count("laptops cannot prove who their user is"))
+		w.logs("laptops cannot prove who their user is")
 		for _, o := range policy(0) {
 			require.NoError(t, w.Create(t.Context(), o))
 		}
 		w.ahead.Store(int64(time.Minute))
 		w.eventually(func() bool { return !w.Absent() }, "the policy comes")
 		assert.False(t, w.Proven("k1"), "the Login is older than the policy")
-		assert.Equal(t, 1, w.logged.count("laptops prove who their user is"))
+		w.logs("laptops prove who their user is")
 		w.login("k1", "ann", -2*time.Minute, time.Hour)
 		w.ahead.Store(int64(3 * time.Minute))
 		w.eventually(func() bool { return w.Proven("k1") }, "a later Login")
@@ -266,7 +273,7 @@ func TestWithoutDefinitionOrPolicyNobodyIsProvenAndThatIsSaidOnce(t *testing.T) 
 		w.eventually(w.Absent, "it is noticed")
 		assert.True(t, w.Known())
 		assert.False(t, w.Wait(t.Context(), "k1"), "nothing is waited for")
-		assert.Equal(t, 1, w.logged.count("the cluster has no definition of Logins"))
+		w.logs("the cluster has no definition of Logins")
 	})
 	t.Run("no answer", func(t *testing.T) {
 		w := newWorld(t, func() error { return errors.New("busy") }, policy(time.Hour)...)

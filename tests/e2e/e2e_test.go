@@ -77,6 +77,7 @@ func TestEndToEnd(t *testing.T) {
 		{"the command lines of the documents", testDocuments},
 		{"a command that an intercept is made for", testRunning},
 		{"the environment of the intercepted container", testEnvironment},
+		{"nobody acts for another user, nor longer than they may", testIdentity},
 		{"ports of an intercepted pod on the laptop", testToPod},
 		{"what operators use", testOperations},
 		{"nobody notices intercepts that come and go", testComeAndGo},
