@@ -155,21 +155,6 @@ func TestTheManagerNeedsNothingOfItsNode(t *testing.T) {
 	}
 }
 
-func TestTheNodeAgentHasTheCapabilitiesThatItCannotDoWithout(t *testing.T) {
-	pod := get[*appsv1.DaemonSet](t, mustRender(t, values{}), "DaemonSet/sidestep-nodeagent").Spec.Template.Spec
-	assert.Equal(t, []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE"},
-		pod.Containers[0].SecurityContext.Capabilities.Add)
-	old := mustRender(t, values{"nodeagent": values{"beforeLinux511": true}})
-	assert.Contains(t, get[*appsv1.DaemonSet](t, old,
-		"DaemonSet/sidestep-nodeagent").Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add,
-		corev1.Capability("SYS_RESOURCE"))
-	for _, volume := range pod.Volumes {
-		if volume.HostPath != nil {
-			assert.Equal(t, "/sys/fs/bpf", volume.HostPath.Path)
-		}
-	}
-}
-
 func TestPodsOnTheNodesNetworkAreLeftAloneUnlessTheValuesSayOtherwise(t *testing.T) {
 	for allowed, set := range map[bool]values{false: {},
 		true: {"nodeagent": values{"allowHostNetwork": true}}} {

@@ -25,17 +25,15 @@ import (
 
 	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/version"
-	"sidestep.dev/sidestep/nodeagent/datagrams"
-	"sidestep.dev/sidestep/nodeagent/environ"
 	"sidestep.dev/sidestep/nodeagent/mesh"
 	"sidestep.dev/sidestep/nodeagent/outbound"
 	"sidestep.dev/sidestep/nodeagent/part"
 	"sidestep.dev/sidestep/nodeagent/peername"
 	"sidestep.dev/sidestep/nodeagent/podnet"
 	"sidestep.dev/sidestep/nodeagent/pods"
+	"sidestep.dev/sidestep/nodeagent/privilege"
 	"sidestep.dev/sidestep/nodeagent/proxy"
 	"sidestep.dev/sidestep/nodeagent/steer"
-	"sidestep.dev/sidestep/nodeagent/takeover"
 	"sidestep.dev/sidestep/nodeagent/tcpstats"
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
@@ -56,6 +54,10 @@ type Config struct {
 	Datapath steer.Datapath
 	// AllowHostNetwork lets pods on the node's network be intercepted.
 	AllowHostNetwork bool
+	// RequireClientAddresses leaves TCP ports to apps that cannot be shown their clients' addresses.
+	RequireClientAddresses bool
+	// Off are features that are turned off.
+	Off privilege.Features
 	// Linger is how long listeners are kept after their pod was let go, 0 for the default: see
 	// pods.Config.
 	Linger time.Duration
@@ -92,6 +94,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer a.uplink.Close()
 	defer a.steering.Close()
+	cfg.reportLacking()
 	if err := a.steering.Open(); err != nil {
 		// Without steering the agent still says to those who ask for an intercept why there is
 		// none.
@@ -109,7 +112,9 @@ func Run(ctx context.Context, cfg Config) error {
 		go func() { _ = server.Serve(cfg.HTTP) }()
 		defer server.Close()
 	}
-	a.work(ctx)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	a.work(ctx, end)
 	cfg.Log.Info("giving connections back to the apps", "drain", cfg.Drain)
 	drain, cancel := context.WithTimeoutCause(life, cfg.Drain,
 		fmt.Errorf("the %s for draining are over", cfg.Drain))
@@ -120,6 +125,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.steering.Unload(); err != nil {
 		return fmt.Errorf("remove what steers pods on this node: %w", err)
 	}
+	if why := context.Cause(ctx); errors.Is(why, steer.ErrRemoved) {
+		return why
+	}
 	return nil
 }
 
@@ -128,7 +136,7 @@ func newAgent(cfg Config) (*agent, error) {
 	a.steering = steer.NewNode(cfg.BPFFS, cfg.Node, cfg.Log, steer.WithDatapath(cfg.Datapath),
 		steer.WithProc(cfg.Proc))
 	toPods := outbound.New()
-	a.environments = newEnvironments(environ.Reader{Proc: cfg.Proc}.Read)
+	a.environments = newEnvironments(a.environmentReader())
 	var err error
 	a.uplink, err = uplink.New(uplink.Config{
 		Manager: cfg.Manager, Security: cfg.Security, Log: cfg.Log,
@@ -143,10 +151,10 @@ func newAgent(cfg Config) (*agent, error) {
 		Parts: []part.Kind{
 			toPods,
 			mesh.New(cfg.Proc), // before peername: it decides what the app is shown of a sidecar
-			peername.New(cfg.Proc),
+			peername.New(cfg.Proc, cfg.RequireClientAddresses),
 			tcpstats.New(cfg.Proc),
-			datagrams.New(a.uplink, a.metrics),
-			takeover.New(a.steering.Beating, a.metrics),
+			a.datagrams(),
+			a.takeover(),
 		},
 		Log: cfg.Log, Linger: cfg.Linger, AllowHostNetwork: cfg.AllowHostNetwork,
 	})
@@ -154,10 +162,11 @@ func newAgent(cfg Config) (*agent, error) {
 	return a, nil
 }
 
-// work follows the manager until ctx ends, except while a younger agent has the node.
-func (a *agent) work(ctx context.Context) {
+// work follows the manager until ctx ends, except while a younger agent has the node. It ends ctx if
+// nothing can be pinned any more.
+func (a *agent) work(ctx context.Context, end context.CancelCauseFunc) {
 	var sweeping sync.WaitGroup
-	sweeping.Go(func() { a.sweep(ctx) })
+	sweeping.Go(func() { a.sweep(ctx, end) })
 	defer sweeping.Wait()
 	for ctx.Err() == nil {
 		a.follow(ctx)
@@ -207,7 +216,7 @@ func (a *agent) standBy(ctx context.Context) {
 	}
 }
 
-func (a *agent) sweep(ctx context.Context) {
+func (a *agent) sweep(ctx context.Context, end context.CancelCauseFunc) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
@@ -215,6 +224,11 @@ func (a *agent) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			if err := a.steering.Kept(); errors.Is(err, steer.ErrRemoved) {
+				a.cfg.Log.Error("ending, to be started anew", "error", err)
+				end(err)
+				return
+			}
 			if err := a.pods.Sweep(); err != nil {
 				a.cfg.Log.Debug("sweep pins", "error", err)
 			}

@@ -47,6 +47,7 @@ type world struct {
 	linger time.Duration
 	drain  time.Duration // of agents that are processes
 	env    []string      // of these, too
+	args   []string      // and what these are told besides
 	// What their logs tell: how often they have closed the listeners of a pod, and taken over a
 	// connection that was open before.
 	drained, takenOver atomic.Int64

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"sidestep.dev/sidestep/api/agentpb"
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
@@ -114,4 +117,39 @@ func TestAppThatCannotBeToldItsClientsIsServedAllTheSame(t *testing.T) {
 	w.expect(t, "me", "laptop")
 	_, metrics := fetch(t, "http://"+p.http+"/metrics")
 	assert.Contains(t, metrics, `sidestep_nodeagent_client_addresses_shown{pod="shop/orders-0"} 0`)
+}
+
+// An app may trust what comes from its own address, such as an allow list of its own.
+func TestAppThatCannotBeToldItsClientsIsLeftAloneWhereThatIsRequired(t *testing.T) {
+	w := newWorld(t)
+	with := w.pod.SetCgroup(t, "1:name=systemd:/kubepods/pod"+w.pod.UID+"/app\n") // no unified hierarchy
+	w.args = []string{"--client-addresses=required"}
+	p := w.spawn(t)
+	want := w.wants()
+	want.UdpTargets = []*agentpb.Target{{Port: appPort, Rules: []*agentpb.Rule{{InterceptUid: "i-2", Tcp: true}}}}
+	revision := w.assign(want)
+	w.await(t, "refused", func(r *agentpb.Report) bool {
+		refused := 0
+		for _, at := range r.GetTargets() {
+			if at.GetFailed() && !at.GetSteering() && at.GetInterceptUid() == "i-1" &&
+				strings.Contains(at.GetMessage(), "nodeagent.clientAddresses") {
+				refused++
+			}
+			if at.GetSteering() && at.GetInterceptUid() == "i-2" {
+				refused++ // UDP keeps addresses by itself
+			}
+		}
+		return r.GetRevision() == revision && refused == 2
+	})
+	w.expectIntroduction(t)
+	w.expect(t, "me", "app")
+	_, metrics := fetch(t, "http://"+p.http+"/metrics")
+	assert.Contains(t, metrics, `sidestep_nodeagent_client_addresses_shown{pod="shop/orders-0"} 0`)
+
+	w.pod.SetCgroup(t, with)
+	w.await(t, "steered as soon as that can be had", func(r *agentpb.Report) bool {
+		return !slices.ContainsFunc(r.GetTargets(), func(at *agentpb.TargetReport) bool { return !at.GetSteering() })
+	})
+	w.expectIntroduction(t)
+	w.expect(t, "me", "laptop")
 }

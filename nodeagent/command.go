@@ -18,6 +18,7 @@ import (
 
 	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/version"
+	"sidestep.dev/sidestep/nodeagent/privilege"
 	"sidestep.dev/sidestep/nodeagent/steer"
 	"sidestep.dev/sidestep/nodeagent/uplink"
 )
@@ -46,8 +47,10 @@ func Main(env Env) int {
 // options are the flags.
 type options struct {
 	manager, caFile, tokenFile, node, bpffs, proc, datapath, httpAddress, logLevel, logFormat string
+	clientAddresses                                                                           string
 	drain                                                                                     time.Duration
-	profile, allowHostNetwork                                                                 bool
+	profile, allowHostNetwork, seccomp                                                        bool
+	features                                                                                  privilege.Features
 }
 
 // NewCommand is the command line of sidestep-nodeagent.
@@ -65,6 +68,13 @@ func NewCommand(env Env) *cobra.Command {
 	cmd.SetArgs(env.Args)
 	cmd.SetOut(env.Stdout)
 	cmd.SetErr(env.Stderr)
+	o.register(cmd)
+	cmd.AddCommand(newPurgeCommand(&o))
+	return cmd
+}
+
+// register registers the flags.
+func (o *options) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.manager, "manager",
 		fmt.Sprintf("%s.%s.svc:%d", names.Manager, names.Sidestep, names.GRPCPort), "`address` of the manager")
@@ -83,13 +93,21 @@ func NewCommand(env Env) *cobra.Command {
 		"how long open connections may go on after the order to end")
 	f.BoolVar(&o.allowHostNetwork, "allow-host-network", false,
 		"let pods that use the node's network be intercepted; whatever else listens on the same port of the node is intercepted with them")
+	f.StringVar(&o.clientAddresses, "client-addresses", preferred,
+		"whether apps must be shown their clients' addresses: required leaves ports to apps that cannot be, "+
+			"preferred steers them and shows the pod's own address")
+	f.BoolVar(&o.features.Environment, "environment", true,
+		"read the environment of containers where an intercept asks for it")
+	f.BoolVar(&o.features.UDP, "udp", true, "steer UDP ports (needs CAP_NET_RAW)")
+	f.BoolVar(&o.features.Takeover, "takeover", true,
+		"end connections that are older than an intercept (needs CAP_NET_ADMIN and CAP_NET_RAW)")
+	f.BoolVar(&o.seccomp, "seccomp", true,
+		"install a seccomp filter that denies the system calls that the node agent never makes")
 	f.BoolVar(&o.profile, "profile", false, "serve /debug/pprof/ on the HTTP address")
 	cmd.PersistentFlags().StringVar(&o.bpffs, "bpffs", "/sys/fs/bpf",
-		"`directory` where bpffs is, or is to be, mounted")
+		"`directory` where bpffs is, or is to be, mounted; it may hold no more of it than its directory sidestep")
 	cmd.PersistentFlags().StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.PersistentFlags().StringVar(&o.logFormat, "log-format", "json", "json or text")
-	cmd.AddCommand(newPurgeCommand(&o))
-	return cmd
 }
 
 func newPurgeCommand(o *options) *cobra.Command {
@@ -117,6 +135,27 @@ func (o *options) newLog(stderr io.Writer) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format %s: use json or text", o.logFormat)
 }
 
+// Values of --client-addresses.
+const (
+	preferred = "preferred"
+	required  = "required"
+)
+
+// narrow gives up the system calls that the node agent does not need. Without the filter it works as
+// well, and the log says so.
+func (o *options) narrow(log *slog.Logger) {
+	if !o.seccomp {
+		log.Warn("no seccomp filter of its own is installed", "why", "--seccomp=false")
+		return
+	}
+	uses := privilege.Uses{Mount: !steer.HasOwnMount(o.bpffs), Environment: o.features.Environment}
+	if err := privilege.Narrow(uses); err != nil {
+		log.Warn("no seccomp filter of its own is installed", "error", err)
+		return
+	}
+	log.Info("seccomp filter installed for all threads", "mount", uses.Mount, "environment", uses.Environment)
+}
+
 func (o *options) run(ctx context.Context, stderr io.Writer) error {
 	if o.node == "" {
 		return errors.New("--node is missing: give the name of the Kubernetes node")
@@ -129,6 +168,9 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("--datapath: %w", err)
 	}
+	if o.clientAddresses != preferred && o.clientAddresses != required {
+		return fmt.Errorf("--client-addresses %s: use %s or %s", o.clientAddresses, preferred, required)
+	}
 	for _, file := range []string{o.caFile, o.tokenFile} {
 		if _, err := os.Stat(file); err != nil {
 			return fmt.Errorf("check --ca-file and --token-file: %w", err)
@@ -138,7 +180,11 @@ func (o *options) run(ctx context.Context, stderr io.Writer) error {
 		Manager: o.manager, Security: uplink.Files(o.caFile, o.tokenFile), Node: o.node, BPFFS: o.bpffs,
 		Proc:     o.proc,
 		Datapath: datapath, Drain: o.drain, Profile: o.profile, AllowHostNetwork: o.allowHostNetwork, Log: log,
+		RequireClientAddresses: o.clientAddresses == required,
+		Off: privilege.Features{Environment: !o.features.Environment, UDP: !o.features.UDP,
+			Takeover: !o.features.Takeover},
 	}
+	o.narrow(log)
 	if o.httpAddress != "" {
 		l, err := net.Listen("tcp", o.httpAddress)
 		if err != nil {

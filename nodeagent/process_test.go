@@ -104,6 +104,7 @@ func (w *world) spawn(t *testing.T, without ...int) *process {
 		"--token-file", w.tokenFile,
 		"--node", "node-1", "--bpffs", w.bpffs, "--proc", w.node.Proc(), "--http-address", p.http,
 		"--drain", w.drain.String(), "--log-level", "debug")
+	p.Args = append(p.Args, w.args...)
 	gives := slices.Clone(capabilities)
 	if !testnet.KernelAtLeast(t, 5, 11) {
 		gives = append(gives, unix.CAP_SYS_RESOURCE) // as the chart does where it is told so

@@ -41,10 +41,13 @@ func (p *Pod) Cgroup(t testing.TB) string {
 }
 
 // SetCgroup lets the node's /proc show the pod's process in other control groups.
-func (p *Pod) SetCgroup(t testing.TB, text string) {
+func (p *Pod) SetCgroup(t testing.TB, text string) (before string) {
 	t.Helper()
-	require.NoError(t, os.WriteFile(filepath.Join(p.node.proc, fmt.Sprint(1000+p.number), "cgroup"),
-		[]byte(text), 0o644))
+	file := filepath.Join(p.node.proc, fmt.Sprint(1000+p.number), "cgroup")
+	old, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+	return string(old)
 }
 
 // Inhabit lets the node's /proc show a process of another pod in this one's network namespace.

@@ -112,7 +112,7 @@ func (p *podPart) Problem(at part.Target, _ *agentpb.Rule) (none part.Problem) {
 
 // Dialing implements part.Dialer. A client at one of these addresses is the proxy, which would come
 // from the pod's own address if it were not recognized: the app is to see what it always sees.
-func (p *podPart) Dialing(client netip.AddrPort) (prepare func(fd int), decided bool) {
+func (p *podPart) Dialing(client netip.AddrPort) (prepare func(fd int) error, decided bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	from := client.Addr()

@@ -79,9 +79,17 @@ type (
 	// Dialer is a Part that prepares connections to the app.
 	Dialer interface {
 		// Dialing is called for each connection that is to be opened to the app on behalf of a client.
-		// prepare, if any, gets the socket before it connects. The first part that has decided is the
-		// last that is asked.
-		Dialing(client netip.AddrPort) (prepare func(fd int), decided bool)
+		// prepare, if any, gets the socket before it connects; after an error it does not connect, and
+		// the client's connection is reset. The first part that has decided is the last that is asked.
+		Dialing(client netip.AddrPort) (prepare func(fd int) error, decided bool)
+	}
+	// Guard is a Part that can keep a port from being steered at all: its connections then go to the
+	// app untouched.
+	Guard interface {
+		// Bars returns why no connection to the target may be steered, or "". All intercepts of the
+		// target are refused with that. The supervisor asks before each Apply and every second
+		// (pods.Config.WatchEvery). Apply gets no target that is barred.
+		Bars(at Target) string
 	}
 	// Witness is a Part that is shown the supervisor's own probes, which are no client's.
 	Witness interface {

@@ -22,10 +22,14 @@ import (
 // Node is what the pods of a node have in common. It is a part.Kind.
 type Node struct {
 	programs *cgroup.Shared[*bpf.Peername]
+	required bool
 }
 
-// New returns a node whose processes are all seen below proc.
-func New(proc string) *Node { return &Node{programs: cgroup.NewShared(proc, load)} }
+// New returns a node whose processes are all seen below proc. With required, no TCP port is steered
+// whose app cannot be shown its clients, and a connection is reset rather than shown as the pod's own.
+func New(proc string, required bool) *Node {
+	return &Node{programs: cgroup.NewShared(proc, load), required: required}
+}
 
 func load() (*bpf.Peername, []cgroup.Program, error) {
 	objs, err := bpf.LoadPeername()

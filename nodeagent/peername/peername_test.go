@@ -4,6 +4,8 @@ package peername_test
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidestep.dev/sidestep/internal/testnet"
+	"sidestep.dev/sidestep/nodeagent/part"
 	"sidestep.dev/sidestep/nodeagent/peername"
 	"sidestep.dev/sidestep/nodeagent/podnet"
 )
@@ -47,7 +50,7 @@ func newPod(t testing.TB, node *testnet.Node, names *peername.Node) *world {
 	t.Helper()
 	require.NoError(t, rlimit.RemoveMemlock())
 	if names == nil {
-		names = peername.New(node.Proc())
+		names = peername.New(node.Proc(), false)
 	}
 	w := &world{client: node, pod: node.NewPod(t), node: names, finder: podnet.NewFinder(node.Proc())}
 	w.ns = &podnet.Namespace{Namespace: w.pod.Namespace}
@@ -90,7 +93,8 @@ func (w *world) hold(t testing.TB) *peername.Pod {
 
 // ask connects to the app as the node agent does, and gives the ways in which the app sees its
 // client.
-func (w *world) ask(t testing.TB, a app, ip netip.Addr, introduce func(fd int)) ([]netip.AddrPort, error) {
+func (w *world) ask(t testing.TB, a app, ip netip.Addr, introduce func(fd int) error) ([]netip.AddrPort,
+	error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	return a.ask(ctx, func(ctx context.Context) (net.Conn, error) {
@@ -98,7 +102,7 @@ func (w *world) ask(t testing.TB, a app, ip netip.Addr, introduce func(fd int)) 
 	})
 }
 
-func (w *world) dial(ctx context.Context, ip netip.Addr, introduce func(fd int)) (net.Conn, error) {
+func (w *world) dial(ctx context.Context, ip netip.Addr, introduce func(fd int) error) (net.Conn, error) {
 	socket, err := w.ns.DialAs(ctx, ip, netip.AddrPortFrom(ip, 8080), introduce)
 	if err != nil {
 		return nil, err
@@ -107,8 +111,12 @@ func (w *world) dial(ctx context.Context, ip netip.Addr, introduce func(fd int))
 	return net.FileConn(socket)
 }
 
-func introduce(t testing.TB, h *peername.Pod, client netip.AddrPort) func(fd int) {
-	return func(fd int) { assert.NoError(t, h.SetPeer(fd, client)) }
+func introduce(t testing.TB, h *peername.Pod, client netip.AddrPort) func(fd int) error {
+	return func(fd int) error {
+		err := h.SetPeer(fd, client)
+		assert.NoError(t, err)
+		return err
+	}
 }
 
 // testApp runs an app on each kind of listener and sees that it is told its clients, by each of the
@@ -227,7 +235,7 @@ func TestPodsThatShareEverythingButTheirNamespacesAreNotMixedUp(t *testing.T) {
 
 func TestPodsOfOneGroupShareItsPrograms(t *testing.T) {
 	node := testnet.NewNode(t)
-	names := peername.New(node.Proc())
+	names := peername.New(node.Proc(), false)
 	holds := []*peername.Pod{newPod(t, node, names).hold(t), newPod(t, node, names).hold(t)}
 	root := testnet.OwnCgroup(t)
 	before := attached(t, root)
@@ -255,7 +263,7 @@ func TestAgentsDoNotDisturbEachOther(t *testing.T) {
 	w := newWorld(t)
 	w.start(t, goApp, both)
 	older, younger := w.hold(t),
-		(&world{pod: w.pod, node: peername.New(w.client.Proc()), finder: w.finder}).hold(t)
+		(&world{pod: w.pod, node: peername.New(w.client.Proc(), false), finder: w.finder}).hold(t)
 	a, b := netip.MustParseAddrPort("203.0.113.1:1"), netip.MustParseAddrPort("203.0.113.2:2")
 	for range 10 {
 		got, err := w.ask(t, goApp, w.pod.IP4, introduce(t, older, a))
@@ -303,6 +311,37 @@ func TestPodWithoutControlGroup(t *testing.T) {
 	assert.ErrorContains(t, h.SetPeer(1<<20, netip.MustParseAddrPort("203.0.113.1:1")), "bad file descriptor")
 }
 
+// A connection must not be shown with another address than its client's where that is required.
+func TestAConnectionWhoseClientCannotBeNotedIsNotMade(t *testing.T) {
+	for _, required := range []bool{true, false} {
+		t.Run(fmt.Sprint("required: ", required), func(t *testing.T) {
+			w := newPod(t, testnet.NewNode(t), nil)
+			w.start(t, goApp, only4)
+			node := peername.New(w.client.Proc(), required)
+			id := w.ns.ID()
+			_, err := w.finder.Find(w.pod.UID, []netip.Addr{w.pod.IP4})
+			require.NoError(t, err)
+			opened, err := node.Open(&part.Pod{UID: w.pod.UID, Name: "shop/orders", Log: slog.Default(),
+				Processes: func() []string { return w.finder.Processes(w.pod.UID, id) }})
+			require.NoError(t, err)
+			prepare, decided := opened.(part.Dialer).Dialing(netip.MustParseAddrPort("203.0.113.1:1"))
+			require.True(t, decided)
+			got, err := w.ask(t, goApp, w.pod.IP4, prepare)
+			require.NoError(t, err)
+			assert.Equal(t, "203.0.113.1:1", got[0].String())
+
+			require.NoError(t, opened.Close()) // now nothing can be noted
+			got, err = w.ask(t, goApp, w.pod.IP4, prepare)
+			if required {
+				assert.ErrorContains(t, err, "set client 203.0.113.1:1")
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, w.pod.IP4, got[0].Addr())
+		})
+	}
+}
+
 // BenchmarkAccept is what the app pays: a connection is accepted with its peer's address, which is
 // then asked for again and again.
 func BenchmarkAccept(b *testing.B) {
@@ -311,7 +350,7 @@ func BenchmarkAccept(b *testing.B) {
 		b.Run(state, func(b *testing.B) {
 			w := newPod(b, testnet.NewNode(b), nil)
 			l := testnet.Listen(b, w.pod.Namespace, netip.AddrPortFrom(w.pod.IP4, 8080).String())
-			var tell func(int)
+			var tell func(int) error
 			if state != "nothing is attached" {
 				h := w.hold(b)
 				if state == "attached, introduced" {

@@ -146,10 +146,11 @@ func (n *Namespace) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort
 }
 
 // DialAs connects as Dial does. If introduce is not nil, it is called with each socket that is
-// tried, before it connects. DialAs returns the non-blocking socket itself, which waits with the
-// runtime's poller like any connection: a net.Conn would cost a dozen more system calls.
+// tried, before it connects; if it fails, nothing connects. DialAs returns the non-blocking socket
+// itself, which waits with the runtime's poller like any connection: a net.Conn would cost a dozen
+// more system calls.
 func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPort,
-	introduce func(fd int)) (*os.File, error) {
+	introduce func(fd int) error) (*os.File, error) {
 	c, err := n.BeginAs(from, to, false, introduce)
 	if err != nil {
 		return nil, err
@@ -160,7 +161,7 @@ func (n *Namespace) DialAs(ctx context.Context, from netip.Addr, to netip.AddrPo
 // BeginAs is DialAs without waiting. If soon is true, there are already bytes to send: the last
 // segment of the handshake then goes with them, or alone after at most 200 ms (TCP_DELACK_MAX).
 func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool,
-	introduce func(fd int)) (*Begun, error) {
+	introduce func(fd int) error) (*Begun, error) {
 	if soon {
 		introduce = withoutAck(introduce)
 	}
@@ -184,12 +185,13 @@ func (n *Namespace) BeginAs(from netip.Addr, to netip.AddrPort, soon bool,
 
 // withoutAck makes the last segment of the handshake wait for data. It affects the handshake alone
 // (tcp_rcv_synsent_state_process).
-func withoutAck(introduce func(fd int)) func(fd int) {
-	return func(fd int) {
+func withoutAck(introduce func(fd int) error) func(fd int) error {
+	return func(fd int) error {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // else it costs a segment more
-		if introduce != nil {
-			introduce(fd)
+		if introduce == nil {
+			return nil
 		}
+		return introduce(fd)
 	}
 }
 
@@ -227,7 +229,7 @@ func (b *Begun) finish(ctx context.Context) (*os.File, error) {
 // in TIME_WAIT, so a busy pod would soon run out of ports, after ever longer searches for the last
 // free ones. The kernel does let a port be reused by a caller that asks for it, if timestamps tell
 // old segments from new ones (tcp_twsk_unique).
-func (n *Namespace) beginCrowded(from netip.Addr, to netip.AddrPort, introduce func(fd int), low uint16,
+func (n *Namespace) beginCrowded(from netip.Addr, to netip.AddrPort, introduce func(fd int) error, low uint16,
 	count uint32) (*Begun, error) {
 	for try := 0; ; try++ {
 		port := low + uint16(n.ports.next.Add(1)%count)
@@ -245,7 +247,7 @@ func taken(err error) bool {
 // crowdedTries is how many ports in use are skipped before the search fails.
 const crowdedTries = 1000
 
-func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int),
+func (n *Namespace) begin(from, to netip.AddrPort, introduce func(fd int) error,
 	bound func(netip.AddrPort)) (*Begun, error) {
 	fd, err := n.socket(to.Addr())
 	if err != nil {
@@ -284,12 +286,14 @@ func (n *Namespace) socket(ip netip.Addr) (fd int, err error) {
 }
 
 // prepare sets up a socket before it connects.
-func prepare(fd int, from netip.AddrPort, introduce func(fd int), bound func(netip.AddrPort)) error {
+func prepare(fd int, from netip.AddrPort, introduce func(fd int) error, bound func(netip.AddrPort)) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
 	if introduce != nil {
-		introduce(fd)
+		if err := introduce(fd); err != nil {
+			return err
+		}
 	}
 	if bound == nil && from.Port() == 0 {
 		// The kernel chooses the port in connect, where only the pair of addresses has to be free.

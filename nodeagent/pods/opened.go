@@ -36,6 +36,7 @@ type opened struct {
 
 	// Used by the pod's run alone.
 	steered  map[uint16]bool
+	barred   map[part.Target]bool // kept from being steered by a Guard at the last apply
 	attached bool
 	drained  time.Time // when new connections were given to the app
 }
@@ -117,6 +118,8 @@ func (o *opened) listen() error {
 // apply brings rules into force and steers what is to be steered. It returns why rules are rejected;
 // the others are in force all the same.
 func (o *opened) apply(want *agentpb.Pod) (rejected map[check]string, err error) {
+	o.barred = o.barredOf(want)
+	want = without(want, o.barred)
 	rejected = map[check]string{}
 	wanted := map[uint16]bool{}
 	for _, t := range want.GetTargets() {
@@ -190,6 +193,9 @@ func (o *opened) notify(on bool) {
 
 // problem returns what the parts say of an intercept: the gravest problem, or of equals the last.
 func (o *opened) problem(at part.Target, r *agentpb.Rule) (worst part.Problem) {
+	if why := o.bars(at); why != "" {
+		return part.Problem{Message: why, Refuse: true}
+	}
 	for _, one := range o.parts {
 		if p := one.Problem(at, r); p.Message != "" && (p.Refuse || !worst.Refuse) {
 			worst = p
@@ -235,7 +241,7 @@ func (o *opened) DialApp(client, app netip.AddrPort, soon bool) (stream.Socket, 
 }
 
 // dialing returns what prepares a connection to the app on behalf of a client, if anything does.
-func (o *opened) dialing(client netip.AddrPort) (prepare func(fd int)) {
+func (o *opened) dialing(client netip.AddrPort) (prepare func(fd int) error) {
 	for _, one := range o.parts {
 		if d, ok := one.(part.Dialer); ok {
 			if prepare, decided := d.Dialing(client); decided {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -295,7 +296,7 @@ func (p *pod) establish(do action, want *agentpb.Pod) error {
 		p.opened.notify(false)
 		p.applied = nil
 	}
-	if equal(p.applied, want) {
+	if equal(p.applied, want) && maps.Equal(p.opened.barred, p.opened.barredOf(want)) {
 		return p.opened.attach() // mends what others have broken
 	}
 	rejected, err := p.opened.apply(want)

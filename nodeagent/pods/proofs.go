@@ -157,7 +157,9 @@ func (p *pod) prove(want *agentpb.Pod) {
 	o.notify(true)
 	var all []proof
 	for _, t := range targets(want) {
-		all = append(all, proof{t.steered(), func() error { return o.proveSteered(t.at()) }})
+		if !o.barred[t.at()] {
+			all = append(all, proof{t.steered(), func() error { return o.proveSteered(t.at()) }})
+		}
 		for c, r := range t.laptops() {
 			all = append(all, proof{c, func() error { return o.proveLaptop(t.at(), r) }})
 		}

@@ -124,6 +124,26 @@ func TestRulesGoWithTheirIntercept(t *testing.T) {
 	eventually(t, "closed", func() bool { return slices.Contains(w.calls(a), "close") })
 }
 
+func TestAPortThatAPartBarsIsNotSteeredUntilItDoesNoMore(t *testing.T) {
+	w := newWorld(t)
+	a := w.node.NewPod(t)
+	w.parts.locked(func() { w.parts.of(a.UID).bars.Store("not here") })
+	w.assign(1, a)
+	eventually(t, "refused", func() bool { return w.message(a) == "not here" })
+	report := w.set.Report().GetTargets()[0]
+	assert.True(t, report.GetFailed())
+	assert.False(t, report.GetSteering())
+	w.parts.locked(func() {
+		applied := w.parts.of(a.UID).applied
+		require.Len(t, applied, 1)
+		assert.Empty(t, applied[0].GetTargets(), "parts are not told of the port")
+		assert.Empty(t, w.parts.of(a.UID).probes, "nothing comes here")
+		w.parts.of(a.UID).bars.Store("")
+	})
+	w.awaitSteering(t, 1)
+	w.parts.locked(func() { assert.Len(t, w.parts.of(a.UID).applied[1].GetTargets(), 1) })
+}
+
 func TestSteeringThatBreaksIsReportedAndMended(t *testing.T) {
 	w := newWorld(t)
 	a := w.node.NewPod(t)

@@ -101,6 +101,7 @@ type recorded struct {
 	probes  map[uint16]int
 	calls   []string     // Steered, Drain and Close
 	problem part.Problem // that it is to have
+	bars    atomic.Value // why it bars all ports, a string
 	fail    error        // why it is not to apply
 }
 
@@ -140,6 +141,11 @@ func (r *recorded) Apply(want *agentpb.Pod) error {
 func (r *recorded) Problem(part.Target, *agentpb.Rule) part.Problem {
 	// Reports are read while nothing can be done with a pod.
 	return r.problem
+}
+
+func (r *recorded) Bars(part.Target) string {
+	why, _ := r.bars.Load().(string)
+	return why
 }
 
 func (r *recorded) called(what string) {

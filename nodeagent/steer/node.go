@@ -15,6 +15,8 @@
 // takes a namespace over by exchanging the program of the link or filter, which takes effect at once
 // for all new connections, and renames the pin. The older agent sees the new name and leaves it
 // alone. The directory is changed under a lock, and exists only while something is pinned.
+//
+// <bpffs>/sidestep may be all that is mounted of the node's bpffs: see HasOwnMount.
 package steer
 
 import (

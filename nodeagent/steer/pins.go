@@ -98,9 +98,9 @@ func inDirectory(dir string, create bool, fn func([]pin) error) error {
 // lockDirectory opens and locks dir. It returns nil if dir does not exist and create is false.
 // Until it is locked, others may remove it at any time.
 func lockDirectory(dir string, create bool) (*os.File, error) {
-	for {
+	for try := 0; ; try++ {
 		if create {
-			if err := os.MkdirAll(dir, 0o700); errors.Is(err, fs.ErrNotExist) {
+			if err := os.MkdirAll(dir, 0o700); errors.Is(err, fs.ErrNotExist) && try < removedTries {
 				continue
 			} else if err != nil {
 				return nil, err
@@ -128,6 +128,10 @@ func lockDirectory(dir string, create bool) (*os.File, error) {
 		_ = f.Close()
 	}
 }
+
+// removedTries bounds how often MkdirAll is repeated because others remove the directory meanwhile.
+// If it is mounted here and was removed on the node, nothing can ever be created in it again.
+const removedTries = 1000
 
 // errForeign means that the pinned object is not what its name says.
 var errForeign = errors.New("it is not what its name says")
@@ -228,13 +232,12 @@ func Purge(bpffs string, options ...Option) error {
 }
 
 func ensureBPFFS(path string, log *slog.Logger) error {
-	var st unix.Statfs_t
-	err := unix.Statfs(path, &st)
-	if err == nil && uint64(st.Type) == unix.BPF_FS_MAGIC {
-		return nil
+	if HasOwnMount(path) {
+		return keepMount(filepath.Join(path, root))
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("inspect %s: %w", path, err)
+	is, err := isBPFFS(path)
+	if is || err != nil {
+		return err
 	}
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return fmt.Errorf("make a mount point for bpffs: %w", err)

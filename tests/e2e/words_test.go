@@ -193,7 +193,7 @@ func testUninstall(t *testing.T, s *scene) {
 	}
 	for _, node := range []string{"node1", "node2"} {
 		left, err := lab.Output(s.OnNode(t.Context(), node, "sh", "-c",
-			`find /sys/fs/bpf -mindepth 1 ! -name "*.debug"; ip -o link | grep -i sidestep; ip rule | grep -v 'lookup \(local\|main\|default\)'; true`))
+			`find /sys/fs/bpf -mindepth 1 ! -type d ! -name "*.debug"; ip -o link | grep -i sidestep; ip rule | grep -v 'lookup \(local\|main\|default\)'; true`))
 		require.NoError(t, err)
 		assert.Empty(t, left, "left on %s", node)
 	}

@@ -138,6 +138,26 @@ manager has renewed it.
 {{- end }}
 
 {{/*
+Whether apps must be shown their clients' addresses: "required" or "preferred". auto requires it in a new installation. An upgrade
+from a version that did not goes on without. The decision is kept in ConfigMap sidestep-config.
+*/}}
+{{- define "sidestep.clientAddresses" -}}
+{{- $value := .Values.nodeagent.clientAddresses }}
+{{- if eq $value "auto" }}
+{{- $config := lookup "v1" "ConfigMap" .Release.Namespace "sidestep-config" | default dict }}
+{{- $kept := index ($config.data | default dict) "client-addresses" | default "" }}
+{{- if $kept }}{{ $kept }}{{ else if .Release.IsUpgrade }}preferred{{ else }}required{{ end }}
+{{- else }}{{ $value }}{{ end }}
+{{- end }}
+
+{{/* Whether the node agent gets NET_ADMIN: "true" or empty. */}}
+{{- define "sidestep.nodeagentNetAdmin" -}}
+{{- with .Values.nodeagent }}
+{{- if or .features.takeover (not .sinceLinux69) (eq .datapath "tc") }}true{{ end }}
+{{- end }}
+{{- end }}
+
+{{/*
 Whether laptops of the version before are admitted, which neither name their user nor log in: "true" or empty. A new installation
 does not admit them. An upgrade from a version that did goes on admitting them. The decision is kept in ConfigMap sidestep-config.
 */}}
