@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -163,6 +164,35 @@ type running struct {
 	tls        *tls.Config
 	stop       context.CancelFunc
 	done       chan error
+	logged     *logged
+}
+
+// logged is a log that may be read while it is written.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// logs waits for a line that has all parts.
+func (r *running) logs(t *testing.T, parts ...string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		r.logged.mu.Lock()
+		text := r.logged.text.String()
+		r.logged.mu.Unlock()
+		for line := range strings.Lines(text) {
+			if !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(line, p) }) {
+				return true
+			}
+		}
+		return false
+	}, patient, often, "a line with %q", parts)
 }
 
 func start(t *testing.T, k *kube, change ...func(*Options)) *running {
@@ -189,7 +219,8 @@ func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *runn
 	for _, f := range change {
 		f(&o)
 	}
-	m, err := New(o, c, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
+	logged := &logged{}
+	m, err := New(o, c, slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), logged), &slog.HandlerOptions{Level: slog.LevelDebug})))
 	require.NoError(t, err)
 	grpcListener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -202,6 +233,7 @@ func startWith(t *testing.T, c client.WithWatch, change ...func(*Options)) *runn
 		Manager: m, grpc: grpcListener.Addr().String(), http: "http://" + httpListener.Addr().String(),
 		connect: connectListener.Addr().String(),
 		tls:     &tls.Config{RootCAs: pool, ServerName: "sidestep-manager"}, stop: stop, done: make(chan error, 1),
+		logged: logged,
 	}
 	go func() { r.done <- m.serve(ctx, listeners{grpcListener, httpListener, connectListener}) }()
 	t.Cleanup(r.end)

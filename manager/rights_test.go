@@ -229,9 +229,12 @@ func TestConnectionsToPodsEndWithTheRightToThem(t *testing.T) {
 	ic := k.until(t, "ann", v1alpha1.StateActive)
 	c := l.toPod(t, ic, 8081)
 	require.Equal(t, tunnelpb.Opened_OK, opened(t, c).Result)
+	who := []string{"audit=to-pod", "user=ann ", "holder=ann@laptop", "intercept=shop/ann", "pod=p1", "port=8081"}
+	m.logs(t, append(who, `msg="connection to a pod opened"`)...)
 
 	k.lacking.Store("ann get intercepts/topod", true)
 	ends(t, c)
+	m.logs(t, append(who, `msg="connection to a pod ended"`, "duration=")...)
 	refused := l.toPod(t, ic, 8081)
 	assert.Equal(t, tunnelpb.Opened_UNKNOWN, opened(t, refused).Result)
 	require.Eventually(t, func() bool { return k.intercept(t, "ann").Status.Message != "" }, patient, often)
@@ -251,8 +254,11 @@ func TestAnEnvironmentIsNotGivenToWhoMayNotReadItAnyMore(t *testing.T) {
 	k.create(t, of("ann", asking("ann", "http", "ann")))
 	ic := k.until(t, "ann", v1alpha1.StateActive)
 	require.Eventually(t, func() bool { _, err := l.environment(t, ic); return err == nil }, patient, often)
+	who := []string{"audit=environment", "user=ann", "holder=ann@laptop", "intercept=shop/ann"}
+	m.logs(t, append(who, `msg="environment given to the laptop"`, "pod=p1", "container=app")...)
 	k.lacking.Store("ann get intercepts/environment", true)
 	_, err := l.environment(t, ic)
 	assert.Equal(t, codes.PermissionDenied, status.Code(err), "it is looked up for each")
 	assert.ErrorContains(t, err, `user "ann" cannot get resource "intercepts/environment"`)
+	m.logs(t, append(who, `msg="environment withheld"`)...)
 }
