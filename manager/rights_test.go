@@ -229,7 +229,8 @@ func TestConnectionsToPodsEndWithTheRightToThem(t *testing.T) {
 	ic := k.until(t, "ann", v1alpha1.StateActive)
 	c := l.toPod(t, ic, 8081)
 	require.Equal(t, tunnelpb.Opened_OK, opened(t, c).Result)
-	who := []string{"audit=to-pod", "user=ann ", "holder=ann@laptop", "intercept=shop/ann", "pod=p1", "port=8081"}
+	who := []string{"audit=to-pod", "user=ann ", "holder=ann@laptop", "intercept=shop/ann", "pod=p1",
+		"port=8081"}
 	m.logs(t, append(who, `msg="connection to a pod opened"`)...)
 
 	k.lacking.Store("ann get intercepts/topod", true)
