@@ -14,13 +14,16 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/client/cli/env"
 	"sidestep.dev/sidestep/client/cli/install"
 	"sidestep.dev/sidestep/client/clienttest"
 	"sidestep.dev/sidestep/client/daemon"
+	"sidestep.dev/sidestep/client/link"
 	"sidestep.dev/sidestep/deploy"
 	"sidestep.dev/sidestep/internal/version"
 )
@@ -44,7 +47,7 @@ func newcomer(t *testing.T, api *clienttest.APIServer) *world {
 		launched = true
 		go func() {
 			ended <- daemon.Run(ctx, daemon.Options{Socket: w.socket, CacheDir: filepath.Join(dir, "cache"),
-				LogFile: filepath.Join(dir, "daemon.log")})
+				LogFile: filepath.Join(dir, "daemon.log"), Timing: link.Timing{Ready: 5 * time.Second}})
 		}()
 		for {
 			if _, conn, err := w.Dial(launching); err == nil {
@@ -64,6 +67,14 @@ func newcomer(t *testing.T, api *clienttest.APIServer) *world {
 		}
 	})
 	return w
+}
+
+// installed has a manager, and a Deployment orders.
+func installed(t *testing.T, w *world, api *clienttest.APIServer) *clienttest.Manager {
+	w.vars["KUBECONFIG"] = api.Kubeconfig(t, "staging")
+	api.Add(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}},
+		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "orders", Namespace: "shop"}})
+	return clienttest.NewManager(t, api)
 }
 
 // Each error on the way from an empty laptop to the first intercept says what is wrong and what to
@@ -122,6 +133,31 @@ func TestErrorsOfANewcomer(t *testing.T) {
 			w.vars["KUBECONFIG"] = api.Kubeconfig(t, "staging")
 			api.Add(t, authority(nil))
 		}, []string{"connect"}, "sidestep helm upgrade"},
+		{"no pod of the manager is ready", func(t *testing.T, w *world, api *clienttest.APIServer) {
+			w.vars["KUBECONFIG"] = api.Kubeconfig(t, "staging")
+			clienttest.NewManager(t, api).Kill()
+		}, []string{"connect"}, "kubectl get pods --namespace sidestep"},
+		{"a manager of another generation", func(t *testing.T, w *world, api *clienttest.APIServer) {
+			installed(t, w, api).Protocol = 99
+		}, []string{"connect"}, "upgrade this sidestep"},
+		{"a manager that is too old", func(t *testing.T, w *world, api *clienttest.APIServer) {
+			installed(t, w, api).Protocol = 0
+		}, []string{"connect"}, "sidestep helm upgrade"},
+		{"no right to create intercepts in the namespace", func(t *testing.T, w *world, api *clienttest.APIServer) {
+			installed(t, w, api)
+			api.Deny(func(c clienttest.Call) bool { return c.Verb == "create" && c.Resource == "intercepts" })
+		}, []string{"intercept", "orders", "--port", "9000"}, "ClusterRole sidestep-user"},
+		{"no workload of that name", func(t *testing.T, w *world, api *clienttest.APIServer) { installed(t, w, api) },
+			[]string{"intercept", "ordres", "--port", "9000"}, "orders"},
+		{"a node without a node agent", func(t *testing.T, w *world, api *clienttest.APIServer) {
+			installed(t, w, api).Judge(func(i *v1alpha1.Intercept) *v1alpha1.InterceptStatus {
+				st := clienttest.Active(i)
+				st.State, st.Coverage = v1alpha1.StatePending, "0/1"
+				st.Pods[0].Steering, st.Pods[0].Node = false, "node2"
+				st.Pods[0].Message = "no node agent on node node2"
+				return st
+			})
+		}, []string{"intercept", "orders", "--port", "9000", "--timeout", "300ms"}, "app.kubernetes.io/component=nodeagent"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			api := clienttest.NewAPIServer(t)

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"sidestep.dev/sidestep/api/v1alpha1"
+	"sidestep.dev/sidestep/internal/names"
 	"sidestep.dev/sidestep/internal/reason"
 )
 
@@ -112,7 +113,12 @@ func (m *maker) late(object *v1alpha1.Intercept) error {
 	if object.Status.ObservedGeneration < object.Generation || object.Status.State == "" {
 		return late("the traffic manager has not looked at it").Advise("check its log")
 	}
-	return late(missing(object))
+	err := late(missing(object))
+	if slices.ContainsFunc(object.Status.Pods, func(p v1alpha1.PodStatus) bool { return !p.Steering && p.Node != "" }) {
+		return err.Advise("look at the node agents with `kubectl get pods --all-namespaces --selector %s=%s --output wide`, "+
+			"or ask who runs the cluster", names.LabelComponent, names.ComponentNodeAgent)
+	}
+	return err
 }
 
 // missing returns which pods are not steering, and why.

@@ -36,6 +36,7 @@ type Timing struct {
 	Connect time.Duration // for one attempt; 20 s
 	Again   time.Duration // delay of the first new attempt at a further connection; 1 s
 	Rare    time.Duration // greatest delay of such an attempt; 1 minute
+	Ready   time.Duration // how long a new session waits for a manager that is starting; 30 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -52,6 +53,7 @@ func (t Timing) withDefaults() Timing {
 	def(&t.Connect, 20*time.Second)
 	def(&t.Again, time.Second)
 	def(&t.Rare, time.Minute)
+	def(&t.Ready, 30*time.Second)
 	return t
 }
 

@@ -31,8 +31,6 @@ const (
 	// syncTimeout bounds how long a connection to the manager waits for the list of intercepts to
 	// which it delivers.
 	syncTimeout = 3 * time.Second
-	// readyTimeout bounds how long Open waits for a manager that is starting.
-	readyTimeout = 30 * time.Second
 	// resumeTimeout bounds how long Reuse waits for a connection that is being remade.
 	resumeTimeout = 10 * time.Second
 	// endTimeout bounds how long End tries to delete the intercepts if the cluster does not answer.
@@ -95,7 +93,7 @@ func Open(ctx context.Context, target Target, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.Link.Timing.Ready)
 	defer cancel()
 	state := s.Link.Wait(ctx, func(st link.State) bool {
 		return st.Connected || st.Err != nil && !s.login.hopes(st.Err) &&
