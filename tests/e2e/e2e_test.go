@@ -72,6 +72,8 @@ func TestEndToEnd(t *testing.T) {
 			testOpenConnections},
 		{"the app sees its clients' addresses", testClientAddress},
 		{"without a process on the laptop the app answers", testNothingListens},
+		{"requests that the laptop does not answer are shown", testUnanswered},
+		{"ports by name and number of service and container", testPorts},
 		{"list, status and leave tell the truth", testListStatusLeave},
 		{"interrupted intercept leaves nothing half made", testInterrupt},
 		{"the command lines of the documents", testDocuments},
