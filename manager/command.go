@@ -126,7 +126,7 @@ func ownNamespace(env Env) string {
 
 func (o *Options) manager(log *slog.Logger) (*Manager, error) {
 	if o.SessionGrace <= 0 {
-		return nil, errors.New("--session-grace is to be more than zero, as in 15m")
+		return nil, errors.New("--session-grace must be more than zero, such as 15m")
 	}
 	var config *rest.Config
 	var err error

@@ -27,7 +27,7 @@ func TestWrongUseIsExplained(t *testing.T) {
 		{"an unknown flag", []string{"--nonsense"}, "unknown flag: --nonsense"},
 		{"an argument", []string{"now"}, `unknown command "now"`},
 		{"an unknown level", []string{"--log-level=loud"}, "loud"},
-		{"no grace", []string{"--session-grace=0s"}, "--session-grace is to be more than zero, as in 15m"},
+		{"no grace", []string{"--session-grace=0s"}, "--session-grace must be more than zero, such as 15m"},
 		{"no cluster", nil, "outside of a cluster use --kubeconfig"},
 		{"a kubeconfig that is not there", []string{"--kubeconfig=/nonexistent"}, "/nonexistent"},
 	} {

@@ -103,7 +103,7 @@ func TestNobodyTakesAWiretapForAnIntercept(t *testing.T) {
 		k.create(t, listens("alice", "tap", "http", ""))
 		st := k.until(t, "tap", v1alpha1.StateFailed).Status
 		assert.Contains(t, st.Message,
-			"pod p1 on node node-1: the node agent is older than the traffic manager and knows no wiretaps")
+			"pod p1 on node node-1: the node agent is older than the traffic manager and does not know wiretaps")
 		k.create(t, asks("bob", "http", ""))
 		k.until(t, "bob", v1alpha1.StateActive)
 		old.has(t, "p1:8080=bob")

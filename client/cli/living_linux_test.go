@@ -86,8 +86,8 @@ func TestADaemonOfAnotherVersionIsReplacedIfItHasNoSession(t *testing.T) {
 func TestWhatHasEndedIsToldByTheNextCommand(t *testing.T) {
 	ended := &daemonpb.EndedInfo{
 		Name: "stock", Namespace: "shop", WorkloadKind: "Deployment", Workload: "stock", At: 1767323045,
-		Reason: "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; it cannot be had " +
-			"again: port http of Deployment stock is intercepted by bob@desk",
+		Reason: "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; it cannot be recreated" +
+			": port http of Deployment stock is intercepted by bob@desk",
 	}
 	want := "warning: intercept stock of Deployment stock in namespace shop has ended: " +
 		ended.GetReason() + "\n"

@@ -129,7 +129,7 @@ func TestALaptopThatWakesHasItsInterceptsBackOrIsToldWhyNot(t *testing.T) {
 			})
 		})
 		want := "this laptop was away for 1h, and the traffic manager keeps intercepts for 15m; " +
-			`it cannot be had again: port http of Deployment orders is intercepted by bob@elsewhere (intercept "orders")`
+			`it cannot be recreated: port http of Deployment orders is intercepted by bob@elsewhere (intercept "orders")`
 		s.eventually(func() bool {
 			ended := s.status().GetEnded()
 			return len(ended) == 1 && ended[0].GetReason() == want
@@ -327,7 +327,7 @@ func TestAccessThatIsLostDuringASession(t *testing.T) {
 		w.connect()
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
 		w.api.Deny(func(c clienttest.Call) bool { return c.Resource == "intercepts" })
-		says := "what is said about intercepts may be old: dev may not list intercepts.sidestep.dev in namespace shop — ask for the ClusterRole sidestep-user there"
+		says := "the state of intercepts may be stale: dev may not list intercepts.sidestep.dev in namespace shop — ask for the ClusterRole sidestep-user there"
 		w.eventually(func() bool {
 			w.api.CutWatches() // also one that was just beginning
 			return strings.Contains(w.status().GetMessage(), says)
@@ -353,7 +353,7 @@ func TestAccessThatIsLostDuringASession(t *testing.T) {
 		w.manager.Start(t)
 		w.eventually(func() bool { return w.status().GetConnected() }, "the session goes on with what it knows")
 		assert.Contains(t, w.status().GetMessage(),
-			`what is said about intercepts may be old: the kubeconfig has no context "test"`)
+			`the state of intercepts may be stale: the kubeconfig has no context "test"`)
 		_, err := w.daemon.List(t.Context(), &daemonpb.ListRequest{})
 		require.NoError(t, err)
 		_, err = w.daemon.Leave(t.Context(), &daemonpb.LeaveRequest{Name: "orders"})

@@ -254,11 +254,11 @@ func TestHomeThatCannotBeWritten(t *testing.T) {
 	w.options.CacheDir = filepath.Join(file, "cache")
 	w.start()
 	info := w.connect()
-	assert.Contains(t, info.GetMessage(), "the session is not kept on disk and ends with the daemon")
+	assert.Contains(t, info.GetMessage(), "the session is not saved and ends with the daemon")
 	_, said, err := w.intercept(t.Context(),
 		&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hi")})
 	require.NoError(t, err)
-	assert.Contains(t, said[len(said)-1], "warning: the session is not kept on disk")
+	assert.Contains(t, said[len(said)-1], "warning: the session is not saved")
 	got, err := w.says(w.object(), 2)
 	require.NoError(t, err)
 	assert.Equal(t, "hi", got)

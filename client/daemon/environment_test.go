@@ -78,7 +78,7 @@ func TestEnvironment(t *testing.T) {
 		"for lack of the right": {func(w *world) { w.api.Admit(onlyWithout) }, reason.Forbidden,
 			"dev may not get intercepts/environment.sidestep.dev in namespace shop — environments of containers may not be read by everybody; ask who runs the cluster for the ClusterRole sidestep-environment there"},
 		"for an old manager": {func(w *world) { w.manager.Environments(nil) }, reason.NoEnvironment,
-			"cannot read the environment of the container: the traffic manager (v9) is older than this sidestep and gives no environments; everything is as it was — run `sidestep helm upgrade`"},
+			"cannot read the environment of the container: the traffic manager (v9) is older than this sidestep and does not provide environments; everything is as it was — run `sidestep helm upgrade`"},
 		"for want of a pod": {func(w *world) {
 			w.manager.Environments(func(*clientpb.EnvironmentRequest) (*clientpb.EnvironmentReply, error) {
 				return nil, status.Error(codes.FailedPrecondition, "no pod of Deployment orders is ready")

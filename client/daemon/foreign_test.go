@@ -94,7 +94,7 @@ func TestWhatSomebodyElseChangesInAnInterceptMovesNothingOnThisLaptop(t *testing
 		assert.Equal(t, destination, info.GetDestination())
 		assert.Contains(t, info.GetMessage(), message)
 	}
-	const changed = "somebody else changed"
+	const changed = "another user changed"
 	w.api.Change(t, "shop", name, func(s *v1alpha1.InterceptSpec) {
 		s.Destination.Port, s.ToPod = secret, []int32{lead, open}
 	})
@@ -229,7 +229,7 @@ func TestASessionOfTheReleasedVersionGoesOn(t *testing.T) {
 		assert.Equal(t, "mine", got)
 		w.api.Change(t, "shop", object.Name, func(s *v1alpha1.InterceptSpec) { s.Destination.Port++ })
 		w.eventually(func() bool {
-			return strings.Contains(w.status().GetIntercepts()[0].GetMessage(), "somebody else changed")
+			return strings.Contains(w.status().GetIntercepts()[0].GetMessage(), "another user changed")
 		}, "and from then on nobody else moves it")
 		assert.Equal(t, fmt.Sprintf("127.0.0.1:%d", port), w.status().GetIntercepts()[0].GetDestination())
 	})

@@ -47,7 +47,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 	}
 	if state, _ := current.Link.State(); ask.Spec.Wiretap && state.Connected && !state.Wiretaps {
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the traffic manager (%s) is older than this sidestep and knows no wiretaps",
+			"the traffic manager (%s) is older than this sidestep and does not know wiretaps",
 			state.ManagerVersion).
 			Advise("ask who runs the cluster for `sidestep helm upgrade`")
 	}
@@ -79,7 +79,7 @@ func (s *service) Intercept(req *daemonpb.InterceptRequest, events daemonpb.Daem
 					other, info.GetDestination())
 			}
 			if err := current.Unstored(); err != nil {
-				report.warn("the session is not kept on disk and ends with the daemon: %v", err)
+				report.warn("the session is not saved and ends with the daemon: %v", err)
 			}
 			return events.Send(&daemonpb.InterceptEvent{Result: info, Environment: environment})
 		})

@@ -242,7 +242,7 @@ func TestInterceptFailuresLeaveNothing(t *testing.T) {
 		{name: "a manager that does not look at it",
 			request: &daemonpb.InterceptRequest{Name: "orders", TimeoutMs: 300}, code: codes.DeadlineExceeded,
 			judge:   func(*v1alpha1.Intercept) *v1alpha1.InterceptStatus { return nil },
-			message: "the traffic manager has not looked at it"},
+			message: "the traffic manager has not seen it yet"},
 		{name: "no right to create", request: &daemonpb.InterceptRequest{Name: "orders"},
 			code:    codes.PermissionDenied,
 			deny:    func(c clienttest.Call) bool { return c.Verb == "create" && c.Resource == "intercepts" },

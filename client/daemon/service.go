@@ -152,13 +152,13 @@ func (s *service) Status(ctx context.Context, _ *daemonpb.Empty) (*daemonpb.Stat
 	info.Connected, info.ManagerVersion = state.Connected, state.ManagerVersion
 	info.State, info.Message = describe(state)
 	if err := current.Unstored(); err != nil && info.Message == "" {
-		info.Message = fmt.Sprintf("the session is not kept on disk and ends with the daemon: %v", err)
+		info.Message = fmt.Sprintf("the session is not saved and ends with the daemon: %v", err)
 	}
 	if err := current.LoginTrouble(); err != nil && info.Message == "" {
 		info.Message = fmt.Sprintf("the traffic manager does not know who you are: %v", err)
 	}
 	if err := cmp.Or(current.Registry.Trouble(), current.Source.Trouble()); err != nil && info.Message == "" {
-		info.Message = fmt.Sprintf("what is said about intercepts may be old: %v", err)
+		info.Message = fmt.Sprintf("the state of intercepts may be stale: %v", err)
 	}
 	all, _ := current.Registry.All()
 	info.Intercepts = current.Print(ctx, all, nil)

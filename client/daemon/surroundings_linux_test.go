@@ -40,7 +40,7 @@ func TestAFullDiskHindersOnlyWhatIsKeptOnIt(t *testing.T) {
 	_, said, err := w.intercept(t.Context(),
 		&daemonpb.InterceptRequest{Name: "orders", LocalPort: w.echo("hello")})
 	require.NoError(t, err)
-	assert.Contains(t, said[len(said)-1], "warning: the session is not kept on disk and ends with the daemon")
+	assert.Contains(t, said[len(said)-1], "warning: the session is not saved and ends with the daemon")
 	got, err := w.says(w.object(), 5)
 	require.NoError(t, err)
 	assert.Equal(t, "hello", got)

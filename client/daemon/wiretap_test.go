@@ -52,7 +52,7 @@ func TestWiretap(t *testing.T) {
 		w.connect()
 		_, _, err := w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", Wiretap: true})
 		assert.Equal(t, reason.VersionSkew, reason.Of(err))
-		assert.ErrorContains(t, err, "older than this sidestep and knows no wiretaps")
+		assert.ErrorContains(t, err, "older than this sidestep and does not know wiretaps")
 
 		w = connected(t)
 		w.api.NoWiretaps = true

@@ -103,7 +103,7 @@ func (a *Ask) check() error {
 			Advise("use intercept for a UDP port")
 	}
 	if s.Protocol == v1alpha1.ProtocolUDP && s.Mechanism == v1alpha1.MechanismHTTP {
-		return invalid("there are no HTTP requests in datagrams that could be told apart").
+		return invalid("UDP ports cannot be filtered by HTTP header or path").
 			Advise("leave out the conditions, or /UDP")
 	}
 	if p := s.Destination.Port; p < 0 || p > 65535 {
@@ -140,7 +140,7 @@ func (a *Ask) addRule(req *daemonpb.InterceptRequest, session string) error {
 	switch a.Spec.Mechanism {
 	case v1alpha1.MechanismTCP:
 		if conditions {
-			return invalid("mechanism tcp takes every connection and cannot look at HTTP requests").
+			return invalid("mechanism tcp takes every connection and does not read HTTP requests").
 				Advise("leave out the conditions, or use --mechanism http")
 		}
 	case v1alpha1.MechanismHTTP:

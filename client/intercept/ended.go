@@ -114,7 +114,7 @@ func (r *Registry) restore(ctx context.Context, t *tracked) {
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
-		r.log.Info("intercept made again", "name", t.name, "namespace", t.namespace)
+		r.log.Info("intercept recreated", "name", t.name, "namespace", t.namespace)
 		t.state, t.next = replaced, made
 		if next := r.tracked[made]; next != nil && t.process != 0 {
 			next.process, next.held = t.process, t.held
@@ -122,9 +122,9 @@ func (r *Registry) restore(ctx context.Context, t *tracked) {
 	case ctx.Err() != nil: // the connection has ended; the next one tries again
 		t.state = lost
 	default:
-		r.log.Warn("intercept could not be made again", "name", t.name, "namespace", t.namespace, "error", err)
+		r.log.Warn("intercept could not be recreated", "name", t.name, "namespace", t.namespace, "error", err)
 		t.state, t.at = ended, r.wall()
-		t.why += "; it cannot be had again: " + status.Convert(err).Message()
+		t.why += "; it cannot be recreated: " + status.Convert(err).Message()
 	}
 	r.forgetNamespace(t.namespace)
 	r.notify()

@@ -166,7 +166,7 @@ func (r *Registry) awaitCommand(uid types.UID, process int) {
 		if err == nil {
 			return
 		}
-		r.log.Warn("cannot leave what nobody holds", "intercept", object.Spec.Name, "error", err)
+		r.log.Warn("cannot leave an intercept whose command has ended", "intercept", object.Spec.Name, "error", err)
 		select {
 		case <-time.After(leaveAgain):
 		case <-r.ctx.Done():

@@ -65,7 +65,7 @@ func (r *Registry) leaveEnded(name string) error {
 		return nil
 	case t.state == restoring:
 		return reason.New(codes.Aborted, reason.InterceptExists,
-			"intercept %q is just being made again, since %s", name, t.why).
+			"intercept %q is being recreated, since %s", name, t.why).
 			Advise("try again in a moment")
 	}
 	r.dismiss(name)

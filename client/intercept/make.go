@@ -89,7 +89,7 @@ func (r *Registry) reserve(a *Ask) (before *v1alpha1.Intercept, release func(), 
 	defer r.mu.Unlock()
 	if _, busy := r.reserved[name]; busy {
 		return nil, nil, reason.New(codes.AlreadyExists, reason.InterceptExists,
-			"intercept %q is just being created by another command", name).
+			"intercept %q is being created by another command", name).
 			Advise("wait for it")
 	}
 	for _, t := range r.presents() {

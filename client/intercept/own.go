@@ -138,10 +138,10 @@ func (r *Registry) show(t *tracked) {
 		return
 	}
 	object.Status.Message = strings.TrimPrefix(object.Status.Message+"; ", "; ") +
-		"somebody else changed " + changed + " in the cluster, which this laptop ignores"
+		"another user changed " + changed + " in the cluster, which this laptop ignores"
 	if t.warned != changed {
 		t.warned = changed
-		r.log.Warn("somebody else changed an intercept of this laptop", "intercept", object.Spec.Name,
+		r.log.Warn("another user changed an intercept of this laptop", "intercept", object.Spec.Name,
 			"namespace", object.Namespace, "changed", changed)
 	}
 }

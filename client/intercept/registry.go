@@ -212,7 +212,7 @@ func (r *Registry) forgetNamespace(namespace string) {
 // keep is called with mu held.
 func (r *Registry) keep() {
 	if err := r.save(r.namespaces(), r.known()); err != nil {
-		r.log.Warn("the session cannot be kept on disk: a daemon that is started anew will not know its intercepts", "error", err)
+		r.log.Warn("the session cannot be saved: the next daemon will not know its intercepts", "error", err)
 	}
 }
 

@@ -22,7 +22,7 @@ func (a *Ask) checkPodPorts() error {
 	slices.Sort(s.ToPod)
 	s.ToPod = slices.Compact(s.ToPod)
 	if s.Wiretap && len(s.ToPod) > 0 {
-		return invalid("a wiretap leads to no ports of pods").
+		return invalid("a wiretap cannot open ports of pods").
 			Advise("leave --to-pod out, or use it with an intercept")
 	}
 	if len(s.ToPod) > mostPodPorts {
@@ -55,7 +55,7 @@ func (a *Ask) checkToPod(made, raw *v1alpha1.Intercept) error {
 	}
 	if raw != nil && len(raw.Spec.ToPod) == 0 {
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the cluster's definition of Intercepts is older than this sidestep and knows no --to-pod").
+			"the cluster's definition of Intercepts is older than this sidestep and does not know --to-pod").
 			Advise("run `sidestep helm upgrade`")
 	}
 	if port := localPort(made); slices.Contains(made.Spec.ToPod, port) {

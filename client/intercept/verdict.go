@@ -66,7 +66,7 @@ func verdict(i *v1alpha1.Intercept, generation int64) (done bool, line string, e
 	if s.ObservedGeneration < generation {
 		return false, "waiting for the traffic manager", nil
 	}
-	message := cmp.Or(s.Message, "the traffic manager gives no reason")
+	message := cmp.Or(s.Message, "the traffic manager states no reason")
 	switch s.State {
 	case v1alpha1.StateActive, v1alpha1.StateNoPods:
 		return true, "", nil
@@ -111,7 +111,7 @@ func (m *maker) late(object *v1alpha1.Intercept) error {
 			"intercept %q is not complete after %v: %s", m.ask.Spec.Name, m.ask.Timeout, why)
 	}
 	if object.Status.ObservedGeneration < object.Generation || object.Status.State == "" {
-		return late("the traffic manager has not looked at it").Advise("check its log")
+		return late("the traffic manager has not seen it yet").Advise("check its log")
 	}
 	err := late(missing(object))
 	if slices.ContainsFunc(object.Status.Pods, func(p v1alpha1.PodStatus) bool { return !p.Steering && p.Node != "" }) {
@@ -130,7 +130,7 @@ func missing(i *v1alpha1.Intercept) string {
 			if pod.Node != "" {
 				line += " on " + pod.Node
 			}
-			pods = append(pods, line+": "+cmp.Or(pod.Message, "no word from its node agent"))
+			pods = append(pods, line+": "+cmp.Or(pod.Message, "no report from its node agent"))
 		}
 	}
 	slices.Sort(pods)
@@ -188,7 +188,7 @@ func (m *maker) explain(err error) error {
 		return notInstalled()
 	case m.ask.Spec.Wiretap && apierrors.IsBadRequest(err) && strings.Contains(err.Error(), "spec.wiretap"):
 		return reason.New(codes.FailedPrecondition, reason.VersionSkew,
-			"the cluster's definition of Intercepts is older than this sidestep and knows no wiretaps").
+			"the cluster's definition of Intercepts is older than this sidestep and does not know wiretaps").
 			Advise("ask who runs the cluster for `sidestep helm upgrade`")
 	case explainOverlap(err) != nil:
 		return m.ours(explainOverlap(err))
@@ -211,7 +211,7 @@ func (m *maker) explain(err error) error {
 // tooOld is the error for a manager without UDP.
 func tooOld() error {
 	return reason.New(codes.FailedPrecondition, reason.NotSteering,
-		"the traffic manager is older than this program and tells no UDP ports from those of TCP").
+		"the traffic manager is older than this program and does not know UDP ports").
 		Advise("whoever runs the cluster has to upgrade it (`sidestep helm upgrade`), or leave out /TCP and /UDP")
 }
 

@@ -20,7 +20,7 @@ import (
 
 // errSilent ends a connection on which nothing arrives any more. Other connections on the same path
 // may be dead too.
-var errSilent = errors.New("the traffic manager does not answer any more")
+var errSilent = errors.New("the traffic manager no longer answers")
 
 // established is a connection on which the manager has said hello.
 type established struct {

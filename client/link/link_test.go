@@ -135,7 +135,7 @@ func TestAnswersBehindManyBytesAreWaitedFor(t *testing.T) {
 				}()
 				began := time.Now()
 				assert.ErrorContains(t, l.maintain(ctx, end, &established{stream: quiet{ctx: ctx}}, flow, &Way{}),
-					"does not answer any more")
+					"no longer answers")
 				assert.Equal(t, tc.lasts, time.Since(began))
 				time.Sleep(time.Hour)
 			})

@@ -65,7 +65,7 @@ func (s State) Environment(ctx context.Context,
 		return reply, nil
 	case status.Code(err) == codes.Unimplemented:
 		return nil, reason.New(codes.FailedPrecondition, reason.NoEnvironment,
-			"the traffic manager (%s) is older than this sidestep and gives no environments",
+			"the traffic manager (%s) is older than this sidestep and does not provide environments",
 			s.ManagerVersion).
 			Advise("run `sidestep helm upgrade`")
 	}

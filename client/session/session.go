@@ -376,7 +376,7 @@ func (s *Session) saveIntercepts(namespaces []string, known []intercept.Known) e
 func (s *Session) save() error {
 	err := s.store.Save(&s.record)
 	if err != nil && s.unstored == nil {
-		s.log.Warn("the session cannot be kept on disk: a daemon that is started anew will not resume it", "error", err)
+		s.log.Warn("the session cannot be saved: the next daemon will not resume it", "error", err)
 	}
 	s.unstored = err
 	return err

@@ -48,7 +48,7 @@ func (c *Cluster) warnLacking(ctx context.Context, s Settings) {
 	lines, err := c.lacking(ctx)
 	switch {
 	case err != nil:
-		s.Warn(fmt.Sprintf("who lacks rights that this version asks for is not known: %v", err))
+		s.Warn(fmt.Sprintf("cannot find out who lacks rights that this version needs: %v", err))
 	case len(lines) > 0:
 		s.Warn("some cannot use sidestep as before, until you bind them to the roles named here")
 		for _, line := range lines {

@@ -94,6 +94,6 @@ func TestAnUpgradeDoesNotFailForWantOfTheRightToAsk(t *testing.T) {
 	})
 	var warned []string
 	f.warnLacking(t.Context(), Settings{Warn: func(text string) { warned = append(warned, text) }})
-	assert.Equal(t, []string{"who lacks rights that this version asks for is not known: " +
+	assert.Equal(t, []string{"cannot find out who lacks rights that this version needs: " +
 		"list ClusterRoles: you may not"}, warned)
 }

@@ -221,7 +221,7 @@ func (t StatusText) endedLines(s *daemonpb.StatusInfo) []string {
 		line := fmt.Sprintf("%s, of %s %s.%s: %s", e.GetName(), e.GetWorkloadKind(), e.GetWorkload(),
 			e.GetNamespace(), e.GetReason())
 		if e.GetAgain() {
-			line += "; " + t.Paint.Odd("it is being made again")
+			line += "; " + t.Paint.Odd("it is being recreated")
 		}
 		lines = append(lines, line)
 	}

@@ -85,7 +85,7 @@ intercepts, stay. Keys, tokens and environments of containers are in none of it.
 // check reports whether the daemon's log is wanted.
 func (f *flags) check() (daemon bool, err error) {
 	if f.output != "" && !strings.HasSuffix(f.output, ".zip") {
-		return false, output.Usagef("--output-file %s: its name is to end with .zip", f.output)
+		return false, output.Usagef("--output-file %s: its name must end with .zip", f.output)
 	}
 	for _, word := range strings.Split(strings.ToLower(f.daemons), ",") {
 		switch word {

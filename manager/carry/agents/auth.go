@@ -72,11 +72,11 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	values := md.Get("authorization")
 	if len(values) != 1 {
 		return "", status.Error(codes.Unauthenticated,
-			"the call carries no token: metadata authorization is to be \"Bearer <token>\"")
+			"the call carries no token: metadata authorization must be \"Bearer <token>\"")
 	}
 	token, ok := strings.CutPrefix(values[0], "Bearer ")
 	if !ok || token == "" {
-		return "", status.Error(codes.Unauthenticated, "metadata authorization is to be \"Bearer <token>\"")
+		return "", status.Error(codes.Unauthenticated, "metadata authorization must be \"Bearer <token>\"")
 	}
 	key := sha256.Sum256([]byte(token))
 	a.mu.Lock()

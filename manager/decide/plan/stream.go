@@ -261,7 +261,7 @@ type Steering struct {
 
 // tooOld is the message for node agents without wiretaps, noUDP for those without UDP.
 const (
-	tooOld = "the node agent is older than the traffic manager and knows no wiretaps: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
+	tooOld = "the node agent is older than the traffic manager and does not know wiretaps: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
 	noUDP  = "the node agent is older than the traffic manager and cannot intercept UDP: whoever runs the cluster has to upgrade it (`sidestep helm upgrade`)"
 )
 

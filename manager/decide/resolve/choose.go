@@ -110,7 +110,7 @@ func because(ic *v1alpha1.Intercept) string {
 	case ic.Spec.Wiretap:
 		return ", and a wiretap copies nothing else"
 	case ic.Spec.Mechanism == v1alpha1.MechanismHTTP:
-		return ", and only TCP carries HTTP requests that can be told apart: use --mechanism tcp to take everything of a UDP port"
+		return ", and only TCP carries HTTP requests: use --mechanism tcp to take all of a UDP port"
 	case ic.Spec.Protocol == "" && ic.Annotations[v1alpha1.KnowsUDP] == "true":
 		return ", and only TCP and UDP can be intercepted"
 	case ic.Spec.Protocol == "":
