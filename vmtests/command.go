@@ -24,8 +24,8 @@ import (
 // native is the kernel of this computer.
 const native = "native"
 
-// everything is the kernels of a complete run: the oldest that is supported, those of Debian 12,
-// what will be in Debian next.
+// everything is the kernels of a complete run: the oldest supported one, those of Debian 12, and
+// what the next Debian will have.
 const everything = "5.10,6.1,6.12," + debian.Newest + "," + native
 
 type options struct {

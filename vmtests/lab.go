@@ -135,7 +135,7 @@ func (l *lab) tell(k *report.Kernel, which func(report.Failure) bool) {
 	}
 }
 
-// reader prints what becomes of each package, and notes which failures it has told.
+// reader prints the result of each package, and notes which failures it has printed.
 func (l *lab) reader(k *report.Kernel, told map[string]bool) *report.Reader {
 	r := &report.Reader{Kernel: k, Convert: []string{l.convert}, Passed: func(t report.Test) {
 		fmt.Fprintf(l.out, "  %-6s %-4s %6.1fs %s\n", k.Name, t.Outcome, t.Seconds, t.Package)

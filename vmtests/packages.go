@@ -21,8 +21,8 @@ type pkg struct {
 
 const project = "sidestep.dev/sidestep/"
 
-// discover gives the packages whose tests are to run on other kernels: those that patterns name, or
-// all that face the kernel.
+// discover returns the packages whose tests run on other kernels: those that match patterns, or all
+// that use the kernel directly.
 func discover(ctx context.Context, patterns string) (all []pkg, err error) {
 	args := []string{"list", "-json=ImportPath,Dir,Imports,TestImports,XTestImports,TestGoFiles,XTestGoFiles"}
 	if patterns == "" {
@@ -50,9 +50,9 @@ func discover(ctx context.Context, patterns string) (all []pkg, err error) {
 	}
 }
 
-// facesKernel says whether the package speaks with the kernel itself, so that another kernel could
-// answer differently: it, or its tests, use BPF, netlink or network namespaces, or it is below
-// nodeagent and makes system calls of Linux.
+// facesKernel reports whether another kernel could make a difference for the package: it, or its
+// tests, use BPF, netlink or network namespaces, or it is below nodeagent and makes Linux system
+// calls.
 func (p pkg) facesKernel() bool {
 	own := strings.HasPrefix(p.ImportPath, project+"nodeagent") &&
 		slices.Contains(p.Imports, "golang.org/x/sys/unix")

@@ -16,11 +16,11 @@ import (
 	"sidestep.dev/sidestep/vmtests/report"
 )
 
-// freshness is how long results may stand in the table beside newer ones.
+// freshness is how old results may be that stand in the table beside newer ones.
 const freshness = 24 * time.Hour
 
-// stored is what a package's tests have said on a kernel, so that a run of a part completes what
-// others have found.
+// stored is the results of a package's tests on a kernel, so that a partial run is completed by
+// earlier results.
 type stored struct {
 	When  time.Time
 	Tests []report.Test
@@ -54,8 +54,8 @@ func (l *lab) recall(name string) (known, error) {
 
 func (l *lab) storeOf(name string) string { return filepath.Join(l.cache.Dir, "results", name+".json") }
 
-// remember stores the results of whole packages. Those of another version of the kernel are
-// forgotten.
+// remember stores the results of whole packages, and removes those of another version of the
+// kernel.
 func (l *lab) remember(k *report.Kernel) error {
 	if l.pattern != "" || !k.Done {
 		return nil
@@ -82,8 +82,8 @@ func (l *lab) remember(k *report.Kernel) error {
 	return os.WriteFile(l.storeOf(k.Name), text, 0o644)
 }
 
-// everywhere gives what is known of all kernels that a complete run has, from this run and from
-// earlier ones.
+// everywhere returns the results on all kernels of a complete run, from this run and from earlier
+// ones.
 func (l *lab) everywhere(ctx context.Context) (all []*report.Kernel, err error) {
 	packages, err := discover(ctx, "")
 	if err != nil {

@@ -78,7 +78,7 @@ type identity struct {
 func (i *identity) addFlags(command *cobra.Command, e env, name string) {
 	pod := e.getenv("POD_NAME")
 	if pod == "" {
-		// Nobody has a better name for it if this fails.
+		// If this fails, there is no better name.
 		pod, _ = e.hostname()
 	}
 	command.Flags().StringVar(&i.name, "name", or(e.getenv("SERVICE_NAME"), name),

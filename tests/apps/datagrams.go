@@ -44,7 +44,7 @@ func answerDatagrams(ctx context.Context, socket net.PacketConn, name string) er
 		} else if err != nil {
 			return fmt.Errorf("receive a datagram: %w", err)
 		}
-		// whoever gets no answer asks again
+		// a client without an answer asks again
 		_, _ = socket.WriteTo(append([]byte(name+": "), buffer[:n]...), from)
 	}
 }

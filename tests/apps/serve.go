@@ -147,7 +147,7 @@ func listenOn(ctx context.Context, e env, address, name string) (net.Listener, e
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	// Whoever starts this with port 0 reads the port here.
+	// With port 0, the caller reads the port here.
 	fmt.Fprintf(e.stderr, "%s listens on %s\n", name, listener.Addr())
 	return listener, nil
 }

@@ -91,7 +91,7 @@ func (b *bench) attach(ctx context.Context, replicas int) error {
 	return nil
 }
 
-// notice is what other users of a workload see of intercepts that come and go. Times are in
+// notice is what other users of a workload notice of intercepts that begin and end. Times are in
 // milliseconds.
 type notice struct {
 	Pods      int     `json:"pods"`
@@ -110,7 +110,7 @@ func (n notice) String() string {
 		n.Requests, n.Failed, n.Strayed, n.P50, n.P50Before, n.P99, n.P99Before, n.Max)
 }
 
-// attachOnce gives how long the parts took.
+// attachOnce returns how long the parts took.
 func (b *bench) attachOnce(ctx context.Context, url string) (took [3]time.Duration, err error) {
 	started := time.Now()
 	if err := b.intercept(ctx, attached, "--port", fmt.Sprint(laptopPort), "--http-header",

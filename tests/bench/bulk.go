@@ -20,8 +20,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// bulk is a load of endless transfers. What counts is what has arrived between two times, at the
-// end at which it arrives.
+// bulk is a load of endless transfers. It counts what arrives between two times, at the receiving
+// end.
 type bulk struct {
 	connections int
 	upload      bool
@@ -31,7 +31,7 @@ type bulk struct {
 	duration time.Duration // that is counted
 }
 
-// arrived is what one end of some transfers says about them.
+// arrived is what one end of some transfers reports.
 type arrived struct {
 	Seconds float64 `json:"seconds"`
 	Counted float64 `json:"counted"` // bytes in this time
@@ -40,8 +40,8 @@ type arrived struct {
 
 func (a arrived) sample() sample { return sample{rate: a.Counted / 1e6 / a.Seconds, done: a.All / 1e6} }
 
-// transfer has a process on the machine from which the load comes make the transfers with the
-// server of runBulkServer at the other end.
+// transfer makes a process on the load's machine run the transfers with the server of runBulkServer
+// at the other end.
 func (b *bench) transfer(ctx context.Context, w way, l bulk) (sample, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -63,7 +63,7 @@ func (b *bench) transfer(ctx context.Context, w way, l bulk) (sample, error) {
 	return a.sample(), nil
 }
 
-// runBulkLoad is the process from which the load comes.
+// runBulkLoad is the process that makes the load.
 func runBulkLoad(ctx context.Context, what string, out io.Writer) error {
 	fields := strings.Split(what, ",")
 	if len(fields) != 4 {
@@ -90,7 +90,7 @@ func runBulkLoad(ctx context.Context, what string, out io.Writer) error {
 
 type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// order is what is sent first on a connection.
+// order is the first message on a connection.
 type order struct {
 	Upload           bool
 	Settle, Duration time.Duration
@@ -140,7 +140,7 @@ func (l bulk) transfer(ctx context.Context, dial dialer, address string, receive
 	}
 	if !l.upload {
 		_, err = io.CopyBuffer(received, struct{ io.Reader }{c}, make([]byte, piece))
-		return a, errors.Join(err, io.ErrUnexpectedEOF) // which is of interest if its time is not over
+		return a, errors.Join(err, io.ErrUnexpectedEOF) // it matters only if the time is not over
 	}
 	var sending sync.WaitGroup
 	sending.Go(func() { send(c) })

@@ -16,19 +16,19 @@ import (
 )
 
 const (
-	// largest is what one Read of a tun device gives at most: the head that says how a kernel is to
-	// cut it into packets, and 64 KiB.
+	// largest is the most that one Read of a tun device returns: the header that says how to
+	// segment the data into packets, and 64 KiB.
 	largest = 10 + 1<<16
-	// underWay is how many bytes there are on a link in one direction at most; packets that find no
-	// room are lost, as in a router.
+	// underWay is how many bytes a link carries in one direction at most. Packets beyond are lost,
+	// as in a router.
 	underWay = 64 << 20
-	// early is how much before its time a packet may go: less than a sleep is exact to.
+	// early is how much before its time a packet may be sent: less than the precision of a sleep.
 	early = 100 * time.Microsecond
 )
 
-// openTun makes a tun device, which exists until the file is closed. Like a network card with
-// offloads it takes TCP's data in pieces of up to 64 KiB, which the kernel at the other end takes
-// as the many packets that they stand for.
+// openTun creates a tun device, which exists until the file is closed. Like a network card with
+// offloads it takes TCP data in pieces of up to 64 KiB (TSO). The kernel at the other end receives
+// them as the packets for which they stand (GRO).
 func openTun(ns *netns.Namespace, name string) (*os.File, error) {
 	device := &netlink.Tuntap{
 		LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TUN,
@@ -63,13 +63,13 @@ func openTun(ns *netns.Namespace, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// direction is one of a delayed link: a ring of bytes, in which packets wait for their time in the
-// order in which they came.
+// direction is one direction of a delayed link: a ring of bytes in which packets wait for their
+// time in the order in which they came.
 type direction struct {
 	from, to *os.File
 	oneWay   time.Duration
 	ring     []byte
-	// bytes of all packets so far that need no room any more, with what was left unused at the
+	// bytes of all packets so far that need no room any more, including what was left unused at the
 	// ring's end
 	gone    atomic.Int64
 	waiting chan packet

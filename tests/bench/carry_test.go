@@ -22,8 +22,8 @@ import (
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
-// delayedLink gives two networks, whose addresses 192.0.2.1 and .2 reach each other after so long
-// each way, and a listener in the second.
+// delayedLink returns two networks, whose addresses 192.0.2.1 and .2 reach each other with that
+// delay each way, and a listener in the second.
 func delayedLink(t testing.TB, oneWay time.Duration) (dial dialer, listener net.Listener) {
 	var networks [2]*netns.Namespace
 	var ends [2]*os.File

@@ -43,8 +43,8 @@ func (b *bench) delay(ctx context.Context, oneWay time.Duration) (undo func(), e
 	return undo, nil
 }
 
-// tun makes a tun device on a machine, and a route by it from an address of the machine to another,
-// in place of the one that there is.
+// tun creates a tun device on a machine, and replaces the machine's route from one of its addresses
+// to another with one through it.
 func (b *bench) tun(ctx context.Context, machine, from, to string) (end *os.File, undo func(), err error) {
 	before, err := lab.Output(b.OnNode(ctx, machine, "ip", "route", "show", to+"/32"))
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 // growthRow is the name of the row about many intercepts and node agents.
 const growthRow = "growth"
 
-// growthSizes are along two lines, which meet in the middle. Intercepts are in ascending order.
+// growthSizes returns sizes along two lines, which meet in the middle. Intercepts are in ascending
+// order.
 func growthSizes(quick bool) []growth.Size {
 	if quick {
 		return []growth.Size{{Intercepts: 10, Agents: 10}, {Intercepts: 1000, Agents: 10},
@@ -138,7 +139,7 @@ func (l growthLine) String() string {
 	return strings.Join(words, ", ")
 }
 
-// growthLines gives the exponents for the sizes that differ in one thing only.
+// growthLines returns the exponents for the sizes that differ in one dimension only.
 func growthLines(points []growth.Point) (lines []growthLine) {
 	for _, axis := range []struct {
 		name         string
@@ -154,7 +155,7 @@ func growthLines(points []growth.Point) (lines []growthLine) {
 	return lines
 }
 
-// longest gives the points that most others have something in common with.
+// longest returns the largest set of points that have the same value in common.
 func longest(points []growth.Point, common func(growth.Size) int) (most []growth.Point) {
 	with := map[int][]growth.Point{}
 	for _, p := range points {

@@ -110,7 +110,8 @@ func backAndForth(ctx context.Context, client testpb.TestServiceClient) (func() 
 	}, nil
 }
 
-// repeat does in n places what each start gives, over and over, and measures how long each takes.
+// repeat runs, in n goroutines, what start returns, over and over, and measures how long each run
+// takes.
 func repeat(ctx context.Context, n int, duration time.Duration,
 	start func(context.Context) (func() error, error)) (latencies, error) {
 	var mu sync.Mutex

@@ -124,7 +124,7 @@ func (b *bench) row(ctx context.Context, name string, measure func(context.Conte
 	return nil
 }
 
-// took notes how long a part of the run, which ends now, has been.
+// took notes how long a part of the run took, which ends now.
 func (b *bench) took(part string, since time.Time) {
 	seconds := time.Since(since).Seconds()
 	b.results.Took = append(b.results.Took, span{part, seconds})
@@ -162,7 +162,7 @@ func (b *bench) onCluster(ctx context.Context) error {
 	group, inTime := errgroup.WithContext(ctx)
 	group.Go(func() error { return b.install(inTime) })
 	if wanted {
-		group.Go(func() error { return b.upPlaces(ctx) }) // which run as long as ctx does
+		group.Go(func() error { return b.upPlaces(ctx) }) // they run until ctx ends
 	}
 	if err := group.Wait(); err != nil {
 		return err
@@ -182,7 +182,8 @@ func (b *bench) onCluster(ctx context.Context) error {
 	return b.load(ctx)
 }
 
-// install gives the cluster sidestep, and a developer a session and a service on the laptop.
+// install installs sidestep in the cluster, and gives a developer a session and a service on the
+// laptop.
 func (b *bench) install(ctx context.Context) (err error) {
 	if b.admin, err = b.Administrator(ctx); err != nil {
 		return err

@@ -28,7 +28,7 @@ const (
 	rawTCP      = "TCP over the same link"
 )
 
-// Ports on which things listen for these rows.
+// Ports for these rows.
 const (
 	laptopPort  = 19000 // of the laptop: the service in the app's place
 	forwardPort = 18080 // of the laptop
@@ -63,7 +63,7 @@ func (b *bench) matchedRows() (rows []row) {
 	return rows
 }
 
-// all prepares several things, the last of which is undone first.
+// all prepares several things, and undoes them in reverse order.
 func all(ctx context.Context, prepare ...func(context.Context) (func(), error)) (undo func(), err error) {
 	var undos []func()
 	undo = func() {
@@ -110,7 +110,7 @@ func (b *bench) serve(ctx context.Context, machine string, port int,
 	command func(context.Context) *exec.Cmd) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := command(ctx)
-	// which is handed on to a program on a node, unlike an interrupt
+	// it is forwarded to a program on a node, unlike an interrupt
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	var said strings.Builder

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// errNotMeasured is for a way on which a load makes no sense.
+// errNotMeasured means that a load makes no sense on a way.
 var errNotMeasured = errors.New("not measured")
 
 // load measures all rows that load the places, when nothing comes from the rows before any more.
@@ -43,7 +43,7 @@ func (b *bench) load(ctx context.Context) error {
 	return nil
 }
 
-// wantsLoad says whether there is such a row to measure.
+// wantsLoad reports whether there is a row to measure with a load.
 func (b *bench) wantsLoad() (bool, error) {
 	dir, err := os.MkdirTemp("", "sidestep-bench-")
 	if err != nil {
@@ -110,7 +110,7 @@ func (b *bench) once(ctx context.Context, r row, w way) (s sample, err error) {
 	return s, nil
 }
 
-// idleCPU is how many CPUs the machine uses at rest.
+// idleCPU returns how many CPUs the machine uses at rest.
 func idleCPU(ctx context.Context) (float64, error) {
 	const long = 3 * time.Second
 	before, err := usedCPU()
@@ -129,7 +129,7 @@ func idleCPU(ctx context.Context) (float64, error) {
 // tick is the unit of /proc/stat: USER_HZ is 100 everywhere that Go runs.
 const tick = 10 * time.Millisecond
 
-// usedCPU is the time for which this machine's CPUs have not been idle, all together
+// usedCPU returns the time for which this machine's CPUs have not been idle, summed up
 // (proc_stat(5)).
 func usedCPU() (time.Duration, error) {
 	text, err := os.ReadFile("/proc/stat")

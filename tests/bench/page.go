@@ -69,7 +69,7 @@ func tables(r *results, picture string) string {
 	return t.String()
 }
 
-// shorter is what the others are compared with, in the head of a column.
+// shorter returns what the others are compared with, for the head of a column.
 func shorter(way string) string {
 	name, _, _ := strings.Cut(way, ",")
 	return name

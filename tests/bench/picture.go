@@ -33,9 +33,9 @@ type picture struct {
 	y    int
 }
 
-// draw gives a picture (SVG 1.1) of each row's ways as bars. Unmatched traffic is compared with
-// direct, what goes through tunnels with a port-forward; rows that have neither are left out. Waits
-// are as they are.
+// draw returns a picture (SVG 1.1) with a bar for each way of each row. Unmatched traffic is
+// compared with direct connections, and tunnels with a port-forward. It leaves out rows that have
+// neither. Waits are shown as they are.
 func draw(r *results) string {
 	p := &picture{}
 	for _, draw := range []func(*results){p.unmatched, p.tunnelled, p.waits} {
@@ -137,7 +137,7 @@ func (p *picture) waits(r *results) {
 	}
 }
 
-// bar draws one, which begins a row if it has a label.
+// bar draws one bar, which begins a row if it has a label.
 func (p *picture) bar(label, title, way string, width float64, value string) {
 	if label != "" {
 		p.y += rowGap

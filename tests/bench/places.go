@@ -20,15 +20,15 @@ import (
 //go:embed places.yaml
 var placesYAML string
 
-// node is where the measured pods and the load are, so that no network but this machine's memory
-// lies between them.
+// node is where the measured pods and the load are, so that only this machine's memory lies between
+// them.
 const node = "node1"
 
-// place is a pod whose app is measured, with what else has been started in its network.
+// place is a pod whose app is measured, with what was started in its network.
 type place struct {
 	lab.Pod
 	pid    string   // of the app
-	groups []string // control groups of the app by which its processor time is shared out
+	groups []string // cgroups of the app that share out its processor time
 	dir    string   // for configurations and logs
 	stop   []func()
 }
@@ -74,7 +74,7 @@ func (b *bench) remove(ctx context.Context, name string) {
 		"service/"+name, "--ignore-not-found", "--wait=false")
 }
 
-// gone waits until nothing of it is left, so that its end does not cost what is measured next.
+// gone waits until nothing of it is left, so that its end does not disturb the next measurement.
 func (b *bench) gone(ctx context.Context, names ...string) error {
 	_, err := b.Kubectl(ctx, "-n", lab.Namespace, "wait", "--for=delete", "pod", "--selector",
 		"app in ("+strings.Join(names, ",")+")", "--timeout=60s")
@@ -116,9 +116,9 @@ func (p *place) run(ctx context.Context, argv ...string) error {
 	return err
 }
 
-// command is of this machine's files and processes, and of the pod's network and control groups:
-// what is started has the weight that an injected sidecar has, where several want a processor at a
-// time, as has the node agent in a pod of its own.
+// command returns a command that uses this machine's files and processes, and the pod's network and
+// cgroups. When several programs want a processor, it has the weight of an injected sidecar, as the
+// node agent has in a pod of its own.
 func (p *place) command(ctx context.Context, argv ...string) *exec.Cmd {
 	const enter = `for g in $0; do echo $$ >"$g/cgroup.procs" || exit; done; exec nsenter "$@"`
 	args := []string{"-c", enter, strings.Join(p.groups, " "), "--net=/proc/" + p.pid + "/ns/net", "--"}
@@ -176,15 +176,15 @@ func processOf(uid string) (string, error) {
 	return fmt.Sprint(pid), nil
 }
 
-// inPod says whether the process with a directory in /proc belongs to a pod.
+// inPod reports whether the process with a directory in /proc belongs to a pod.
 func inPod(dir, uid string) bool {
 	text, err := os.ReadFile(filepath.Join(dir, "cgroup"))
 	s := string(text)
 	return err == nil && (strings.Contains(s, uid) || strings.Contains(s, strings.ReplaceAll(uid, "-", "_")))
 }
 
-// cpuGroups gives the directories of those control groups of a process that share out processor
-// time: of version 1's hierarchy for that, or of version 2's.
+// cpuGroups returns the directories of those cgroups of a process that share out processor time, in
+// the hierarchy of version 1 or 2.
 func cpuGroups(pid string) (dirs []string, err error) {
 	text, err := os.ReadFile("/proc/" + pid + "/cgroup")
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// restRow is the name of the row about what is used when nothing happens, and resting the workload
-// that it is measured with.
+// restRow is the name of the row about idle use, and resting is the workload that it is measured
+// with.
 const (
 	restRow = "at rest"
 	resting = "resting"
@@ -40,7 +40,7 @@ const (
 	nodeAgentIs = "node agent"
 )
 
-// atRest is what a program uses when nothing happens.
+// atRest is what an idle program uses.
 type atRest struct {
 	Program    string       `json:"program"`
 	Intercepts int          `json:"intercepts"`
@@ -140,7 +140,7 @@ func (b *bench) weigh() error {
 	return nil
 }
 
-// restWith measures all programs at once, which have had nothing to do since the last change.
+// restWith measures all programs at once. They have had nothing to do since the last change.
 func (b *bench) restWith(ctx context.Context, intercepts, tunnels int, changed time.Time) error {
 	all, err := b.programs(ctx)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 type row struct {
 	name, unit string // of the rate
 	per        string // what the CPU time is counted for
-	ways       []way  // the first is what the others are compared with
+	ways       []way  // the others are compared with the first
 	prepare    func(ctx context.Context) (undo func(), err error)
 	measure    func(ctx context.Context, w way) (sample, error)
 }
@@ -35,13 +35,13 @@ type sample struct {
 	cpu            float64 // µs of all CPUs for one of these, beyond what the machine uses at rest
 }
 
-// machine is where the load comes from.
+// machine returns where the load comes from.
 func (w way) machine() string { return cmp.Or(w.from, node) }
 
 func (w way) url(path string) string { return "http://" + w.address + path }
 
-// ways gives the ways to an app: past the intercept, through it, and through all proxies that stand
-// before it.
+// ways returns the ways to an app: past the intercept, through it, and through all proxies before
+// the app.
 func (b *bench) ways(port int, name string) []way {
 	at := func(p *place, port int) string { return fmt.Sprintf("%s:%d", p.IP, port) }
 	all := []way{

@@ -35,7 +35,7 @@ var proxies = []struct {
 	{haproxy, "haproxy-h2", 18023, goPort},
 }
 
-// Names of ways. The first is what the others are compared with.
+// Names of ways. The others are compared with the first.
 const (
 	direct       = "direct"
 	intercepted  = "intercepted"
@@ -56,7 +56,7 @@ func (b *bench) upPlaces(ctx context.Context) error {
 	return group.Wait()
 }
 
-// placePorts gives the ports of both pods.
+// placePorts returns the ports of both pods.
 func placePorts() []servicePort {
 	return []servicePort{{"go", goPort}, {"nginx", nginxPort}, {"node", nodePort}, {"grpc", grpcPort}}
 }

@@ -82,7 +82,7 @@ func readH2load(out string) (s sample, err error) {
 	return s, err
 }
 
-// curl makes one transfer that does not come to its end, and gives the speed that it has had.
+// curl makes one transfer that does not finish, and returns its speed.
 func (b *bench) curl(ctx context.Context, args ...string) (sample, error) {
 	argv := append([]string{"curl", "--fail", "--silent", "--show-error", "-o", "/dev/null",
 		"--max-time", fmt.Sprint(b.duration.Seconds()),
@@ -99,7 +99,7 @@ func (b *bench) curl(ctx context.Context, args ...string) (sample, error) {
 	return readCurl(out)
 }
 
-// curlTimeout is what curl exits with when its time is over (curl(1)).
+// curlTimeout is curl's exit code when its time is over (curl(1)).
 const curlTimeout = 28
 
 func readCurl(out string) (sample, error) {

@@ -122,7 +122,7 @@ func TestUpDown(t *testing.T) {
 		t.Log(l.try("kubectl", "get", "pods,events", "-A", "-o", "wide"))
 	}
 
-	// Somebody's program in the laptop's network does not outlive the cluster.
+	// A program in the laptop's network does not outlive the cluster.
 	left := l.command("exec", "laptop", "--", "sleep", "1000")
 	require.NoError(t, left.Start())
 	ended := make(chan error, 1)

@@ -63,8 +63,7 @@ func (i inventory) assertSame(t *testing.T) {
 	}
 }
 
-// processes lists those that belong to a cluster of these tests by what they see: their mounts or
-// their cgroups.
+// processes lists the processes of a cluster of these tests, by their mounts or cgroups.
 func processes(t *testing.T) []string {
 	t.Helper()
 	var found []string

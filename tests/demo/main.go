@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command demo shows sidestep at work: it brings a Kubernetes up with a shop on it, installs
-// sidestep, and runs the real command line on a developer's laptop, printing each command as it is
-// typed and what it answers.
+// Command demo shows sidestep at work. It starts a Kubernetes with a shop on it, installs sidestep,
+// and runs the real command line on a developer's laptop. It prints each command as it is typed,
+// and its output.
 package main
 
 import (

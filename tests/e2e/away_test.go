@@ -41,8 +41,8 @@ func killDaemon(t *testing.T, d *lab.Developer) {
 	require.NoError(t, err)
 }
 
-// testKillBoth is about an intercept that nobody holds any more: its command line and the daemon,
-// which would leave it, were both killed.
+// testKillBoth tests an intercept whose command line and daemon, which would leave it, were both
+// killed.
 func testKillBoth(t *testing.T, s *scene) {
 	pidFile := filepath.Join(s.ann.Home(), "command.pid")
 	cmd := s.ann.Command(t.Context(), "sidestep", "intercept", "orders", "-n", lab.Namespace,
@@ -84,7 +84,7 @@ func testKillBoth(t *testing.T, s *scene) {
 	assert.Empty(t, strings.TrimSpace(left))
 }
 
-// testCutOff is about a laptop whose network is cut for longer than the traffic manager keeps its
+// testCutOff tests a laptop whose network is cut for longer than the traffic manager keeps its
 // intercepts.
 func testCutOff(t *testing.T, s *scene) {
 	needsLocal(t, s)

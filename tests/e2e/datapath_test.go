@@ -128,8 +128,8 @@ func testUpgrade(t *testing.T, s *scene) {
 	}
 }
 
-// assertMostly is assertSplit for TC, which leaves connections to the app that follow one with the
-// same addresses and ports within a minute: with so many from one client, some do.
+// assertMostly is assertSplit for TC, which leaves a connection to the app if it follows one with
+// the same addresses and ports within a minute. With so many from one client, some do.
 func assertMostly(t *testing.T, summary *load.Summary) {
 	t.Helper()
 	assert.Zero(t, summary.Failures.Count, "%+v", summary.Failures)

@@ -100,8 +100,8 @@ func (s *scene) documented(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// testDocuments follows the command lines of Telepresence's documents, by both names of the
-// program, and compares what is seen with what is kept of it.
+// testDocuments runs the command lines of Telepresence's documents, by both names of the program,
+// and compares the output with golden files.
 func testDocuments(t *testing.T, s *scene) {
 	s.documented(t)
 	names(t, s.ann)
@@ -163,7 +163,7 @@ func (tr *transcript) reference() {
 	tr.types("intercept echo-rollout-6d5f79c --port 9000")
 }
 
-// overview are those of the pages of 2.0 and 2.0.3.
+// overview runs those of the pages of 2.0 and 2.0.3.
 func (tr *transcript) overview() {
 	tr.says("The pages of 2.0 and 2.0.3")
 	tr.types("login")
@@ -182,7 +182,7 @@ func (tr *transcript) overview() {
 	tr.types("connect --namespace shop")
 }
 
-// kinds are those of "Types of Intercepts".
+// kinds runs those of "Types of Intercepts".
 func (tr *transcript) kinds() {
 	tr.says("Types of intercepts")
 	for _, flags := range [][]string{

@@ -19,8 +19,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// testEnvironment imports the environment of a container, which is seen from nowhere else: the
-// image has no shell.
+// testEnvironment imports the environment of a container whose image has no shell, so that nothing
+// else could read it.
 func testEnvironment(t *testing.T, s *scene) {
 	pods, err := s.Kubectl(t.Context(), "-n", lab.Namespace, "get", "pods", "-l", "app=orders", "-o", "name")
 	require.NoError(t, err)

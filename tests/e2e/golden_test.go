@@ -35,8 +35,8 @@ type transcript struct {
 // says adds a remark.
 func (tr *transcript) says(text string) { fmt.Fprintf(&tr.text, "# %s\n", text) }
 
-// types runs a command line and adds it with all that it prints. An error is no failure: what is
-// printed tells.
+// types runs a command line and adds it with its output. An error is no failure: the output shows
+// it.
 func (tr *transcript) types(line string, more ...string) string {
 	tr.Helper()
 	ctx, cancel := context.WithTimeout(tr.Context(), time.Minute)
@@ -70,7 +70,7 @@ func names(t *testing.T, d *lab.Developer) {
 	require.NoError(t, err)
 }
 
-// masks are for what differs from run to run, and from cluster to cluster.
+// masks replace what differs from run to run, and from cluster to cluster.
 var masks = []struct {
 	what *regexp.Regexp
 	with string
@@ -91,7 +91,7 @@ func masked(text string) string {
 	return text
 }
 
-// golden compares a text with what is kept of it, line by line.
+// golden compares a text with a golden file, line by line.
 func golden(t *testing.T, name, text string) {
 	t.Helper()
 	got := masked(text)

@@ -18,8 +18,8 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// kinds are workloads as the shop has none: a DaemonSet, a Pod that nobody owns and has no service,
-// and what Argo Rollouts makes of a Rollout, with the services of its stable and its canary pods.
+// kinds are workloads that the shop lacks: a DaemonSet, a Pod without owner and service, and what
+// Argo Rollouts makes of a Rollout, with the services of its stable and its canary pods.
 var kinds = template.Must(template.New("").Parse(`
 {{define "pod"}}
     metadata:

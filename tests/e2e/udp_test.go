@@ -17,7 +17,7 @@ import (
 	"sidestep.dev/sidestep/tests/lab"
 )
 
-// resolver is a service with one number for TCP and UDP, as those of name servers are. Only UDP is
+// resolver is a service with one number for TCP and UDP, like those of name servers. Only UDP is
 // answered.
 const resolver = `
 apiVersion: apps/v1

@@ -70,7 +70,7 @@ func TestUpgradeFromRelease(t *testing.T) {
 		u.awaitSwitch(t, before)
 	})
 	u.works(t, ann)
-	// Whoever comes back trusts the new authority.
+	// Clients that reconnect trust the new authority.
 	u.during(t, func() {
 		_, err := l.Kubectl(ctx, "-n", "sidestep", "delete", "pod", "-l", "app.kubernetes.io/component=manager")
 		require.NoError(t, err)
@@ -205,7 +205,8 @@ func (u *upgrade) switched(t *testing.T) string {
 	return text
 }
 
-// awaitSwitch waits until the manager uses another authority, which it announces for five minutes before.
+// awaitSwitch waits until the manager uses another authority, which it announces for five minutes
+// before.
 func (u *upgrade) awaitSwitch(t *testing.T, before string) {
 	t.Helper()
 	look := time.NewTicker(5 * time.Second) // each look is a process

@@ -30,8 +30,8 @@ func connectedBy(t *testing.T, d *lab.Developer) (last string) {
 	return last
 }
 
-// testWays takes the right to the quicker way to the manager from developers, which leaves them the
-// port-forward.
+// testWays removes the right to the quicker way to the manager from developers, which leaves them
+// the port-forward.
 func testWays(t *testing.T, s *scene) {
 	if s.Local() { // whose API server reaches pods
 		assert.Contains(t, connectedBy(t, s.ann), `by="upgraded request"`)

@@ -97,7 +97,7 @@ func asked(round string, n int) (requests []lab.Request, tapped, bobs map[string
 	return requests, tapped, bobs
 }
 
-// ask sends the requests, and checks that each has its answer from whom it was to be.
+// ask sends the requests, and checks that each is answered by the expected service.
 func (s *scene) ask(t *testing.T, requests []lab.Request) {
 	t.Helper()
 	expect := func(r lab.Request) string {
@@ -159,7 +159,7 @@ func testWiretap(t *testing.T, s *scene) {
 	assert.Contains(t, sidestep(t, s.bob, "list", "-n", lab.Namespace), "wiretapped, also by ann@")
 
 	sidestep(t, s.ann, "leave", "listen")
-	bobs.stop() // and dead processes are nobody's concern
+	bobs.stop() // and dead processes do not matter
 	requests, _, _ = asked("gone", n)
 	s.ask(t, requests)
 	assert.Equal(t, tapped, anns.heard(t), "nothing is copied after leave")

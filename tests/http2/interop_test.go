@@ -24,7 +24,7 @@ import (
 // when they fail.
 const callerVariable = "SIDESTEP_INTEROP"
 
-// cases are those of grpc-go's interop client that need no credentials of a cloud.
+// cases are the cases of grpc-go's interop client that need no cloud credentials.
 var cases = map[string]func(ctx context.Context, cc *grpc.ClientConn){
 	"empty_unary":                 call(interop.DoEmptyUnaryCall),
 	"large_unary":                 call(interop.DoLargeUnaryCall),

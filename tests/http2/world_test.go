@@ -22,8 +22,8 @@ import (
 	"sidestep.dev/sidestep/nodeagent/proxy/stream"
 )
 
-// world is a proxy between an app and a laptop, which are servers on this machine; a gRPC server
-// stands for the manager.
+// world is a proxy between an app and a laptop, both of which are servers on this machine. A gRPC
+// server stands for the manager.
 type world struct {
 	agentpb.UnimplementedAgentsServer
 	clientpb.UnimplementedClientsServer

@@ -63,7 +63,7 @@ func (d *Developer) With(root string) *Developer {
 	return &other
 }
 
-// Command gives a command that the developer runs on the laptop, with sidestep in its PATH.
+// Command returns a command that the developer runs on the laptop, with sidestep in its PATH.
 func (d *Developer) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	if d.lab.local {
@@ -79,7 +79,7 @@ func (d *Developer) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// clusterCache is where tests/cluster would look from this process's home.
+// clusterCache returns where tests/cluster would look from this process's home.
 func clusterCache() string {
 	if dir := os.Getenv("SIDESTEP_CLUSTER_CACHE"); dir != "" {
 		return dir
@@ -129,7 +129,7 @@ func (d *Developer) Serve(ctx context.Context, kind, address string) (stop func(
 	return stop, nil
 }
 
-// Kubectl gives a command that runs the cluster's own kubectl on the laptop.
+// Kubectl returns a command that runs the cluster's own kubectl on the laptop.
 func (d *Developer) Kubectl(ctx context.Context, args ...string) *exec.Cmd {
 	program := "kubectl"
 	if found, _ := filepath.Glob(filepath.Join(clusterCache(), "kubernetes-*",

@@ -28,7 +28,7 @@ type Lab struct {
 	stops []func() // of what runs on laptops
 }
 
-// Up brings everything up but sidestep itself, says on out what it does, and returns when the shop
+// Up starts everything but sidestep itself, reports on out what it does, and returns when the shop
 // answers. $SIDESTEP_IMAGE_TAG names the images, which `make images` must have built.
 func Up(ctx context.Context, out io.Writer) (*Lab, error) {
 	root, err := repository()
@@ -72,7 +72,7 @@ func (l *Lab) clean(ctx context.Context) error {
 	return err
 }
 
-// upLocal starts the local cluster and gives its nodes the images.
+// upLocal starts the local cluster and loads the images on its nodes.
 func (l *Lab) upLocal(ctx context.Context) error {
 	if err := l.run(ctx, l.bin("cluster"), "up"); err != nil {
 		return fmt.Errorf("bring the local cluster up: %w", err)
@@ -88,7 +88,7 @@ func (l *Lab) upLocal(ctx context.Context) error {
 	return os.WriteFile(l.admin, []byte(config), 0o600)
 }
 
-// LoadImages gives the nodes of the local cluster the images that a checkout has built.
+// LoadImages loads the images that a checkout has built on the nodes of the local cluster.
 func (l *Lab) LoadImages(ctx context.Context, root string) error {
 	images, err := filepath.Glob(filepath.Join(root, "build/images/*.tar"))
 	if err != nil || len(images) == 0 {
@@ -109,11 +109,11 @@ func (l *Lab) Close() error {
 	return os.RemoveAll(l.dir)
 }
 
-// Local says whether the cluster is the one of tests/cluster, whose nodes are namespaces of this
+// Local reports whether the cluster is the one of tests/cluster, whose nodes are namespaces of this
 // machine.
 func (l *Lab) Local() bool { return l.local }
 
-// OnNode gives a command that runs in the network and mount namespaces of a node of the local
+// OnNode returns a command that runs in the network and mount namespaces of a node of the local
 // cluster ("node1", "laptop").
 func (l *Lab) OnNode(ctx context.Context, node string, argv ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, l.bin("cluster"), append([]string{"exec", node, "--"}, argv...)...)

@@ -17,7 +17,7 @@ import (
 	"sidestep.dev/sidestep/tests/apps/shop"
 )
 
-// Namespace is where the shop is.
+// Namespace is the shop's namespace.
 const Namespace = manifests.DefaultNamespace
 
 // upShop applies the sample workloads and waits until all of them are ready.
@@ -41,7 +41,7 @@ func (l *Lab) upShop(ctx context.Context) error {
 	return nil
 }
 
-// AppsImage is the image of the sample workloads, and when it is to be pulled.
+// AppsImage returns the image of the sample workloads and its pull policy.
 func (l *Lab) AppsImage() (image, pullPolicy string) {
 	if registry := os.Getenv("IMAGE_REGISTRY"); registry != "" {
 		return registry + "/sidestep/apps:" + l.tag, "IfNotPresent"
@@ -57,7 +57,7 @@ func (l *Lab) Apply(ctx context.Context, yaml string) error {
 	return err
 }
 
-// kubectl gives a command with the administrator's rights.
+// kubectl returns a command with the administrator's rights.
 func (l *Lab) kubectl(ctx context.Context, args ...string) *exec.Cmd {
 	if l.local {
 		return exec.CommandContext(ctx, l.bin("cluster"), append([]string{"kubectl"}, args...)...)
@@ -169,7 +169,7 @@ func (l *Lab) Load(ctx context.Context, node int, args ...string) (*load.Summary
 	return summary, nil
 }
 
-// Snapshot is what an intercept must not change about the shop's workloads: every spec, and each
+// Snapshot returns what an intercept must not change in the shop's workloads: every spec, and each
 // pod's identity and restarts.
 func (l *Lab) Snapshot(ctx context.Context) (map[string]string, error) {
 	text, err := l.Kubectl(ctx, "-n", Namespace, "get",

@@ -20,8 +20,7 @@ const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 // indexAge is how long an index is used before it is fetched again.
 const indexAge = 24 * time.Hour
 
-// Cache is a directory with kernels that were fetched, and with an index of those that are
-// packaged.
+// Cache is a directory with downloaded kernels, and with an index of the packaged ones.
 type Cache struct {
 	Dir string
 	Log *slog.Logger
@@ -111,7 +110,7 @@ func run(ctx context.Context, dir, program string, args ...string) (string, erro
 	return string(out), nil
 }
 
-// Kernel gives the newest kernel of a series such as 6.1, or of all (Newest), from the cache or
+// Kernel returns the newest kernel of a series such as 6.1, or of all (Newest), from the cache or
 // from Debian.
 func (c *Cache) Kernel(ctx context.Context, series string) (Kernel, error) {
 	found, err := c.resolve(ctx, series)

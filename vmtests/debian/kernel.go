@@ -40,7 +40,7 @@ func (p packaged) archives() []string {
 	return all
 }
 
-// pick gives the newest kernel of the series in an index.
+// pick returns the newest kernel of the series in an index.
 func pick(index, series string) (packaged, error) {
 	var all []packaged
 	var names []string
@@ -62,7 +62,7 @@ func pick(index, series string) (packaged, error) {
 	return slices.MaxFunc(all, func(a, b packaged) int { return compare(a.version, b.version) }), nil
 }
 
-// compare orders versions of kernels, which differ in their numbers alone.
+// compare compares kernel versions, which differ only in their numbers.
 func compare(a, b string) int {
 	return slices.Compare(numbersOf(a), numbersOf(b))
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package features asks the kernel for what the datapath is made of. It has tests only: what a
-// kernel must have by its version, and has not, is a failure there.
+// Package features probes the kernel for the features of the datapath. It has only tests: a feature
+// that a kernel of that version must have, and has not, is a failure.
 package features

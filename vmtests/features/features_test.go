@@ -25,8 +25,8 @@ import (
 	"sidestep.dev/sidestep/internal/testnet"
 )
 
-// TestKernel has a test for each feature. One that an older kernel lacks is skipped; it says from
-// which version on it must be there.
+// TestKernel has a test for each feature. An older kernel that lacks it skips the test, which names
+// the version from which on it must be there.
 func TestKernel(t *testing.T) {
 	testnet.RequireRoot(t)
 	for _, f := range []struct {
@@ -64,7 +64,7 @@ func programs(kind ebpf.ProgramType, helper asm.BuiltinFunc) func(*testing.T) er
 	return func(*testing.T) error { return features.HaveProgramHelper(kind, helper) }
 }
 
-// load gives a program that does nothing.
+// load returns a program that does nothing.
 func load(t *testing.T, kind ebpf.ProgramType, attach ebpf.AttachType, result int32) (*ebpf.Program, error) {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: kind, AttachType: attach, License: "GPL",
@@ -213,7 +213,7 @@ func memory(t *testing.T) error {
 }
 
 func TestMain(m *testing.M) {
-	// The tests' own limit, which a node agent lifts in the same way.
+	// This is the limit of the tests' own process. A node agent lifts its limit in the same way.
 	_ = rlimit.RemoveMemlock()
 	m.Run()
 }

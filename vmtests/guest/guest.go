@@ -16,10 +16,10 @@ import (
 	"time"
 )
 
-// PlanFile is where init finds its Plan.
+// PlanFile is where init reads its Plan.
 const PlanFile = "/plan.json"
 
-// Plan is what a machine is to do before it powers off.
+// Plan is what a machine does before it powers off.
 type Plan struct {
 	Modules []string // files with kernel modules, in the order in which they can be loaded
 	Tests   []Test
@@ -50,7 +50,7 @@ func Say(out io.Writer, word, text string) {
 	_, _ = fmt.Fprintf(out, "\n%s%s %s\n", mark, word, strings.ReplaceAll(text, "\n", " "))
 }
 
-// ParseMark gives the word and the text of a line that is a mark.
+// ParseMark returns the word and the text of a line that is a mark.
 func ParseMark(line string) (word, text string, ok bool) {
 	rest, ok := strings.CutPrefix(line, mark)
 	word, text, _ = strings.Cut(strings.TrimSpace(rest), " ")

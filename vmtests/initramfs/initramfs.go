@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package initramfs writes the archive from which a kernel makes its first file system: "newc" of
-// cpio, as the kernel's Documentation/driver-api/early-userspace/buffer-format.rst has it.
+// Package initramfs writes the archive from which a kernel makes its first file system: cpio's
+// "newc" format, described in the kernel's
+// Documentation/driver-api/early-userspace/buffer-format.rst.
 package initramfs
 
 import (
@@ -48,7 +49,7 @@ func (w *Writer) Dir(name string) {
 	w.header(name, directory|0o755, 0, 0, 0)
 }
 
-// File adds a file, which may be executed.
+// File adds an executable file.
 func (w *Writer) File(name string, data []byte) {
 	w.Dir(path.Dir(name))
 	w.header(name, regular|0o755, int64(len(data)), 0, 0)
@@ -85,7 +86,7 @@ func (w *Writer) Copy(name, from string) error {
 	return err
 }
 
-// Close ends the archive, and gives the first error of all.
+// Close ends the archive, and returns the first error of all calls.
 func (w *Writer) Close() error {
 	w.header("TRAILER!!!", 0, 0, 0, 0)
 	if err := w.out.Flush(); w.err == nil {

@@ -20,7 +20,7 @@ type entry struct {
 	data               string
 }
 
-// read is what the kernel does with an archive.
+// read reads an archive as the kernel does.
 func read(t *testing.T, archive []byte) (names []string, entries map[string]entry) {
 	t.Helper()
 	entries = map[string]entry{}

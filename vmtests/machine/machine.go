@@ -35,11 +35,11 @@ type Machine struct {
 // ErrRunning is given for a machine that did not power off in time.
 var ErrRunning = errors.New("the machine was still running")
 
-// consoleEnd is how much of a console is worth showing.
+// consoleEnd is how many bytes of a console are shown.
 const consoleEnd = 6 << 10
 
 // Run boots the machine and copies its second serial port to results until it has ended, which it
-// must within limit. It gives what the kernel has written last. A kernel that panics ends its
+// must within limit. It returns the end of the kernel's console. A kernel that panics ends its
 // machine without an error.
 func (m Machine) Run(ctx context.Context, limit time.Duration, results io.Writer) (console string, err error) {
 	dir, err := os.MkdirTemp("", "vmtest-")
@@ -66,8 +66,8 @@ func (m Machine) Run(ctx context.Context, limit time.Duration, results io.Writer
 }
 
 func (m Machine) arguments(console string) []string {
-	// A thread for each processor would be faster, but QEMU 7.2 does not survive kernels that
-	// rewrite code which another one is running.
+	// One thread per processor would be faster, but QEMU 7.2 does not survive kernels that rewrite
+	// code which another processor is running.
 	accelerator, cpu := "tcg,thread=single", "max"
 	if m.Accelerator == KVM {
 		accelerator, cpu = "kvm", "host"
@@ -82,7 +82,7 @@ func (m Machine) arguments(console string) []string {
 
 var escapes = regexp.MustCompile(`\x1b(c|\[[0-9;?]*[A-Za-z])|\r`)
 
-// end is the last part of what a kernel has written.
+// end returns the last part of the kernel's console.
 func end(console string) string {
 	data, err := os.ReadFile(console)
 	if err != nil {

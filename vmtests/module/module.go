@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package module reads kernel modules, and finds the order in which they can be loaded, without the
-// tools or indexes of a system that runs them.
+// Package module reads kernel modules and finds the order in which they can be loaded. It needs no
+// tools or indexes of a running system.
 package module
 
 import (
@@ -21,11 +21,11 @@ type Module struct {
 	Data []byte // ELF, not compressed
 }
 
-// suffixes are those of modules' files, by the program that decompresses them.
+// suffixes are the suffixes of module files, with the program that decompresses them.
 var suffixes = map[string]string{".ko": "", ".ko.xz": "xz", ".ko.zst": "zstd", ".ko.gz": "gzip"}
 
-// Load gives the modules with all that they depend on, which come first. Those that are missing,
-// because they are part of the kernel or because it does not have them, are left out.
+// Load returns the modules after all on which they depend. It leaves out those that are missing,
+// because they are built into the kernel or because it does not have them.
 func Load(tree fs.FS, names ...string) ([]Module, error) {
 	l := loader{tree: tree, paths: map[string]string{}, done: map[string]bool{}}
 	err := fs.WalkDir(tree, ".", func(p string, e fs.DirEntry, err error) error {
@@ -89,7 +89,7 @@ func (l *loader) read(p string) ([]byte, error) {
 	return data, err
 }
 
-// split gives a module's name and the program that decompresses it.
+// split returns a module's name and the program that decompresses it.
 func split(p string) (name, program string, ok bool) {
 	base := path.Base(p)
 	for suffix, program := range suffixes {
@@ -100,7 +100,7 @@ func split(p string) (name, program string, ok bool) {
 	return "", "", false
 }
 
-// canonical is the name by which the kernel knows a module: files may have dashes in theirs.
+// canonical returns the name by which the kernel knows a module. File names may have dashes.
 func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 // Depends names the modules that one needs, by the entry "depends" in its section .modinfo.

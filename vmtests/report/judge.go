@@ -10,9 +10,8 @@ import (
 	"sidestep.dev/sidestep/bpf"
 )
 
-// excused is what others say that are skipped for a reason that has nothing to do with the kernel:
-// they are for real clients and servers, which machines have not, or take too long to be run each
-// time.
+// excused matches reasons of skips that have nothing to do with the kernel: tests with real clients
+// and servers, which machines do not have, or that take too long to run each time.
 var excused = regexp.MustCompile(`executable file not found|two minutes`)
 
 // Failure is something that must not be.
@@ -21,9 +20,9 @@ type Failure struct {
 	Output string
 }
 
-// Failures are those of the kernel, in the order in which they occurred. A test that was skipped
-// counts as failed, unless the kernel is older than what the test says that it needs, or the reason
-// is not the kernel.
+// Failures returns the kernel's failures, in the order in which they occurred. A skipped test
+// counts as failed, unless the kernel is older than the test requires, or the reason is not the
+// kernel.
 func (k *Kernel) Failures() (all []Failure) {
 	for _, p := range k.Problems {
 		all = append(all, Failure{What: p})
@@ -42,7 +41,7 @@ func (k *Kernel) Failures() (all []Failure) {
 	return all
 }
 
-// failedBelow says whether the reason is a test within t, or, when t is a whole package, one of its
+// failedBelow reports whether the reason is a subtest of t or, if t is a whole package, one of its
 // tests.
 func (k *Kernel) failedBelow(t Test, later []Test) bool {
 	among := later
@@ -59,8 +58,7 @@ func (k *Kernel) failedBelow(t Test, later []Test) bool {
 	return false
 }
 
-// ownOutput is what is worth reading, without the lines that tell only that something begins or
-// ends.
+// ownOutput returns the output without the lines that only tell that a test begins or ends.
 func ownOutput(t Test) string {
 	var own []string
 	for _, line := range t.Output {
@@ -74,7 +72,7 @@ func ownOutput(t Test) string {
 	return strings.Join(own, "")
 }
 
-// mayLack says whether a test may be skipped.
+// mayLack reports whether a test may be skipped.
 func (k *Kernel) mayLack(t Test) bool {
 	if excused.MatchString(strings.Join(t.Output, "")) {
 		return true

@@ -25,7 +25,7 @@ const (
 	Skip = "skip"
 )
 
-// Test is what became of one test, or, with an empty name, of a package's tests all together.
+// Test is the result of one test or, with an empty name, of all tests of a package.
 type Test struct {
 	Package, Name string
 	Outcome       string
@@ -44,7 +44,7 @@ type Kernel struct {
 	Partial  bool     // some packages have not been run
 }
 
-// event is what test2json writes.
+// event is a line of test2json's output.
 type event struct {
 	Action, Test, Output string
 	Elapsed              float64
@@ -111,7 +111,7 @@ func (r *Reader) line(ctx context.Context, line string) error {
 	return nil
 }
 
-// end takes in what a package's tests have written. failure says what else is wrong with them.
+// end records the end of a package's tests. failure is what else is wrong with them.
 func (r *Reader) end(ctx context.Context, seconds float64, failure string) error {
 	if r.current == "" {
 		return nil
@@ -185,7 +185,7 @@ func numbers(version string) (major, minor int) {
 	return major, minor
 }
 
-// Older says whether the kernel is older than a version such as 6.6.
+// Older reports whether the kernel is older than a version such as 6.6.
 func (k *Kernel) Older(than string) bool {
 	major, minor := numbers(k.Release)
 	a, b := numbers(than)

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// output is that of two packages on one kernel; \x16 is what -test.v=test2json puts before a line
-// that is not a test's.
+// output is the output of two packages on one kernel. \x16 is what -test.v=test2json puts before a
+// line of the framework.
 const output = `
 =vmtest= release 6.1.0-56-cloud-amd64
 =vmtest= problem mount /run: no such device

@@ -81,7 +81,7 @@ func Missing(of []Row, kernels []*Kernel) (all []string) {
 	return all
 }
 
-// Markdown is the table of what works where.
+// Markdown returns the table of what works on which kernel.
 func Markdown(product, features []Row, kernels []*Kernel) string {
 	var b strings.Builder
 	write := func(title string, cells []string) {

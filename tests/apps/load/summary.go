@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// keptEvents is how many events of a sort a summary lists; all are counted.
+// keptEvents is how many events of a kind a summary lists. All are counted.
 const keptEvents = 20
 
 // Summary is the outcome of a load.

@@ -11,10 +11,10 @@ import (
 	"text/template"
 )
 
-// DefaultNamespace is where the sample workloads live unless told otherwise.
+// DefaultNamespace is the default namespace of the sample workloads.
 const DefaultNamespace = "shop"
 
-// Options fills in what differs from cluster to cluster.
+// Options is what differs from cluster to cluster.
 type Options struct {
 	// Image holds the program of tests/apps.
 	Image string

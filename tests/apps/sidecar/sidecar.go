@@ -16,8 +16,8 @@ import (
 	"sync"
 )
 
-// ServeHTTP passes HTTP requests on to the app, HTTP/2 without TLS as such, as a sidecar does that
-// matches headers.
+// ServeHTTP relays HTTP requests to the app, as a sidecar that matches headers does. HTTP/2 without
+// TLS stays HTTP/2.
 func ServeHTTP(ctx context.Context, listener net.Listener, app string) error {
 	server := &http.Server{Handler: handler(app), Protocols: protocols(true, true)}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()

@@ -71,8 +71,8 @@ func (s *statuses) len() int {
 	return len(s.active)
 }
 
-// since waits until an intercept is active in its present generation, and gives the time at which
-// it became so.
+// since waits until an intercept is active in its present generation, and returns when it became
+// so.
 func (s *statuses) since(ctx context.Context, ic *v1alpha1.Intercept) (when time.Time, err error) {
 	err = until(ctx, "intercept "+ic.Name+" is active", func() bool {
 		s.mu.Lock()
@@ -163,15 +163,14 @@ func (c *cluster) intercept(ctx context.Context, workload int, name string, p *P
 	return nil
 }
 
-// replace gives a workload another pod, and takes the old one.
+// replace replaces the pod of a workload.
 func (c *cluster) replace(ctx context.Context, workload int, p *Point) error {
 	old := c.pods[workload]
 	next, err := c.addPod(ctx, workload, old.Spec.NodeName)
 	if err != nil {
 		return err
 	}
-	// next is written when the API server answers, which may be later than the news is at the node
-	// agent
+	// next is written when the API server answers, possibly after the node agent has the news
 	uid := string(next.UID)
 	began := time.Now()
 	seen := c.fleet.expect(func(_ int, a *agentpb.Assignment) bool {

@@ -48,7 +48,7 @@ type agent struct {
 	last *agentpb.Assignment
 }
 
-// newFleet starts agents that find the manager as soon as it is there.
+// newFleet starts agents that connect to the manager as soon as it listens.
 func newFleet(ctx context.Context, tokens []string, address, caFile string) (*fleet, error) {
 	nodes := len(tokens)
 	f := &fleet{agents: make([]*agent, nodes)}
@@ -82,7 +82,7 @@ func (f *fleet) rules() (n int64) {
 	return n
 }
 
-// expect gives the time at which the first assignment that is as awaited arrives.
+// expect returns when the first assignment for which awaited is true arrives.
 func (f *fleet) expect(awaited func(node int, a *agentpb.Assignment) bool) <-chan time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -99,7 +99,7 @@ func (f *fleet) look(node int, a *agentpb.Assignment, now time.Time) {
 	}
 }
 
-// Apply is what comes from the manager.
+// Apply receives the manager's assignments.
 func (a *agent) Apply(next *agentpb.Assignment) {
 	now := time.Now()
 	a.fleet.look(a.node, next, now)
@@ -148,7 +148,7 @@ func (a *agent) Changed() <-chan struct{} { return a.changed }
 // Probe has nothing to probe.
 func (a *agent) Probe() {}
 
-// parked is how many streams a laptop keeps waiting for connections.
+// parked is how many streams a laptop parks.
 const parked = 8
 
 // laptop is the session of one developer's daemon.
@@ -167,7 +167,7 @@ func (l *laptop) keyHash() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// connect keeps the session until ctx ends. It is to be called when the manager listens.
+// connect keeps the session until ctx ends. The manager must listen.
 func (l *laptop) connect(ctx context.Context, address string, roots *x509.CertPool,
 	work *sync.WaitGroup) error {
 	conn, err := grpc.NewClient(address,

@@ -20,7 +20,7 @@ import (
 	"sidestep.dev/sidestep/tests/bench/usage"
 )
 
-// Size is how much there is of what grows. The cluster is the same in all sizes: a thousand
+// Size is how much there is of what grows. The cluster is the same for all sizes: a thousand
 // workloads of one pod each.
 type Size struct {
 	Intercepts int `json:"intercepts"`
@@ -32,8 +32,8 @@ func (s Size) String() string {
 	return fmt.Sprintf("%d intercepts, %d node agents", s.Intercepts, s.Agents)
 }
 
-// Point is what was measured in one size. Times are in milliseconds, and those of changes begin
-// before the API server is asked.
+// Point is what was measured for one size. Times are in milliseconds. Those of changes begin before
+// the API server is asked.
 type Point struct {
 	Size
 	Started float64 `json:"started"` // from the manager's start until every node agent has its assignment
@@ -221,8 +221,9 @@ func (c *cluster) watch(ctx context.Context, m *program, cfg Config, p *Point) e
 	return err
 }
 
-// Exponent is the slope of a line through the points when both axes are logarithmic: 0 is what does
-// not grow, 1 what grows in proportion. A value that is too small to be measured counts as least.
+// Exponent returns the slope of a line through the points when both axes are logarithmic: 0 for
+// what does not grow, 1 for what grows in proportion. A value that is too small to be measured
+// counts as least.
 func Exponent(sizes, values []float64, least float64) float64 {
 	var x, y, xx, xy float64
 	n := float64(len(sizes))

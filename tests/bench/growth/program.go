@@ -28,7 +28,7 @@ type program struct {
 	grpc, http string
 }
 
-// start starts the manager with the memory limit that the chart gives it.
+// start starts the manager with the chart's memory limit.
 func (w *world) start(ctx context.Context, path string) (*program, error) {
 	addresses := make([]string, 2)
 	for i := range addresses {
@@ -76,7 +76,7 @@ func (p *program) quiet(ctx context.Context) error {
 	})
 }
 
-// writes is what the manager's metrics say of statuses written.
+// writes returns what the manager's metrics say of statuses written.
 func (p *program) writes() string {
 	answer, err := http.Get("http://" + p.http + "/metrics")
 	if err != nil {

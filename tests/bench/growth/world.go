@@ -132,8 +132,8 @@ func (w *world) install(ctx context.Context, path string) error {
 	return nil
 }
 
-// writeKubeconfig lets a program speak as somebody, with the rights and the share of the API
-// server's time that they have.
+// writeKubeconfig writes a kubeconfig for a user, with their rights and their share of the API
+// server's time.
 func writeKubeconfig(path string, c *rest.Config, user string) error {
 	cluster := clientcmdapi.NewCluster()
 	cluster.Server, cluster.CertificateAuthorityData = c.Host, c.CAData
@@ -259,8 +259,8 @@ func (w *world) runPod(ctx context.Context, p *corev1.Pod) error {
 	return w.admin.Status().Update(ctx, p)
 }
 
-// token makes a token as the kubelet projects it into the node agent of a node, and gives the file
-// that it is in.
+// token creates a token as the kubelet projects it into the node agent of a node, and returns its
+// file.
 func (w *world) token(ctx context.Context, node string) (string, error) {
 	file := filepath.Join(w.dir, node+".token")
 	if _, err := os.Stat(file); err == nil {

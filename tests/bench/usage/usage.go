@@ -41,8 +41,8 @@ func MemoryOf(pid int) (m Memory, err error) {
 	return m, nil
 }
 
-// CPUOf is the time for which a process has had a CPU, to the nanosecond (clock_getcpuclockid(3)),
-// its children not counted.
+// CPUOf returns the CPU time of a process, to the nanosecond (clock_getcpuclockid(3)), without its
+// children.
 func CPUOf(pid int) (time.Duration, error) {
 	// of a process's clocks, the one that counts what the scheduler has given it
 	// (linux/posix-timers.h)
@@ -54,7 +54,7 @@ func CPUOf(pid int) (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
-// Rest watches processes for so long, and gives the part of a CPU that each of them used.
+// Rest watches processes for that long, and returns the fraction of a CPU that each of them used.
 func Rest(ctx context.Context, long time.Duration, pids ...int) ([]float64, error) {
 	before := make([]time.Duration, len(pids))
 	used := make([]float64, len(pids))

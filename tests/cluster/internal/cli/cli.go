@@ -23,7 +23,7 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/upstream"
 )
 
-// Env is what commands know of the world.
+// Env is what commands get from their surroundings.
 type Env struct {
 	Stdin          *os.File
 	Stdout, Stderr *os.File

@@ -37,7 +37,7 @@ func run(t *testing.T, state string, args ...string) (code int, stdout, stderr s
 	return code, read(out), read(complaint)
 }
 
-// planned is a state directory as that of a cluster that is up.
+// planned returns a state directory like that of a running cluster.
 func planned(t *testing.T) string {
 	t.Helper()
 	state := t.TempDir()

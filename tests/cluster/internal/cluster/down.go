@@ -101,7 +101,7 @@ func empty(ctx context.Context, netns map[uint64]bool) error {
 }
 
 // remove deletes what the tool has made in the state directory, and the directory if nothing else
-// is in it. The plan goes last, so that an interrupted removal can be repeated.
+// is in it. It deletes the plan last, so that an interrupted removal can be repeated.
 func (c *Cluster) remove(p plan.Plan) error {
 	entries := append(p.Machines(), pkiDir, logDir, processDir, kubeconfigFile, planFile)
 	for _, entry := range entries {

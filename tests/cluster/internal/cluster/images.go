@@ -24,7 +24,7 @@ import (
 func pauseImage() string   { return "localhost/cluster/pause:" + upstream.PauseVersion }
 func coreDNSImage() string { return "localhost/cluster/coredns:" + upstream.CoreDNSVersion }
 
-// Build installs, builds and packs what is not there yet.
+// Build installs, builds and packs what is missing.
 func (c *Cluster) Build(ctx context.Context) error {
 	if missing := debian.Missing(); len(missing) > 0 {
 		err := c.Out.Step("install "+strings.Join(missing, ", "),

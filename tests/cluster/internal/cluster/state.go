@@ -104,7 +104,7 @@ func (c *Cluster) lock() (unlock func(), err error) {
 				return nil, fmt.Errorf("lock state directory: %w", err)
 			}
 		}
-		// Whoever had the lock may have removed the directory.
+		// The process that had the lock may have removed the directory.
 		locked, err := dir.Stat()
 		present, presentErr := os.Stat(c.State)
 		if err == nil && presentErr == nil && os.SameFile(locked, present) {

@@ -16,8 +16,8 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/render"
 )
 
-// Up brings the cluster up, or repairs what is missing of one that is up, and returns when it is
-// ready for use.
+// Up starts the cluster, or repairs what is missing of a running one, and returns when it is ready
+// for use.
 func (c *Cluster) Up(ctx context.Context, p plan.Plan) error {
 	if err := p.Check(); err != nil {
 		return err
@@ -66,8 +66,7 @@ func (c *Cluster) spec(p plan.Plan, name string) machine.Spec {
 	return spec
 }
 
-// startMachines starts those that are not running, all but the laptop, which is a network and
-// nothing more.
+// startMachines starts those that do not run, except the laptop, which is only a network.
 func (c *Cluster) startMachines(ctx context.Context, p plan.Plan) (map[string]machine.Machine, error) {
 	machines := map[string]machine.Machine{}
 	for _, name := range p.Machines() {

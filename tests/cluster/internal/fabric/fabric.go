@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fabric lays the network between machines: one network namespace for each, a bridge
-// between the control plane and the nodes, and point-to-point links from the control plane to those
-// who may reach the API server and nothing else. Nothing leads out of it.
+// Package fabric builds the network between machines: a network namespace for each, a bridge
+// between the control plane and the nodes, and point-to-point links from the control plane to
+// machines that may reach the API server and nothing else. Nothing leads out of it.
 package fabric
 
 import (
@@ -23,13 +23,13 @@ import (
 	"sidestep.dev/sidestep/tests/cluster/internal/plan"
 )
 
-// netnsDir is where ip(8) looks for network namespaces, too.
+// netnsDir is where ip(8) also looks for network namespaces.
 const netnsDir = "/run/netns"
 
 // Path is the handle of a machine's network namespace.
 func Path(p plan.Plan, name string) string { return filepath.Join(netnsDir, p.Netns(name)) }
 
-// Up makes what is missing of the network.
+// Up creates what is missing of the network.
 func Up(p plan.Plan) error {
 	if len(Inodes(p)) == 0 {
 		if err := shareNetnsDir(); err != nil {
@@ -82,9 +82,9 @@ func Down(p plan.Plan) error {
 	return errors.Join(append(failures, leaveNetnsDir())...)
 }
 
-// shareNetnsDir makes the directory a shared mount, as ip(8) does when it finds none. Were that
-// left to a later "ip netns add", its new mount would hide those made here, and nobody could remove
-// them. For the same reason it is done before any is made.
+// shareNetnsDir makes the directory a shared mount, as ip(8) does when it is none. If a later "ip
+// netns add" did so, its new mount would hide the namespaces made here, and they could not be
+// removed. For the same reason it happens before any is made.
 func shareNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return err
@@ -101,7 +101,7 @@ func shareNetnsDir() error {
 	return nil
 }
 
-// leaveNetnsDir removes the directory's mount unless somebody has a network namespace there.
+// leaveNetnsDir removes the directory's mount unless a network namespace is there.
 func leaveNetnsDir() error {
 	entries, err := os.ReadDir(netnsDir)
 	if errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
@@ -195,7 +195,7 @@ func setSysctls(p plan.Plan, name string) error {
 		"ipv6/conf/default/disable_ipv6": "0",
 		"ipv6/conf/all/accept_ra":        "0",
 		"ipv6/conf/default/accept_ra":    "0",
-		// Nobody else can have our addresses, and waiting to find out delays every pod.
+		// Our addresses are unique, and duplicate address detection would delay every pod.
 		"ipv6/conf/all/accept_dad":     "0",
 		"ipv6/conf/default/accept_dad": "0",
 	}
@@ -259,9 +259,9 @@ func attach(p plan.Plan, name string, addresses []netip.Prefix) error {
 	return nil
 }
 
-// routePods tells everybody on the bridge which node has which pods. Nodes also get a default
-// route, for a service's address must be routable before it is translated; it ends at the control
-// plane, which forwards nothing.
+// routePods gives everything on the bridge the routes to each node's pods. Nodes also get a default
+// route, because a service's address must be routable before it is translated. It ends at the
+// control plane, which forwards nothing.
 func routePods(p plan.Plan) error {
 	nodes := p.AllNodes()
 	for _, name := range p.Machines() {
@@ -297,8 +297,7 @@ func routePods(p plan.Plan) error {
 	return nil
 }
 
-// join lays a link between the control plane and a namespace from which only the API server is to
-// be reached.
+// join adds a link between the control plane and a namespace that may reach the API server alone.
 func join(p plan.Plan, path, device, name string, link plan.Link) error {
 	fail := func(err error) error { return fmt.Errorf("link %s to the API server: %w", name, err) }
 	if err := veth(Path(p, plan.ControlPlane), name, path, device); err != nil {
@@ -327,7 +326,7 @@ func join(p plan.Plan, path, device, name string, link plan.Link) error {
 	return nil
 }
 
-// within gives access to a namespace's network.
+// within calls run with a netlink handle in a namespace.
 func within(path string, run func(*netlink.Handle) error) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {

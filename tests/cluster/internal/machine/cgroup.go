@@ -18,11 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroupDir is where a machine has its cgroup mounts, and this computer too.
+// cgroupDir is where machines, and this computer, have their cgroup mounts.
 const cgroupDir = "/sys/fs/cgroup"
 
-// daemons is the cgroup of a machine's own programs in a version 2 hierarchy, which allows no
-// processes in a cgroup that hands out controllers to its children.
+// daemons is the cgroup of a machine's own programs in a version 2 hierarchy, where a cgroup that
+// delegates controllers to its children may have no processes.
 const daemons = "daemons"
 
 // hierarchy is one mounted tree of cgroups.
@@ -140,7 +140,7 @@ func settleInCgroups() error {
 	return nil
 }
 
-// joinCgroups moves this process, which sees a machine's mounts, into the machine's cgroups.
+// joinCgroups moves this process, which has a machine's mounts, into the machine's cgroups.
 func joinCgroups() error {
 	hierarchies, err := readHierarchies()
 	if err != nil {
@@ -180,7 +180,8 @@ func handOut(cgroup string) error {
 	return nil
 }
 
-// copyCPUSet fills a new version 1 cpuset, which begins without CPUs and takes no process so.
+// copyCPUSet fills a new version 1 cpuset. It begins without CPUs, and accepts no process until it
+// has some.
 func copyCPUSet(from, to string) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		value, err := os.ReadFile(filepath.Join(from, file))

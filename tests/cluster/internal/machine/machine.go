@@ -39,7 +39,7 @@ type Spec struct {
 	Cgroup string `json:"cgroup"`
 }
 
-// ProgramsDir is where a machine sees Spec.Programs.
+// ProgramsDir is where a machine has Spec.Programs.
 const ProgramsDir = "/run/cluster/programs"
 
 // Machine is one that has been started.
@@ -94,7 +94,7 @@ func Start(spec Spec) (Machine, error) {
 type Command struct {
 	// Args has the program, looked up in the machine's PATH, and its arguments.
 	Args []string
-	// Env is the environment; nil means that of this process. PATH is extended by Path.
+	// Env is the environment. Nil means that of this process. PATH is extended by Path.
 	Env []string
 	// Path has further directories to look for programs in, as the machine sees them.
 	Path []string

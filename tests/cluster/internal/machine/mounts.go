@@ -71,8 +71,8 @@ func setUp(spec Spec) error {
 	return hideSysctls(spec.Name)
 }
 
-// mountKernel mounts what shows the kernel: each such mount shows the namespaces of whoever made
-// it.
+// mountKernel mounts the kernel's file systems: each shows the namespaces of the process that has
+// mounted it.
 func mountKernel(hierarchies []hierarchy) error {
 	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	steps := []mount{
@@ -83,7 +83,7 @@ func mountKernel(hierarchies []hierarchy) error {
 	return doAll(append(steps, cgroupMounts(hierarchies)...))
 }
 
-// mountOwn gives the machine a /var and /run of its own.
+// mountOwn gives the machine its own /var and /run.
 func mountOwn(varDir, programs int) error {
 	if err := moveTree(varDir, "/var"); err != nil {
 		return err
@@ -116,8 +116,8 @@ func fillVar(dir string) error {
 }
 
 // detachAll removes this computer's mounts at and below directories that will show something else.
-// Hidden but present they would keep alive what they show: network namespaces, for one, that
-// somebody else wants to be rid of.
+// Hidden mounts would keep alive what they show, such as network namespaces that others want to
+// remove.
 func detachAll(dirs ...string) error {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -158,7 +158,7 @@ func openTree(dir string) (int, error) {
 	return tree, nil
 }
 
-// moveTree puts such a mount in its place.
+// moveTree attaches such a mount at its target.
 func moveTree(tree int, target string) error {
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount %s: %w", target, err)

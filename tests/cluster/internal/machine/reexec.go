@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names under which this program starts itself. What happens between fork and the start of a
-// program can only be done by a program.
+// Names under which this program starts itself, because only a program can act between fork and the
+// start of another program.
 const (
 	initName = "cluster-machine-init" // makes a machine and becomes its first process
 	reapName = "cluster-machine"      // is the first process of a finished machine
 	joinName = "cluster-machine-join" // becomes a program on a machine
 )
 
-// ready is what a machine says of itself when it is finished.
+// ready is the message of a machine that is set up.
 const ready = "ready"
 
 type joinOrder struct {

@@ -77,7 +77,7 @@ func create(dir, certificateFile, keyFile string) (*Authority, error) {
 		return fail(err)
 	}
 	certificate := encode("CERTIFICATE", der)
-	// The certificate last: it is what tells that an authority is there.
+	// The certificate is last: it shows that the authority exists.
 	if err := os.WriteFile(keyFile, keyPEM, 0o600); err != nil {
 		return fail(err)
 	}

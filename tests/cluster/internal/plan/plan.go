@@ -33,10 +33,10 @@ const (
 // MaxNodes is bounded by the address layout.
 const MaxNodes = 50
 
-// APIPort is where the API server listens on all addresses of the control plane.
+// APIPort is the API server's port on all addresses of the control plane.
 const APIPort = 6443
 
-// Plan is what the user chose; everything else follows from it.
+// Plan is what the user chose. Everything else follows from it.
 type Plan struct {
 	// Name begins the name of every namespace, cgroup and device, so that two clusters can live
 	// side by side.
@@ -109,12 +109,12 @@ func (p Plan) Cgroup(node string) string { return p.Name + "-" + node }
 // HostDevice is the end of the host link in the machine's own network namespace.
 func (p Plan) HostDevice() string { return p.Name + "-api" }
 
-// ControlPlaneAddresses are those of the control plane on the nodes' subnet.
+// ControlPlaneAddresses returns the addresses of the control plane on the nodes' subnet.
 func (p Plan) ControlPlaneAddresses() []netip.Prefix {
 	return p.families("198.18.0.1/24", ula(0)+"::1/64")
 }
 
-// APIAddress is where everybody finds the API server.
+// APIAddress returns the address of the API server for all.
 func (p Plan) APIAddress() netip.Addr { return p.ControlPlaneAddresses()[0].Addr() }
 
 // Server is the URL of the API server.
@@ -122,7 +122,7 @@ func (p Plan) Server() string {
 	return "https://" + netip.AddrPortFrom(p.APIAddress(), APIPort).String()
 }
 
-// Link is a point-to-point connection between the control plane and somebody who may reach it and
+// Link is a point-to-point connection between the control plane and a machine that may reach it and
 // nothing behind it.
 type Link struct {
 	Near, Far []netip.Prefix // the control plane's end, and the other

@@ -37,7 +37,7 @@ func Identify(pid int) (Process, error) {
 	return Process{PID: pid, Start: now.start, Boot: bootID()}, nil
 }
 
-// Alive tells whether the very process still runs. A zombie does not.
+// Alive reports whether that very process still runs. A zombie does not.
 func (p Process) Alive() bool {
 	if p.PID <= 0 || p.Boot != bootID() {
 		return false
@@ -46,8 +46,8 @@ func (p Process) Alive() bool {
 	return err == nil && now.start == p.Start && now.state != 'Z' && now.state != 'X'
 }
 
-// Ending tells whether the process is alive but on its way out. The first process of a namespace
-// stays so until all others in it are gone, and cannot be entered any more.
+// Ending reports whether the process is alive but ending. The first process of a namespace stays so
+// until all others in it are gone, and can no longer be entered.
 func (p Process) Ending() bool {
 	const exiting = 0x4 // PF_EXITING of the kernel's task flags
 	now, err := look(p.PID)
@@ -64,7 +64,7 @@ func (p Process) Signal(signal unix.Signal) error {
 		return fmt.Errorf("signal process %d: %w", p.PID, err)
 	}
 	defer unix.Close(fd)
-	if !p.Alive() { // the descriptor now holds whoever has the id, so this cannot change under us
+	if !p.Alive() { // the descriptor now refers to whichever process has the ID, so this cannot change any more
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -117,7 +117,7 @@ func Load(path string) (Process, error) {
 	return p, nil
 }
 
-// InNetns finds the processes whose network namespace is one of those given by inode.
+// InNetns returns the processes whose network namespace is one of those inodes.
 func InNetns(inodes map[uint64]bool) []Process {
 	var found []Process
 	entries, _ := filepath.Glob("/proc/[0-9]*/ns/net")
@@ -137,14 +137,14 @@ func InNetns(inodes map[uint64]bool) []Process {
 	return found
 }
 
-// snapshot is what the kernel says of a process.
+// snapshot is the kernel's information about a process.
 type snapshot struct {
 	start uint64
 	state byte
 	flags uint64
 }
 
-// look reads /proc/PID/stat. The command's name in it, which may hold anything, ends at the last
+// look reads /proc/PID/stat. The command's name in it may contain anything, and ends at the last
 // parenthesis.
 func look(pid int) (snapshot, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

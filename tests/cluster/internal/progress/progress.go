@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package progress tells a person what is being done and how long each step took.
+// Package progress prints what is being done and how long each step took.
 package progress
 
 import (
@@ -22,7 +22,7 @@ type Printer struct {
 // New makes a printer whose clock starts now.
 func New(out io.Writer) *Printer { return &Printer{out: out, start: time.Now()} }
 
-// signOfLife is how often a step that has not finished is mentioned.
+// signOfLife is how often an unfinished step is mentioned.
 const signOfLife = 20 * time.Second
 
 // Step runs one step and reports it.

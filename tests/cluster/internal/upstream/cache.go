@@ -38,7 +38,7 @@ func (c Cache) Path(source Source) string {
 	return filepath.Join(c.Dir, name)
 }
 
-// Has tells whether all programs of a source are built.
+// Has reports whether all programs of a source are built.
 func (c Cache) Has(source Source) bool {
 	for program := range source.Programs {
 		if _, err := os.Stat(filepath.Join(c.Path(source), program)); err != nil {
@@ -95,7 +95,7 @@ func (c Cache) Build(ctx context.Context, source Source) error {
 	return nil
 }
 
-// scratch makes a directory for a build, and removes those of builds that were killed: whoever asks
+// scratch creates a directory for a build, and removes those of builds that were killed. The caller
 // holds the lock.
 func (c Cache) scratch() (string, error) {
 	const prefix = ".build-"

@@ -9,7 +9,7 @@ import (
 
 // Source is a Go module with programs to build.
 type Source struct {
-	// Name is how people call it.
+	// Name is the project's name.
 	Name string
 	// Module and Version are its coordinates; a source without them consists of Files alone.
 	Module, Version string
