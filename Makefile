@@ -89,7 +89,7 @@ test-fuzz: ## each fuzz target for FUZZTIME (5s)
 
 test-long: cluster-programs test-upgrade ## what does not fit into CI: the upgrade, everything under the race detector, 1,000 hostile peers, and each fuzz target for 10 minutes
 	go test -race -p 2 -timeout 60m ./...
-	SIDESTEP_TEST_LONG=1 go test -count=1 -timeout 10m -run HostilePeers -v ./manager | grep -v level=
+	SIDESTEP_TEST_LONG=1 go test -count=1 -timeout 10m -run Hostile -v ./manager | grep -v level=
 	@tests/fuzz.sh $(or $(FUZZTIME),10m)
 
 vulncheck: ## govulncheck, where its database can be reached

@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -78,6 +80,7 @@ func NewCommand(env Env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewJSONHandler(env.Stderr, &slog.HandlerOptions{Level: o.LogLevel}))
 			klog.SetSlogLogger(log) // for messages of client-go, such as missing rights
+			leaveRoom()
 			m, err := o.manager(log)
 			if err != nil {
 				return err
@@ -109,6 +112,14 @@ func NewCommand(env Env) *cobra.Command {
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside of a cluster")
 	return cmd
+}
+
+// leaveRoom lowers GOMEMLIMIT, which the chart sets to the container's limit: the garbage collector
+// comes near it, and the kernel kills a process whose pages altogether go beyond it.
+func leaveRoom() {
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		debug.SetMemoryLimit(limit / 10 * 9)
+	}
 }
 
 // port returns the address of a port on all interfaces.

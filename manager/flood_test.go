@@ -45,6 +45,8 @@ func TestMain(m *testing.M) {
 type attack struct {
 	GRPC, Connect, HTTP string
 	Peers               int
+	// Token is a node agent's, and Key that of a session with an Intercept. With them, others do nothing.
+	Token, Key string
 }
 
 // unleash lets hostile peers loose until the test ends. It returns when each of them has been at it.
@@ -83,11 +85,9 @@ func flood(plan string) {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	roles := []role{
-		{"no handshake", a.noHandshake}, {"no greeting", a.noGreeting}, {"pings", a.pings},
-		{"sessions", a.session}, {"streams that are never read", a.streams}, {"metadata", a.metadata},
-		{"upgrades", a.upgrade}, {"sessions by upgrades", a.upgraded}, {"half a request", a.halfRequest},
-		{"no token", a.noToken},
+	roles := []role{{"node agents", a.agent}, {"laptops", a.laptop}}
+	if a.Token == "" {
+		roles = a.strangers()
 	}
 	counts := make([]atomic.Int64, len(roles))
 	var all, first sync.WaitGroup
@@ -126,6 +126,15 @@ func flood(plan string) {
 type role struct {
 	name string
 	act  func(context.Context, *hostile) error
+}
+
+func (a *attack) strangers() []role {
+	return []role{
+		{"no handshake", a.noHandshake}, {"no greeting", a.noGreeting}, {"pings", a.pings},
+		{"sessions", a.session}, {"streams that are never read", a.streams}, {"metadata", a.metadata},
+		{"upgrades", a.upgrade}, {"sessions by upgrades", a.upgraded}, {"half a request", a.halfRequest},
+		{"no token", a.noToken},
+	}
 }
 
 // hostile is a peer.
@@ -206,32 +215,71 @@ func (a *attack) streams(ctx context.Context, p *hostile) error {
 	if err != nil {
 		return err
 	}
-	return occupy(ctx, c)
+	return occupy(ctx, c, randomKey())
 }
 
 // occupy opens streams in a session and fills them.
-func occupy(ctx context.Context, c net.Conn) error {
+func occupy(ctx context.Context, c net.Conn, key string) error {
 	h, err := speak(ctx, c)
 	if err != nil {
 		return err
 	}
 	go func() { _, _ = io.Copy(io.Discard, h.Conn) }()
-	key := randomKey()
 	if err := h.greet(key); err != nil {
 		return err
 	}
 	for {
 		id, err := h.call("/sidestep.client.v1.Clients/Accept", key, nil, false)
+		if err == nil {
+			err = h.fill(id)
+		}
 		if err != nil {
 			return err
 		}
-		// A message that does not end.
-		block := make([]byte, 16<<10)
-		copy(block, []byte{0, 0, 0x0f, 0xff, 0xff})
-		for range 64 {
-			if err := h.framer.WriteData(id, false, block); err != nil {
-				return err
-			}
+	}
+}
+
+// fill sends a stream a part of a message, as much as the manager's window takes.
+func (h *h2) fill(id uint32) error {
+	block := make([]byte, 16<<10)
+	copy(block, []byte{0, 0, 0x0f, 0xff, 0xff})
+	for range 63 {
+		if err := h.framer.WriteData(id, false, block); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// laptop is that of a developer who holds an Intercept.
+func (a *attack) laptop(ctx context.Context, p *hostile) error {
+	c, err := p.dial(ctx, a.GRPC)
+	if err != nil {
+		return err
+	}
+	return occupy(ctx, c, a.Key)
+}
+
+// agent is a node agent.
+func (a *attack) agent(ctx context.Context, p *hostile) error {
+	c, err := p.dial(ctx, a.GRPC)
+	if err != nil {
+		return err
+	}
+	h, err := speak(ctx, c)
+	if err != nil {
+		return err
+	}
+	go func() { _, _ = io.Copy(io.Discard, h.Conn) }()
+	for i := 0; ; i++ {
+		method := []string{"Tunnel", "AcceptToPod", "Environments", "Tunnel", "Attach"}[i%5]
+		id, err := h.callAs("/sidestep.agent.v1.Agents/"+method,
+			hpack.HeaderField{Name: "authorization", Value: "Bearer " + a.Token})
+		if err == nil {
+			err = h.fill(id)
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
@@ -266,7 +314,7 @@ func (a *attack) upgraded(ctx context.Context, p *hostile) error {
 	if err != nil {
 		return err
 	}
-	return occupy(ctx, c)
+	return occupy(ctx, c, randomKey())
 }
 
 func (a *attack) upgradedConn(ctx context.Context, p *hostile) (net.Conn, error) {

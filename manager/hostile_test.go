@@ -5,13 +5,14 @@ package manager
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"testing"
@@ -33,17 +34,18 @@ const longVariable = "SIDESTEP_TEST_LONG"
 
 // watchMemory returns what the process has in memory at most until stop is called. It clears what earlier
 // tests have left.
-func watchMemory(t *testing.T) (stop func() (rss, heap uint64)) {
+func watchMemory(t *testing.T) (stop func() (rss, live uint64)) {
 	t.Helper()
 	before := debug.SetMemoryLimit(memoryLimit.Value())
+	leaveRoom()
 	debug.FreeOSMemory()
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}} // what the last collection has left
 	done, result := make(chan struct{}), make(chan [2]uint64)
 	go func() {
 		var most [2]uint64
 		for {
-			var stats runtime.MemStats
-			runtime.ReadMemStats(&stats)
-			most[0], most[1] = max(most[0], residentBytes()), max(most[1], stats.HeapAlloc)
+			metrics.Read(live)
+			most[0], most[1] = max(most[0], residentBytes()), max(most[1], live[0].Value.Uint64())
 			select {
 			case <-done:
 				result <- most
@@ -103,14 +105,34 @@ func TestHostilePeersCostNobodyAnything(t *testing.T) {
 	} else if testing.Short() {
 		peers, lasts = 50, time.Second
 	}
+	besiege(t, attack{Peers: peers}, lasts)
+}
+
+// evil is the token of a node agent.
+const evil = "node/node-666"
+
+// Node agents of one node, and laptops of one developer, that are not what they should be.
+func TestHostileNodeAgentsAndLaptopsCostNobodyAnything(t *testing.T) {
+	lasts := 5 * time.Second
+	if os.Getenv(longVariable) != "" {
+		lasts = time.Minute
+	}
+	besiege(t, attack{Peers: 20, Token: evil, Key: hex.EncodeToString(sessionKey("mallory"))}, lasts)
+}
+
+// besiege checks that a laptop and a node agent are served while others attack, and that the manager
+// stays within its memory limit.
+func besiege(t *testing.T, by attack, lasts time.Duration) {
+	t.Helper()
 	m, a, l, uid := intercepted(t, 8)
+	m.kube.create(t, asks("mallory", "grpc", "tcp"))
 	go l.echo()
 	require.NoError(t, served(t.Context(), t, a, uid))
 	stop := watchMemory(t)
 	idle, _ := stop()
 	stop = watchMemory(t)
-	unleash(t, attack{GRPC: m.grpc, Connect: m.connect, HTTP: strings.TrimPrefix(m.http, "http://"),
-		Peers: peers})
+	by.GRPC, by.Connect, by.HTTP = m.grpc, m.connect, strings.TrimPrefix(m.http, "http://")
+	unleash(t, by)
 
 	longest, requests, toApp, newcomers := time.Duration(0), 0, 0, 0
 	for began := time.Now(); time.Since(began) < lasts; {
@@ -125,22 +147,23 @@ func TestHostilePeersCostNobodyAnything(t *testing.T) {
 		require.NoError(t, err)
 		longest = max(longest, time.Since(asked))
 		if requests++; requests%100 == 1 {
-			name := fmt.Sprint("newcomer-", newcomers)
+			m.arrives(t, fmt.Sprint("newcomer-", newcomers))
 			newcomers++
-			m.arrives(t, name)
 			code, _ := get(t, m.http+"/healthz")
 			assert.Equal(t, http.StatusOK, code)
 		}
 	}
-	rss, heap := stop()
-	_, metrics := get(t, m.http+"/metrics")
-	for line := range strings.Lines(metrics) {
-		if strings.HasPrefix(line, "sidestep_manager_unproven") {
-			t.Log(strings.TrimSpace(line))
+	rss, live := stop()
+	_, page := get(t, m.http+"/metrics")
+	for line := range strings.Lines(page) {
+		for _, name := range []string{"unproven", "limits", "held"} {
+			if strings.HasPrefix(line, "sidestep_manager_"+name) {
+				t.Log(strings.TrimSpace(line))
+			}
 		}
 	}
-	t.Logf("%d hostile peers: resident %d MiB (%d MiB before), heap %d MiB, limit %s; "+
-		"%d requests, the slowest %s, and %d to the app; %d laptops came", peers, rss>>20, idle>>20, heap>>20,
+	t.Logf("%d hostile peers: resident %d MiB (%d MiB before), live %d MiB, limit %s; "+
+		"%d requests, the slowest %s, and %d to the app; %d laptops came", by.Peers, rss>>20, idle>>20, live>>20,
 		memoryLimit.String(), requests, longest, toApp, newcomers)
 	assert.Positive(t, requests)
 	if !raceDetector {

@@ -117,9 +117,8 @@ func New(o Options, c client.WithWatch, log *slog.Logger) (*Manager, error) {
 	podStreams := outbound.NewLot()
 	toPod := outbound.New(outbound.Config{Plan: targets{shares}, Lot: podStreams, Pod: m.controller.Pod,
 		Holder: m.holder, Table: &under.toPod, Log: log, Metrics: m.metrics})
-	secure := slices.Clip(append(tunnel.ServerOptions(), grpc.InTapHandle(m.gate.Tap),
-		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.Creds(m.tracker.Credentials(tlsbatch.Credentials(config)))))
+	secure := slices.Clip(append(tunnel.ServerOptions(), append(m.gate.ServerOptions(
+		m.tracker.Credentials(tlsbatch.Credentials(config))), grpc.ConnectionTimeout(handshakeTimeout))...))
 	m.grpc = grpc.NewServer(append(secure, grpc.MaxRecvMsgSize(maxReport))...)
 	agentpb.RegisterAgentsServer(m.grpc, agents.NewService(agents.Config{
 		Authenticator: agents.NewAuthenticator(reviewing(c), o.TokenAudience, o.Namespace, o.AgentServiceAccount),

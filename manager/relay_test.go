@@ -79,6 +79,26 @@ func TestManyTunnelsAtOnce(t *testing.T) {
 		`sidestep_manager_tunnels_total{result="RELAYED"} 200`)
 }
 
+// After a restart of the manager all tunnels come at once, before a token has been reviewed.
+func TestANodeAgentThatComesBackWithManyCallsIsServed(t *testing.T) {
+	m, a, l, uid := intercepted(t, 4)
+	go l.echo()
+	a.conn = m.dial(t, "authorization", "Bearer node/node-1")
+	answers := make(chan tunnelpb.Opened_Result, 200)
+	for range cap(answers) {
+		go func() {
+			c, _ := a.open(t, uid)
+			answer, err := c.Opened(t.Context())
+			assert.NoError(t, err)
+			answers <- answer.GetResult()
+		}()
+	}
+	for range cap(answers) {
+		assert.Equal(t, tunnelpb.Opened_OK, <-answers)
+	}
+	m.measures(t, `sidestep_manager_unproven_refused_total{bound="calls"} 0`)
+}
+
 func TestOpenTellsTheLaptopWhichConnectionItIs(t *testing.T) {
 	_, a, l, uid := intercepted(t, 1)
 	c, _ := a.open(t, uid)

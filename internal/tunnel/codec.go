@@ -30,6 +30,21 @@ func (f *Frame) Free() {
 	f.Data = nil
 }
 
+// Size is the length of the encoded frame.
+func (f *Frame) Size() int {
+	size := 0
+	if f.Kind != 0 {
+		size = 1 + protowire.SizeVarint(uint64(f.Kind))
+	}
+	if n := f.Data.Len(); n > 0 {
+		size += 1 + protowire.SizeVarint(uint64(n)) + n
+	}
+	if f.Gone {
+		size += 2
+	}
+	return size
+}
+
 // Codec encodes *Frame without copying its data, on the wire the same as tunnelpb.Frame, and every
 // other message as protobuf.
 type Codec struct{}
@@ -71,6 +86,9 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
 	}
 	f.Kind, f.Data, f.Gone = 0, nil, false
+	if data.Len() > maxMessage { // servers take in larger messages of other kinds
+		return errLarge
+	}
 	c := cursor{rest: data}
 	if err := f.decode(&c); err != nil {
 		f.Free()
@@ -86,7 +104,10 @@ const (
 	tagGone = 3 << 3
 )
 
-var errMalformed = errors.New("malformed message")
+var (
+	errMalformed = errors.New("malformed message")
+	errLarge     = errors.New("larger than a tunnel frame may be")
+)
 
 func (f *Frame) decode(c *cursor) error {
 	for !c.done() {

@@ -174,3 +174,16 @@ func frameSeeds() [][]byte {
 		{0x0e, 0x0f},
 	}
 }
+
+func TestSizeIsTheLengthOfTheEncodedFrame(t *testing.T) {
+	for _, f := range []tunnel.Frame{
+		{}, {Kind: tunnelpb.Frame_DATA}, {Kind: tunnelpb.Frame_RESET, Gone: true},
+		{Kind: tunnelpb.Frame_DATA, Data: mem.BufferSlice{mem.SliceBuffer(make([]byte, 1))}},
+		{Kind: tunnelpb.Frame_DATA, Data: mem.BufferSlice{mem.SliceBuffer(make([]byte, 200)),
+			mem.SliceBuffer(make([]byte, 65000))}},
+	} {
+		encoded, err := tunnel.Codec{}.Marshal(&f)
+		require.NoError(t, err)
+		assert.Equal(t, encoded.Len(), f.Size())
+	}
+}

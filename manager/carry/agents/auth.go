@@ -85,7 +85,7 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 	age := a.now().Sub(cached.at)
 	conn := gate.From(ctx)
 	if ok && age < trust {
-		conn.Prove()
+		conn.Prove(peerName(cached.node))
 		return cached.node, nil
 	}
 	// The review continues if the caller gives up: others may wait for the same one.
@@ -93,17 +93,20 @@ func (a *Authenticator) Node(ctx context.Context) (string, error) {
 		func() (any, error) { return a.ask(context.WithoutCancel(ctx), conn.Host(), token) })
 	switch {
 	case err == nil:
-		conn.Prove()
+		conn.Prove(peerName(found.(string)))
 		a.remember(key, found.(string))
 		return found.(string), nil
 	case status.Code(err) == codes.Unavailable && ok && age < trustStale:
-		conn.Prove()
+		conn.Prove(peerName(cached.node))
 		return cached.node, nil
 	case status.Code(err) != codes.Unavailable:
 		a.forget(key)
 	}
 	return "", err
 }
+
+// peerName tells node agents from laptops.
+func peerName(node string) string { return "node " + node }
 
 // ask returns the node of a token that came from an address.
 func (a *Authenticator) ask(ctx context.Context, address, token string) (node string, err error) {

@@ -27,11 +27,19 @@ func From(ctx context.Context) *Conn {
 	return nil
 }
 
-// Tap refuses a call that its connection may not make, and lets the gate end those of connections
-// that are not proven. It is a tap.ServerInHandle: no goroutine exists for the call yet.
+// cancelKey is that of what ends a call, in its context.
+type cancelKey struct{}
+
+// Tap refuses a call that its connection may not make, and lets the gate end the others. It is a
+// tap.ServerInHandle: no goroutine exists for the call yet.
 func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	c := From(ctx)
-	if c == nil || c.proven.Load() {
+	if c == nil {
+		return ctx, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ctx = context.WithValue(ctx, cancelKey{}, cancel)
+	if c.proven.Load() {
 		return ctx, nil
 	}
 	session := strings.HasSuffix(info.FullMethodName, "/Session")
@@ -41,6 +49,7 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 		return ctx, nil
 	}
 	if g.limits.Calls > 0 && c.calls >= g.limits.Calls || session && c.sessions >= sessionCalls {
+		cancel()
 		g.metrics.refused(boundCalls)
 		c.refuse()
 		return ctx, errCalls
@@ -52,7 +61,7 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	if session {
 		c.sessions++
 	} else {
-		ctx = c.cancelable(ctx, number)
+		c.cancelable(number, cancel)
 	}
 	context.AfterFunc(ctx, func() { c.ended(number, session) })
 	if g.limits.CallsInAll > 0 && g.calls > g.limits.CallsInAll {
@@ -65,13 +74,11 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 }
 
 // cancelable is called with mu held.
-func (c *Conn) cancelable(ctx context.Context, number uint64) context.Context {
-	ctx, cancel := context.WithCancel(ctx)
+func (c *Conn) cancelable(number uint64, cancel context.CancelFunc) {
 	if c.cancels == nil {
 		c.cancels = map[uint64]context.CancelFunc{}
 	}
 	c.cancels[number] = cancel
-	return ctx
 }
 
 // refuse counts a call that is refused, and is called with mu held.

@@ -17,11 +17,12 @@ import (
 type Conn struct {
 	net.Conn
 
-	gate   *Gate
-	host   string
-	began  time.Time
-	number uint64
-	timer  *time.Timer
+	gate    *Gate
+	account account
+	host    string
+	began   time.Time
+	number  uint64
+	timer   *time.Timer
 
 	proven atomic.Bool
 	timed  atomic.Bool   // there is a deadline for writes
@@ -79,19 +80,37 @@ func (c *Conn) Greet(session string) bool {
 	return true
 }
 
-// Prove ends the limits of the connection: the peer has business here.
-func (c *Conn) Prove() {
+// Prove ends the limits of those that have proven nothing: the peer with this name has business here.
+func (c *Conn) Prove(peer string) {
 	if c == nil || c.proven.Load() {
 		return
 	}
 	c.gate.known.add(c.host)
-	c.Pass()
+	if c.gate.limits.Socket > 0 {
+		widen(c.Conn)
+	}
+	c.gate.mu.Lock()
+	var victim *Conn
+	if !c.proven.Load() {
+		victim = c.gate.joins(c, peer)
+	}
+	c.pass()
+	c.gate.mu.Unlock()
+	if victim != nil {
+		c.gate.metrics.met(limitConnections)
+		_ = victim.Close()
+	}
 }
 
 // Pass ends the limits of the connection in favour of those of another gate.
 func (c *Conn) Pass() {
 	c.gate.mu.Lock()
 	defer c.gate.mu.Unlock()
+	c.pass()
+}
+
+// pass is called with mu held.
+func (c *Conn) pass() {
 	if !c.proven.Swap(true) {
 		c.gate.leave(c)
 		close(c.lifted)
@@ -115,7 +134,9 @@ func (c *Conn) Close() error {
 		close(c.closed)
 		c.gate.mu.Lock()
 		c.gate.leave(c)
+		c.gate.forget(c)
 		c.gate.mu.Unlock()
+		c.account.close()
 	})
 	return c.Conn.Close()
 }

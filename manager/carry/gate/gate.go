@@ -8,6 +8,7 @@ package gate
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +21,8 @@ type Limits struct {
 	Greeting time.Duration
 	// Hasty is how long a connection without a greeting may stay when there is no room.
 	Hasty time.Duration
+	// Socket is SO_RCVBUF.
+	Socket int
 	// Silent is TCP_USER_TIMEOUT. grpc-go sets it for connections without a gate alone.
 	Silent time.Duration
 	// A connection may send Burst bytes at once and Rate bytes a second. It is not read beyond that.
@@ -32,6 +35,10 @@ type Limits struct {
 	Calls, CallsInAll int
 	// Slow is how long a peer may take in nothing of what it is sent.
 	Slow time.Duration
+	// Memory bounds what the calls of all connections hold, proven or not: themselves, what came and they
+	// have not read, and what they have sent and the connection has not taken. Beyond it, calls end of
+	// the peer that holds the most.
+	Memory int64
 }
 
 // Laptops are the limits of ports on which laptops and node agents connect. A laptop that is not proven
@@ -39,17 +46,18 @@ type Limits struct {
 // connections. What a node agent sends beyond Burst waits for the review of its token.
 //
 // The bounds add up to less than 240 MiB in the worst case: a connection takes 75 KiB, a call 16 KiB,
-// and a byte in frames of one byte each takes 10.
+// and a byte in frames of one byte each takes 10. The kernel's share comes to 60 MiB.
 func Laptops() Limits {
 	return Limits{Unproven: 1536, Ungreeted: 1024, Address: 192,
 		Hasty: 2 * time.Second, Greeting: time.Minute, Slow: 10 * time.Second, Silent: 5 * time.Second,
-		Burst: 16 << 10, Rate: 192, Held: 6 << 20, Calls: 256, CallsInAll: 4000}
+		Socket: 16 << 10, Burst: 16 << 10, Rate: 192, Held: 6 << 20, Calls: 256, CallsInAll: 4000, Memory: budget()}
 }
 
 // HTTP are the limits of a port for HTTP, whose server has timeouts of its own. A request takes
 // milliseconds, so a probe has had its answer before a thousand peers have made it the oldest
-// connection. One takes 24 KiB at most, its head included.
-func HTTP() Limits { return Limits{Unproven: 2048, Address: 1024} }
+// connection. One takes 60 KiB at most, its head and the kernel's
+// share included.
+func HTTP() Limits { return Limits{Unproven: 1024, Address: 512, Socket: 16 << 10} }
 
 const (
 	// A connection gives way to another only when it has had its time: Limits.Hasty, in which a busy
@@ -78,6 +86,11 @@ type Gate struct {
 	calls     int
 	held      int64
 	addresses map[string]*address
+	open      map[*Conn]struct{} // all, where there is a limit of memory
+	holders   map[string]*holder // those that are proven
+
+	relief    sync.Mutex // held while calls are chosen that are to end
+	heldInAll atomic.Int64
 }
 
 // address is what a peer address has of connections that are not proven.
@@ -86,7 +99,7 @@ type address struct{ unproven, ungreeted int }
 // New returns a gate that nothing has passed yet.
 func New(limits Limits, known *Known, metrics *Metrics) *Gate {
 	g := &Gate{limits: limits, known: known, metrics: metrics, now: time.Now, conns: map[*Conn]struct{}{},
-		addresses: map[string]*address{}}
+		addresses: map[string]*address{}, open: map[*Conn]struct{}{}, holders: map[string]*holder{}}
 	metrics.add(g)
 	return g
 }
@@ -117,10 +130,17 @@ func (g *Gate) admit(raw net.Conn) *Conn {
 	c := &Conn{Conn: raw, gate: g, host: host, began: g.now(), may: g.limits.Burst,
 		lifted: make(chan struct{}), closed: make(chan struct{})}
 	c.filled = c.began
+	c.account = account{gate: g, holder: &holder{}, streams: map[uint32]*held{}}
 	if g.limits.Silent > 0 {
 		endWhenSilent(raw, g.limits.Silent)
 	}
+	if g.limits.Socket > 0 {
+		narrow(raw, g.limits.Socket)
+	}
 	g.mu.Lock()
+	if g.limits.Memory > 0 {
+		g.open[c] = struct{}{}
+	}
 	victim := g.enter(c)
 	if g.limits.Greeting > 0 && victim != c {
 		c.timer = time.AfterFunc(g.limits.Greeting, c.overdue)

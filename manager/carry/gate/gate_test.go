@@ -106,7 +106,7 @@ func TestStrangersGiveWayToWhoComesFromAKnownAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := gate(Limits{Ungreeted: 3, Hasty: time.Second})
 		c, _, _ := dial(g, "api")
-		c.Prove()
+		c.Prove("a peer")
 		for _, stranger := range []string{"a", "b", "c"} {
 			dial(g, stranger)
 		}
@@ -135,7 +135,7 @@ func TestAConnectionIsNotReadBeyondItsShare(t *testing.T) {
 		require.NoError(t, err)
 		assert.GreaterOrEqual(t, time.Since(began), 9*time.Second, "ten at once, ten more at one a second")
 		began = time.Now()
-		time.AfterFunc(500*time.Millisecond, c.Prove)
+		time.AfterFunc(500*time.Millisecond, func() { c.Prove("a peer") })
 		_, err = io.ReadFull(c, b)
 		require.NoError(t, err)
 		assert.LessOrEqual(t, time.Since(began), time.Second, "it is proven")
@@ -155,7 +155,7 @@ func TestAPeerThatTakesNothingLosesItsConnection(t *testing.T) {
 		_, err := c.Write([]byte("hello"))
 		require.Error(t, err)
 		c, _, far = dial(g, "b")
-		c.Prove()
+		c.Prove("a peer")
 		time.AfterFunc(time.Minute, func() { _, _ = far.Read(make([]byte, 5)) })
 		_, err = c.Write([]byte("hello"))
 		assert.NoError(t, err, "a slow reader with an intercept is waited for")
@@ -182,7 +182,7 @@ func TestCallsAreBoundedUntilAPeerIsProven(t *testing.T) {
 		assert.True(t, raw.closed.Load(), "it does not stop")
 
 		c, _, _ = dial(g, "a")
-		c.Prove()
+		c.Prove("a peer")
 		for range 10 {
 			_, err = call(g, c, "/Agents/Tunnel")
 			assert.NoError(t, err)
@@ -233,7 +233,7 @@ func TestCallsAndBytesInAllEndThoseOfWhoHasTheMost(t *testing.T) {
 	})
 }
 
-func TestTheKernelEndsAConnectionOnWhichNothingIsAcknowledged(t *testing.T) {
+func TestWhatTheKernelDoesForAConnection(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	inner := gate(HTTP()).Listener(l)
@@ -245,17 +245,24 @@ func TestTheKernelEndsAConnectionOnWhichNothingIsAcknowledged(t *testing.T) {
 	require.NoError(t, err)
 	outer := gate(Laptops()).admit(c)
 	defer outer.Close()
-	assert.EqualValues(t, 5000, userTimeout(t, outer))
+	assert.EqualValues(t, 5000, option(t, outer, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT))
 	assert.Equal(t, "127.0.0.1", outer.Host())
+
+	const locked = 2 // SOCK_RCVBUF_LOCK
+	assert.EqualValues(t, 32<<10, option(t, outer, unix.SOL_SOCKET, unix.SO_RCVBUF), "the kernel doubles it")
+	assert.EqualValues(t, locked, option(t, outer, unix.SOL_SOCKET, unix.SO_BUF_LOCK))
+	outer.Prove("alice")
+	assert.Zero(t, option(t, outer, unix.SOL_SOCKET, unix.SO_BUF_LOCK), "the kernel chooses")
 }
 
-func userTimeout(t *testing.T, c *Conn) (ms int) {
+func option(t *testing.T, c *Conn, level, name int) (value int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	require.NoError(t, err)
+	var failed error
 	require.NoError(t, raw.Control(func(fd uintptr) {
-		ms, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+		value, failed = unix.GetsockoptInt(int(fd), level, name)
 	}))
-	require.NoError(t, err)
-	return ms
+	require.NoError(t, failed)
+	return value
 }

@@ -3,12 +3,8 @@
 package gate
 
 import (
-	"net"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -52,19 +48,4 @@ func (k *Known) has(host string) bool {
 	defer k.mu.Unlock()
 	at, present := k.at[host]
 	return present && k.now().Sub(at) < knownFor
-}
-
-// endWhenSilent has the kernel end a connection on which the peer acknowledges nothing for so long.
-func endWhenSilent(conn net.Conn, after time.Duration) {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(after.Milliseconds()))
-	})
 }

@@ -17,10 +17,18 @@ const (
 	boundBytes       = "bytes"
 )
 
+// Limits of all peers.
+const (
+	limitMemory      = "memory"
+	limitCalls       = "calls"
+	limitConnections = "connections"
+)
+
 // Metrics count what gates let in and refuse.
 type Metrics struct {
 	refusals *prometheus.CounterVec
 	waits    prometheus.Counter
+	limits   *prometheus.CounterVec
 
 	mu    sync.Mutex
 	gates []*Gate
@@ -38,7 +46,17 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	for _, bound := range []string{boundConnections, boundGreeting, boundSessions, boundCalls, boundBytes} {
 		m.refusals.WithLabelValues(bound)
 	}
-	r.MustRegister(m.refusals, m.waits, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	m.limits = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sidestep_manager_limits_met_total",
+		Help: "Calls ended or refused, and connections ended, because a peer held more than it may.",
+	}, []string{"limit"})
+	for _, limit := range []string{limitMemory, limitCalls, limitConnections} {
+		m.limits.WithLabelValues(limit)
+	}
+	r.MustRegister(m.refusals, m.waits, m.limits, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "sidestep_manager_held_bytes",
+		Help: "Memory that calls hold, with what waits for them and for connections; an estimate.",
+	}, m.heldBytes), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "sidestep_manager_unproven_connections",
 		Help: "Connections whose peers have proven nothing: no Login, no intercept, no token.",
 	}, m.unproven))
@@ -62,6 +80,18 @@ func (m *Metrics) unproven() float64 {
 	}
 	return float64(n)
 }
+
+func (m *Metrics) heldBytes() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var n int64
+	for _, g := range m.gates {
+		n += g.heldInAll.Load()
+	}
+	return float64(n)
+}
+
+func (m *Metrics) met(limit string) { m.limits.WithLabelValues(limit).Inc() }
 
 func (m *Metrics) refused(bound string) { m.refusals.WithLabelValues(bound).Inc() }
 

@@ -133,7 +133,7 @@ func (r *Registry) Prove(keyHash string) {
 	s.proven = true
 	r.lot.Allow(keyHash, 0)
 	for c := range s.conns {
-		c.Prove()
+		c.Prove("laptop " + keyHash)
 	}
 }
 
@@ -156,7 +156,7 @@ func (r *Registry) use(keyHash string, c *gate.Conn) (done func(), ok bool) {
 		return nil, false
 	}
 	if s.proven {
-		c.Prove()
+		c.Prove("laptop " + keyHash)
 	}
 	if c == nil {
 		return func() {}, true
