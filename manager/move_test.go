@@ -97,7 +97,8 @@ func TestMoveThatFailsChangesNothing(t *testing.T) {
 
 	before := a.count()
 	st := k.answers(t, "alice", k.ask(t, "alice", "nope"), v1alpha1.StateInvalid, "")
-	assert.Equal(t, "service orders has no port nope; it has: http/80, grpc/9090; port http stays intercepted", st.Message)
+	assert.Equal(t, "service orders has no port nope; it has: http/80, grpc/9090; "+
+		"the containers of Deployment orders have: web/8080, rpc/9000; port http stays intercepted", st.Message)
 	st = k.answers(t, "alice", k.ask(t, "alice", "grpc"), v1alpha1.StateConflict, "grpc")
 	assert.Equal(t, `port grpc of Deployment orders is intercepted by bob@laptop (intercept "orders"); port http stays intercepted`, st.Message)
 	k.answers(t, "alice", k.ask(t, "alice", "http"), v1alpha1.StateActive, "http")
