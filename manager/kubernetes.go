@@ -9,6 +9,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authentication/v1"
 	authzv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,7 +26,7 @@ import (
 // Scheme returns the kinds with which the manager works.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme,
 		authv1.AddToScheme, authzv1.AddToScheme, admissionv1.AddToScheme, v1alpha1.AddToScheme} {
 		utilruntime.Must(add(s)) // it fails only if two packages register one kind
 	}
@@ -40,10 +41,11 @@ func NewClient(config *rest.Config) (client.WithWatch, error) {
 	config.UserAgent = "sidestep-manager/" + version.Version
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for gv, kinds := range map[schema.GroupVersion][]string{
-		corev1.SchemeGroupVersion: {"Pod", "Service", "Event", "Secret", "ConfigMap"},
-		appsv1.SchemeGroupVersion: {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
-		v1alpha1.GroupVersion:     {"Intercept", "Login"},
-		rollout.GroupVersion:      {rollout.Kind},
+		corev1.SchemeGroupVersion:  {"Pod", "Service", "Event", "Secret", "ConfigMap"},
+		appsv1.SchemeGroupVersion:  {"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"},
+		batchv1.SchemeGroupVersion: {"Job", "CronJob"},
+		v1alpha1.GroupVersion:      {"Intercept", "Login"},
+		rollout.GroupVersion:       {rollout.Kind},
 	} {
 		for _, kind := range kinds {
 			mapper.Add(gv.WithKind(kind), meta.RESTScopeNamespace)

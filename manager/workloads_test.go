@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -116,6 +117,40 @@ func TestWorkloadsOfEveryKind(t *testing.T) {
 		require.NoError(t, k.Delete(t.Context(), ds))
 		assert.Equal(t, `there is no DaemonSet "log" in namespace shop`,
 			k.until(t, "log", v1alpha1.StateInvalid).Status.Message)
+		a.has(t)
+	})
+	t.Run("a CronJob, whose Jobs come and go, and a Job", func(t *testing.T) {
+		labels := map[string]string{"app": "report"}
+		spec := batchv1.JobSpec{Template: labelled(labels)}
+		spec.Template.Spec.RestartPolicy = corev1.RestartPolicyNever
+		cron := &batchv1.CronJob{ObjectMeta: objectMeta("report"), Spec: batchv1.CronJobSpec{Schedule: "0 0 1 1 *",
+			JobTemplate: batchv1.JobTemplateSpec{Spec: spec}}}
+		require.NoError(t, k.Create(t.Context(), cron))
+		k.service(t, "report", labels)
+		k.create(t, asksFor("CronJob", "report"))
+		k.until(t, "report", v1alpha1.StateNoPods)
+		for _, name := range []string{"report-1", "report-2"} {
+			job := &batchv1.Job{ObjectMeta: objectMeta(name), Spec: spec}
+			job.OwnerReferences = ownedBy("CronJob", cron)
+			require.NoError(t, k.Create(t.Context(), job))
+			p := k.podOf(t, "Job", job, name+"-x", "node-1", labels)
+			k.run(t, p)
+			assert.Equal(t, "1/1", k.until(t, "report", v1alpha1.StateActive).Status.Coverage)
+			a.has(t, name+"-x:8080=report")
+			require.NoError(t, k.Delete(t.Context(), p, client.GracePeriodSeconds(0)))
+			k.until(t, "report", v1alpha1.StateNoPods)
+		}
+		require.NoError(t, k.Delete(t.Context(), cron))
+		k.until(t, "report", v1alpha1.StateInvalid)
+		alone := &batchv1.Job{ObjectMeta: objectMeta("import"), Spec: spec}
+		require.NoError(t, k.Create(t.Context(), alone))
+		k.create(t, asksFor("Job", "import"))
+		p := k.podOf(t, "Job", alone, "import-x", "node-1", labels)
+		k.run(t, p)
+		k.until(t, "import", v1alpha1.StateActive)
+		a.has(t, "import-x:8080=import")
+		require.NoError(t, k.Delete(t.Context(), alone, client.PropagationPolicy(metav1.DeletePropagationBackground)))
+		k.until(t, "import", v1alpha1.StateInvalid)
 		a.has(t)
 	})
 	t.Run("a Pod that nobody owns, by its container port, and its successor", func(t *testing.T) {

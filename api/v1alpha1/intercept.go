@@ -157,13 +157,14 @@ type InterceptSpec struct {
 
 // WorkloadKinds are the kinds of workloads that can be intercepted, in the order in which a name is
 // looked for.
-var WorkloadKinds = []string{"Deployment", "StatefulSet", "DaemonSet", "Rollout", "ReplicaSet", "Pod"}
+var WorkloadKinds = []string{"Deployment", "StatefulSet", "DaemonSet", "Rollout", "ReplicaSet", "Pod", "Job",
+	"CronJob"}
 
 // WorkloadReference names a workload in the Intercept's own namespace.
 type WorkloadReference struct {
 	// Kind is one of those of Kubernetes, where a Pod is one that no other workload owns, or a
 	// Rollout of Argo Rollouts (argoproj.io).
-	// +kubebuilder:validation:Enum=Deployment;ReplicaSet;StatefulSet;DaemonSet;Pod;Rollout
+	// +kubebuilder:validation:Enum=Deployment;ReplicaSet;StatefulSet;DaemonSet;Pod;Rollout;Job;CronJob
 	Kind string `json:"kind"`
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253

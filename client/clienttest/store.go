@@ -28,6 +28,7 @@ var kinds = map[string]struct{ apiVersion, kind string }{
 	"deployments": {"apps/v1", "Deployment"}, "replicasets": {"apps/v1", "ReplicaSet"},
 	"statefulsets": {"apps/v1", "StatefulSet"},
 	"daemonsets":   {"apps/v1", "DaemonSet"}, "rollouts": {"argoproj.io/v1alpha1", "Rollout"},
+	"jobs": {"batch/v1", "Job"}, "cronjobs": {"batch/v1", "CronJob"},
 	"intercepts": {"sidestep.dev/v1alpha1", "Intercept"}, "logins": {"sidestep.dev/v1alpha1", "Login"},
 	"selfsubjectreviews": {"authentication.k8s.io/v1", "SelfSubjectReview"},
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -47,7 +48,9 @@ func TestWorkloadsOfEveryKindAreFound(t *testing.T) {
 		&appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout")},
 		&corev1.Pod{ObjectMeta: meta("alone", "")},
 		&corev1.Pod{ObjectMeta: meta("clone-a", "CloneSet")}, &corev1.Pod{ObjectMeta: meta("orders", "")},
-		&appsv1.Deployment{ObjectMeta: meta("echo", "")})
+		&appsv1.Deployment{ObjectMeta: meta("echo", "")},
+		&batchv1.Job{ObjectMeta: meta("import", "")}, &batchv1.CronJob{ObjectMeta: meta("report", "")},
+		&batchv1.Job{ObjectMeta: meta("orders", "")}, &corev1.Pod{ObjectMeta: meta("import-a", "Job")})
 	kindOf := func(name, kind string) string {
 		w.mustIntercept(&daemonpb.InterceptRequest{Name: name, WorkloadKind: kind})
 		found := w.object().Spec.Workload.Kind
@@ -60,7 +63,8 @@ func TestWorkloadsOfEveryKindAreFound(t *testing.T) {
 	w.api.Deny(func(c clienttest.Call) bool { return c.Resource == "daemonsets" && c.Name != "log" })
 	for _, c := range []struct{ name, kind, want string }{
 		{"orders", "", "Deployment"}, // and not the pod of that name
-		{"orders", "Pod", "Pod"},
+		{"orders", "Pod", "Pod"}, {"orders", "Job", "Job"},
+		{"import", "", "Job"}, {"report", "", "CronJob"}, {"import-a", "", "Pod"},
 		{"log", "", "DaemonSet"}, {"db", "", "StatefulSet"}, {"echo-1", "", "ReplicaSet"},
 		{"alone", "", "Pod"}, {"clone-a", "", "Pod"}, {"web", "", "Rollout"},
 		{"echo", "", "Rollout"}, // which has taken the place of the Deployment that it refers to
@@ -106,6 +110,19 @@ func TestList(t *testing.T) {
 	log.Spec.Template.Spec = ported
 	w.api.Add(t, log, pod("alone", "", corev1.PodRunning), pod("done", "", corev1.PodSucceeded),
 		pod("orders-1-a", "ReplicaSet", corev1.PodRunning), pod("job-x", "Job", corev1.PodRunning))
+	job := func(name string, spec corev1.PodSpec, change func(*batchv1.Job)) *batchv1.Job {
+		j := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
+		j.Spec.Template.Spec = spec
+		change(j)
+		return j
+	}
+	report := &batchv1.CronJob{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "report"}}
+	report.Spec.JobTemplate.Spec.Template.Spec = ported
+	w.api.Add(t, report, job("import", ported, func(*batchv1.Job) {}), job("silent", corev1.PodSpec{}, func(*batchv1.Job) {}),
+		job("report-1", ported, func(j *batchv1.Job) { j.OwnerReferences = owner("CronJob") }),
+		job("over", ported, func(j *batchv1.Job) {
+			j.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue}}
+		}))
 	w.mustIntercept(&daemonpb.InterceptRequest{Name: "orders", LocalPort: 9000})
 	theirs := w.object().DeepCopy()
 	theirs.ObjectMeta = metav1.ObjectMeta{Namespace: "shop", Name: "theirs"}
@@ -128,12 +145,13 @@ func TestList(t *testing.T) {
 	}
 	assert.Equal(t, []line{
 		{"Pod", "alone", ""}, {"StatefulSet", "batch", "no service and no container port"},
-		{"ReplicaSet", "echo-2", ""}, {"DaemonSet", "log", ""}, {"Deployment", "orders", ""},
+		{"ReplicaSet", "echo-2", ""}, {"Job", "import", ""}, {"DaemonSet", "log", ""}, {"Deployment", "orders", ""},
 		{"ReplicaSet", "plain", ""}, {"StatefulSet", "proxy", "its pods use the network of their node"},
+		{"CronJob", "report", ""},
 		{"Deployment", "stock", ""},
 	}, list(""))
 	assert.Equal(t, []line{{"Deployment", "orders", ""}}, list("intercepted"))
-	assert.Len(t, list("interceptable"), 6)
+	assert.Len(t, list("interceptable"), 8)
 	_, err := w.daemon.List(t.Context(), &daemonpb.ListRequest{Filter: "x"})
 	assert.Equal(t, codes.InvalidArgument, status.Code(err))
 
@@ -161,7 +179,8 @@ func TestList(t *testing.T) {
 	assert.Contains(t, lines, line{"Pod", "x-29", ""})
 	assert.NotContains(t, lines, line{"Pod", "done", ""})
 	w.api.Deny(func(c clienttest.Call) bool {
-		return c.Resource == "rollouts" || c.Resource == "pods" || c.Resource == "daemonsets"
+		return c.Resource == "rollouts" || c.Resource == "pods" || c.Resource == "daemonsets" ||
+			c.Resource == "jobs" || c.Resource == "cronjobs"
 	})
 	assert.Len(t, list(""), 6, "an older role tells of the older kinds")
 	w.api.Deny(nil)

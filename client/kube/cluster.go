@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
 	authnv1 "k8s.io/api/authentication/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -176,7 +177,7 @@ func (c *Cluster) Client() (client.WithWatch, error) {
 // Scheme returns the kinds that the laptop deals with.
 func Scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme,
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme,
 		authnv1.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(s); err != nil {
 			panic(err) // a kind was registered twice
@@ -187,13 +188,16 @@ func Scheme() *runtime.Scheme {
 
 func mapper() meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{corev1.SchemeGroupVersion,
-		appsv1.SchemeGroupVersion, authnv1.SchemeGroupVersion, v1alpha1.GroupVersion})
+		appsv1.SchemeGroupVersion, batchv1.SchemeGroupVersion, authnv1.SchemeGroupVersion, v1alpha1.GroupVersion})
 	for _, kind := range []string{"Pod", "Service", "ConfigMap"} {
 		m.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
 	m.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
 	for _, kind := range []string{"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"} {
 		m.Add(appsv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	}
+	for _, kind := range []string{"Job", "CronJob"} {
+		m.Add(batchv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
 	}
 	m.Add(rollout.GroupVersion.WithKind(rollout.Kind), meta.RESTScopeNamespace)
 	m.Add(authnv1.SchemeGroupVersion.WithKind("SelfSubjectReview"), meta.RESTScopeRoot)

@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -101,6 +102,10 @@ func newObject(kind string) client.Object {
 		return rollout.Object()
 	case "Pod":
 		return &corev1.Pod{}
+	case "Job":
+		return &batchv1.Job{}
+	case "CronJob":
+		return &batchv1.CronJob{}
 	default:
 		return &appsv1.ReplicaSet{}
 	}
@@ -118,6 +123,10 @@ func kindOf(object client.Object) string {
 		return "ReplicaSet"
 	case *corev1.Pod:
 		return "Pod"
+	case *batchv1.Job:
+		return "Job"
+	case *batchv1.CronJob:
+		return "CronJob"
 	default:
 		return rollout.Kind
 	}
@@ -127,7 +136,7 @@ func kindOf(object client.Object) string {
 // lacks the kind, or the account's role is older than the support for it.
 func isMissing(kind string, err error) bool {
 	switch kind {
-	case "DaemonSet", "Pod", rollout.Kind:
+	case "DaemonSet", "Pod", "Job", "CronJob", rollout.Kind:
 		return apierrors.IsNotFound(err) || apierrors.IsForbidden(err)
 	}
 	return false
@@ -148,8 +157,18 @@ func likely(found []client.Object) []client.Object {
 			}
 		}
 	}
-	return slices.DeleteFunc(found,
-		func(object client.Object) bool { return kindOf(object) == "Pod" || kindOf(object) == replaced })
+	var rest []client.Object
+	for _, object := range found {
+		switch kindOf(object) {
+		case "Pod", "Job", "CronJob", replaced:
+		default:
+			rest = append(rest, object)
+		}
+	}
+	if len(rest) == 0 { // a Job comes before a CronJob and a Pod of its name
+		return slices.DeleteFunc(found, func(object client.Object) bool { return kindOf(object) == "Pod" })
+	}
+	return rest
 }
 
 // ambiguous returns the error for several workloads of a name, with how to choose.
@@ -185,7 +204,7 @@ func ownedPod(ctx context.Context, api client.Client, pod *corev1.Pod) error {
 // owningWorkload returns the controller of an object if it can be intercepted itself.
 func owningWorkload(object metav1.Object) *metav1.OwnerReference {
 	owner := metav1.GetControllerOfNoCopy(object)
-	if owner == nil || owner.Kind == "Pod" || !slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
+	if owner == nil || owner.Kind == "Pod" || owner.Kind == "Job" || !slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
 		return nil
 	}
 	return owner
@@ -252,7 +271,13 @@ func listNames(ctx context.Context, api client.Client, namespace, kind string) (
 
 // hasOwner reports whether an object belongs to another workload, and so is not listed by itself.
 func hasOwner(kind string, object metav1.Object) bool {
-	return kind == "ReplicaSet" && ownerKind(object) == "Deployment" || kind == "Pod" && ownerKind(object) != ""
+	switch kind {
+	case "ReplicaSet":
+		return ownerKind(object) == "Deployment"
+	case "Pod", "Job":
+		return ownerKind(object) != ""
+	}
+	return false
 }
 
 func groupVersion(kind string) schema.GroupVersion {
@@ -261,6 +286,8 @@ func groupVersion(kind string) schema.GroupVersion {
 		return rollout.GroupVersion
 	case "Pod":
 		return corev1.SchemeGroupVersion
+	case "Job", "CronJob":
+		return batchv1.SchemeGroupVersion
 	}
 	return appsv1.SchemeGroupVersion
 }

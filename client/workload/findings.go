@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,6 +34,8 @@ type findings struct {
 	daemonSets   []appsv1.DaemonSet
 	replicaSets  []appsv1.ReplicaSet
 	rollouts     []unstructured.Unstructured
+	jobs         []batchv1.Job
+	cronJobs     []batchv1.CronJob
 	pods         []metav1.PartialObjectMetadata
 	services     []corev1.Service
 	intercepts   []v1alpha1.Intercept
@@ -71,6 +74,15 @@ func (f *findings) ask(g *errgroup.Group, a *asker) {
 		f.rollouts, err = all(a, rollout.ListOf(),
 			func(l *unstructured.UnstructuredList) []unstructured.Unstructured { return l.Items })
 		return present(rollout.Kind, err)
+	})
+	g.Go(func() (err error) {
+		f.jobs, err = all(a, &batchv1.JobList{}, func(l *batchv1.JobList) []batchv1.Job { return l.Items })
+		return present("Job", err)
+	})
+	g.Go(func() (err error) {
+		f.cronJobs, err = all(a, &batchv1.CronJobList{},
+			func(l *batchv1.CronJobList) []batchv1.CronJob { return l.Items })
+		return present("CronJob", err)
 	})
 	g.Go(func() (err error) {
 		list := &metav1.PartialObjectMetadataList{}

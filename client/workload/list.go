@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -151,9 +152,32 @@ func (b *builder) addAll(f *findings, pods []corev1.Pod) {
 		}
 		b.add(rollout.Kind, r, r.Template)
 	}
+	b.addBatch(f)
 	for i := range pods {
 		p := &pods[i]
 		b.add("Pod", p, &corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: p.Labels}, Spec: p.Spec})
+	}
+}
+
+// addBatch leaves out most Jobs and CronJobs: those that nothing can connect to, those that are over,
+// and Jobs of a CronJob. An intercept makes any of them appear.
+func (b *builder) addBatch(f *findings) {
+	add := func(kind string, object metav1.Object, template *corev1.PodTemplateSpec, over bool) {
+		intercepted := len(b.intercepts[key{kind, object.GetNamespace(), object.GetName()}]) > 0
+		hidden := over || obstacle(template, b.services[object.GetNamespace()], b.hostNetworkAllowed) != ""
+		if intercepted || !hidden {
+			b.add(kind, object, template)
+		}
+	}
+	for i := range f.jobs {
+		j := &f.jobs[i]
+		over := slices.ContainsFunc(j.Status.Conditions, func(c batchv1.JobCondition) bool {
+			return (c.Type == batchv1.JobComplete || c.Type == batchv1.JobFailed) && c.Status == corev1.ConditionTrue
+		})
+		add("Job", j, &j.Spec.Template, over || hasOwner("Job", j))
+	}
+	for i := range f.cronJobs {
+		add("CronJob", &f.cronJobs[i], &f.cronJobs[i].Spec.JobTemplate.Spec.Template, false)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -87,6 +88,10 @@ func templateOf(object client.Object) *corev1.PodTemplateSpec {
 		return &o.Spec.Template
 	case *appsv1.ReplicaSet:
 		return &o.Spec.Template
+	case *batchv1.Job:
+		return &o.Spec.Template
+	case *batchv1.CronJob:
+		return &o.Spec.JobTemplate.Spec.Template
 	case *corev1.Pod:
 		template := &corev1.PodTemplateSpec{Spec: o.Spec}
 		template.Labels = o.Labels

@@ -37,6 +37,17 @@ var kinds = template.Must(template.New("").Parse(`
         ports: [{name: web, containerPort: 8080}]
         securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
 {{- end}}
+{{define "specOfJob"}}
+          automountServiceAccountToken: false
+          securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+          containers:
+          - name: app
+            image: {{.Image}}
+            imagePullPolicy: {{.PullPolicy}}
+            args: [serve, --name=app, "--listen=:8080", --linger=1s]
+            ports: [{name: web, containerPort: 8080}]
+            securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+{{- end}}
 {{define "service"}}
 ---
 apiVersion: v1
@@ -59,6 +70,21 @@ kind: Pod
 metadata: {name: alone, namespace: shop, labels: {test: kinds, app: alone}}
 spec: {{template "spec" .}}
 {{template "service" .Logger}}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: report, namespace: shop, labels: {test: kinds}}
+spec:
+  schedule: 0 0 1 1 *
+  suspend: true
+  jobTemplate:
+    metadata: {labels: {test: kinds}}
+    spec:
+      template:
+        {{template "pod" "report"}}
+        spec:
+          restartPolicy: Never
+{{template "specOfJob" .}}
 {{end}}
 {{define "definition"}}
 apiVersion: apiextensions.k8s.io/v1
@@ -166,7 +192,7 @@ func testEveryKind(t *testing.T, s *scene) {
 	w.Logger.Name, w.Logger.App = "logger", "logger"
 	w.Stable.Name, w.Stable.App = "echo-stable", "echo-rollout"
 	w.Canary.Name, w.Canary.App = "echo-canary", "echo-rollout"
-	t.Cleanup(func() { w.remove("daemonsets,pods,services") })
+	t.Cleanup(func() { w.remove("daemonsets,pods,services,cronjobs,jobs") })
 	w.apply(t, "plain")
 	serve(t, s.ann, "serve", "127.0.0.1:9000")
 	t.Run("DaemonSet", func(t *testing.T) {
@@ -192,7 +218,27 @@ func testEveryKind(t *testing.T, s *scene) {
 		_, err = s.ann.Sidestep(t.Context(), "intercept", pods[0].Name, "-n", lab.Namespace, "--port", "9001")
 		assert.ErrorContains(t, err, "belongs to Deployment orders — run `sidestep intercept orders`")
 	})
+	t.Run("CronJob and Job", func(t *testing.T) { testBatch(t, w) })
 	t.Run("Rollout", func(t *testing.T) { testRollout(t, w) })
+}
+
+func testBatch(t *testing.T, w *workloads) {
+	_, err := w.Kubectl(t.Context(), "-n", lab.Namespace, "create", "job", "report-1", "--from=cronjob/report")
+	require.NoError(t, err)
+	require.NoError(t, lab.Eventually(t.Context(), time.Minute, func(ctx context.Context) error {
+		_, err := w.Kubectl(ctx, "-n", lab.Namespace, "wait", "--for=condition=Ready", "pod", "-l", "app=report", "--timeout=5s")
+		return err
+	}))
+	pods, err := w.Pods(t.Context(), lab.Namespace, "app=report")
+	require.NoError(t, err)
+	require.Len(t, pods, 1)
+	for kind, name := range map[string]string{"Job": "report-1", "CronJob": "report"} {
+		t.Run(kind, func(t *testing.T) {
+			assert.Contains(t, intercept(t, w.ann, name, "--port", "9000", "--http-header", "x-user=ann"),
+				"Using "+kind+" "+name)
+			w.answers(t, "http://"+pods[0].IP+":8080", "laptop", "app")
+		})
+	}
 }
 
 func testRollout(t *testing.T, w *workloads) {

@@ -36,6 +36,8 @@ func (c *Cluster) WorkloadNames(ctx context.Context, namespace string) ([]string
 		func() (runtime.Object, error) { return apps.StatefulSets(namespace).List(ctx, all) },
 		func() (runtime.Object, error) { return apps.ReplicaSets(namespace).List(ctx, all) },
 		func() (runtime.Object, error) { return optional(apps.DaemonSets(namespace).List(ctx, all)) },
+		func() (runtime.Object, error) { return optional(c.kube.BatchV1().Jobs(namespace).List(ctx, all)) },
+		func() (runtime.Object, error) { return optional(c.kube.BatchV1().CronJobs(namespace).List(ctx, all)) },
 		func() (runtime.Object, error) { return optional(c.kube.CoreV1().Pods(namespace).List(ctx, all)) },
 		func() (runtime.Object, error) {
 			return optional(c.dynamic.Resource(rollouts).Namespace(namespace).List(ctx, all))
@@ -137,6 +139,14 @@ func (c *Cluster) template(ctx context.Context, namespace, name string) (*corev1
 	daemons, err := c.kube.AppsV1().DaemonSets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err == nil {
 		return &daemons.Spec.Template, nil
+	}
+	job, err := c.kube.BatchV1().Jobs(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		return &job.Spec.Template, nil
+	}
+	cron, err := c.kube.BatchV1().CronJobs(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err == nil {
+		return &cron.Spec.JobTemplate.Spec.Template, nil
 	}
 	object, err := c.dynamic.Resource(rollouts).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err == nil {

@@ -125,7 +125,7 @@ func (f *flags) setWorkload(r *daemonpb.InterceptRequest, _ *pflag.FlagSet) erro
 	if kind, name, ok := strings.Cut(r.Workload, "/"); ok {
 		if r.WorkloadKind = workloadKind(kind); r.WorkloadKind == "" {
 			return output.Usagef("%s: unknown kind of workload %q", r.Workload, kind).
-				Advise("use deployment, statefulset, daemonset, rollout, replicaset or pod")
+				Advise("use deployment, statefulset, daemonset, rollout, replicaset, pod, job or cronjob")
 		}
 		r.Workload = name
 		if given == "" {
@@ -157,6 +157,10 @@ func workloadKind(word string) string {
 		return "Rollout"
 	case "pod", "pods", "po":
 		return "Pod"
+	case "job", "jobs":
+		return "Job"
+	case "cronjob", "cronjobs", "cj":
+		return "CronJob"
 	default:
 		return ""
 	}

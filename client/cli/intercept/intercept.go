@@ -34,7 +34,7 @@ func New(e *env.Env, g *env.Global) *cobra.Command {
 		Short: "Send a workload's requests to this laptop",
 		Long: `Send the requests of a workload to a port of this laptop: all connections, or the HTTP requests that match. Requests
 that do not match go to the pods, and so do those that this laptop cannot answer. Workloads are Deployments,
-StatefulSets, DaemonSets, ReplicaSets, Argo Rollouts, and Pods without an owner.
+StatefulSets, DaemonSets, ReplicaSets, Argo Rollouts, Jobs, CronJobs, and Pods without an owner.
 
 NAME is the workload's name, and the intercept's. Write KIND/NAME, for example statefulset/orders, if workloads of
 several kinds have that name. With --namespace the intercept is called NAME-NAMESPACE, unless --workload names the

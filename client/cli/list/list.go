@@ -110,7 +110,7 @@ func run(e *env.Env, cmd *cobra.Command, g *env.Global, f flags) error {
 		case f.wiretapped:
 			e.Say(g, "No wiretaps")
 		default:
-			e.Say(g, "No Workloads (Deployments, StatefulSets, DaemonSets, Rollouts, ReplicaSets, or Pods)")
+			e.Say(g, "No Workloads (Deployments, StatefulSets, DaemonSets, Rollouts, ReplicaSets, Jobs, CronJobs, or Pods)")
 		}
 		return nil
 	}

@@ -30,6 +30,8 @@ func (c *Controller) listen() error {
 		c.informers.statefulSets: handlers(c.workloadChanged("StatefulSet")),
 		c.informers.daemonSets:   handlers(c.workloadChanged("DaemonSet")),
 		c.informers.replicaSets:  handlers(c.workloadChanged("ReplicaSet")),
+		c.informers.jobs:         handlers(c.workloadChanged("Job")),
+		c.informers.cronJobs:     handlers(c.workloadChanged("CronJob")),
 	} {
 		if _, err := inf.AddEventHandler(handler); err != nil {
 			return err
@@ -122,9 +124,14 @@ func (c *Controller) ownerChanged(obj metav1.Object) {
 		return
 	}
 	c.enqueueWorkload(obj.GetNamespace(), ref.Kind, ref.Name)
-	if ref.Kind == "ReplicaSet" {
+	switch ref.Kind {
+	case "ReplicaSet":
 		if rs := c.informers.ReplicaSet(obj.GetNamespace(), ref.Name); rs != nil {
 			c.ownerChanged(rs)
+		}
+	case "Job":
+		if job := c.informers.Job(obj.GetNamespace(), ref.Name); job != nil {
+			c.ownerChanged(job)
 		}
 	}
 }
@@ -145,7 +152,7 @@ func (c *Controller) workloadChanged(kind string) func(before, after metav1.Obje
 			return // only its status or its number of replicas
 		}
 		c.enqueueWorkload(obj.GetNamespace(), kind, obj.GetName())
-		if kind == "ReplicaSet" {
+		if kind == "ReplicaSet" || kind == "Job" {
 			c.ownerChanged(obj)
 		}
 	}

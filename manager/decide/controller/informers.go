@@ -8,6 +8,7 @@ import (
 	"log/slog"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -31,8 +32,10 @@ const (
 // informers are the manager's copy of the part of the cluster that it needs. They implement
 // resolve.Cluster.
 type informers struct {
-	intercepts, pods, services, deployments, replicaSets, statefulSets, daemonSets cache.SharedIndexInformer
-	rollouts                                                                       *rollouts
+	intercepts, pods, services                         cache.SharedIndexInformer
+	deployments, replicaSets, statefulSets, daemonSets cache.SharedIndexInformer
+	jobs, cronJobs                                     cache.SharedIndexInformer
+	rollouts                                           *rollouts
 }
 
 func newInformers(c client.WithWatch, log *slog.Logger) (*informers, error) {
@@ -56,6 +59,8 @@ func newInformers(c client.WithWatch, log *slog.Logger) (*informers, error) {
 		replicaSets:  newInformer(c, &appsv1.ReplicaSetList{}, &appsv1.ReplicaSet{}, owned, ""),
 		statefulSets: bare(&appsv1.StatefulSetList{}, &appsv1.StatefulSet{}),
 		daemonSets:   bare(&appsv1.DaemonSetList{}, &appsv1.DaemonSet{}),
+		jobs:         newInformer(c, &batchv1.JobList{}, &batchv1.Job{}, owned, ""),
+		cronJobs:     bare(&batchv1.CronJobList{}, &batchv1.CronJob{}),
 	}
 	var err error
 	if inf.rollouts, err = newRollouts(c, log); err != nil {
@@ -71,7 +76,7 @@ func newInformers(c client.WithWatch, log *slog.Logger) (*informers, error) {
 
 func (inf *informers) all() []cache.SharedIndexInformer {
 	return []cache.SharedIndexInformer{inf.intercepts, inf.pods, inf.services, inf.deployments,
-		inf.replicaSets, inf.statefulSets, inf.daemonSets}
+		inf.replicaSets, inf.statefulSets, inf.daemonSets, inf.jobs, inf.cronJobs}
 }
 
 func (inf *informers) synced() []cache.InformerSynced {
@@ -161,6 +166,14 @@ func (inf *informers) DaemonSet(namespace, name string) *appsv1.DaemonSet {
 	return get[appsv1.DaemonSet](inf.daemonSets, namespace, name)
 }
 
+func (inf *informers) Job(namespace, name string) *batchv1.Job {
+	return get[batchv1.Job](inf.jobs, namespace, name)
+}
+
+func (inf *informers) CronJob(namespace, name string) *batchv1.CronJob {
+	return get[batchv1.CronJob](inf.cronJobs, namespace, name)
+}
+
 func (inf *informers) Pod(namespace, name string) *corev1.Pod {
 	return get[corev1.Pod](inf.pods, namespace, name)
 }
@@ -171,6 +184,10 @@ func (inf *informers) Rollout(namespace, name string) *rollout.Rollout {
 
 func (inf *informers) ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet {
 	return by[appsv1.ReplicaSet](inf.replicaSets, byController, string(owner))
+}
+
+func (inf *informers) JobsOf(owner types.UID) []*batchv1.Job {
+	return by[batchv1.Job](inf.jobs, byController, string(owner))
 }
 
 func (inf *informers) PodsOf(owner types.UID) []*corev1.Pod {

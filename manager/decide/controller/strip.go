@@ -4,6 +4,7 @@ package controller
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -42,6 +43,14 @@ func strip(obj any) (any, error) {
 		stripMeta(&o.ObjectMeta)
 		stripPodSpec(&o.Spec.Template.Spec)
 		o.Status = appsv1.DaemonSetStatus{}
+	case *batchv1.Job:
+		stripMeta(&o.ObjectMeta)
+		stripPodSpec(&o.Spec.Template.Spec)
+		o.Status = batchv1.JobStatus{}
+	case *batchv1.CronJob:
+		stripMeta(&o.ObjectMeta)
+		stripPodSpec(&o.Spec.JobTemplate.Spec.Template.Spec)
+		o.Status = batchv1.CronJobStatus{}
 	case *unstructured.Unstructured:
 		if o.GetKind() != rollout.Kind {
 			return obj, nil

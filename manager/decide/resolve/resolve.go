@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -27,8 +28,11 @@ type Cluster interface {
 	DaemonSet(namespace, name string) *appsv1.DaemonSet
 	Pod(namespace, name string) *corev1.Pod
 	Rollout(namespace, name string) *rollout.Rollout
-	// ReplicaSetsOf and PodsOf return the objects whose controller has this UID.
+	Job(namespace, name string) *batchv1.Job
+	CronJob(namespace, name string) *batchv1.CronJob
+	// ReplicaSetsOf, JobsOf and PodsOf return the objects whose controller has this UID.
 	ReplicaSetsOf(owner types.UID) []*appsv1.ReplicaSet
+	JobsOf(owner types.UID) []*batchv1.Job
 	PodsOf(owner types.UID) []*corev1.Pod
 	Services(namespace string) []*corev1.Service
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -184,11 +185,19 @@ func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 	c.rollouts = map[string]*rollout.Rollout{"echo": {ObjectMeta: meta("echo", "", ""), Template: &tmpl}}
 	c.replicaSets["echo-1"] = &appsv1.ReplicaSet{ObjectMeta: meta("echo-1", "Rollout", "echo"),
 		Spec: appsv1.ReplicaSetSpec{Template: template(app)}}
+	c.jobs = map[string]*batchv1.Job{
+		"import":   {ObjectMeta: meta("import", "", ""), Spec: batchv1.JobSpec{Template: template(app)}},
+		"report-1": {ObjectMeta: meta("report-1", "CronJob", "report"), Spec: batchv1.JobSpec{Template: template(app)}},
+		"report-2": {ObjectMeta: meta("report-2", "CronJob", "report"), Spec: batchv1.JobSpec{Template: template(app)}},
+	}
+	c.cronJobs = map[string]*batchv1.CronJob{"report": {ObjectMeta: meta("report", "", ""), Spec: batchv1.CronJobSpec{
+		JobTemplate: batchv1.JobTemplateSpec{Spec: batchv1.JobSpec{Template: template(app)}}}}}
 	spec := template(app).Spec
 	c.pods = append(c.pods, pod("orders-2-a", "ReplicaSet", "orders-2", spec),
 		pod("db-0", "StatefulSet", "db", spec), pod("stray", "", "", spec),
 		pod("log-x", "DaemonSet", "log", spec), pod("echo-1-a", "ReplicaSet", "echo-1", spec),
-		pod("clone-a", "CloneSet", "clone", spec))
+		pod("clone-a", "CloneSet", "clone", spec), pod("import-a", "Job", "import", spec),
+		pod("report-1-a", "Job", "report-1", spec), pod("report-2-a", "Job", "report-2", spec))
 	for _, tc := range []struct {
 		kind, name string
 		owners     []types.UID
@@ -203,6 +212,9 @@ func TestPodsOfEachKindOfWorkloadAreFound(t *testing.T) {
 		{"ReplicaSet", "echo-1", []types.UID{"echo-1"}, []string{"echo-1-a"}},
 		{"Pod", "stray", []types.UID{"stray"}, []string{"stray"}},
 		{"Pod", "clone-a", []types.UID{"clone-a"}, []string{"clone-a"}},
+		{"Job", "import", []types.UID{"import"}, []string{"import-a"}},
+		{"Pod", "import-a", []types.UID{"import-a"}, []string{"import-a"}}, // as it was before Jobs could be named
+		{"CronJob", "report", []types.UID{"report", "report-1", "report-2"}, []string{"report-1-a", "report-2-a"}},
 	} {
 		t.Run(tc.kind+" "+tc.name, func(t *testing.T) {
 			res, err := resolve.Intercept(c, intercept(withWorkload(tc.kind, tc.name)))

@@ -60,6 +60,17 @@ func findWorkload(c Cluster, namespace string, ref v1alpha1.WorkloadReference) (
 		if err := w.findRollout(c, namespace); err != nil {
 			return nil, err
 		}
+	case "Job":
+		if j := c.Job(namespace, ref.Name); j != nil {
+			w.is(j.UID, &j.Spec.Template)
+		}
+	case "CronJob":
+		if cj := c.CronJob(namespace, ref.Name); cj != nil {
+			w.is(cj.UID, &cj.Spec.JobTemplate.Spec.Template)
+			for _, j := range c.JobsOf(cj.UID) {
+				w.owners = append(w.owners, j.UID)
+			}
+		}
 	case "Pod":
 		if err := w.findPod(c, namespace); err != nil {
 			return nil, err
@@ -87,7 +98,7 @@ func (w *workload) findPod(c Cluster, namespace string) error {
 	if p == nil {
 		return nil
 	}
-	if owner := metav1.GetControllerOfNoCopy(p); owner != nil && owner.Kind != "Pod" &&
+	if owner := metav1.GetControllerOfNoCopy(p); owner != nil && owner.Kind != "Pod" && owner.Kind != "Job" &&
 		slices.Contains(v1alpha1.WorkloadKinds, owner.Kind) {
 		return invalid(WorkloadNotFound, "Pod %s belongs to %s %s: intercept that", p.Name, owner.Kind,
 			owner.Name)

@@ -4,6 +4,7 @@ package resolve_test
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -22,6 +23,8 @@ type cluster struct {
 	statefulSets map[string]*appsv1.StatefulSet
 	daemonSets   map[string]*appsv1.DaemonSet
 	rollouts     map[string]*rollout.Rollout
+	jobs         map[string]*batchv1.Job
+	cronJobs     map[string]*batchv1.CronJob
 	pods         []*corev1.Pod
 	services     []*corev1.Service
 }
@@ -35,6 +38,20 @@ func (c *cluster) StatefulSet(_, name string) *appsv1.StatefulSet { return c.sta
 func (c *cluster) DaemonSet(_, name string) *appsv1.DaemonSet { return c.daemonSets[name] }
 
 func (c *cluster) Rollout(_, name string) *rollout.Rollout { return c.rollouts[name] }
+
+func (c *cluster) Job(_, name string) *batchv1.Job { return c.jobs[name] }
+
+func (c *cluster) CronJob(_, name string) *batchv1.CronJob { return c.cronJobs[name] }
+
+func (c *cluster) JobsOf(owner types.UID) []*batchv1.Job {
+	var all []*batchv1.Job
+	for _, j := range c.jobs {
+		if ref := metav1.GetControllerOf(j); ref != nil && ref.UID == owner {
+			all = append(all, j)
+		}
+	}
+	return all
+}
 
 func (c *cluster) Services(string) []*corev1.Service { return c.services }
 
