@@ -148,7 +148,7 @@ func TestInterceptRefusesWhatCannotBeMeant(t *testing.T) {
 		{"orders", "-p", "9000", "-p", "9001"},
 		{"orders", "--address", "laptop.example"},
 		{"orders", "-w", "a", "-d", "b"},
-		{"orders", "-w", "cronjob/a"},
+		{"orders", "-w", "node/a"},
 		{"orders", "--mechanism", "udp"},
 		{"orders", "--mechanism", "tcp", "--http-header", "auto"},
 		{"orders", "--mechanism=tcp", "--http-match=a=b", "--http-path-equal=/x"},

@@ -81,7 +81,7 @@ spec:
     metadata: {labels: {test: kinds}}
     spec:
       template:
-        {{template "pod" "report"}}
+        metadata: {labels: {app: report}}
         spec:
           restartPolicy: Never
 {{template "specOfJob" .}}
