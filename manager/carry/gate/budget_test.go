@@ -131,7 +131,6 @@ func TestWhatCallsHoldIsCountedExactly(t *testing.T) {
 	for range n {
 		s.read <- struct{}{}
 	}
-	s.holds(t, callMass+1, callMass+n*each*3/2) // what comes back is not taken yet
 	for range n {
 		var f tunnel.Frame
 		require.NoError(t, stream.RecvMsg(&f))
