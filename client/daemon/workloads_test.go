@@ -218,7 +218,7 @@ func TestOverlapsThatTheAPIServerRefuses(t *testing.T) {
 		}
 		return ""
 	})
-	_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", PortIdentifier: "admin"})
+	_, _, err = w.intercept(t.Context(), &daemonpb.InterceptRequest{Name: "orders", PortIdentifier: "80"})
 	assert.Equal(t, reason.Conflict, reason.Of(err))
 	assert.Equal(t, was.Spec, w.object().Spec, "it stays where it was")
 	assert.Len(t, w.status().GetIntercepts(), 1)
