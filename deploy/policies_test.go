@@ -220,6 +220,9 @@ func TestTheAPIServerVouchesForUsers(t *testing.T) {
 		assert.ErrorContains(t, eve.Create(t.Context(), login("forged", "ann")), `cannot log in as user "ann"`)
 		assert.ErrorContains(t, eve.Create(t.Context(), login("forged", "eve", "developers", "system:masters")),
 			"is no member of all groups")
+		stays := login("stays", "eve")
+		stays.Finalizers = []string{"example.com/stay"}
+		assert.ErrorContains(t, eve.Create(t.Context(), stays), "a login has no finalizers")
 		assert.NoError(t, eve.Create(t.Context(), login("part", "eve", "interns")), "some of its groups")
 		assert.NoError(t, ann.Create(t.Context(), login("ann", "ann", "developers")))
 		mine := login("ann", "ann")

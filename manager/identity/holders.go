@@ -43,6 +43,13 @@ type Holders struct {
 	mu       sync.Mutex
 	policies map[string]force         // by name; nothing before the API server has answered
 	judged   map[types.UID]*time.Time // since when nobody vouches for it; nil: somebody does
+	denied   map[types.UID]map[denial]struct{}
+}
+
+// denial is what the API server has said last about one right of a user, whatever their groups were.
+type denial struct {
+	user string
+	right
 }
 
 // force is what is known about a policy.
@@ -53,7 +60,8 @@ type force struct {
 
 // NewHolders makes Holders; Run keeps what they know up to date.
 func NewHolders(cfg HoldersConfig) *Holders {
-	h := &Holders{cfg: cfg, policies: map[string]force{}, judged: map[types.UID]*time.Time{}}
+	h := &Holders{cfg: cfg, policies: map[string]force{}, judged: map[types.UID]*time.Time{},
+		denied: map[types.UID]map[denial]struct{}{}}
 	if h.changes = changes.NewSet[types.UID](); cfg.Reviews != nil {
 		h.changes = cfg.Reviews.Changes()
 	}
@@ -122,6 +130,7 @@ func (h *Holders) follow(ctx context.Context) {
 func (h *Holders) Forget(uid types.UID) {
 	h.mu.Lock()
 	delete(h.judged, uid)
+	delete(h.denied, uid)
 	h.mu.Unlock()
 	if h.cfg.Reviews != nil {
 		h.cfg.Reviews.Follow(uid)
@@ -259,6 +268,7 @@ func (h *Holders) review(ic *v1alpha1.Intercept, proofs []Proof) access.Judgemen
 		}
 	}
 	answers := h.cfg.Reviews.Follow(ic.UID, questions...)
+	h.recall(ic.UID, proofs, rights, answers)
 	admitted, _ := h.vouched(access.RightsPolicy, ic.CreationTimestamp)
 	if !admitted && accepted(ic) {
 		admitted = true // by the manager before
@@ -271,6 +281,27 @@ func (h *Holders) review(ic *v1alpha1.Intercept, proofs []Proof) access.Judgemen
 		}
 	}
 	return best
+}
+
+// recall puts denials in place of answers that are not known yet. Another Login, with other groups, is
+// another question, and must not give a right back until it is answered.
+func (h *Holders) recall(uid types.UID, proofs []Proof, rights []right, answers []access.Answer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range answers {
+		d := denial{proofs[i/len(rights)].User, rights[i%len(rights)]}
+		_, denied := h.denied[uid][d]
+		switch {
+		case !answers[i].Known && denied:
+			answers[i] = access.Answer{Known: true}
+		case answers[i].Known && answers[i].Allowed:
+			delete(h.denied[uid], d)
+		case answers[i].Known && h.denied[uid] == nil:
+			h.denied[uid] = map[denial]struct{}{d: {}}
+		case answers[i].Known:
+			h.denied[uid][d] = struct{}{}
+		}
+	}
 }
 
 func accepted(ic *v1alpha1.Intercept) bool {

@@ -95,6 +95,9 @@ func New(cfg Config) (*Logins, error) {
 	}
 	l.informer = cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(lw, cfg.Client),
 		&v1alpha1.Login{}, 0, cache.Indexers{})
+	if err := l.informer.SetTransform(strip); err != nil {
+		return nil, fmt.Errorf("set up an informer: %w", err)
+	}
 	_, err := l.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { l.put(obj) },
 		UpdateFunc: func(_, obj any) { l.put(obj) },
@@ -104,6 +107,14 @@ func New(cfg Config) (*Logins, error) {
 		return nil, fmt.Errorf("set up an informer: %w", err)
 	}
 	return l, nil
+}
+
+// strip removes what the manager does not read. Labels, annotations and owners may be a megabyte.
+func strip(obj any) (any, error) {
+	if o, ok := obj.(*v1alpha1.Login); ok {
+		o.ManagedFields, o.Labels, o.Annotations, o.OwnerReferences = nil, nil, nil, nil
+	}
+	return obj, nil
 }
 
 // served notes whether the cluster has the definition.
@@ -359,7 +370,9 @@ func (l *Logins) clean(ctx context.Context) {
 	l.mu.Lock()
 	all := make([]*v1alpha1.Login, 0, len(l.all))
 	for _, login := range l.all {
-		all = append(all, login)
+		if login.DeletionTimestamp == nil { // else somebody's finalizer keeps it, and it proves nothing
+			all = append(all, login)
+		}
 	}
 	slices.SortFunc(all, func(a, b *v1alpha1.Login) int { // the youngest first
 		return cmp.Or(b.CreationTimestamp.Compare(a.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))

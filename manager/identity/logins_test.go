@@ -302,6 +302,38 @@ func TestUselessLoginsAreDeleted(t *testing.T) {
 	assert.NoError(t, w.Get(t.Context(), client.ObjectKeyFromObject(mine), mine), "others lose none by that")
 }
 
+func TestLoginsThatAFinalizerKeepsCostNobodyTheirs(t *testing.T) {
+	w := known(t, policy(time.Hour)...)
+	mine := w.login("k1", "ann", 2*time.Minute, time.Hour)
+	w.eventually(func() bool { return w.Proven("k1") }, "it is known")
+	for n := range inAll {
+		w.put(&v1alpha1.Login{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: fmt.Sprint("e", n),
+				UID: types.UID(fmt.Sprint("e", n)), CreationTimestamp: metav1.NewTime(w.start.Add(-time.Minute)),
+				DeletionTimestamp: &metav1.Time{Time: w.start}, Finalizers: []string{"example.com/stay"}},
+			Spec: v1alpha1.LoginSpec{User: "eve", KeyHash: "e", Expires: metav1.NewTime(w.start.Add(time.Hour))},
+		})
+	}
+	w.clean(t.Context())
+	assert.NoError(t, w.Get(t.Context(), client.ObjectKeyFromObject(mine), mine))
+}
+
+func TestNothingOfALoginIsKeptThatIsNotRead(t *testing.T) {
+	w := known(t, policy(time.Hour)...)
+	l := &v1alpha1.Login{ObjectMeta: metav1.ObjectMeta{Namespace: "sidestep", Name: "big",
+		Labels: map[string]string{"a": "b"}, Annotations: map[string]string{"a": strings.Repeat("b", 1000)},
+		OwnerReferences: []metav1.OwnerReference{{Name: "a"}}}, Spec: v1alpha1.LoginSpec{KeyHash: "k1"}}
+	require.NoError(t, w.Create(t.Context(), l))
+	w.eventually(func() bool { return len(w.list()) == 1 }, "it is known")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, kept := range w.all {
+		assert.Empty(t, kept.Labels)
+		assert.Empty(t, kept.Annotations)
+		assert.Empty(t, kept.OwnerReferences)
+	}
+}
+
 func (l *Logins) list() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
