@@ -192,6 +192,20 @@ func TestOverlapIsRefusedAtCreation(t *testing.T) {
 		assert.NoError(t, k.Update(t.Context(), holder), "nobody is in their own way")
 		require.NoError(t, k.Delete(t.Context(), other))
 	})
+	t.Run("but not for one that is being deleted, which a finalizer can keep for ever", func(t *testing.T) {
+		leaving := like(func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" })
+		leaving.Name, leaving.Finalizers = "leaving", []string{"example.com/stay"}
+		k.held(t, leaving, "orders", "grpc", 9090)
+		defer func() {
+			leaving = k.intercept(t, "leaving")
+			leaving.Finalizers = nil
+			require.NoError(t, k.Update(t.Context(), leaving))
+		}()
+		next := like(func(s *v1alpha1.InterceptSpec) { s.Port = "grpc" })
+		require.Eventually(t, func() bool { return refused(next.DeepCopy()) != nil }, patient, often)
+		require.NoError(t, k.Delete(t.Context(), leaving))
+		assert.Eventually(t, func() bool { return refused(next.DeepCopy()) == nil }, patient, often)
+	})
 	t.Run("by rules, as the manager compares them", func(t *testing.T) { compareRules(t, k, like, refused) })
 }
 

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"sidestep.dev/sidestep/api/v1alpha1"
 	"sidestep.dev/sidestep/internal/rollout"
 	"sidestep.dev/sidestep/manager/endpoint"
 )
@@ -60,6 +61,13 @@ func strip(obj any) (any, error) {
 			stripPodSpec(&r.Template.Spec)
 		}
 		return r, nil
+	case *v1alpha1.Intercept:
+		knows, says := o.Annotations[v1alpha1.KnowsUDP]
+		stripMeta(&o.ObjectMeta)
+		o.Labels, o.OwnerReferences = nil, nil // which may be a megabyte
+		if says {
+			o.Annotations = map[string]string{v1alpha1.KnowsUDP: knows}
+		}
 	case metav1.Object:
 		o.SetManagedFields(nil)
 	}
