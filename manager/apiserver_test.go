@@ -271,7 +271,7 @@ func refuses(t *testing.T, k *kube) {
 			"spec.http needs mechanism http: a tcp intercept takes every connection"},
 		{"an unknown mechanism", func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = "udp", nil },
 			`Unsupported value: "udp": supported values: "tcp", "http"`},
-		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Job" },
+		{"an unknown kind of workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Kind = "Service" },
 			`supported values: "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Pod", "Rollout"`},
 		{"no workload", func(s *v1alpha1.InterceptSpec) { s.Workload.Name = "" },
 			"spec.workload.name in body should be at least 1 chars long"},

@@ -107,7 +107,7 @@ func testWrongObjects(t *testing.T, s *scene) {
 		"keyHash":"` + strings.Repeat("0", 64) + `"}}}`
 	for _, c := range []struct{ name, old, new, expect string }{
 		{"match rules of a tcp intercept", `"http",`, `"tcp","http":{},`, "every connection"},
-		{"kind of workload", `"Deployment"`, `"Job"`, "supported values"},
+		{"kind of workload", `"Deployment"`, `"Service"`, "supported values"},
 		{"both value and regex", `"http",`,
 			`"http","http":{"headers":[{"name":"a","value":"b","regex":"c"}]},`, "value or regex"},
 		{"two paths", `"http",`, `"http","http":{"path":{"equal":"/","prefix":"/"}},`, "exactly one"},
