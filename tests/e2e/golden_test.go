@@ -82,6 +82,8 @@ var masks = []struct {
 	{regexp.MustCompile(`(?m)^( *Kubernetes context *: ).*$`), "$1<context>"},
 	{regexp.MustCompile(`(Connected to context )[^,]+`), "$1<context>"},
 	{regexp.MustCompile(`(?m)^( *Version *: )\S+`), "$1<version>"},
+	// It is there once node agents have reported, which they do every second.
+	{regexp.MustCompile(`(?m)^ +answered here: .*\n`), ""},
 }
 
 func masked(text string) string {
