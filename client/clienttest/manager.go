@@ -289,7 +289,7 @@ func (m *Manager) traffic() []*clientpb.InterceptTraffic {
 	return slices.Clone(m.counted)
 }
 
-// Nodes reports two nodes, one of which has an agent.
+// Nodes returns two nodes, of which one has a node agent.
 func (m *Manager) Nodes(ctx context.Context, _ *clientpb.NodesRequest) (*clientpb.NodesReply, error) {
 	if _, err := keyHash(ctx); err != nil {
 		return nil, err

@@ -42,7 +42,8 @@ func (a *Ask) checkPodPorts() error {
 }
 
 func meetsItself(port int32) error {
-	return invalid("the intercept's requests go to port %d of this laptop, and --to-pod %d would lead from there to the pod",
+	return invalid("the intercept's requests go to port %d of this laptop, "+
+		"and --to-pod %d would lead from there to the pod",
 		port, port).
 		Advise("choose another port with --port")
 }

@@ -96,7 +96,8 @@ func forbidden(err error) error {
 	if namespace != "" {
 		where = "in namespace " + namespace
 	}
-	ask := fmt.Sprintf("ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)", names.User, names.User)
+	ask := fmt.Sprintf("ask for the ClusterRole %s there (and, for connecting, the Role %s in the manager's namespace)",
+		names.User, names.User)
 	if why, ok := subresources[resource]; ok {
 		ask = why
 	}

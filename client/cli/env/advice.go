@@ -44,8 +44,8 @@ func (e *Env) Advise(text string, err error) string {
 	return text + reason.Dash + what
 }
 
-// Renamed puts the name by which this program was called into commands in a text. The daemon and
-// the packages below do not know it, and write sidestep.
+// Renamed returns a text with the commands in it under e.Name. The daemon and the packages below do
+// not know that name, and write sidestep.
 func (e *Env) Renamed(text string) string {
 	return strings.ReplaceAll(text, "`sidestep ", "`"+e.Name+" ")
 }

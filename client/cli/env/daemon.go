@@ -94,8 +94,8 @@ func (e *Env) Running(ctx context.Context, g *Global) (*Daemon, error) {
 	return s, err
 }
 
-// resumed gives a daemon that has just been started a moment to reconnect, so that not just the
-// beginning is shown.
+// resumed waits up to resumePatience until a daemon that has just started is connected again, so that
+// status shows the session and not only how it begins.
 func (s *Daemon) resumed(ctx context.Context) error {
 	s.Line.Set("connecting to the traffic manager")
 	defer s.Line.Close()

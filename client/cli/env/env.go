@@ -20,7 +20,7 @@ const ForegroundCommand = "daemon-foreground"
 
 // Env is what commands see of their surroundings, so that a test can replace it.
 type Env struct {
-	Name    string // by which the program was called: sidestep or telepresence
+	Name    string // base name of os.Args[0]: sidestep or telepresence
 	Version string
 
 	Stdin          io.Reader

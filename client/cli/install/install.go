@@ -40,7 +40,8 @@ func (c *Cluster) Install(ctx context.Context, s Settings) error {
 	}
 	if last != nil {
 		if last.Info.Status == release.StatusDeployed {
-			return reason.Advise(fmt.Errorf("the traffic manager %s is already installed in namespace %s", last.Chart.Metadata.AppVersion, c.namespace),
+			return reason.Advise(fmt.Errorf("the traffic manager %s is already installed in namespace %s",
+				last.Chart.Metadata.AppVersion, c.namespace),
 				"use `%s helm upgrade` to change it", c.program)
 		}
 		s.step("removing what is left of an installation that was not finished")

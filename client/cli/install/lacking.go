@@ -128,8 +128,8 @@ func (c *Cluster) lacks(ctx context.Context, h holder, rights []string) (string,
 	return fmt.Sprintf("%s lacks %s", h, strings.Join(missing, ", and ")), nil
 }
 
-// holders lists who may create Intercepts by a binding, and the subresources that ClusterRole
-// sidestep-user gives besides.
+// holders returns the subjects whose bindings let them create Intercepts, and the subresources that
+// ClusterRole sidestep-user lets its subjects create.
 func (c *Cluster) holders(ctx context.Context) (all []holder, rights []string, err error) {
 	rbac := c.kube.RbacV1()
 	clusterRoles, err := rbac.ClusterRoles().List(ctx, metav1.ListOptions{})

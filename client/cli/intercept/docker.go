@@ -201,7 +201,7 @@ func inContainer(e *env.Env, g *env.Global, c container, i *daemonpb.InterceptIn
 	return p, done, nil
 }
 
-// containerName returns the name that the user gives to the container.
+// containerName returns the value of --name in the arguments of docker run.
 func containerName(args []string) string {
 	for i, arg := range args {
 		if name, ok := strings.CutPrefix(arg, "--name="); ok {
