@@ -166,11 +166,7 @@ func (a *attack) noHandshake(ctx context.Context, p *hostile) error {
 }
 
 func (a *attack) noGreeting(ctx context.Context, p *hostile) error {
-	c, err := p.dial(ctx, a.GRPC)
-	if err != nil {
-		return err
-	}
-	h, err := speak(ctx, c)
+	h, err := a.speak(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -178,11 +174,7 @@ func (a *attack) noGreeting(ctx context.Context, p *hostile) error {
 }
 
 func (a *attack) pings(ctx context.Context, p *hostile) error {
-	c, err := p.dial(ctx, a.GRPC)
-	if err != nil {
-		return err
-	}
-	h, err := speak(ctx, c)
+	h, err := a.speak(ctx, p)
 	for err == nil { // never reading
 		err = h.framer.WritePing(false, [8]byte{})
 	}
@@ -190,11 +182,7 @@ func (a *attack) pings(ctx context.Context, p *hostile) error {
 }
 
 func (a *attack) session(ctx context.Context, p *hostile) error {
-	c, err := p.dial(ctx, a.GRPC)
-	if err != nil {
-		return err
-	}
-	h, err := speak(ctx, c)
+	h, err := a.speak(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -207,7 +195,7 @@ func (a *attack) session(ctx context.Context, p *hostile) error {
 			return err
 		}
 	}
-	return wait(c)
+	return wait(h.Conn)
 }
 
 func (a *attack) streams(ctx context.Context, p *hostile) error {
@@ -262,11 +250,7 @@ func (a *attack) laptop(ctx context.Context, p *hostile) error {
 
 // agent is a node agent.
 func (a *attack) agent(ctx context.Context, p *hostile) error {
-	c, err := p.dial(ctx, a.GRPC)
-	if err != nil {
-		return err
-	}
-	h, err := speak(ctx, c)
+	h, err := a.speak(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -285,11 +269,7 @@ func (a *attack) agent(ctx context.Context, p *hostile) error {
 }
 
 func (a *attack) metadata(ctx context.Context, p *hostile) error {
-	c, err := p.dial(ctx, a.GRPC)
-	if err != nil {
-		return err
-	}
-	h, err := speak(ctx, c)
+	h, err := a.speak(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -348,11 +328,7 @@ func (a *attack) halfRequest(ctx context.Context, p *hostile) error {
 }
 
 func (a *attack) noToken(ctx context.Context, p *hostile) error {
-	c, err := p.dial(ctx, a.GRPC)
-	if err != nil {
-		return err
-	}
-	h, err := speak(ctx, c)
+	h, err := a.speak(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -381,6 +357,15 @@ type h2 struct {
 	net.Conn
 	framer *http2.Framer
 	next   uint32
+}
+
+// speak begins HTTP/2 on a new connection to the gRPC port.
+func (a *attack) speak(ctx context.Context, p *hostile) (*h2, error) {
+	c, err := p.dial(ctx, a.GRPC)
+	if err != nil {
+		return nil, err
+	}
+	return speak(ctx, c)
 }
 
 func speak(ctx context.Context, c net.Conn) (*h2, error) {
