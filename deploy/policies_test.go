@@ -165,6 +165,13 @@ var (
 	wiretap   = func(s *v1alpha1.InterceptSpec) { s.Wiretap = true }
 	wholePort = func(s *v1alpha1.InterceptSpec) { s.Mechanism, s.HTTP = v1alpha1.MechanismTCP, nil }
 	all       = func(s *v1alpha1.InterceptSpec) { s.HTTP = nil }
+	path      = func(prefix, regex string) func(*v1alpha1.InterceptSpec) {
+		at := &v1alpha1.PathMatch{Prefix: &prefix}
+		if regex != "" {
+			at = &v1alpha1.PathMatch{Regex: &regex}
+		}
+		return func(s *v1alpha1.InterceptSpec) { s.HTTP = &v1alpha1.HTTPMatch{Path: at} }
+	}
 )
 
 // TestTheAPIServerVouchesForUsers tries what a colleague with every right to Intercepts of the
@@ -244,7 +251,7 @@ func TestRightsAreAsFineAsWhatTheyGive(t *testing.T) {
 	w.bind("shop", "dev", "ClusterRole", "sidestep-user")
 	w.allow("shop", "plain", everything)
 	kinds := map[string][]func(*v1alpha1.InterceptSpec){
-		"topod": {toPod}, "wiretap": {wiretap}, "wholeport": {wholePort, all},
+		"topod": {toPod}, "wiretap": {wiretap}, "wholeport": {wholePort, all, path("/", ""), path("", ".*"), path("", "^/.*$")},
 	}
 	for right := range kinds {
 		w.bind("shop", right, "ClusterRole", "sidestep-user")
@@ -255,6 +262,7 @@ func TestRightsAreAsFineAsWhatTheyGive(t *testing.T) {
 	for _, user := range []string{"dev", "plain", "topod", "wiretap", "wholeport"} {
 		c := w.as(user)
 		assert.NoError(t, c.Create(t.Context(), intercept(user, user)), "one with a condition is everybody's")
+		assert.NoError(t, c.Create(t.Context(), intercept(user+"-path", user, path("/api", ""))))
 		for right, changes := range kinds {
 			for n, change := range changes {
 				err := c.Create(t.Context(), intercept(user+"-"+right+strings.Repeat("x", n), user, change))

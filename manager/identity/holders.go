@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -229,7 +230,7 @@ func asks(s *v1alpha1.InterceptSpec) (base, more []right) {
 	case s.Wiretap:
 		base = append(base, toWiretap)
 	case s.Mechanism == v1alpha1.MechanismTCP || s.HTTP == nil ||
-		len(s.HTTP.Headers) == 0 && s.HTTP.Path == nil:
+		len(s.HTTP.Headers) == 0 && everyPath(s.HTTP.Path):
 		base = append(base, toWholePort)
 	}
 	if len(s.ToPod) > 0 {
@@ -239,6 +240,21 @@ func asks(s *v1alpha1.InterceptSpec) (base, more []right) {
 		more = append(more, toEnvironment)
 	}
 	return base, more
+}
+
+// anything matches the expressions that people write for any path.
+var anything = regexp.MustCompile(`^[/^]{0,2}[.][*+][$]?$`)
+
+// everyPath reports whether a condition plainly leaves out no path.
+func everyPath(p *v1alpha1.PathMatch) bool {
+	switch {
+	case p == nil:
+		return true
+	case p.Prefix != nil:
+		return *p.Prefix == "" || *p.Prefix == "/"
+	default:
+		return p.Regex != nil && anything.MatchString(*p.Regex)
+	}
 }
 
 func (r right) question(p Proof, namespace string) access.Question {
