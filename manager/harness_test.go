@@ -58,6 +58,7 @@ const (
 // kube is an API server in memory. Tokens are "node/<name>" for a good one of that node.
 type kube struct {
 	client.WithWatch
+	lists   atomic.Int32 // that informers have made
 	watches atomic.Int32
 	reviews atomic.Int32
 	lacking sync.Map // what users may not, as "ann get intercepts/topod"; the rest they may
@@ -98,6 +99,7 @@ func newKube(objects ...client.Object) *kube {
 						<-k.release
 					}
 				}
+				defer k.lists.Add(1)
 				return c.List(ctx, list, opts...)
 			},
 			Watch: func(ctx context.Context, c client.WithWatch, list client.ObjectList,
@@ -195,13 +197,24 @@ func (r *running) logs(t *testing.T, parts ...string) {
 	}, patient, often, "a line with %q", parts)
 }
 
+// informers is how many the manager has.
+const informers = 11
+
+// TestTheHarnessKnowsHowManyInformersThereAre keeps start from returning while one has not begun to watch.
+func TestTheHarnessKnowsHowManyInformersThereAre(t *testing.T) {
+	k := newKube()
+	startWith(t, k).ready(t) // each has made its list
+	assert.EqualValues(t, informers, k.lists.Load())
+}
+
+// start starts a manager, and returns when its informers watch.
 func start(t *testing.T, k *kube, change ...func(*Options)) *running {
 	t.Helper()
 	before := k.watches.Load()
 	r := startWith(t, k, change...)
 	r.kube = k
 	// Events between an informer's list and its watch are lost with the fake.
-	want := before + 9
+	want := before + informers
 	if k.blocked.Load() {
 		want--
 	}

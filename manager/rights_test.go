@@ -159,11 +159,11 @@ func TestNothingIsServedWhereNobodyVouches(t *testing.T) {
 
 func TestARightThatIsWithdrawnIsOfNoUseAnyMore(t *testing.T) {
 	for what, change := range map[string]func(*v1alpha1.InterceptSpec){
-		"create intercepts":        func(s *v1alpha1.InterceptSpec) {},
+		"create intercepts": func(s *v1alpha1.InterceptSpec) {},
 		"get intercepts/wholeport": func(s *v1alpha1.InterceptSpec) {
 			s.HTTP = &v1alpha1.HTTPMatch{Path: &v1alpha1.PathMatch{Prefix: new("/")}}
 		},
-		"get intercepts/wiretap":   func(s *v1alpha1.InterceptSpec) { s.Wiretap = true },
+		"get intercepts/wiretap": func(s *v1alpha1.InterceptSpec) { s.Wiretap = true },
 	} {
 		t.Run(what, func(t *testing.T) {
 			k := newKube(vouching(t)...)
